@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `keyferry`: its groups, its exit codes (0 done, 1 failed, 2 usage, 130 interrupted)."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from keyferry.cli import bench, check, demo, keys, pki, serve, subscriber, ue
+from keyferry.cli.output import errors
+from keyferry.errors import ConfigError, KeyferryError, ParseError, StateError
+
+app = typer.Typer(
+    name="keyferry",
+    help="SIM-based login for HTTP: a phone registers with IMS AKA, its S-CSCF pushes a key to each application server.",
+    epilog="Begin with: keyferry demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.demo)
+app.command("serve")(serve.serve)
+app.command("check")(check.check)
+app.command("bench")(bench.bench)
+app.add_typer(subscriber.app, name="subscriber")
+app.add_typer(ue.app, name="ue")
+app.add_typer(keys.app, name="keys")
+app.add_typer(pki.app, name="pki")
+
+
+def main() -> None:
+    """Run a command and turn every error of ours into one line and an exit code."""
+    try:
+        app()
+    except (ConfigError, ParseError) as problem:
+        _end(problem, 1 if isinstance(problem, StateError) else 2)
+    except KeyferryError as problem:
+        _end(problem, 1)
+    except KeyboardInterrupt:
+        errors.print("keyferry: interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _end(problem: KeyferryError, status: int) -> None:
+    errors.print(f"keyferry: {problem}", markup=False)
+    sys.exit(status)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`keyferry check`: read a configuration and say what is wrong with it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, fail, show_json
+from keyferry.config import load_config, load_ue_config
+from keyferry.errors import KeyferryError
+from keyferry.wiring.system import subscriber_of
+
+
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file for `keyferry serve` or `keyferry ue`.")],
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a configuration file without starting anything.
+
+    Example: keyferry check examples/lab.toml
+    """
+    del state
+    try:
+        kind = _check(file)
+    except KeyferryError as problem:
+        raise fail(str(problem), as_json=as_json, status=2) from None
+    if as_json:
+        show_json({"ok": True, "file": str(file), "kind": kind})
+    else:
+        console.print(f"{file}: a good {kind} configuration", markup=False)
+
+
+def _check(file: Path) -> str:
+    try:
+        is_ue = "ue" in tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        is_ue = False  # load_config says what is wrong
+    if is_ue:
+        load_ue_config(file)
+        return "ue"
+    for subscriber in load_config(file).subscribers:
+        subscriber_of(subscriber)
+    return "serve"

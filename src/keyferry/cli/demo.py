@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`keyferry demo`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, cast
+
+import typer
+from rich.table import Table
+
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
+from keyferry.errors import ConfigError
+from keyferry.lab.demo import HOME, DemoResult, Names, run_demo
+from keyferry.lab.ladder import Step
+
+
+def demo(
+    names: Annotated[str, typer.Option(help="short: home1.net; 3gpp: names as in real networks, which make the messages longer.")] = "short",
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the whole scheme on loopback in a temporary state: register, ferry keys, manage data over HTTPS, de-register.
+
+    Example: keyferry demo --names 3gpp
+    """
+    del state  # the demonstration keeps nothing
+    if names not in HOME:
+        raise ConfigError("--names", f"{names!r} is neither short nor 3gpp")
+    result = asyncio.run(run_demo(cast("Names", names)))
+    if as_json:
+        show_json(result.data())
+        return
+    _show(result)
+    console.print("demo: ok")
+
+
+def _show(result: DemoResult) -> None:
+    console.print("Every line is a message on a real socket; octets over 1,300 (SIP must leave UDP) and 1,500 (fragments) are marked.\n")
+    for step in result.ladder.steps:
+        console.print(_line(step), markup=False)
+    table = Table("what", "result", show_header=False, title="Outcome", title_justify="left")
+    registration = result.registration
+    table.add_row("registered", f"{registration['impu']} as {registration['impi']}")
+    table.add_row("S-CSCF", f"release {registration['release']}, rspauth {registration['rspauth']}")
+    agree = registration["gm_fingerprint_ue"] == registration["gm_fingerprint_pcscf"]
+    table.add_row("Gm keys", f"{'CK, IK masked' if registration['masked'] else 'raw'}, UE and P-CSCF {'agree' if agree else 'DIFFER'}")
+    for key in result.keys:
+        first = "before the 200" if key["pushed_before_200"] else "after the 200"
+        table.add_row(f"key at {key['as']}", f"fingerprint {key['fingerprint']}, pushed {first}")
+    for request in result.http:
+        table.add_row(f"{request['who']}: {request['method']} at {request['as']}", str(request["status"]))
+    console.print()
+    console.print(table)
+
+
+def _line(step: Step) -> str:
+    again = " (again)" if step.retransmission else ""
+    head = f"{step.at * 1000:7.1f} ms  {step.source:>9} -> {step.target:<9} {step.transport:3} {step.octets:5} {step.size_mark:6}"
+    return f"{head}  {step.what}{again}  {step.note}".rstrip()

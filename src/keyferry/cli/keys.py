@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`keyferry keys`: derive the hierarchy (prints keys: that is its purpose), rotate the key-encryption key."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
+from keyferry.errors import ConfigError
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import parse_as_id, parse_impi
+from keyferry.wiring import administration
+
+app = typer.Typer(help="Derive and rotate keys.", no_args_is_help=True)
+
+
+@app.command()
+def derive(
+    ck: Annotated[str, typer.Option(help="CK, 16 octets in hexadecimal.")],
+    ik: Annotated[str, typer.Option(help="IK, 16 octets in hexadecimal.")],
+    rand: Annotated[str, typer.Option(help="RAND, 16 octets in hexadecimal.")],
+    impi: Annotated[str, typer.Option(help="Private identity.")],
+    as_: Annotated[str, typer.Option("--as", metavar="HOST", help="AS_ID: host name of the application server.")],
+    realm: Annotated[str, typer.Option(help="Realm of the SIP challenge.")],
+    ua: Annotated[str, typer.Option(help="Ua id, 5 octets in hexadecimal.")] = "0100000002",
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Derive every key of one AKA run, and PRINT them in clear: for tests and for other implementations.
+
+    Example: keyferry keys derive --ck b40b…f8cb --ik f769…3441 --rand 2355…bf35 --impi user1_private@home1.net
+    --as xcap.home1.net --realm home1.net --json
+    """
+    del state
+    derived = administration.derive_keys(
+        ck=Secret(_octets("--ck", ck, 16)), ik=Secret(_octets("--ik", ik, 16)), rand=_octets("--rand", rand, 16), impi=parse_impi(impi),
+        as_id=parse_as_id(as_), ua_id=_octets("--ua", ua, 5), realm=realm,
+    )  # fmt: skip
+    if as_json:
+        show_json(derived)
+    else:
+        for name, value in derived.items():
+            console.print(f"{name:16} {value}", markup=False)
+
+
+@app.command()
+def rotate(state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> None:
+    """Make a new key-encryption key, seal every row again, drop the old one; `serve` must not run.
+
+    Example: keyferry keys rotate --state .keyferry
+    """
+    rows = dict(administration.rotate_keys(state))
+    if as_json:
+        show_json({"ok": True, "rows": rows})
+    else:
+        console.print(f"sealed {sum(rows.values())} rows again under a new key")
+
+
+def _octets(name: str, text: str, length: int) -> bytes:
+    if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * length}}}", text):
+        raise ConfigError(name, f"is not {length} octets in hexadecimal")
+    return bytes.fromhex(text)

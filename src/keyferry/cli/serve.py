@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`keyferry serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
+from keyferry.config import load_config
+from keyferry.errors import ConfigError
+from keyferry.wiring import serving
+from keyferry.wiring.system import ROLES, Role
+
+
+def serve(
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file, for example examples/lab.toml.")],
+    role: Annotated[list[str] | None, typer.Option("--role", help="Only this function: pcscf, icscf, scscf, as, admin. Repeatable.")] = None,
+    log: Annotated[str, typer.Option("--log", help="text, json or none; goes to standard error.")] = "text",
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Run P-CSCF, I-CSCF, S-CSCF with its HSS, and the application servers, until SIGTERM or Ctrl-C.
+
+    When all of them listen, one JSON line is printed: {"ready": true, "listen": [...], "ca": PATH}.
+
+    Example: keyferry serve --config examples/lab.toml
+    """
+    del as_json  # the ready line is JSON either way: it is there for scripts
+    if log not in {"text", "json", "none"}:
+        raise ConfigError("--log", f"{log!r} is not text, json or none")
+    serving.serve(load_config(config), state, show_json, roles=_roles(role), log_format=log)  # type: ignore[arg-type]
+    console.print("stopped")
+
+
+def _roles(names: list[str] | None) -> list[Role]:
+    known = {str(role): role for role in ROLES}
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ConfigError("--role", f"{unknown[0]!r} is not one of {', '.join(ROLES)}")
+    return [known[name] for name in names] if names else list(ROLES)

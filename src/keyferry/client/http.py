@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP with a ferried key (DESIGN §7): an httpx client that authenticates as this registration."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+
+from keyferry.client.http_auth import SimDigest
+from keyferry.client.ue import http_credentials
+from keyferry.errors import ConfigError
+from keyferry.ports import RandomSource, UeState
+from keyferry.protocol.identity import parse_as_id
+
+TIMEOUT = 10.0  # seconds
+
+
+class HostsTransport(httpx.AsyncBaseTransport):
+    """Send to the addresses of a table, and keep the names in Host, SNI and the certificate check."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport, hosts: Mapping[str, str]) -> None:
+        self._inner = inner
+        self._hosts = {name.lower(): address for name, address in hosts.items()}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request; the response stands under the name that was asked for."""
+        name = request.url.host
+        address = self._hosts.get(name.lower())
+        if address is None:
+            return await self._inner.handle_async_request(request)
+        extensions = {**request.extensions, "sni_hostname": name}
+        sent = httpx.Request(
+            request.method, request.url.copy_with(host=address), headers=request.headers, stream=request.stream, extensions=extensions
+        )
+        return await self._inner.handle_async_request(sent)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._inner.aclose()
+
+
+def trust(ca: Path) -> ssl.SSLContext:
+    """Return a client context that trusts one CA file and nothing else. Raises ConfigError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(ca)
+    except (OSError, ssl.SSLError):
+        raise ConfigError(str(ca), "is not a readable CA certificate", "Run `keyferry serve` or `keyferry pki` once, or name it with `ca`") from None
+    return context
+
+
+def open_http(
+    state: UeState | None, url: str, *, ca: Path, hosts: Mapping[str, str], random: RandomSource, transport: httpx.AsyncBaseTransport | None = None
+) -> httpx.AsyncClient:
+    """Return a client for one application server, authenticated if `state` is given.
+
+    Raises ConfigError (a URL that is not https), ParseError (host), RegistrationFailed (no AS keys).
+    """
+    target = httpx.URL(url)
+    if target.scheme != "https" or not target.host:
+        raise ConfigError(url, "is not an https URL", "AS keys are used over TLS only")
+    auth = None
+    if state is not None:
+        credentials = http_credentials(state, parse_as_id(target.host))
+        auth = SimDigest(key_id=credentials.username, as_id=credentials.as_id, k_ua=credentials.k_ua, random=random)
+    inner = transport or httpx.AsyncHTTPTransport(verify=trust(ca), http1=True, retries=0)
+    return httpx.AsyncClient(transport=HostsTransport(inner, hosts), auth=auth, timeout=TIMEOUT, trust_env=False, follow_redirects=False)

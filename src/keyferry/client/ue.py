@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A UE as a library: open it, register, de-register, ask for HTTP credentials (DESIGN §3, §5)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from keyferry.errors import KeyferryError, RegistrationFailed
+from keyferry.ports import Clock, Log, RandomSource, SipObserver, SipPeer, UeState, UeStore
+from keyferry.protocol.aka import AkaName, Usim, algorithm_of
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import AsId, KeyId
+from keyferry.protocol.ims.keys import as_key, digest_password, digest_realm, key_id, ua_key
+from keyferry.roles.ue import Ue, UeProfile
+from keyferry.transports.sip_node import SipNode
+
+FRESH_SQN = (0,) * 32
+
+
+class Isim(NamedTuple):
+    """The card."""
+
+    algorithm: AkaName
+    k: Secret
+    opc: Secret
+
+
+class HttpCredentials(NamedTuple):
+    """What an HTTP client needs for one application server (DESIGN §3)."""
+
+    as_id: AsId
+    username: KeyId
+    password: Secret  # ASCII
+    realm: str
+    algorithm: str
+    k_as: Secret
+    k_ua: Secret
+
+
+def http_credentials(state: UeState, as_id: AsId) -> HttpCredentials:
+    """Derive the credentials for one AS. Raises RegistrationFailed with the reason if this registration gave no keys."""
+    if state.k_m is None:
+        raise RegistrationFailed(f"no AS keys: {state.no_keys_because}")
+    k_as = as_key(state.k_m, as_id)
+    k_ua = ua_key(k_as)
+    return HttpCredentials(as_id, key_id(k_as, state.realm), digest_password(k_ua), digest_realm(as_id), "SHA-256", k_as, k_ua)
+
+
+@dataclass(slots=True)
+class UeClient:
+    """One UE with its stored state; every procedure saves what the next command needs."""
+
+    ue: Ue
+    store: UeStore
+    clock: Clock
+
+    async def state(self) -> UeState | None:
+        """Return the stored state."""
+        return await self.store.load(self.ue.profile.impi)
+
+    async def register(self) -> UeState:
+        """Register, or register again. Raises RegistrationFailed, TransportError."""
+        return await self._kept(deregister=False)
+
+    async def deregister(self) -> UeState:
+        """De-register. Raises RegistrationFailed, TransportError."""
+        return await self._kept(deregister=True)
+
+    async def _kept(self, *, deregister: bool) -> UeState:
+        before = await self.state()
+        if deregister and before is None:
+            raise RegistrationFailed("this UE has never registered with this state directory")
+        try:
+            after = await (self.ue.deregister(before) if deregister and before else self.ue.register(before))
+        except KeyferryError:
+            # The card has moved on: an SQN it accepted must not be accepted again. Old keys go, the network's may be new (S2).
+            if before is not None:
+                await self.store.save(replace(before, seq_ms=self.ue.usim.seq_ms, k_m=None, no_keys_because="the last registration failed"))
+            raise
+        await self.store.save(after)
+        return after
+
+
+@asynccontextmanager
+async def open_ue(
+    profile: UeProfile, isim: Isim, *, pcscf: SipPeer, store: UeStore, clock: Clock, random: RandomSource, log: Log,
+    local_host: str = "127.0.0.1", name: str = "UE", observer: SipObserver | None = None,
+) -> AsyncIterator[UeClient]:  # fmt: skip
+    """Open a UE on a free port of `local_host`. Raises ParseError (K, OPc), TransportError."""
+    algorithm = algorithm_of(isim.algorithm, isim.k, isim.opc)
+    before = await store.load(profile.impi)
+    usim = Usim(algorithm, before.seq_ms if before else FRESH_SQN)
+    node = SipNode(name=name, clock=clock, random=random, log=log, observer=observer)
+    try:
+        address = (await node.listen(local_host, 0))[0]
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        user = profile.impu.partition(":")[2].partition("@")[0]
+        ue = Ue(
+            profile=profile, usim=usim, sip=node, pcscf=pcscf, contact_uri=f"sip:{user}@{host}:{address.port}",
+            instance=f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'keyferry:{profile.impi}')}", clock=clock, random=random, log=log,
+        )  # fmt: skip
+        yield UeClient(ue, store, clock)
+    finally:
+        await node.aclose()

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration: one TOML file, every key with its unit and default, unknown keys refused (DESIGN §12)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from keyferry.errors import ConfigError, ParseError
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import parse_as_id, parse_impi, parse_impu
+
+MAX_FILE = 4_000_000  # octets; about 10,000 subscribers in a file, more belong in the store
+
+Address = Annotated[str, Meta(description='`HOST:PORT`, an IPv6 host in brackets; port 0 takes a free one')]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file."""
+
+
+class Network(_Section, frozen=True, kw_only=True):
+    """The home network."""
+
+    home_domain: Annotated[str, Meta(description="home network domain name; also the realm of the SIP challenge")] = "home1.net"
+    gm: Annotated[Literal["off"], Meta(description="protection of Gm; only `off` is built so far")] = "off"
+
+
+class Pcscf(_Section, frozen=True, kw_only=True):
+    """P-CSCF."""
+
+    name: Annotated[str, Meta(description="host name in its SIP URI")] = "pcscf1.home1.net"
+    listen: Address = "127.0.0.1:5060"
+    icscf: Annotated[str, Meta(description="SIP URI of the home network's I-CSCF")] = "sip:icscf.home1.net:5062"
+
+
+class Icscf(_Section, frozen=True, kw_only=True):
+    """I-CSCF."""
+
+    name: Annotated[str, Meta(description="host name in its SIP URI")] = "icscf.home1.net"
+    listen: Address = "127.0.0.1:5062"
+    scscf: Annotated[str, Meta(description="SIP URI of the S-CSCF for users that have none")] = "sip:scscf1.home1.net:6060"
+
+
+class Scscf(_Section, frozen=True, kw_only=True):
+    """S-CSCF."""
+
+    name: Annotated[str, Meta(description="host name in its SIP URI; an input of the seal of every push")] = "scscf1.home1.net"
+    listen: Address = "127.0.0.1:6060"
+    release: Annotated[int, Meta(ge=5, le=255, description="3GPP release to behave as; 5: no marker, raw keys, no push")] = 6
+    release_info: Annotated[
+        Literal["always", "capable"], Meta(description="put the release marker in every nonce, or only for UEs that state a release")
+    ] = "always"
+    mask: Annotated[bool, Meta(description="give the P-CSCF CK', IK' where the UE states Release 6 or later")] = True
+    min_expires: Annotated[int, Meta(ge=0, description="seconds; a shorter registration is answered 423")] = 60
+    max_expires: Annotated[int, Meta(ge=1, description="seconds granted at most")] = 600_000
+    reg_await_auth: Annotated[Seconds, Meta(description="seconds that a challenge waits for its answer")] = 240.0
+    push_wait: Annotated[Seconds, Meta(le=0.45, description="seconds that a 200 waits for its pushes; under T1 (0.5 s)")] = 0.25
+    key_max_age: Annotated[Seconds, Meta(description="seconds after its AKA run that an AS key ends at the latest")] = 86_400.0
+    sweep: Annotated[float, Meta(gt=0, description="seconds between looks for expired registrations")] = 1.0
+
+
+class ApplicationServer(_Section, frozen=True, kw_only=True):
+    """One application server: a SIP side for pushes, an HTTPS door, an application behind it."""
+
+    as_id: Annotated[str, Meta(description="host name that the UE opens; names the key")]
+    sip_uri: Annotated[str, Meta(description="ServerName in the filter criteria: where pushes go")]
+    listen_sip: Address
+    listen_https: Address
+    app: Annotated[str, Meta(description="`xcap`, `notes`, or `module:attribute` of an ASGI application of your own")] = "xcap"
+    default_handling: Annotated[int, Meta(ge=0, le=1, description="DefaultHandling of the filter criteria")] = 0
+    service_info: Annotated[str | None, Meta(description="ServiceInfo of the filter criteria, besides the keys")] = None
+    algorithms: Annotated[
+        list[Literal["SHA-256", "MD5"]], Meta(min_length=1, description="Digest algorithms offered, strongest first")
+    ] = msgspec.field(default_factory=lambda: ["SHA-256"])
+    pushers: Annotated[list[str], Meta(description="S-CSCFs that may push; empty: the one of this file")] = msgspec.field(default_factory=list)
+
+
+class Admin(_Section, frozen=True, kw_only=True):
+    """Health and metrics."""
+
+    listen: Address = "127.0.0.1:8080"
+
+
+class Subscriber(_Section, frozen=True, kw_only=True):
+    """A subscriber that `serve` provisions at start; keys in hexadecimal."""
+
+    impi: Annotated[str, Meta(description="private identity")]
+    impus: Annotated[list[str], Meta(min_length=1, description="public identities of one implicit registration set, the default first")]
+    k: Annotated[Secret, Meta(description="K, 16 octets (TUAK: 16 or 32)")]
+    opc: Annotated[Secret | None, Meta(description="OPc, 16 octets (TUAK: TOPc, 32)")] = None
+    op: Annotated[Secret | None, Meta(description="OP or TOP instead of OPc")] = None
+    algorithm: Annotated[Literal["milenage", "tuak"], Meta(description="AKA functions")] = "milenage"
+    amf: Annotated[str, Meta(pattern="^[0-9a-fA-F]{4}$", description="AMF, 2 octets in hexadecimal")] = "8000"
+    barred: Annotated[list[str], Meta(description="those of `impus` that are barred")] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse what the HSS could not use."""
+        if (self.opc is None) == (self.op is None):
+            raise ValueError("needs exactly one of opc and op")
+
+
+class Config(_Section, frozen=True, kw_only=True):
+    """A whole file for `keyferry serve`."""
+
+    network: Network = msgspec.field(default_factory=Network)
+    pcscf: Pcscf = msgspec.field(default_factory=Pcscf)
+    icscf: Icscf = msgspec.field(default_factory=Icscf)
+    scscf: Scscf = msgspec.field(default_factory=Scscf)
+    admin: Admin = msgspec.field(default_factory=Admin)
+    application_servers: list[ApplicationServer] = msgspec.field(default_factory=list)
+    subscribers: list[Subscriber] = msgspec.field(default_factory=list)
+    hosts: Annotated[dict[str, str], Meta(description="SIP host names → `HOST` or `HOST:PORT`, before names of this file's own functions")] = (
+        msgspec.field(default_factory=dict)
+    )
+
+
+class Ue(_Section, frozen=True, kw_only=True):
+    """The UE."""
+
+    impi: Annotated[str, Meta(description="private identity")]
+    impu: Annotated[str, Meta(description="public identity to register")]
+    k: Annotated[Secret, Meta(description="K in hexadecimal")]
+    opc: Annotated[Secret | None, Meta(description="OPc in hexadecimal")] = None
+    op: Annotated[Secret | None, Meta(description="OP instead of OPc")] = None
+    algorithm: Annotated[Literal["milenage", "tuak"], Meta(description="AKA functions")] = "milenage"
+    home_domain: Annotated[str, Meta(description="home network domain name")] = "home1.net"
+    pcscf: Address = "127.0.0.1:5060"
+    transport: Annotated[Literal["udp", "tcp"], Meta(description="towards the P-CSCF")] = "udp"
+    release: Annotated[int, Meta(ge=5, le=255, description="3GPP release to state; 5 states none")] = 6
+    expires: Annotated[int, Meta(ge=1, description="seconds of registration to ask for")] = 600_000
+    require_keys: Annotated[bool, Meta(description="fail where the network gives no AS keys")] = False
+    xcap_root: Annotated[str, Meta(description="what a path given to `ue get`, `put`, `delete` is relative to")] = "https://xcap.home1.net:8443/"
+    ca: Annotated[str | None, Meta(description="CA certificate of the application servers; default: STATE/ca.pem")] = None
+
+    def __post_init__(self) -> None:
+        """Refuse what the ISIM could not use."""
+        if (self.opc is None) == (self.op is None):
+            raise ValueError("needs exactly one of opc and op")
+
+
+class UeConfig(_Section, frozen=True, kw_only=True):
+    """A whole file for `keyferry ue`."""
+
+    ue: Ue
+    hosts: Annotated[dict[str, str], Meta(description="host names → addresses, before DNS")] = msgspec.field(default_factory=dict)
+
+
+T = TypeVar("T", Config, UeConfig)
+
+
+def load_config(path: Path) -> Config:
+    """Read the file of `keyferry serve`. Raises ConfigError."""
+    config = _load(path, Config)
+    _check_names(path, config)
+    return config
+
+
+def load_ue_config(path: Path) -> UeConfig:
+    """Read the file of `keyferry ue`. Raises ConfigError."""
+    config = _load(path, UeConfig)
+    _checked(f"{path}: ue.impi", parse_impi, config.ue.impi)
+    _checked(f"{path}: ue.impu", parse_impu, config.ue.impu)
+    split_address(config.ue.pcscf, f"{path}: ue.pcscf")
+    return config
+
+
+def split_address(text: str, where: str) -> tuple[str, int]:
+    """Split `HOST:PORT`. Raises ConfigError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535 or not host:
+        raise ConfigError(where, f"{text!r} is not HOST:PORT", "Write for example 127.0.0.1:5060, or [::1]:5060")
+    return host.strip("[]"), int(port)
+
+
+def _load(path: Path, kind: type[T]) -> T:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as problem:
+        raise ConfigError(str(path), f"cannot be read: {problem.strerror}", "Give the path of a TOML file, for example examples/lab.toml") from None
+    if len(data) > MAX_FILE:
+        raise ConfigError(str(path), f"is over {MAX_FILE} octets", "Add subscribers with `keyferry subscriber add` instead")
+    try:
+        document = tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ConfigError(str(path), "is not UTF-8", "Save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as problem:
+        raise ConfigError(str(path), f"is not TOML: {problem}") from None
+    try:
+        return msgspec.convert(document, kind, dec_hook=decode_secret)
+    except msgspec.ValidationError as problem:
+        raise _explained(path, str(problem), kind) from None
+
+
+def decode_secret(kind: type[Any], value: object) -> object:
+    """Decode hexadecimal to a Secret, for msgspec. Raises ValueError."""
+    if kind is Secret:
+        if not isinstance(value, str) or not re.fullmatch(r"([0-9a-fA-F]{2}){16,32}", value):
+            raise ValueError("not 16 to 32 octets in hexadecimal")
+        return Secret(bytes.fromhex(value))
+    raise NotImplementedError(f"no decoder for {kind}")
+
+
+def _explained(path: Path, problem: str, kind: type[Any]) -> ConfigError:
+    """Turn msgspec's words into ours: where in the file, and the nearest known key."""
+    text, _, place = problem.partition(" - at ")
+    where = place.strip("`").removeprefix("$.").removeprefix("$") or "top level"
+    unknown = re.search(r"unknown field `([^`]+)`", text)
+    if not unknown:
+        return ConfigError(f"{path}: {where}", text[:1].lower() + text[1:])
+    near = difflib.get_close_matches(unknown[1], sorted(_all_keys(kind)), n=1)
+    remedy = f"Did you mean `{near[0]}`?" if near else "docs/configuration.md lists every key"
+    return ConfigError(f"{path}: {where}", f"unknown key `{unknown[1]}`", remedy)
+
+
+def _all_keys(kind: type[Any]) -> set[str]:
+    keys: set[str] = set()
+    for section in (kind, *SECTIONS):
+        keys |= set(section.__struct_fields__)
+    return keys
+
+
+SECTIONS: tuple[type[_Section], ...] = (Network, Pcscf, Icscf, Scscf, ApplicationServer, Admin, Subscriber, Ue)
+
+
+def _check_names(path: Path, config: Config) -> None:
+    seen: set[str] = set()
+    for place, server in enumerate(config.application_servers):
+        where = f"{path}: application_servers[{place}]"
+        as_id = _checked(f"{where}.as_id", parse_as_id, server.as_id)
+        if as_id in seen:
+            raise ConfigError(f"{where}.as_id", f"{as_id} is there twice", "One AS_ID is one application server")
+        seen.add(as_id)
+        for listen in ("listen_sip", "listen_https"):
+            split_address(getattr(server, listen), f"{where}.{listen}")
+    for name in ("pcscf", "icscf", "scscf", "admin"):
+        split_address(getattr(config, name).listen, f"{path}: {name}.listen")
+    for place, subscriber in enumerate(config.subscribers):
+        where = f"{path}: subscribers[{place}]"
+        _checked(f"{where}.impi", parse_impi, subscriber.impi)
+        for impu in (*subscriber.impus, *subscriber.barred):
+            _checked(f"{where}.impus", parse_impu, impu)
+
+
+def _checked(where: str, parse: Any, text: str) -> str:
+    try:
+        return str(parse(text))
+    except ParseError as problem:
+        raise ConfigError(where, problem.problem) from None

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demonstration: a whole network on free loopback ports, two phones, two application servers, real sockets throughout."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+
+from keyferry.client.http import open_http
+from keyferry.client.ue import Isim, UeClient, http_credentials, open_ue
+from keyferry.config import ApplicationServer, Config, Icscf, Network, Pcscf, Scscf, Subscriber
+from keyferry.config import Admin as AdminSettings
+from keyferry.errors import KeyferryError
+from keyferry.lab.ladder import Ladder
+from keyferry.ports import SipPeer, UeState
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import AsId, parse_impi, parse_impu
+from keyferry.protocol.ims.marker import parse_marker
+from keyferry.roles.ue import UeProfile
+from keyferry.stores.memory import MemoryUeStore
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.wiring.observability import Metrics, StructLog
+from keyferry.wiring.system import System
+
+Names = Literal["short", "3gpp"]
+HOME = {"short": "home1.net", "3gpp": "ims.mnc001.mcc001.3gppnetwork.org"}
+UT_HOME = {"short": "home1.net", "3gpp": "ims.mnc001.mcc001.pub.3gppnetwork.org"}
+SIMSERVS_TYPE = "application/vnd.etsi.simservs+xml"
+
+SIMSERVS = b"""<?xml version="1.0" encoding="UTF-8"?>
+<simservs xmlns="http://uri.etsi.org/ngn/params/xml/simservs/xcap" xmlns:cp="urn:ietf:params:xml:ns:common-policy">
+  <communication-diversion active="true">
+    <NoReplyTimer>20</NoReplyTimer>
+    <cp:ruleset>
+      <cp:rule id="call-diversion-no-reply">
+        <cp:conditions><no-answer/></cp:conditions>
+        <cp:actions><forward-to><target>tel:+15550199</target></forward-to></cp:actions>
+      </cp:rule>
+    </cp:ruleset>
+  </communication-diversion>
+</simservs>
+"""
+
+
+class DemoFailed(KeyferryError):
+    """Say which promise the demonstration did not keep."""
+
+
+@dataclass(slots=True)
+class DemoResult:
+    """What happened, as data; never a key."""
+
+    registration: dict[str, Any] = field(default_factory=dict)
+    keys: list[dict[str, Any]] = field(default_factory=list)
+    http: list[dict[str, Any]] = field(default_factory=list)
+    ladder: Ladder = field(default_factory=Ladder)
+
+    def data(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        steps = [{**step._asdict(), "at": round(step.at, 6), "size_mark": step.size_mark} for step in self.ladder.steps]
+        return {"ok": True, "registration": self.registration, "ladder": steps, "keys": self.keys, "http": self.http}
+
+
+def demo_config(names: Names, subscribers: list[Subscriber]) -> Config:
+    """Return a whole network on free loopback ports."""
+    home, ut = HOME[names], UT_HOME[names]
+    any_port = "127.0.0.1:0"
+    servers = [
+        ApplicationServer(as_id=f"{app}.{ut}", sip_uri=f"sip:{app}-as.{home}", listen_sip=any_port, listen_https=any_port, app=app)
+        for app in ("xcap", "notes")
+    ]
+    return Config(
+        network=Network(home_domain=home),
+        pcscf=Pcscf(name=f"pcscf1.{home}", listen=any_port, icscf=f"sip:icscf.{home}"),
+        icscf=Icscf(name=f"icscf.{home}", listen=any_port, scscf=f"sip:scscf1.{home}"),
+        scscf=Scscf(name=f"scscf1.{home}", listen=any_port),
+        admin=AdminSettings(listen=any_port),
+        application_servers=servers,
+        subscribers=subscribers,
+    )
+
+
+@dataclass(slots=True)
+class Phone:
+    """One UE of the demonstration."""
+
+    name: str
+    impu: str
+    client: UeClient
+
+    async def state(self) -> UeState:
+        """Return its state."""
+        state = await self.client.state()
+        if state is None:
+            raise DemoFailed(f"{self.name} has no state")
+        return state
+
+
+@dataclass(slots=True)
+class Demo:
+    """Run the steps in order; each checks what it promises."""
+
+    names: Names
+    system: System
+    alice: Phone
+    bob: Phone
+    result: DemoResult
+
+    async def run(self) -> None:
+        """Register, manage data, fail as an intruder, de-register. Raises DemoFailed."""
+        await self._register()
+        document = f"/simservs.ngn.etsi.org/users/{self.alice.impu}/simservs.xml"
+        xcap, notes = (server.as_id for server in self.system.servers)
+        alice = await self.alice.state()
+        # 200, not 201: a user who has stored nothing has the operator's default document, which phones must be able to GET first.
+        await self._http(alice, xcap, "PUT", document, SIMSERVS, expect=200, media=SIMSERVS_TYPE)
+        stored = await self._http(alice, xcap, "GET", document, expect=200)
+        _promise(stored.content == SIMSERVS, "the document comes back as it was put")
+        await self._http(alice, notes, "PUT", "/", b"ferried by SIM", expect=201, media="text/plain")
+        _promise((await self._http(alice, notes, "GET", "/", expect=200)).content == b"ferried by SIM", "the note comes back")
+        await self.bob.client.register()
+        await self._http(await self.bob.state(), xcap, "GET", document, expect=403, who="UE B")
+        await self.alice.client.deregister()
+        await self._http(alice, xcap, "GET", document, expect=401)
+
+    async def _register(self) -> None:
+        state = await self.alice.client.register()
+        pcscf = self.system.pcscf
+        marker = parse_marker(state.release_marker)
+        _promise(state.k_m is not None, f"AS keys are active ({state.no_keys_because})")
+        held = pcscf.fingerprint(state.contact) if pcscf else None
+        mine = state.gm_keys.fingerprint() if state.gm_keys else None
+        _promise(held is not None and held == mine, "UE and P-CSCF hold the same Gm keys")
+        self.result.registration = {
+            "impi": state.impi,
+            "impu": state.impu,
+            "status": 200,
+            "release": marker.release if marker else 5,
+            "masked": state.masked,
+            "rspauth": "verified" if state.rspauth else "not verified",
+            "nonce_octets": 32 + len(state.release_marker),
+            "gm_fingerprint_ue": mine,
+            "gm_fingerprint_pcscf": held,
+        }
+        for server in self.system.servers:
+            self.result.keys.append(await self._ferried(state, server.as_id))
+
+    async def _ferried(self, state: UeState, as_id: AsId) -> dict[str, Any]:
+        credentials = http_credentials(state, as_id)
+        server = next(one for one in self.system.servers if one.as_id == as_id)
+        record = await server.keys.lookup(credentials.username, as_id, self.system.clock.now())
+        _promise(record is not None and record.k_as == credentials.k_as, f"{as_id} holds the key that the UE derived")
+        return {
+            "as": as_id,
+            "key_id": credentials.username,
+            "fingerprint": credentials.k_as.fingerprint(),
+            "pushed": record is not None,
+            "pushed_before_200": self._before_200(f"AS {as_id}"),
+        }
+
+    def _before_200(self, name: str) -> bool:
+        steps = self.result.ladder.steps
+        answered = next((place for place, step in enumerate(steps) if step.source == name and step.what.startswith("200")), None)
+        told = next((place for place, step in enumerate(steps) if step.source == "P-CSCF" and step.what.startswith("200")), None)
+        return answered is not None and told is not None and answered < told
+
+    async def _http(
+        self, state: UeState, as_id: AsId, method: str, path: str, body: bytes = b"", *, expect: int, media: str = "", who: str = "UE A"
+    ) -> httpx.Response:
+        port = next(one.port for one in self.system.listeners if one.role == f"as {as_id}" and one.proto == "https")
+        url = f"https://{as_id}:{port}{path}"
+        headers = {"Content-Type": media} if media else {}
+        client = open_http(state, url, ca=self.system.pki.ca_file, hosts={as_id: "127.0.0.1"}, random=self.system.random)
+        client.event_hooks = {"response": [self._noted(who, as_id)]}
+        async with client:
+            response = await client.request(method, url, content=body or None, headers=headers)
+        self.result.http.append({"as": as_id, "mechanism": "digest", "method": method, "path": path, "status": response.status_code, "who": who})
+        _promise(response.status_code == expect, f"{method} by {who} is answered {expect}, not {response.status_code}")
+        return response
+
+    def _noted(self, who: str, as_id: AsId) -> Any:
+        async def note(response: httpx.Response) -> None:
+            await response.aread()
+            request, now = response.request, self.system.clock.now()
+            sent = sum(len(name) + len(value) + 4 for name, value in request.headers.raw) + len(request.content)
+            got = sum(len(name) + len(value) + 4 for name, value in response.headers.raw) + len(response.content)
+            login = "Digest with the ferried key" if "Authorization" in request.headers else "no credentials yet"
+            self.result.ladder.add(now, who, f"AS {as_id}", "TLS", f"{request.method} {_short(request.url.path)}", sent, login)
+            answer = "nonce" if "WWW-Authenticate" in response.headers else ""
+            proof = "rspauth: the AS proves itself" if "Authentication-Info" in response.headers else answer
+            what = f"{response.status_code} {response.reason_phrase}"
+            self.result.ladder.add(now, f"AS {as_id}", who, "TLS", what, got, proof)
+
+        return note
+
+
+async def run_demo(names: Names = "short") -> DemoResult:
+    """Run the whole demonstration in a temporary state directory. Raises DemoFailed and what its parts raise."""
+    result = DemoResult()
+    async with _built(names, result) as demo:
+        await demo.run()
+    return result
+
+
+@asynccontextmanager
+async def _built(names: Names, result: DemoResult) -> AsyncIterator[Demo]:
+    random, clock = SystemRandom(), SystemClock()
+    cards = [(Secret(random.octets(16)), Secret(random.octets(16))) for _ in range(2)]
+    subscribers = [_subscriber(names, place + 1, k, opc) for place, (k, opc) in enumerate(cards)]
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="keyferry-demo-"))
+        state = stack.enter_context(open_state(Path(folder) / "state", random=random, exclusive=True))
+        log = StructLog("none")
+        system = System(demo_config(names, subscribers), state, clock, random, log, Metrics(), observer=result.ladder.observe)
+        stack.push_async_callback(system.stop)
+        for listener in await system.start():
+            result.ladder.names[listener.host, listener.port] = _function(listener.role)
+        pcscf = next(one for one in system.listeners if one.role == "pcscf")
+        phones = []
+        for name, settings, (k, opc) in zip(("UE A", "UE B"), subscribers, cards, strict=True):
+            profile = UeProfile(parse_impi(settings.impi), parse_impu(settings.impus[0]), HOME[names])
+            isim = Isim("milenage", k, opc)
+            hop = SipPeer("UDP", pcscf.host, pcscf.port)
+            opened = open_ue(
+                profile, isim, pcscf=hop, store=MemoryUeStore(), clock=clock, random=random, log=log, name=name,
+                observer=result.ladder.observe,
+            )  # fmt: skip
+            phones.append(Phone(name, profile.impu, await stack.enter_async_context(opened)))
+        yield Demo(names, system, phones[0], phones[1], result)
+
+
+def _subscriber(names: Names, number: int, k: Secret, opc: Secret) -> Subscriber:
+    home = HOME[names]
+    imsi = f"00101000000000{number}"
+    impi = f"{imsi}@{home}" if names == "3gpp" else f"user{number}_private@{home}"
+    impu = f"sip:{imsi}@{home}" if names == "3gpp" else f"sip:user{number}_public1@{home}"
+    return Subscriber(impi=impi, impus=[impu, f"tel:+1555010000{number}"], k=k, opc=opc)
+
+
+def _function(role: str) -> str:
+    known = {"pcscf": "P-CSCF", "icscf": "I-CSCF", "scscf": "S-CSCF"}
+    return known.get(role, role.replace("as ", "AS ", 1))
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= 24 else "…" + path.rsplit("/", 1)[-1]
+
+
+def _promise(kept: bool, promise: str) -> None:
+    if not kept:
+        raise DemoFailed(f"the demonstration promises that {promise}, and it is not so")
+

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the roles need from the outside, as typing.Protocol classes, and the records that cross them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple, Protocol, TypeAlias
+
+from keyferry.protocol.aka import AkaName, AuthVector
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
+from keyferry.protocol.ims.keypush import Push, PushOutcome
+from keyferry.protocol.sip.message import Message, Request, Response
+from keyferry.protocol.sip.uri import SipUri
+
+# ---- time and chance
+
+
+class Clock(Protocol):
+    """Tell the time."""
+
+    def now(self) -> float:
+        """Return seconds since the epoch, UTC: lifetimes and everything a peer is told."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back: timers."""
+
+
+class RandomSource(Protocol):
+    """Yield unpredictable octets."""
+
+    def octets(self, count: int) -> bytes:
+        """Return `count` octets from a cryptographic source."""
+
+
+class Counter(Protocol):
+    """Count what happened, by a fixed name and a reason out of a fixed set; never an identity, never a key."""
+
+    def count(self, name: str, reason: str = "") -> None:
+        """Add one."""
+
+
+class Log(Protocol):
+    """Write one event with named fields; identities are allowed, keys are not (`Secret` prints its length only)."""
+
+    def info(self, event: str, **fields: object) -> None:
+        """Record what an operator wants to see."""
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Record what an operator should look at: an alarm."""
+
+
+# ---- SIP
+
+
+class SipPeer(NamedTuple):
+    """An address on the other side, or a local one."""
+
+    transport: str  # "UDP" or "TCP"
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.transport.lower()}:{self.host}:{self.port}"
+
+
+class SipEvent(NamedTuple):
+    """One message as it went over a socket, for a ladder; the message may hold keys, an observer must mask them."""
+
+    at: float  # seconds since the epoch
+    node: str
+    outgoing: bool
+    local: SipPeer
+    peer: SipPeer
+    octets: int
+    message: Message
+    retransmission: bool
+
+
+SipObserver: TypeAlias = Callable[[SipEvent], None]
+SipHandler: TypeAlias = Callable[[Request, SipPeer], Awaitable[Response]]
+"""Answer one request; RemoteProtocolError becomes its status, any other exception a bare 500."""
+
+
+class SipClient(Protocol):
+    """Send requests as a client transaction (RFC 3261 §17.1.2)."""
+
+    async def send(self, request: Request, hop: SipPeer, *, check: Callable[[SipPeer], None] | None = None) -> Response:
+        """Add a Via, send to `hop`, retransmit over UDP, return the final response without our Via.
+
+        A request over 1,300 octets goes over TCP whatever `hop` says (RFC 3261 §18.1.1). `check` sees where each
+        transmission and retransmission really goes, and raises to stop it: a protection policy.
+        Raises TransportError (no answer within 64*T1, or no connection).
+        """
+
+
+class Resolver(Protocol):
+    """Find where a SIP URI is served (RFC 3263)."""
+
+    def resolve(self, uri: SipUri) -> SipPeer:
+        """Return the next hop.
+
+        Raises TransportError if the host is unknown.
+        """
+
+
+# ---- HSS
+
+
+@dataclass(frozen=True, slots=True)
+class SubscribedImpu:
+    """A public identity of a subscription; a barred one may register but not be used (TS 23.228 §5.2.1a)."""
+
+    impu: Impu
+    barred: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """What the HSS holds of one IMPI. `impus` are one implicit registration set, the default first."""
+
+    impi: Impi
+    impus: tuple[SubscribedImpu, ...]
+    algorithm: AkaName  # "milenage" or "tuak"
+    k: Secret  # 16 octets, 32 possible with TUAK
+    opc: Secret  # OPc (16 octets) or TOPc (32 octets)
+    amf: bytes  # 2 octets
+    profile: str = "default"  # names a set of initial filter criteria
+
+
+class SubscriberStore(Protocol):
+    """Hold subscribers, keys sealed, and what the HSS remembers of each."""
+
+    async def add(self, subscriber: Subscriber) -> None:
+        """Store a new subscriber durably. Raises StoreError if the IMPI, or one of its IMPUs under another IMPI's set, is taken."""
+
+    async def replace(self, subscriber: Subscriber) -> None:
+        """Store durably, new or not; SEQ and the S-CSCF's name are kept."""
+
+    async def get(self, impi: Impi) -> Subscriber | None:
+        """Return a subscriber."""
+
+    async def all(self) -> Sequence[Subscriber]:
+        """Return every subscriber, by IMPI."""
+
+    async def remove(self, impi: Impi) -> bool:
+        """Forget a subscriber; false if there was none."""
+
+    async def seq(self, impi: Impi) -> int:
+        """Return the SEQ up to which values may have been used; 0 for a new subscriber."""
+
+    async def set_seq(self, impi: Impi, seq: int) -> None:
+        """Store that SEQ values up to `seq` may be used, durably before it returns."""
+
+    async def server_name(self, impi: Impi) -> str | None:
+        """Return the SIP URI of the S-CSCF assigned, if any."""
+
+    async def set_server_name(self, impi: Impi, name: str | None) -> None:
+        """Assign or clear the S-CSCF."""
+
+
+class ServerAssignment(IntEnum):
+    """Server-Assignment-Type (TS 29.229 §6.3.15)."""
+
+    NO_ASSIGNMENT = 0
+    REGISTRATION = 1
+    RE_REGISTRATION = 2
+    TIMEOUT_DEREGISTRATION = 4
+    USER_DEREGISTRATION = 5
+    ADMINISTRATIVE_DEREGISTRATION = 8
+    AUTHENTICATION_FAILURE = 9
+    AUTHENTICATION_TIMEOUT = 10
+
+
+class Resync(NamedTuple):
+    """What a MAR carries in SIP-Authorization after a synchronisation failure (TS 29.228 §6.3)."""
+
+    rand: bytes  # 16 octets
+    auts: bytes  # 14 octets
+
+
+class CxClient(Protocol):
+    """The Cx reference point (TS 29.228 §6); every method raises CxError."""
+
+    async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str) -> str | None:
+        """UAR (§6.1.1): return the Server-Name of the S-CSCF assigned, None if the I-CSCF shall choose one."""
+
+    async def multimedia_auth(self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None) -> AuthVector:
+        """MAR (§6.3): return one authentication vector."""
+
+    async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
+        """SAR (§6.1.2): return User-Data, the Cx XML (annex B); empty where the assignment ends."""
+
+
+# ---- S-CSCF
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One registered device of one IMPI at the S-CSCF."""
+
+    impi: Impi
+    reg: Reg
+    impu: Impu  # the To of the REGISTER
+    contact: str  # the Contact value as received
+    path: tuple[str, ...]
+    call_id: str
+    cseq: int
+    realm: str  # of the SIP challenge
+    expires_at: float
+    aka_time: float  # when the AKA run that made the keys ended
+    key_not_before: float
+    release: int | None  # what the UE stated
+    k_m: Secret | None  # None: raw keys were used, nothing is ever pushed
+    user_data: bytes  # Cx XML, for the filter criteria
+
+
+@dataclass(frozen=True, slots=True)
+class PendingPush:
+    """A third-party REGISTER that an AS has not yet answered 2xx; it names a key set, it holds no key."""
+
+    impi: Impi
+    as_id: AsId  # "" for an AS that takes no keys
+    reg: Reg
+    seq: int
+    erase: bool
+    server_name: str  # ServerName of the filter criteria: the AS's SIP URI
+    impu: Impu  # the To
+    give_up_at: float  # seconds since the epoch
+
+
+class RegistrationStore(Protocol):
+    """Hold registrations, K_M sealed, with the pushes they owe, in one transaction."""
+
+    async def commit(self, registration: Registration, pushes: Sequence[PendingPush]) -> None:
+        """Replace the registration of (impi, reg) and, per (impi, as_id, server_name, reg), the push owed; durable when it returns."""
+
+    async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush]) -> None:
+        """Remove the registration and replace the pushes owed; durable when it returns."""
+
+    async def get(self, impi: Impi, reg: Reg) -> Registration | None:
+        """Return one registration, expired or not."""
+
+    async def of_impi(self, impi: Impi) -> Sequence[Registration]:
+        """Return every device's registration."""
+
+    async def expired(self, now: float, limit: int = 1000) -> Sequence[Registration]:
+        """Return registrations whose time is over, the oldest first."""
+
+    async def delivered(self, push: PendingPush) -> None:
+        """Note that the AS answered 2xx; a later push of the same set stays owed."""
+
+    async def pending(self) -> Sequence[PendingPush]:
+        """Return every push owed, at start-up."""
+
+    async def last_seq(self, impi: Impi, as_id: AsId, reg: Reg) -> int:
+        """Return the highest seq ever stored for this set, 0 if none."""
+
+    async def count(self) -> int:
+        """Return the number of registrations."""
+
+
+# ---- AS
+
+
+class KeyRecord(NamedTuple):
+    """An AS key that is valid now, and whose it is."""
+
+    key_id: KeyId
+    as_id: AsId
+    impi: Impi
+    reg: Reg
+    impus: tuple[Impu, ...]  # the default first
+    k_as: Secret
+    not_after: float  # seconds since the epoch
+    superseded: bool  # a newer key of the same device is there, not yet used
+
+
+class KeySource(Protocol):
+    """Whose key is this identifier? Pushed keys are the first source; GBA and AKMA stand behind the same port."""
+
+    async def lookup(self, key_id: KeyId, as_id: AsId) -> KeyRecord | None:
+        """Return the record if the key is valid now."""
+
+    async def used(self, record: KeyRecord) -> None:
+        """Note that a request proved this key: an older one of the same device ends (DESIGN §6)."""
+
+
+class KeyStore(Protocol):
+    """Hold pushed keys, sealed, and tombstones."""
+
+    async def apply(self, push: Push, *, pusher: str, realm: str, now: float) -> PushOutcome:
+        """Decide by `keypush.receive` and store in one transaction; durable when it returns. Raises PushRefused."""
+
+    async def erase_impu(self, pusher: str, impu: Impu, as_ids: Sequence[AsId], now: float) -> int:
+        """Erase every key of that pusher whose IMPUs hold `impu` (a body-less Expires 0); return how many."""
+
+    async def lookup(self, key_id: KeyId, as_id: AsId, now: float) -> KeyRecord | None:
+        """Return a key valid at `now`."""
+
+    async def used(self, record: KeyRecord, now: float) -> None:
+        """End the superseded keys of the record's device if the record itself is not superseded."""
+
+    async def count(self, now: float) -> int:
+        """Return the number of keys valid at `now`."""
+
+    async def sweep(self, now: float) -> int:
+        """Delete keys and tombstones whose time is over; return how many rows went."""
+
+
+# ---- documents
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A stored XCAP document."""
+
+    body: bytes
+    etag: str  # strong, without quotes
+
+
+class DocumentStore(Protocol):
+    """Hold whole documents; a write is durable before its answer."""
+
+    async def get(self, auid: str, owner: str, path: str) -> Document | None:
+        """Return a document."""
+
+    async def put(self, auid: str, owner: str, path: str, document: Document, *, expect: Callable[[Document | None], None]) -> bool:
+        """Store; true if it is new. `expect` sees what is stored, inside the transaction, and raises to refuse."""
+
+    async def delete(self, auid: str, owner: str, path: str, *, expect: Callable[[Document | None], None]) -> bool:
+        """Delete; false if there was none. `expect` as in `put`."""
+
+
+# ---- UE
+
+
+@dataclass(frozen=True, slots=True)
+class UeState:
+    """What a UE keeps between two commands."""
+
+    impi: Impi
+    seq_ms: tuple[int, ...]  # SEQ_MS by IND (TS 33.102 annex C.2)
+    call_id: str
+    cseq: int
+    contact: str
+    impu: Impu
+    realm: str
+    expires_at: float  # 0: not registered
+    release_marker: bytes  # server-specific data of the last nonce
+    masked: bool
+    rspauth: bool
+    k_m: Secret | None
+    gm_keys: Secret | None  # CK || IK as used on Gm, 32 octets
+    no_keys_because: str  # why k_m is None, "" if it is not
+    associated: tuple[str, ...]  # P-Associated-URI
+    service_route: tuple[str, ...]
+    pinned: tuple[str, ...]  # home realms that once proved flags 7
+
+
+class UeStore(Protocol):
+    """Hold the UE's state, sealed."""
+
+    async def load(self, impi: Impi) -> UeState | None:
+        """Return the state."""
+
+    async def save(self, state: UeState) -> None:
+        """Store it durably."""
+
+
+Fields: TypeAlias = Mapping[str, object]

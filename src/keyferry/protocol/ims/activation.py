@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a UE may use AS keys: DESIGN §5 step 5, invariant S2 (*ours*)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from keyferry.errors import DigestRejected, ParseError
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.digest import Challenge, Credentials, check_rspauth, hash_a1, parse_authentication_info
+from keyferry.protocol.identity import Impi
+from keyferry.protocol.ims.keys import AccessKeys, access_keys, application_master_key
+from keyferry.protocol.ims.marker import Marker
+from keyferry.protocol.ims.registration import AKA_ALGORITHM, MIN_MASKED_RES
+
+MAX_ANSWER_TIME = 32.0  # seconds from sending SM7 to its 2xx; 64*T1 of RFC 3261
+
+
+@dataclass(frozen=True, slots=True)
+class AkaRun:
+    """What one AKA run at the UE yielded, up to SM7. CK, IK live no longer than this object."""
+
+    impi: Impi
+    challenge: Challenge
+    rand: bytes
+    marker: Marker | None
+    stated_release: int | None
+    res: Secret
+    ck: Secret
+    ik: Secret
+
+    @property
+    def masked(self) -> bool:
+        """Tell whether Gm shall use CK', IK' (DESIGN §5 step 3)."""
+        return self.stated_release is not None and self.marker is not None and self.marker.access_keys
+
+    def gm_keys(self) -> AccessKeys:
+        """Return the keys for Gm."""
+        return access_keys(self.ck, self.ik, self.rand, self.impi) if self.masked else AccessKeys(self.ck, self.ik)
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """The outcome: K_M, or why there is none."""
+
+    k_m: Secret | None
+    refused_because: str
+    rspauth: bool  # it verified, whether or not keys were activated
+
+
+def activate(run: AkaRun, answer: Credentials, *, home_realm: str, authentication_info: list[str], elapsed: float) -> Activation:
+    """Decide after the 2xx whether this run yields AS keys; never later (S2).
+
+    `answer` is what SM7 carried, `authentication_info` every such header of the 2xx, `elapsed` seconds since SM7 was sent.
+    """
+    proven = _rspauth_verifies(run, answer, authentication_info)
+    reason = _refusal(run, answer, home_realm=home_realm, elapsed=elapsed, proven=proven)
+    if reason:
+        return Activation(None, reason, proven)
+    return Activation(application_master_key(run.ck, run.ik, run.rand, run.impi), "", proven)
+
+
+def _refusal(run: AkaRun, answer: Credentials, *, home_realm: str, elapsed: float, proven: bool) -> str:
+    if run.stated_release is None:
+        return "this UE states no release, so the network ferries no keys (Release 5 behaviour)"
+    if run.marker is None:
+        return "the S-CSCF shows no release marker: it is Release 5, AS keys are not available here"
+    marker = run.marker
+    checks = (
+        (marker.access_keys and marker.as_keys and marker.rspauth, "the S-CSCF's marker does not promise keys for this authentication"),
+        (len(run.res) >= MIN_MASKED_RES, "RES is shorter than 8 octets"),
+        ("auth" in run.challenge.qop and answer.qop == "auth", "qop auth was not offered and used"),
+        (run.challenge.realm == home_realm, "the challenge is not from the home realm"),
+        (elapsed <= MAX_ANSWER_TIME, "the 2xx came too late"),
+        (proven, "the 2xx carries no rspauth that verifies: the S-CSCF did not prove itself"),
+    )
+    return next((reason for passed, reason in checks if not passed), "")
+
+
+def _rspauth_verifies(run: AkaRun, answer: Credentials, authentication_info: list[str]) -> bool:
+    if len(authentication_info) != 1:
+        return False
+    try:
+        info = parse_authentication_info(authentication_info[0])
+        check_rspauth(info, hash_a1(AKA_ALGORITHM, answer.username, answer.realm, run.res), answer, algorithm=AKA_ALGORITHM)
+    except (ParseError, DigestRejected):
+        return False
+    return True

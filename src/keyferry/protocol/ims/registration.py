@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an S-CSCF decides about a REGISTER (TS 24.229 §5.4.1, Release 17; RFC 3261 §10.3; DESIGN §4, §5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from keyferry.errors import DigestRejected, ParseError, RemoteProtocolError
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.digest import Challenge, Credentials, build_challenge, check_response, hash_a1, parse_credentials, rspauth_of
+from keyferry.protocol.identity import Impi, Impu, Reg, parse_impi, parse_impu, reg_of
+from keyferry.protocol.ims.marker import RELEASE_TAG, Marker
+from keyferry.protocol.sip.headers import NameAddr, build_name_addr, parse_cseq, parse_expires, parse_name_addr, parse_name_addr_list, parse_via_list
+from keyferry.protocol.sip.message import Request
+
+AKA_ALGORITHM = "AKAv1-MD5"
+DEFAULT_EXPIRES = 600_000  # seconds; what TS 24.229 §5.1.1.2.1 lets a UE ask for
+MIN_MASKED_RES = 8  # octets; a shorter RES can be searched off line, so it carries no AS keys (DESIGN §5)
+MIN_CNONCE = 16  # characters, for a masked AV (DESIGN §5 step 4)
+MAX_CONTACTS = 10  # in one REGISTER; a UE registers one
+MAX_PATH = 10  # entries; one proxy adds one
+
+ReleaseInfo = Literal["always", "capable"]
+
+
+class RegisterView(NamedTuple):
+    """What the S-CSCF reads in a REGISTER."""
+
+    impi: Impi
+    impu: Impu
+    credentials: Credentials | None
+    contact: str  # one Contact value, "" for "*"
+    contact_uri: str
+    reg: Reg
+    release: int | None  # what the UE stated
+    expires: int  # seconds asked for; 0 de-registers
+    every_contact: bool  # Contact: *
+    call_id: str
+    cseq: int
+    path: tuple[str, ...]
+    source: str  # where the UE sent from, as its P-CSCF saw it
+
+
+def read_register(request: Request) -> RegisterView:
+    """Read a REGISTER that `check_request` has passed.
+
+    Raises ParseError; a REGISTER with more than one Contact is refused (RFC 5626-less UEs have one).
+    """
+    impu = parse_impu(parse_name_addr(request.get("To") or "").uri)
+    credentials = _credentials(request)
+    impi = parse_impi(credentials.username) if credentials else impi_of(impu)
+    expires_text = request.get("Expires")
+    expires = parse_expires(expires_text) if expires_text is not None else DEFAULT_EXPIRES
+    contacts = request.all("Contact")
+    path = tuple(request.all("Path"))
+    if len(contacts) > MAX_CONTACTS or len(path) > MAX_PATH:
+        raise ParseError("REGISTER", "too many Contact or Path values")
+    if contacts == ["*"]:
+        if expires != 0:
+            raise ParseError("Contact", '"*" needs Expires: 0 (RFC 3261 §10.2.2)')
+        contact, uri, reg, release, every = "", "", reg_of(""), None, True
+    else:
+        address = _one_contact(contacts)
+        contact, uri, every = contacts[0], address.uri, False
+        reg, release = reg_of(address.parameter("+sip.instance") or address.uri), stated_release(address)
+        own = address.parameter("expires")
+        expires = parse_expires(own) if own else expires
+    return RegisterView(
+        impi=impi, impu=impu, credentials=credentials, contact=contact, contact_uri=uri, reg=reg, release=release, expires=expires,
+        every_contact=every, call_id=request.get("Call-ID") or "", cseq=parse_cseq(request.get("CSeq") or "").number, path=path,
+        source=_source(request),
+    )  # fmt: skip
+
+
+def impi_of(impu: Impu) -> Impi:
+    """Derive the IMPI that a REGISTER without Authorization means (TS 24.229 §5.4.1.1)."""
+    scheme, _, rest = impu.partition(":")
+    if scheme == "tel":
+        raise ParseError("REGISTER", "has no Authorization, and a tel URI names no private identity")
+    return parse_impi(rest)
+
+
+def stated_release(contact: NameAddr) -> int | None:
+    """Return the release that a UE states in its Contact (DESIGN §4); None for one that is not 6…255."""
+    text = contact.parameter(RELEASE_TAG)
+    if text is None or not (text.isascii() and text.isdigit() and len(text) <= 3):
+        return None
+    return int(text) if 6 <= int(text) <= 255 else None
+
+
+def masks(*, stated: int | None, own_release: int, policy: bool, xres: Secret) -> bool:
+    """Decide whether this AV's 401 carries CK', IK' (DESIGN §5 step 1); once per AV."""
+    return policy and own_release >= 6 and stated is not None and stated >= 6 and len(xres) >= MIN_MASKED_RES
+
+
+def marker_for(*, masked: bool, stated: int | None, own_release: int, release_info: ReleaseInfo) -> Marker | None:
+    """Return the marker that the nonce shall carry, if any (DESIGN §4)."""
+    if own_release < 6 or (stated is None and release_info == "capable"):
+        return None
+    return Marker(release=own_release, access_keys=masked, as_keys=masked, rspauth=masked)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingChallenge:
+    """One AV that waits for its answer: XRES and, if masked, K_M; never CK, IK (invariant S3)."""
+
+    nonce: str
+    impi: Impi
+    source: str
+    realm: str
+    masked: bool
+    xres: Secret
+    k_m: Secret | None
+    expires_at: float  # reg-await-auth, TS 24.229 §5.4.1.2.1
+    after_resync: bool
+
+
+def build_aka_challenge(pending: PendingChallenge, ck: Secret, ik: Secret) -> str:
+    """Build WWW-Authenticate with the keys for the P-CSCF (TS 24.229 §5.4.1.2.1, §7.2A.1)."""
+    return build_challenge(
+        Challenge(
+            realm=pending.realm,
+            nonce=pending.nonce,
+            algorithm=AKA_ALGORITHM,
+            qop=("auth",) if pending.masked else (),
+            parameters=(("ck", ck.reveal().hex()), ("ik", ik.reveal().hex())),
+        )
+    )
+
+
+def check_answer(pending: PendingChallenge, credentials: Credentials, method: str = "REGISTER") -> str | None:
+    """Verify the answer to a challenge (DESIGN §5 step 4); return rspauth where a qop was used.
+
+    Raises DigestRejected.
+    """
+    if credentials.username != pending.impi or credentials.realm != pending.realm:
+        raise DigestRejected("the answer names another user or realm than the challenge")
+    offered = credentials.algorithm is None or credentials.algorithm.lower() == AKA_ALGORITHM.lower()
+    if not offered or (pending.masked and credentials.algorithm is None):
+        raise DigestRejected("the answer uses another algorithm than the challenge")
+    if pending.masked:
+        _check_masked(credentials)
+    ha1 = hash_a1(AKA_ALGORITHM, credentials.username, credentials.realm, pending.xres)
+    check_response(ha1, credentials, algorithm=AKA_ALGORITHM, method=method)
+    return rspauth_of(ha1, credentials, algorithm=AKA_ALGORITHM) if credentials.qop else None
+
+
+def _check_masked(credentials: Credentials) -> None:
+    # Every one of these is an input of rspauth: fixing them leaves a middleman no freedom to reuse an answer.
+    if credentials.qop != "auth" or credentials.nc != "00000001" or len(credentials.cnonce or "") < MIN_CNONCE:
+        raise DigestRejected("the answer to a masked challenge needs qop=auth, nc=00000001 and a cnonce of 16 characters")
+
+
+def granted(asked: int, *, minimum: int, maximum: int) -> int:
+    """Return the seconds granted (RFC 3261 §10.3 step 6). Raises IntervalTooBrief."""
+    if 0 < asked < minimum:
+        raise IntervalTooBrief(minimum)
+    return min(asked, maximum)
+
+
+class IntervalTooBrief(RemoteProtocolError):
+    """Report an Expires under the minimum: 423 with Min-Expires."""
+
+    def __init__(self, minimum: int) -> None:
+        super().__init__(f"Expires is under {minimum} seconds", status=423)
+        self.minimum = minimum
+
+
+def granted_contact(contact: str, seconds: int) -> str:
+    """Return a Contact value as the 200 carries it: as received, with the lifetime granted (RFC 3261 §10.3 step 8)."""
+    address = parse_name_addr_list(contact)[0]
+    kept = tuple((name, value) for name, value in address.parameters if name.lower() != "expires")
+    return build_name_addr(address._replace(parameters=(*kept, ("expires", str(seconds)))))
+
+
+def key_not_after(*, expires_at: float, aka_time: float, key_max_age: float) -> int:
+    """Return when an AS key ends, whole seconds since the epoch (DESIGN §6)."""
+    return int(min(expires_at + 60, aka_time + key_max_age))
+
+
+def _one_contact(contacts: list[str]) -> NameAddr:
+    if len(contacts) != 1:
+        raise ParseError("REGISTER", "needs exactly one Contact")
+    addresses = parse_name_addr_list(contacts[0])
+    if len(addresses) != 1 or not addresses[0].uri:
+        raise ParseError("REGISTER", "needs exactly one Contact")
+    return addresses[0]
+
+
+def _credentials(request: Request) -> Credentials | None:
+    values = request.all("Authorization")
+    if len(values) > 1:
+        raise ParseError("Authorization", "more than one")
+    return parse_credentials(values[0]) if values else None
+
+
+def _source(request: Request) -> str:
+    """Name the UE's address: the bottom Via, with the `received` and `rport` that its P-CSCF added (RFC 3581)."""
+    via = parse_via_list(request.all("Via")[-1])[-1]
+    return f"{via.received or via.host}:{via.rport or via.port or ''}"

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AS: the key agent that takes pushes from the S-CSCF (TS 24.229 §5.7.1, Release 17; DESIGN §6)."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from keyferry.errors import ParseError, PushRefused, SealError
+from keyferry.ports import Clock, Counter, KeyRecord, KeyStore, Log, SipPeer
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import AsId, KeyId
+from keyferry.protocol.ims.keypush import Push, SealedPush, open_push, parse_service_info
+from keyferry.protocol.ims.third_party import ThirdPartyRegister, parse_third_party_register
+from keyferry.protocol.sip.headers import parse_name_addr
+from keyferry.protocol.sip.message import Request, Response, check_request, make_response
+from keyferry.protocol.sip.uri import parse_sip_uri
+
+
+@dataclass(frozen=True, slots=True)
+class Pusher:
+    """An S-CSCF that may push to us, and with what it seals."""
+
+    name: str
+    realm: str  # its home realm: the only one its key ids may carry
+    transport_keys: Mapping[tuple[AsId, str], Secret]  # (AS_ID, kid) → 64 octets; two kids during rotation
+    allow_plain: bool = False  # a bare block; never outside one machine
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAgent:
+    """Take third-party REGISTERs for one application server; store keys before the 200."""
+
+    as_ids: frozenset[AsId]
+    pushers: Mapping[str, Pusher]  # by name
+    keys: KeyStore
+    clock: Clock
+    log: Log
+    counter: Counter
+
+    async def handle(self, request: Request, peer: SipPeer) -> Response:
+        """Answer a third-party REGISTER; a push that is refused is counted by its reason and changes nothing."""
+        check_request(request)
+        if request.method != "REGISTER":
+            return make_response(request, 405, headers=(("Allow", "REGISTER"),))
+        try:
+            register = parse_third_party_register(request)
+            await self._take(register, peer)
+        except PushRefused as problem:
+            self._refused(problem.reason, peer, request)
+            return make_response(request, problem.status)
+        except ParseError as problem:
+            self._refused("unreadable", peer, request)
+            return make_response(request, problem.status)
+        return make_response(request, 200)
+
+    async def _take(self, register: ThirdPartyRegister, peer: SipPeer) -> None:
+        block = parse_service_info(register.service_info) if register.service_info else None
+        if block is None:
+            if register.expires == 0:
+                await self._erase(register, peer)
+            return
+        pusher, push = self._opened(block, register, peer)
+        outcome = await self.keys.apply(push, pusher=pusher.name, realm=pusher.realm, now=self.clock.now())
+        if outcome.stale:
+            self.counter.count("as_pushes", "stale")
+            self.log.info("push-stale", impi=push.impi, reg=push.reg, seq=push.seq)
+            return
+        self.counter.count("as_pushes", "erased" if not push.keys else "stored")
+        fingerprints = [key.k_as.fingerprint() for key in push.keys]
+        self.log.info("push-taken", impi=push.impi, as_id=push.as_id, reg=push.reg, seq=push.seq, pusher=pusher.name, keys=fingerprints)
+
+    def _opened(self, block: SealedPush | Push, register: ThirdPartyRegister, peer: SipPeer) -> tuple[Pusher, Push]:
+        """Establish who pushed, and for which of our names (DESIGN §6 "who may push")."""
+        if isinstance(block, SealedPush):
+            pusher = self._pusher(block.scscf)
+            if block.as_id not in self.as_ids:
+                raise PushRefused("as")
+            transport_key = pusher.transport_keys.get((block.as_id, block.kid))
+            if transport_key is None:
+                raise PushRefused("kid")
+            try:
+                push = open_push(block, transport_key)
+            except SealError:
+                raise PushRefused("seal") from None
+        else:
+            pusher, push = self._pusher(_host(register.scscf)), block
+            if not (pusher.allow_plain and _is_loopback(peer)):
+                raise PushRefused("plain")
+            if push.as_id not in self.as_ids:
+                raise PushRefused("as")
+        if push.keys and register.impu not in push.impus:
+            raise PushRefused("impu")
+        return pusher, push
+
+    async def _erase(self, register: ThirdPartyRegister, peer: SipPeer) -> None:
+        """A body-less Expires 0 (Kamailio, Clearwater) ends the keys of that pusher whose IMPUs hold To (DESIGN §6)."""
+        pusher = self._pusher(_host(register.scscf))
+        if not _is_loopback(peer):
+            raise PushRefused("plain")  # nothing proves who sent it
+        erased = await self.keys.erase_impu(pusher.name, register.impu, sorted(self.as_ids), self.clock.now())
+        self.counter.count("as_pushes", "erased")
+        self.log.info("keys-erased", impu=register.impu, pusher=pusher.name, keys=erased)
+
+    def _pusher(self, name: str) -> Pusher:
+        pusher = self.pushers.get(name)
+        if pusher is None:
+            raise PushRefused("pusher")
+        return pusher
+
+    def _refused(self, reason: str, peer: SipPeer, request: Request) -> None:
+        self.counter.count("as_pushes_refused", reason)
+        self.log.warning("push-refused", reason=reason, peer=str(peer), to=parse_name_addr(request.get("To") or "").uri[:255])
+
+
+@dataclass(frozen=True, slots=True)
+class PushedKeys:
+    """The first KeySource: keys that the S-CSCF pushed (DESIGN §7)."""
+
+    keys: KeyStore
+    clock: Clock
+
+    async def lookup(self, key_id: KeyId, as_id: AsId) -> KeyRecord | None:
+        """Return the record if the key is valid now."""
+        return await self.keys.lookup(key_id, as_id, self.clock.now())
+
+    async def used(self, record: KeyRecord) -> None:
+        """Note that a request proved this key."""
+        await self.keys.used(record, self.clock.now())
+
+
+def _host(uri: str) -> str:
+    return parse_sip_uri(uri).host
+
+
+def _is_loopback(peer: SipPeer) -> bool:
+    return ipaddress.ip_address(peer.host).is_loopback

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HSS: user authorization, authentication vectors, server assignment (TS 29.228 §6, Release 17; TS 33.102 annex C)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from keyferry.errors import AutsRejected, CxError
+from keyferry.ports import Counter, Log, RandomSource, Resync, ServerAssignment, Subscriber, SubscriberStore
+from keyferry.protocol.aka import AkaAlgorithm, AuthVector, algorithm_of, generate_vector, split_sqn, sqn_of, verify_auts
+from keyferry.protocol.identity import Impi, Impu
+from keyferry.protocol.ims.ifc import InitialFilterCriteria
+from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
+
+IND_COUNT = 32  # TS 33.102 annex C.3: five bits
+SEQ_RESERVE = 64  # values one durable write allows; a crash skips at most these, far under Delta = 2^28
+MAX_COUNTERS = 65_536  # subscribers whose SEQ is held in memory; the others start again from the stored ceiling
+
+ENDS_ASSIGNMENT = {
+    ServerAssignment.TIMEOUT_DEREGISTRATION,
+    ServerAssignment.USER_DEREGISTRATION,
+    ServerAssignment.ADMINISTRATIVE_DEREGISTRATION,
+    ServerAssignment.AUTHENTICATION_FAILURE,
+    ServerAssignment.AUTHENTICATION_TIMEOUT,
+}
+
+
+def user_unknown() -> CxError:
+    """TS 29.229 §6.2.2.1."""
+    return CxError(5001, "DIAMETER_ERROR_USER_UNKNOWN")
+
+
+def identities_dont_match() -> CxError:
+    """TS 29.229 §6.2.2.2."""
+    return CxError(5002, "DIAMETER_ERROR_IDENTITIES_DONT_MATCH")
+
+
+@dataclass(slots=True)
+class _Counter:
+    """SEQ_HE of one subscriber: the last value used, and the one up to which the store allows."""
+
+    seq: int
+    ceiling: int
+
+
+@dataclass(slots=True)
+class Hss:
+    """Answer Cx from a SubscriberStore; embedded in process it is itself the CxClient port."""
+
+    subscribers: SubscriberStore
+    profiles: Mapping[str, Sequence[InitialFilterCriteria]]
+    random: RandomSource
+    log: Log
+    counter: Counter
+    _counters: OrderedDict[Impi, _Counter] = field(default_factory=OrderedDict)
+
+    async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str) -> str | None:
+        """UAR (§6.1.1): return the S-CSCF assigned. Roaming is allowed everywhere: there is no list of visited networks."""
+        del visited_network
+        await self._subscriber(impi, impu)
+        return await self.subscribers.server_name(impi)
+
+    async def multimedia_auth(self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None) -> AuthVector:
+        """MAR (§6.3): return one vector with a SEQ never used before, after a resynchronisation if AUTS proves one."""
+        subscriber = await self._subscriber(impi, impu)
+        algorithm = algorithm_of(subscriber.algorithm, subscriber.k, subscriber.opc)
+        if await self.subscribers.server_name(impi) != server_name:
+            await self.subscribers.set_server_name(impi, server_name)
+        if resync is not None:
+            await self._resynchronise(impi, algorithm, resync)
+        seq = await self._next_seq(impi)
+        self.counter.count("hss_vectors")
+        return generate_vector(algorithm, self.random.octets(16), sqn_of(seq, seq % IND_COUNT), subscriber.amf)
+
+    async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
+        """SAR (§6.1.2): assign the S-CSCF and return the user's profile, or end the assignment."""
+        subscriber = await self._subscriber(impi, impu)
+        if assignment in ENDS_ASSIGNMENT:
+            if await self.subscribers.server_name(impi) == server_name:
+                await self.subscribers.set_server_name(impi, None)
+            return b""
+        if assignment is not ServerAssignment.NO_ASSIGNMENT and await self.subscribers.server_name(impi) != server_name:
+            await self.subscribers.set_server_name(impi, server_name)
+        return self._user_data(subscriber)
+
+    async def _subscriber(self, impi: Impi, impu: Impu) -> Subscriber:
+        subscriber = await self.subscribers.get(impi)
+        if subscriber is None:
+            raise user_unknown()
+        if all(subscribed.impu != impu for subscribed in subscriber.impus):
+            raise identities_dont_match()
+        return subscriber
+
+    async def _next_seq(self, impi: Impi) -> int:
+        counter = await self._counter(impi)
+        counter.seq += 1
+        seq = counter.seq  # taken before the write below yields to another request for the same user
+        if seq > counter.ceiling:
+            counter.ceiling = seq + SEQ_RESERVE
+            await self.subscribers.set_seq(impi, counter.ceiling)
+        return seq
+
+    async def _counter(self, impi: Impi) -> _Counter:
+        counter = self._counters.get(impi)
+        if counter is None:
+            ceiling = await self.subscribers.seq(impi)
+            counter = self._counters.setdefault(impi, _Counter(ceiling, ceiling))
+            if len(self._counters) > MAX_COUNTERS:
+                self._counters.popitem(last=False)
+        return counter
+
+    async def _resynchronise(self, impi: Impi, algorithm: AkaAlgorithm, resync: Resync) -> None:
+        """TS 33.102 §6.3.5: SEQ moves only if MAC-S verifies and the UE would refuse our next value."""
+        try:
+            seq_ms, _ = split_sqn(verify_auts(algorithm, resync.rand, resync.auts))
+        except AutsRejected as problem:
+            self.counter.count("hss_auts_rejected")
+            self.log.warning("auts-rejected", impi=impi)
+            raise CxError(5012, "DIAMETER_UNABLE_TO_COMPLY") from problem
+        counter = await self._counter(impi)
+        self.log.info("resynchronised", impi=impi, seq_he=counter.seq, seq_ms=seq_ms, distance=seq_ms - counter.seq)
+        if counter.seq < seq_ms:
+            counter.seq = seq_ms
+            counter.ceiling = min(counter.ceiling, seq_ms)
+        self.counter.count("hss_resynchronisations")
+
+    def _user_data(self, subscriber: Subscriber) -> bytes:
+        criteria = tuple(self.profiles.get(subscriber.profile, ()))
+        impus = tuple((subscribed.impu, subscribed.barred) for subscribed in subscriber.impus)
+        profile = ServiceProfile(impus=impus, criteria=criteria, shared_ifc_sets=())
+        return build_user_profile(UserProfile(impi=subscriber.impi, profiles=(profile,)))

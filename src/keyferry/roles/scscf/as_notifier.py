@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""S-CSCF: third-party REGISTER and the key push (TS 24.229 §5.4.1.7, Release 17; DESIGN §6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from keyferry.errors import RemoteProtocolError, TransportError
+from keyferry.ports import Clock, Counter, Log, PendingPush, RandomSource, Registration, RegistrationStore, Resolver, SipClient, SipPeer
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import AsId, Impi, Impu, Reg
+from keyferry.protocol.ims.ifc import ApplicationServer
+from keyferry.protocol.ims.keypush import Push, PushedKey, seal_push
+from keyferry.protocol.ims.keys import as_key, key_id
+from keyferry.protocol.ims.registration import key_not_after
+from keyferry.protocol.ims.third_party import build_third_party_register
+from keyferry.protocol.ims.user_profile import naf_of
+from keyferry.protocol.sip.message import Request
+from keyferry.protocol.sip.uri import parse_sip_uri
+
+RETRY_FIRST = 0.5  # seconds; doubled up to RETRY_MOST
+RETRY_MOST = 30.0
+MAX_UNDER_WAY = 100_000  # deliveries; above, an owed push waits in the store for the next sweep
+
+SetKey: TypeAlias = tuple[Impi, AsId, str, Reg]
+
+
+class AsTarget(NamedTuple):
+    """One AS that gets a third-party REGISTER for a registration; `as_id` is "" for one that takes no keys."""
+
+    server_name: str
+    as_id: AsId
+    impus: tuple[Impu, ...]  # non-barred, with a matching filter criterion for this AS
+    service_info: str | None
+    register: bytes | None = None  # the REGISTER, where the criterion asks for it
+    response: bytes | None = None  # the 200
+
+
+class TransportKey(NamedTuple):
+    """What seals the pushes to one AS_ID."""
+
+    kid: str
+    key: Secret  # 64 octets
+
+
+@dataclass(frozen=True, slots=True)
+class PushPolicy:
+    """Who gets keys, and how they travel."""
+
+    scscf_uri: str
+    scscf_name: str  # the host of scscf_uri: an input of the seal
+    as_ids: Mapping[str, tuple[AsId, ...]]  # ServerName → the AS_IDs that our own configuration lists for it
+    transport_keys: Mapping[AsId, TransportKey]
+    check_peer: Callable[[SipPeer], None]  # the protection policy: raises TransportError where no key may go
+    key_max_age: float = 86_400.0  # seconds
+    push_wait: float = 0.25  # seconds that a 200 waits for its pushes; under T1
+
+
+def select_targets(
+    servers: Sequence[tuple[ApplicationServer, tuple[Impu, ...]]], policy: PushPolicy, register: bytes | None, response: bytes | None
+) -> list[AsTarget]:
+    """Turn matched application servers, each with its IMPUs, into one target per AS_ID; `naf=` in ServiceInfo selects among them."""
+    found: list[AsTarget] = []
+    for server, impus in servers:
+        listed = policy.as_ids.get(server.server_name, ())
+        wanted = naf_of(server.service_info) if server.service_info else ()
+        as_ids = tuple(as_id for as_id in listed if not wanted or as_id in wanted) or (AsId(""),)
+        for as_id in as_ids:
+            target = AsTarget(
+                server_name=server.server_name,
+                as_id=as_id,
+                impus=impus,
+                service_info=server.service_info,
+                register=register if server.include_register_request else None,
+                response=response if server.include_register_response else None,
+            )
+            found.append(target)
+    return found
+
+
+@dataclass(slots=True)
+class AsNotifier:
+    """Deliver third-party REGISTERs at least once; keys leave sealed, and only towards listed application servers."""
+
+    sip: SipClient
+    resolver: Resolver
+    registrations: RegistrationStore
+    clock: Clock
+    random: RandomSource
+    log: Log
+    counter: Counter
+    policy: PushPolicy
+    targets_of: Callable[[Registration], Sequence[AsTarget]]  # for a delivery that was interrupted
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _latest: dict[SetKey, int] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _down: set[str] = field(default_factory=set)
+
+    async def next_seq(self, impi: Impi, as_id: AsId, reg: Reg) -> int:
+        """Return max(last + 1, milliseconds): strictly rising across restarts (DESIGN §6)."""
+        return max(await self.registrations.last_seq(impi, as_id, reg) + 1, int(self.clock.now() * 1000))
+
+    async def notify(self, owed: Sequence[tuple[PendingPush, AsTarget]], registration: Registration | None) -> None:
+        """Start the deliveries of a committed registration, or of its end; wait for them at most `push_wait` ("key first")."""
+        tasks = [self._start(push, target, registration) for push, target in owed]
+        waited = [task for task, (push, _) in zip(tasks, owed, strict=True) if not task.done() and push.server_name not in self._down]
+        if waited:
+            await asyncio.wait(waited, timeout=self.policy.push_wait)
+
+    async def resume(self) -> int:
+        """Take up what is owed and not under way: after a restart, or after MAX_UNDER_WAY; return how many."""
+        started = 0
+        for push in await self.registrations.pending():
+            if set_key(push) in self._latest:
+                continue
+            if len(self._tasks) >= MAX_UNDER_WAY:
+                break
+            registration = await self.registrations.get(push.impi, push.reg)
+            if registration is None and not push.erase:
+                await self.registrations.delivered(push)
+                continue
+            self._start(push, self._target_again(push, registration), registration)
+            started += 1
+        return started
+
+    async def aclose(self) -> None:
+        """Stop; what is not delivered stays owed in the store."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, push: PendingPush, target: AsTarget, registration: Registration | None) -> asyncio.Task[None]:
+        self._latest[set_key(push)] = push.seq
+        task = asyncio.get_running_loop().create_task(self._deliver(push, target, registration))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _target_again(self, push: PendingPush, registration: Registration | None) -> AsTarget:
+        targets = self.targets_of(registration) if registration else ()
+        same = (target for target in targets if (target.server_name, target.as_id) == (push.server_name, push.as_id))
+        return next(same, AsTarget(push.server_name, push.as_id, (), None))
+
+    async def _deliver(self, push: PendingPush, target: AsTarget, registration: Registration | None) -> None:
+        key, pause, call_id, cseq = set_key(push), RETRY_FIRST, self.random.octets(12).hex(), 0
+        try:
+            while self._latest.get(key) == push.seq:
+                cseq += 1
+                if self.clock.now() > push.give_up_at:
+                    self._alarm(push, "given up: its keys are past their time")
+                    await self.registrations.delivered(push)
+                    return
+                if await self._attempt(push, self._request(push, target, registration, f"{call_id}@{self.policy.scscf_name}", cseq)):
+                    return
+                await self.sleep(pause)
+                pause = min(2 * pause, RETRY_MOST)
+        finally:
+            if self._latest.get(key) == push.seq:
+                del self._latest[key]
+
+    async def _attempt(self, push: PendingPush, request: Request) -> bool:
+        """Send once; true when there is nothing more to do."""
+        try:
+            # Checked at every transmission by the sender: no key follows a change of route or transport (DESIGN §6).
+            check = self.policy.check_peer if push.as_id else None
+            response = await self.sip.send(request, self.resolver.resolve(parse_sip_uri(push.server_name)), check=check)
+        except (TransportError, RemoteProtocolError) as problem:
+            self._down.add(push.server_name)
+            self.counter.count("scscf_push_failed", "unreachable")
+            self._alarm(push, str(problem))
+            return False
+        if 200 <= response.status < 300:
+            self._down.discard(push.server_name)
+            self.counter.count("scscf_third_party_registers", "delivered")
+            await self.registrations.delivered(push)
+            return True
+        self.counter.count("scscf_push_failed", "refused")
+        self._alarm(push, f"the AS answered {response.status}")
+        # A 4xx is the AS's word (§5.4.1.7): asking again at once changes nothing; it stays owed for the next start or authentication.
+        return 300 <= response.status < 500 and response.status not in {408, 480}
+
+    def _alarm(self, push: PendingPush, problem: str) -> None:
+        self.log.warning("third-party-register-not-delivered", impi=push.impi, server=push.server_name, as_id=push.as_id, problem=problem)
+
+    def _request(self, push: PendingPush, target: AsTarget, registration: Registration | None, call_id: str, cseq: int) -> Request:
+        expires = 0 if push.erase or registration is None else max(1, round(registration.expires_at - self.clock.now()))
+        info = self._sealed(push, target, registration) if push.as_id else (None if push.erase else target.service_info)
+        return build_third_party_register(
+            server_name=push.server_name,
+            scscf_uri=self.policy.scscf_uri,
+            impu=push.impu,
+            expires=expires,
+            call_id=call_id,
+            cseq=cseq,
+            from_tag=self.random.octets(6).hex(),
+            service_info=info,
+            register=None if push.erase else target.register,
+            response=None if push.erase else target.response,
+            p_associated_uri=target.impus,
+            boundary=self.random.octets(12).hex(),
+        )
+
+    def _sealed(self, push: PendingPush, target: AsTarget, registration: Registration | None) -> str:
+        keys: tuple[PushedKey, ...] = ()
+        if registration is not None and registration.k_m is not None and not push.erase:
+            k_as = as_key(registration.k_m, push.as_id)
+            not_after = key_not_after(
+                expires_at=registration.expires_at, aka_time=registration.aka_time, key_max_age=self.policy.key_max_age
+            )
+            keys = (PushedKey(key_id(k_as, registration.realm), k_as, int(registration.aka_time), not_after),)
+        block = Push(
+            seq=push.seq,
+            impi=push.impi,
+            as_id=push.as_id,
+            reg=push.reg,
+            keys=keys,
+            impus=target.impus if keys else (),
+            service_info=target.service_info if keys else None,
+        )
+        transport_key = self.policy.transport_keys[push.as_id]
+        return seal_push(block, transport_key=transport_key.key, scscf=self.policy.scscf_name, kid=transport_key.kid)
+
+
+def set_key(push: PendingPush) -> SetKey:
+    """Return what a push replaces: the set of one AS for one device."""
+    return push.impi, push.as_id, push.server_name, push.reg

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""S-CSCF: challenges and their answers (TS 24.229 §5.4.1.2, Release 17; TS 33.203 §6.1; DESIGN §4, §5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from keyferry.errors import CxError, DigestRejected, ParseError
+from keyferry.ports import Clock, Counter, CxClient, Log, Resync
+from keyferry.protocol.aka import AuthVector
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.digest import Credentials, aka_nonce, decode_base64, parse_aka_nonce
+from keyferry.protocol.ims.challenges import PendingChallenges
+from keyferry.protocol.ims.keys import AccessKeys, access_keys, application_master_key
+from keyferry.protocol.ims.marker import build_marker
+from keyferry.protocol.ims.registration import (
+    PendingChallenge,
+    RegisterView,
+    ReleaseInfo,
+    build_aka_challenge,
+    check_answer,
+    marker_for,
+    masks,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthPolicy:
+    """How this S-CSCF authenticates."""
+
+    realm: str
+    server_name: str  # our SIP URI, as the HSS knows us
+    release: int = 6  # 5 behaves as a Release 5 S-CSCF: no marker, raw keys, no push
+    release_info: ReleaseInfo = "always"
+    mask: bool = True
+    reg_await_auth: float = 240.0  # seconds, TS 24.229 §5.4.1.2.1
+
+
+class Proven(NamedTuple):
+    """A REGISTER whose answer verified."""
+
+    k_m: Secret | None  # None: raw keys, nothing will be pushed
+    masked: bool
+    rspauth: str | None
+    qop: str | None
+
+
+class Challenged(NamedTuple):
+    """A REGISTER that is to be challenged (again): the WWW-Authenticate value, which holds keys for the P-CSCF."""
+
+    www_authenticate: str
+
+
+class Refused(NamedTuple):
+    """A REGISTER that is refused with 403; the reason is for the log."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticator:
+    """Challenge every REGISTER, verify every answer, derive K_M for masked vectors and forget CK, IK at the 401."""
+
+    cx: CxClient
+    clock: Clock
+    policy: AuthPolicy
+    log: Log
+    counter: Counter
+    challenges: PendingChallenges = field(default_factory=PendingChallenges)
+
+    async def authenticate(self, view: RegisterView) -> Proven | Challenged | Refused:
+        """Decide about one REGISTER. Raises CxError."""
+        credentials = view.credentials
+        if credentials is None or not (credentials.response or credentials.auts or credentials.nonce):
+            return await self._challenge(view)
+        pending = self.challenges.take(credentials.nonce, self.clock.now())
+        if pending is None or pending.impi != view.impi:
+            # After a restart, an eviction or reg-await-auth: the UE did nothing wrong, so it gets a new challenge.
+            self.counter.count("scscf_challenge_unknown")
+            return await self._challenge(view)
+        if credentials.auts is not None:
+            return await self._resynchronise(view, pending, credentials.auts)
+        return self._verify(view, pending, credentials)
+
+    def _verify(self, view: RegisterView, pending: PendingChallenge, credentials: Credentials) -> Proven | Refused:
+        if not credentials.response:
+            # §5.4.1.2.3: an empty response without auts says that AUTN's MAC was wrong.
+            return self._refuse(view, "the UE found the network's MAC wrong: K or OPc differ, or somebody changed AUTN")
+        try:
+            rspauth = check_answer(pending, credentials)
+        except DigestRejected as problem:
+            return self._refuse(view, problem.problem)
+        if view.release is not None and not pending.masked and self.policy.release >= 6 and self.policy.mask:
+            self.counter.count("scscf_capability_lost")
+            self.log.warning("release-stated-after-raw-challenge", impi=view.impi, reg=view.reg)
+        self.counter.count("scscf_authenticated", "masked" if pending.masked else "raw")
+        return Proven(pending.k_m, pending.masked, rspauth, credentials.qop)
+
+    def _refuse(self, view: RegisterView, reason: str) -> Refused:
+        self.counter.count("scscf_authentication_failed")
+        self.log.warning("authentication-failed", impi=view.impi, reason=reason)
+        return Refused(reason)
+
+    async def _resynchronise(self, view: RegisterView, pending: PendingChallenge, auts_text: str) -> Challenged | Refused:
+        """§5.4.1.2.3: AUTS counts for the outstanding RAND only, and once in a row."""
+        if pending.after_resync:
+            return self._refuse(view, "two synchronisation failures in a row: the UE's SQN cannot be followed")
+        try:
+            auts = decode_base64(auts_text)
+        except ParseError:
+            auts = b""
+        if len(auts) != 14:
+            return self._refuse(view, "auts is not 14 octets of base64")
+        resync = Resync(parse_aka_nonce(pending.nonce).rand, auts)
+        try:
+            return await self._challenge(view, resync)
+        except CxError as problem:
+            return self._refuse(view, f"the HSS refused the resynchronisation: {problem.name}")
+
+    async def _challenge(self, view: RegisterView, resync: Resync | None = None) -> Challenged:
+        """§5.4.1.2.1, DESIGN §5 steps 1 and 2: one AV, in exactly one 401."""
+        policy = self.policy
+        vector = await self.cx.multimedia_auth(view.impi, view.impu, policy.server_name, resync)
+        masked = masks(stated=view.release, own_release=policy.release, policy=policy.mask, xres=vector.xres)
+        marker = marker_for(masked=masked, stated=view.release, own_release=policy.release, release_info=policy.release_info)
+        pending = PendingChallenge(
+            nonce=aka_nonce(vector.rand, vector.autn, build_marker(marker) if marker else b""),
+            impi=view.impi,
+            source=view.source,
+            realm=policy.realm,
+            masked=masked,
+            xres=vector.xres,
+            k_m=application_master_key(vector.ck, vector.ik, vector.rand, view.impi) if masked else None,
+            expires_at=self.clock.now() + policy.reg_await_auth,
+            after_resync=resync is not None,
+        )
+        self.challenges.put(pending)
+        self.counter.count("scscf_challenges", "masked" if masked else "raw")
+        keys = _keys_for_pcscf(vector, view, masked=masked)
+        return Challenged(build_aka_challenge(pending, keys.ck, keys.ik))
+
+
+def _keys_for_pcscf(vector: AuthVector, view: RegisterView, *, masked: bool) -> AccessKeys:
+    if masked:
+        return access_keys(vector.ck, vector.ik, vector.rand, view.impi)
+    return AccessKeys(vector.ck, vector.ik)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UE with a software ISIM (TS 24.229 §5.1.1, Release 17; TS 33.203 §6.1; DESIGN §4, §5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from keyferry.errors import MacFailure, ParseError, RegistrationFailed, SyncFailure
+from keyferry.ports import Clock, Log, RandomSource, SipClient, SipPeer, UeState
+from keyferry.protocol.aka import Usim
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.digest import Challenge, Credentials, build_credentials, encode_base64, hash_a1, parse_aka_nonce, parse_challenge, respond
+from keyferry.protocol.identity import Impi, Impu
+from keyferry.protocol.ims.activation import Activation, AkaRun, activate
+from keyferry.protocol.ims.marker import RELEASE_TAG, Marker, parse_marker
+from keyferry.protocol.ims.registration import AKA_ALGORITHM
+from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list
+from keyferry.protocol.sip.message import Request, Response
+
+MAX_INVALID_CHALLENGES = 2  # in a row, then the UE gives up (TS 24.229 §5.1.1.5.3)
+MAX_ROUNDS = 6  # REGISTERs in one procedure: a server that challenges for ever is left
+
+
+@dataclass(frozen=True, slots=True)
+class UeProfile:
+    """What the ISIM and the operator's settings say."""
+
+    impi: Impi
+    impu: Impu
+    home_domain: str  # also the realm that may activate AS keys
+    release: int | None = 6  # what to state; None is a Release 5 UE
+    expires: int = 600_000  # seconds to ask for
+    require_keys: bool = False  # refuse to be registered without AS keys
+
+
+@dataclass(slots=True)
+class Ue:
+    """Register and de-register one IMPU of one ISIM from one contact address."""
+
+    profile: UeProfile
+    usim: Usim
+    sip: SipClient
+    pcscf: SipPeer
+    contact_uri: str
+    instance: str  # urn:uuid:… of this device
+    clock: Clock
+    random: RandomSource
+    log: Log
+
+    async def register(self, state: UeState | None = None) -> UeState:
+        """Register or re-register (§5.1.1.2, §5.1.1.4); return the state to keep.
+
+        Raises RegistrationFailed, TransportError.
+        """
+        return await self._procedure(self._begin(state), self.profile.expires)
+
+    async def deregister(self, state: UeState) -> UeState:
+        """De-register (§5.1.1.6). The keys go as the procedure begins: whatever the network answers, they are not used again."""
+        begun = replace(self._begin(state), k_m=None, no_keys_because="de-registered")
+        return await self._procedure(begun, 0)
+
+    def _begin(self, state: UeState | None) -> UeState:
+        if state is not None:
+            return replace(state, seq_ms=self.usim.seq_ms)
+        return UeState(
+            impi=self.profile.impi, seq_ms=self.usim.seq_ms, call_id=f"{self.random.octets(12).hex()}", cseq=0, contact=self._contact(),
+            impu=self.profile.impu, realm=self.profile.home_domain, expires_at=0.0, release_marker=b"", masked=False, rspauth=False,
+            k_m=None, gm_keys=None, no_keys_because="not registered", associated=(), service_route=(), pinned=(),
+        )  # fmt: skip
+
+    async def _procedure(self, state: UeState, expires: int) -> UeState:
+        """Send REGISTERs until a final answer; each challenge yields a new AKA run and each run its own keys."""
+        credentials = Credentials(
+            username=self.profile.impi, realm=self.profile.home_domain, nonce="", uri=self._request_uri(), response=""
+        )
+        run: AkaRun | None = None
+        invalid = 0
+        for _ in range(MAX_ROUNDS):
+            state = replace(state, cseq=state.cseq + 1, contact=self._contact())
+            sent_at = self.clock.monotonic()
+            response = await self.sip.send(self._request(state, credentials, expires), self.pcscf)
+            if response.status == 423 and expires and response.get("Min-Expires"):
+                expires = max(expires + 1, parse_expires(response.get("Min-Expires") or ""))  # RFC 3261 §10.2.8
+                continue
+            if response.status != 401:
+                elapsed = self.clock.monotonic() - sent_at
+                return self._final(state, response, run, credentials, expires, elapsed)
+            challenge = self._challenge(response)
+            run, credentials = self._answer(challenge)
+            state = replace(state, seq_ms=self.usim.seq_ms)
+            invalid = 0 if run else invalid + 1
+            if invalid > MAX_INVALID_CHALLENGES:
+                raise RegistrationFailed("the network's challenges are not valid for this ISIM: compare K, OPc and SQN", 401)
+        raise RegistrationFailed("the network challenges again and again", 401)
+
+    def _challenge(self, response: Response) -> Challenge:
+        for text in response.all("WWW-Authenticate"):
+            challenge = parse_challenge(text)
+            if challenge.algorithm.lower() == AKA_ALGORITHM.lower():
+                return challenge
+        raise RegistrationFailed(f"the network offers no {AKA_ALGORITHM} challenge", 401)
+
+    def _answer(self, challenge: Challenge) -> tuple[AkaRun | None, Credentials]:
+        """Run AKA (RFC 3310 §3.3): an answer, or the word that the MAC or the SQN is wrong."""
+        try:
+            nonce = parse_aka_nonce(challenge.nonce)
+        except ParseError as problem:
+            raise RegistrationFailed(f"the network's challenge cannot be read: {problem}", 401) from problem
+        try:
+            aka = self.usim.authenticate(nonce.rand, nonce.autn)
+        except MacFailure:
+            self.log.warning("autn-mac-wrong", impi=self.profile.impi)
+            return None, self._credentials(challenge)  # §5.1.1.5.3: no auts, an empty response
+        except SyncFailure as problem:
+            self.log.warning("autn-sqn-not-fresh", impi=self.profile.impi)
+            auts = encode_base64(problem.auts)
+            return None, self._signed(challenge, self._credentials(challenge), Secret(b""), auts)
+        run = AkaRun(
+            impi=self.profile.impi, challenge=challenge, rand=nonce.rand, marker=parse_marker(nonce.server_data),
+            stated_release=self.profile.release, res=aka.res, ck=aka.ck, ik=aka.ik,
+        )  # fmt: skip
+        return run, self._signed(challenge, self._credentials(challenge), aka.res, None)
+
+    def _credentials(self, challenge: Challenge) -> Credentials:
+        qop = "auth" if "auth" in challenge.qop else None
+        return Credentials(
+            username=self.profile.impi, realm=challenge.realm, nonce=challenge.nonce, uri=self._request_uri(), response="",
+            algorithm=AKA_ALGORITHM, qop=qop, nc="00000001" if qop else None, cnonce=self.random.octets(16).hex() if qop else None,
+            opaque=challenge.opaque,
+        )  # fmt: skip
+
+    def _signed(self, challenge: Challenge, unsigned: Credentials, password: Secret, auts: str | None) -> Credentials:
+        ha1 = hash_a1(AKA_ALGORITHM, self.profile.impi, challenge.realm, password)
+        response = respond(
+            AKA_ALGORITHM, ha1, method="REGISTER", uri=unsigned.uri, nonce=challenge.nonce, qop=unsigned.qop, nc=unsigned.nc,
+            cnonce=unsigned.cnonce,
+        )  # fmt: skip
+        return replace(unsigned, response=response, auts=auts)
+
+    def _final(
+        self, state: UeState, response: Response, run: AkaRun | None, answer: Credentials, expires: int, elapsed: float
+    ) -> UeState:
+        if not 200 <= response.status < 300:
+            raise RegistrationFailed(f"the network answered {response.status} {response.reason}", response.status)
+        if run is None:
+            # Nobody proved anything: a 2xx without a challenge never yields keys (S2).
+            outcome = Activation(None, "the network did not authenticate", rspauth=False)
+            gm_keys, marker = state.gm_keys, None
+        else:
+            info = response.all("Authentication-Info")
+            outcome = activate(run, answer, home_realm=self.profile.home_domain, authentication_info=info, elapsed=elapsed)
+            pair = run.gm_keys()
+            gm_keys, marker = Secret(pair.ck.reveal() + pair.ik.reveal()), run.marker
+        granted = _granted(response, self.contact_uri, expires)
+        done = replace(
+            state, expires_at=self.clock.now() + granted if granted else 0.0, realm=answer.realm,
+            release_marker=parse_aka_nonce(answer.nonce).server_data if run else b"", masked=run.masked if run else False,
+            rspauth=outcome.rspauth, k_m=outcome.k_m if granted else None, gm_keys=gm_keys if granted else None,
+            no_keys_because=outcome.refused_because if granted else "de-registered",
+            associated=_associated(response), service_route=tuple(response.all("Service-Route")),
+        )  # fmt: skip
+        return self._pin(done, marker)
+
+    def _pin(self, state: UeState, marker: Marker | None) -> UeState:
+        """Remember a home network that proved flags 7, and say so when it no longer does (DESIGN §4)."""
+        if state.k_m is not None and state.realm not in state.pinned:
+            return replace(state, pinned=(*state.pinned, state.realm))
+        if state.k_m is None and state.expires_at and state.realm in state.pinned and self.profile.release is not None:
+            self.log.warning("downgraded", realm=state.realm, marker=marker is not None)
+            state = replace(state, no_keys_because=f"downgraded: {state.no_keys_because}")
+        if state.k_m is None and state.expires_at and self.profile.require_keys:
+            raise RegistrationFailed(f"registered, but without AS keys, which this UE requires: {state.no_keys_because}")
+        return state
+
+    def _request_uri(self) -> str:
+        return f"sip:{self.profile.home_domain}"
+
+    def _contact(self) -> str:
+        stated = f';{RELEASE_TAG}="{self.profile.release}"' if self.profile.release is not None else ""
+        return f'<{self.contact_uri}>;+sip.instance="<{self.instance}>"{stated}'
+
+    def _request(self, state: UeState, credentials: Credentials, expires: int) -> Request:
+        """§5.1.1.2.1: Authorization is there from the first REGISTER on."""
+        impu = self.profile.impu
+        return Request(
+            "REGISTER",
+            self._request_uri(),
+            (
+                ("Max-Forwards", "70"),
+                ("From", f"<{impu}>;tag={self.random.octets(6).hex()}"),
+                ("To", f"<{impu}>"),
+                ("Call-ID", state.call_id),
+                ("CSeq", f"{state.cseq} REGISTER"),
+                ("Contact", state.contact),
+                ("Expires", str(expires)),
+                ("Authorization", build_credentials(credentials)),
+                ("Supported", "path"),
+            ),
+        )
+
+
+def _granted(response: Response, contact_uri: str, asked: int) -> int:
+    """Return the seconds granted to our own contact (RFC 3261 §10.2.4)."""
+    if asked == 0:
+        return 0
+    for value in response.all("Contact"):
+        for address in parse_name_addr_list(value):
+            own = address.parameter("expires")
+            if address.uri == contact_uri and own:
+                return parse_expires(own)
+    return min(asked, parse_expires(response.get("Expires") or str(asked)))
+
+
+def _associated(response: Response) -> tuple[str, ...]:
+    return tuple(address.uri for value in response.all("P-Associated-URI") for address in parse_name_addr_list(value))
+

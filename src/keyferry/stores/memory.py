@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every store in dictionaries: what the SQLite ones do, without a disk (tests, the demo)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from keyferry.errors import StoreError
+from keyferry.ports import Document, KeyRecord, PendingPush, Registration, Subscriber, UeState
+from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
+from keyferry.protocol.ims.keypush import HeldKey, HeldSet, Owner, Push, PushOutcome, after_use, erased, receive, valid
+
+
+class MemorySubscriberStore:
+    """Implement ports.SubscriberStore."""
+
+    def __init__(self) -> None:
+        self._subscribers: dict[Impi, Subscriber] = {}
+        self._seqs: dict[Impi, int] = {}
+        self._server_names: dict[Impi, str] = {}
+        self._owners: dict[Impu, Impi] = {}
+
+    async def add(self, subscriber: Subscriber) -> None:
+        """Store a new subscriber.
+
+        Raises StoreError if the IMPI or an IMPU is taken.
+        """
+        if subscriber.impi in self._subscribers:
+            raise _taken(subscriber.impi)
+        await self.replace(subscriber)
+
+    async def replace(self, subscriber: Subscriber) -> None:
+        """Store, new or not; SEQ and the S-CSCF's name are kept.
+
+        Raises StoreError if an IMPU is another subscriber's.
+        """
+        impi = subscriber.impi
+        impus = [subscribed.impu for subscribed in subscriber.impus]
+        if len(set(impus)) < len(impus) or any(self._owners.get(impu, impi) != impi for impu in impus):
+            raise _taken(impi)
+        self._free_impus(impi)
+        self._owners.update(dict.fromkeys(impus, impi))
+        self._subscribers[impi] = subscriber
+
+    async def get(self, impi: Impi) -> Subscriber | None:
+        """Return a subscriber."""
+        return self._subscribers.get(impi)
+
+    async def all(self) -> Sequence[Subscriber]:
+        """Return every subscriber, by IMPI."""
+        return [self._subscribers[impi] for impi in sorted(self._subscribers)]
+
+    async def remove(self, impi: Impi) -> bool:
+        """Forget a subscriber; false if there was none."""
+        self._free_impus(impi)
+        self._seqs.pop(impi, None)
+        self._server_names.pop(impi, None)
+        return self._subscribers.pop(impi, None) is not None
+
+    async def seq(self, impi: Impi) -> int:
+        """Return the SEQ up to which values may have been used; 0 for a new subscriber."""
+        return self._seqs.get(impi, 0)
+
+    async def set_seq(self, impi: Impi, seq: int) -> None:
+        """Store that SEQ values up to `seq` may be used.
+
+        Raises StoreError if there is no such subscriber.
+        """
+        self._check(impi)
+        self._seqs[impi] = seq
+
+    async def server_name(self, impi: Impi) -> str | None:
+        """Return the SIP URI of the S-CSCF assigned, if any."""
+        return self._server_names.get(impi)
+
+    async def set_server_name(self, impi: Impi, name: str | None) -> None:
+        """Assign or clear the S-CSCF.
+
+        Raises StoreError if there is no such subscriber.
+        """
+        self._check(impi)
+        if name is None:
+            self._server_names.pop(impi, None)
+        else:
+            self._server_names[impi] = name
+
+    def _check(self, impi: Impi) -> None:
+        if impi not in self._subscribers:
+            raise StoreError(f"{impi}: no such subscriber")
+
+    def _free_impus(self, impi: Impi) -> None:
+        old = self._subscribers.get(impi)
+        for subscribed in old.impus if old is not None else ():
+            self._owners.pop(subscribed.impu, None)
+
+
+def _taken(impi: Impi) -> StoreError:
+    return StoreError(f"{impi}: the IMPI, or one of its IMPUs, is there already")
+
+
+class MemoryRegistrationStore:
+    """Implement ports.RegistrationStore."""
+
+    def __init__(self) -> None:
+        self._registrations: dict[Impi, dict[Reg, Registration]] = {}
+        self._pushes: dict[tuple[Impi, AsId, str, Reg], PendingPush] = {}
+        self._seqs: dict[tuple[Impi, AsId, Reg], int] = {}
+
+    async def commit(self, registration: Registration, pushes: Sequence[PendingPush]) -> None:
+        """Replace the registration of (impi, reg) and, per (impi, as_id, server_name, reg), the push owed."""
+        self._registrations.setdefault(registration.impi, {})[registration.reg] = registration
+        self._owe(pushes)
+
+    async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush]) -> None:
+        """Remove the registration and replace the pushes owed."""
+        devices = self._registrations.get(impi, {})
+        devices.pop(reg, None)
+        if not devices:
+            self._registrations.pop(impi, None)
+        self._owe(pushes)
+
+    async def get(self, impi: Impi, reg: Reg) -> Registration | None:
+        """Return one registration, expired or not."""
+        return self._registrations.get(impi, {}).get(reg)
+
+    async def of_impi(self, impi: Impi) -> Sequence[Registration]:
+        """Return every device's registration, by reg."""
+        devices = self._registrations.get(impi, {})
+        return [devices[reg] for reg in sorted(devices)]
+
+    async def expired(self, now: float, limit: int = 1000) -> Sequence[Registration]:
+        """Return registrations whose time is over, the oldest first."""
+        over = [each for devices in self._registrations.values() for each in devices.values() if each.expires_at <= now]
+        return sorted(over, key=lambda registration: registration.expires_at)[:limit]
+
+    async def delivered(self, push: PendingPush) -> None:
+        """Note that the AS answered 2xx; a later push of the same set stays owed."""
+        owed = self._pushes.get(_push_key(push))
+        if owed is not None and owed.seq <= push.seq:
+            del self._pushes[_push_key(push)]
+
+    async def pending(self) -> Sequence[PendingPush]:
+        """Return every push owed."""
+        return sorted(self._pushes.values(), key=lambda push: push.seq)
+
+    async def last_seq(self, impi: Impi, as_id: AsId, reg: Reg) -> int:
+        """Return the highest seq ever stored for this set, 0 if none."""
+        return self._seqs.get((impi, as_id, reg), 0)
+
+    async def count(self) -> int:
+        """Return the number of registrations."""
+        return sum(map(len, self._registrations.values()))
+
+    def _owe(self, pushes: Sequence[PendingPush]) -> None:
+        for push in pushes:
+            key, of_set = _push_key(push), (push.impi, push.as_id, push.reg)
+            if key not in self._pushes or self._pushes[key].seq <= push.seq:
+                self._pushes[key] = push
+            self._seqs[of_set] = max(push.seq, self._seqs.get(of_set, 0))
+
+
+def _push_key(push: PendingPush) -> tuple[Impi, AsId, str, Reg]:
+    return (push.impi, push.as_id, push.server_name, push.reg)
+
+
+class MemoryKeyStore:
+    """Implement ports.KeyStore."""
+
+    def __init__(self) -> None:
+        self._sets: dict[tuple[str, Impi, AsId, Reg], HeldSet] = {}
+        self._keys: dict[KeyId, tuple[HeldKey, HeldSet]] = {}
+
+    async def apply(self, push: Push, *, pusher: str, realm: str, now: float) -> PushOutcome:
+        """Decide by `keypush.receive` and store.
+
+        Raises PushRefused.
+        """
+        held = self._sets.get((pusher, push.impi, push.as_id, push.reg))
+        outcome = receive(held, push, pusher=pusher, realm=realm, now=now, owner_of=self._owner)
+        if outcome.held is not held:
+            self._store(outcome.held)
+        return outcome
+
+    async def erase_impu(self, pusher: str, impu: Impu, as_ids: Sequence[AsId], now: float) -> int:
+        """Erase every key of that pusher whose IMPUs hold `impu` (a body-less Expires 0); return how many."""
+        del now  # what is over is erased too
+        theirs = [held for held in self._sets.values() if held.pusher == pusher and held.as_id in as_ids and impu in held.impus]
+        for held in theirs:
+            self._store(erased(held))
+        return sum(len(held.keys) for held in theirs)
+
+    async def lookup(self, key_id: KeyId, as_id: AsId, now: float) -> KeyRecord | None:
+        """Return a key valid at `now`."""
+        key, held = self._keys.get(key_id, (None, None))
+        if key is None or held is None or held.as_id != as_id or not valid(key, now):
+            return None
+        return KeyRecord(key_id, as_id, held.impi, held.reg, held.impus, key.k_as, _ends(key), key.superseded_until is not None)
+
+    async def used(self, record: KeyRecord, now: float) -> None:
+        """End the superseded keys of the record's device if the record itself is not superseded."""
+        key, held = self._keys.get(record.key_id, (None, None))
+        if key is not None and held is not None and not record.superseded:
+            self._store(after_use(held, record.key_id, now))
+
+    async def count(self, now: float) -> int:
+        """Return the number of keys valid at `now`."""
+        return sum(valid(key, now) for key, _ in self._keys.values())
+
+    async def sweep(self, now: float) -> int:
+        """Delete keys and tombstones whose time is over; return how many went."""
+        went = 0
+        for place, held in list(self._sets.items()):
+            left = held._replace(keys=tuple([key for key in held.keys if _ends(key) > now]))
+            went += len(held.keys) - len(left.keys)
+            self._store(left)
+            if held.tombstone_until <= now:
+                went += 1
+                del self._sets[place]
+        return went
+
+    def _owner(self, key_id: KeyId) -> Owner | None:
+        _, held = self._keys.get(key_id, (None, None))
+        return None if held is None else (held.impi, held.as_id, held.reg)
+
+    def _store(self, new: HeldSet) -> None:
+        place = (new.pusher, new.impi, new.as_id, new.reg)
+        old = self._sets.get(place)
+        for key in old.keys if old is not None else ():
+            if self._keys.get(key.key_id, (None, None))[1] is old:
+                del self._keys[key.key_id]
+        self._keys.update({key.key_id: (key, new) for key in new.keys})
+        self._sets[place] = new
+
+
+def _ends(key: HeldKey) -> float:
+    return float(key.not_after if key.superseded_until is None else min(key.not_after, key.superseded_until))
+
+
+class MemoryDocumentStore:
+    """Implement ports.DocumentStore."""
+
+    def __init__(self) -> None:
+        self._documents: dict[tuple[str, str, str], Document] = {}
+
+    async def get(self, auid: str, owner: str, path: str) -> Document | None:
+        """Return a document."""
+        return self._documents.get((auid, owner, path))
+
+    async def put(self, auid: str, owner: str, path: str, document: Document, *, expect: Callable[[Document | None], None]) -> bool:
+        """Store; true if it is new. `expect` sees what is stored and raises to refuse."""
+        old = self._documents.get((auid, owner, path))
+        expect(old)
+        self._documents[auid, owner, path] = document
+        return old is None
+
+    async def delete(self, auid: str, owner: str, path: str, *, expect: Callable[[Document | None], None]) -> bool:
+        """Delete; false if there was none. `expect` as in `put`."""
+        expect(self._documents.get((auid, owner, path)))
+        return self._documents.pop((auid, owner, path), None) is not None
+
+
+class MemoryUeStore:
+    """Implement ports.UeStore."""
+
+    def __init__(self) -> None:
+        self._states: dict[Impi, UeState] = {}
+
+    async def load(self, impi: Impi) -> UeState | None:
+        """Return the state."""
+        return self._states.get(impi)
+
+    async def save(self, state: UeState) -> None:
+        """Store it."""
+        self._states[state.impi] = state

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Subscribers in SQLite: the HSS's K and OPc sealed (DESIGN §3, §9)."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from typing import cast
+
+import msgspec
+
+from keyferry.errors import StoreError
+from keyferry.ports import SubscribedImpu, Subscriber
+from keyferry.protocol.aka import AkaName
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import Impi, Impu
+from keyferry.stores.database import Database, Row
+from keyferry.stores.sealing import Keyring, SealedColumn
+
+SLICE = 200
+"""Rows opened before other tasks get their turn: 3 ms."""
+
+SCHEMA = (
+    # seq and server_name change with every vector and every registration and say nothing about what K may be used for
+    "CREATE TABLE IF NOT EXISTS subscriber ("
+    " id INTEGER PRIMARY KEY, impi TEXT NOT NULL UNIQUE, algorithm TEXT NOT NULL, amf BLOB NOT NULL, profile TEXT NOT NULL,"
+    " impus TEXT NOT NULL, keys BLOB NOT NULL, seq INTEGER NOT NULL DEFAULT 0, server_name TEXT)",
+    # only so that no IMPU has two owners; what counts is the sealed row's impus
+    "CREATE TABLE IF NOT EXISTS subscriber_impu (impu TEXT PRIMARY KEY, impi TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS subscriber_impu_impi ON subscriber_impu (impi)",
+)
+KEYS = SealedColumn("subscriber", "keys", ("impi", "algorithm", "amf", "profile", "impus"))
+
+_COLUMNS = "keys, impi, algorithm, amf, profile, impus"
+
+
+class SqliteSubscriberStore:
+    """Implement ports.SubscriberStore."""
+
+    def __init__(self, database: Database, keyring: Keyring) -> None:
+        database.ensure(SCHEMA)
+        self._database = database
+        self._keyring = keyring
+
+    async def add(self, subscriber: Subscriber) -> None:
+        """Store a new subscriber durably.
+
+        Raises StoreError if the IMPI or an IMPU is taken.
+        """
+        await self._store(subscriber, "INSERT INTO subscriber (keys, impi, algorithm, amf, profile, impus) VALUES (?, ?, ?, ?, ?, ?)")
+
+    async def replace(self, subscriber: Subscriber) -> None:
+        """Store durably, new or not; SEQ and the S-CSCF's name are kept.
+
+        Raises StoreError if an IMPU is another subscriber's.
+        """
+        await self._store(
+            subscriber,
+            "INSERT INTO subscriber (keys, impi, algorithm, amf, profile, impus) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (impi) DO UPDATE SET keys = excluded.keys, algorithm = excluded.algorithm, amf = excluded.amf,"
+            " profile = excluded.profile, impus = excluded.impus",
+        )
+
+    async def _store(self, subscriber: Subscriber, sql: str) -> None:
+        row = self._row(subscriber)
+        impi = subscriber.impi
+        impus = [(subscribed.impu, impi) for subscribed in subscriber.impus]
+
+        def work(connection: sqlite3.Connection) -> None:
+            try:
+                connection.execute(sql, row)
+                connection.execute("DELETE FROM subscriber_impu WHERE impi = ?", (impi,))
+                connection.executemany("INSERT INTO subscriber_impu (impu, impi) VALUES (?, ?)", impus)
+            except sqlite3.IntegrityError as problem:
+                raise StoreError(f"{impi}: the IMPI, or one of its IMPUs, is there already") from problem
+
+        await self._database.write(work)
+
+    async def get(self, impi: Impi) -> Subscriber | None:
+        """Return a subscriber.
+
+        Raises SealError if the row was tampered with.
+        """
+        rows = self._database.read(f"SELECT {_COLUMNS} FROM subscriber WHERE impi = ?", (impi,))  # noqa: S608
+        return self._subscriber(rows[0]) if rows else None
+
+    async def all(self) -> Sequence[Subscriber]:
+        """Return every subscriber, by IMPI."""
+        rows = await self._database.scan(f"SELECT {_COLUMNS} FROM subscriber ORDER BY impi")  # noqa: S608
+        subscribers: list[Subscriber] = []
+        for start in range(0, len(rows), SLICE):
+            subscribers.extend(self._subscriber(row) for row in rows[start : start + SLICE])
+            await asyncio.sleep(0)
+        return subscribers
+
+    async def remove(self, impi: Impi) -> bool:
+        """Forget a subscriber; false if there was none."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            connection.execute("DELETE FROM subscriber_impu WHERE impi = ?", (impi,))
+            return connection.execute("DELETE FROM subscriber WHERE impi = ?", (impi,)).rowcount > 0
+
+        return await self._database.write(work)
+
+    async def seq(self, impi: Impi) -> int:
+        """Return the SEQ up to which values may have been used; 0 for a new subscriber."""
+        rows = self._database.read("SELECT seq FROM subscriber WHERE impi = ?", (impi,))
+        return int(rows[0][0]) if rows else 0
+
+    async def set_seq(self, impi: Impi, seq: int) -> None:
+        """Store that SEQ values up to `seq` may be used, durably before it returns.
+
+        Raises StoreError if there is no such subscriber.
+        """
+        await self._set("UPDATE subscriber SET seq = ? WHERE impi = ?", impi, seq)
+
+    async def server_name(self, impi: Impi) -> str | None:
+        """Return the SIP URI of the S-CSCF assigned, if any."""
+        rows = self._database.read("SELECT server_name FROM subscriber WHERE impi = ?", (impi,))
+        return cast("str | None", rows[0][0]) if rows else None
+
+    async def set_server_name(self, impi: Impi, name: str | None) -> None:
+        """Assign or clear the S-CSCF.
+
+        Raises StoreError if there is no such subscriber.
+        """
+        await self._set("UPDATE subscriber SET server_name = ? WHERE impi = ?", impi, name)
+
+    async def _set(self, sql: str, impi: Impi, value: str | int | None) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            if connection.execute(sql, (value, impi)).rowcount == 0:
+                raise StoreError(f"{impi}: no such subscriber")
+
+        await self._database.write(work)
+
+    def _row(self, subscriber: Subscriber) -> Row:
+        impus = msgspec.json.encode([(subscribed.impu, subscribed.barred) for subscribed in subscriber.impus]).decode()
+        values = (subscriber.impi, subscriber.algorithm, subscriber.amf, subscriber.profile, impus)
+        keys = msgspec.msgpack.encode((subscriber.k.reveal(), subscriber.opc.reveal()))
+        return (KEYS.seal(self._keyring, keys, values), *values)
+
+    def _subscriber(self, row: Row) -> Subscriber:
+        sealed, *values = row
+        k, opc = msgspec.msgpack.decode(KEYS.open(self._keyring, sealed, values), type=tuple[bytes, bytes])
+        impi, algorithm, amf, profile, impus = values
+        subscribed = msgspec.json.decode(impus, type=list[tuple[str, bool]])
+        return Subscriber(
+            impi=Impi(impi),
+            impus=tuple([SubscribedImpu(Impu(impu), barred) for impu, barred in subscribed]),
+            algorithm=cast("AkaName", algorithm),
+            k=Secret(k),
+            opc=Secret(opc),
+            amf=amf,
+            profile=profile,
+        )

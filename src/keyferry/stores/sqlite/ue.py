@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a UE keeps between two commands, sealed as one value (DESIGN §3)."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+
+from keyferry.ports import UeState
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import Impi, Impu
+from keyferry.stores.database import Database, octets, text
+from keyferry.stores.sealing import Keyring, SealedColumn
+
+SCHEMA = ("CREATE TABLE IF NOT EXISTS ue_state (id INTEGER PRIMARY KEY, impi TEXT NOT NULL UNIQUE, state BLOB NOT NULL)",)
+STATE = SealedColumn("ue_state", "state", ("impi",))
+
+
+class _State(msgspec.Struct, forbid_unknown_fields=True):
+    """A UeState as it is encoded: what a peer sent as octets, for it may be no UTF-8."""
+
+    seq_ms: tuple[int, ...]
+    call_id: bytes
+    cseq: int
+    contact: bytes
+    impu: str
+    realm: bytes
+    expires_at: float
+    release_marker: bytes
+    masked: bool
+    rspauth: bool
+    k_m: bytes | None
+    gm_keys: bytes | None
+    no_keys_because: str
+    associated: tuple[bytes, ...]
+    service_route: tuple[bytes, ...]
+    pinned: tuple[bytes, ...]
+
+
+class SqliteUeStore:
+    """Implement ports.UeStore."""
+
+    def __init__(self, database: Database, keyring: Keyring) -> None:
+        database.ensure(SCHEMA)
+        self._database = database
+        self._keyring = keyring
+
+    async def load(self, impi: Impi) -> UeState | None:
+        """Return the state.
+
+        Raises SealError if the row was tampered with.
+        """
+        rows = self._database.read("SELECT state FROM ue_state WHERE impi = ?", (impi,))
+        if not rows:
+            return None
+        return _read(impi, msgspec.msgpack.decode(STATE.open(self._keyring, rows[0][0], (impi,)), type=_State))
+
+    async def save(self, state: UeState) -> None:
+        """Store it durably."""
+        sealed = STATE.seal(self._keyring, msgspec.msgpack.encode(_written(state)), (state.impi,))
+
+        def work(connection: sqlite3.Connection) -> None:
+            sql = "INSERT INTO ue_state (impi, state) VALUES (?, ?) ON CONFLICT (impi) DO UPDATE SET state = excluded.state"
+            connection.execute(sql, (state.impi, sealed))
+
+        await self._database.write(work)
+
+
+def _written(state: UeState) -> _State:
+    return _State(
+        seq_ms=state.seq_ms,
+        call_id=octets(state.call_id),
+        cseq=state.cseq,
+        contact=octets(state.contact),
+        impu=state.impu,
+        realm=octets(state.realm),
+        expires_at=state.expires_at,
+        release_marker=state.release_marker,
+        masked=state.masked,
+        rspauth=state.rspauth,
+        k_m=state.k_m.reveal() if state.k_m is not None else None,
+        gm_keys=state.gm_keys.reveal() if state.gm_keys is not None else None,
+        no_keys_because=state.no_keys_because,
+        associated=tuple([octets(value) for value in state.associated]),
+        service_route=tuple([octets(value) for value in state.service_route]),
+        pinned=tuple([octets(value) for value in state.pinned]),
+    )
+
+
+def _read(impi: Impi, written: _State) -> UeState:
+    return UeState(
+        impi=impi,
+        seq_ms=written.seq_ms,
+        call_id=text(written.call_id),
+        cseq=written.cseq,
+        contact=text(written.contact),
+        impu=Impu(written.impu),
+        realm=text(written.realm),
+        expires_at=written.expires_at,
+        release_marker=written.release_marker,
+        masked=written.masked,
+        rspauth=written.rspauth,
+        k_m=Secret(written.k_m) if written.k_m is not None else None,
+        gm_keys=Secret(written.gm_keys) if written.gm_keys is not None else None,
+        no_keys_because=written.no_keys_because,
+        associated=tuple([text(value) for value in written.associated]),
+        service_route=tuple([text(value) for value in written.service_route]),
+        pinned=tuple([text(value) for value in written.pinned]),
+    )

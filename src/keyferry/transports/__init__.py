@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets, TLS and clocks: octets in, octets out."""

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP and HTTPS listeners: uvicorn inside our own event loop (RFC 9110; TLS profile of TS 33.310 annex E)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import uvicorn
+
+from keyferry.errors import TransportError
+
+AsgiApp: TypeAlias = Callable[
+    [MutableMapping[str, Any], Callable[[], Awaitable[MutableMapping[str, Any]]], Callable[[MutableMapping[str, Any]], Awaitable[None]]],
+    Awaitable[None],
+]
+
+MAX_CONNECTIONS = 10_000  # one door's open connections and tasks; above, 503
+HEADER_BYTES = 16_384  # one request's header; Digest credentials are under 1 kB
+BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the process has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return a server context: TLS 1.2 with forward secrecy, or 1.3."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+class HttpServer:
+    """Serve one ASGI application on one address."""
+
+    def __init__(self, app: AsgiApp, *, tls: ssl.SSLContext | None = None) -> None:
+        options: dict[str, Any] = {"ssl_context_factory": lambda _config, _default: tls} if tls else {}
+        # No access log: a request path carries identities, and with some phones a password (docs/protocol.md).
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off", ws="none",
+            http="httptools", timeout_keep_alive=75, timeout_graceful_shutdown=3, limit_concurrency=MAX_CONNECTIONS,
+            h11_max_incomplete_event_size=HEADER_BYTES, backlog=BACKLOG, **options,
+        )  # fmt: skip
+        self._server = _Server(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Bind, start, and return the address. Raises TransportError."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+        except OSError as problem:
+            sock.close()
+            raise TransportError(
+                f"http:{host}:{port}", f"cannot listen: {problem.strerror}; end what uses the port, or configure another"
+            ) from None
+        self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[sock]))
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+                raise TransportError(f"http:{host}:{port}", "the HTTP server ended as it started")
+            await asyncio.sleep(0)
+        address: tuple[str, int] = sock.getsockname()[:2]
+        return address
+
+    async def aclose(self) -> None:
+        """Finish the requests under way, at most three seconds, and close."""
+        if self._task is not None:
+            self._server.should_exit = True
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None

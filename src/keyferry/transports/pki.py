@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The private CA and the certificates of roles (X.509, RFC 5280; TS 33.310 §6.1, Release 17)."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from keyferry.errors import StateError
+from keyferry.ports import Clock
+
+CA_DAYS = 3650
+LEAF_DAYS = 397  # what browsers accept at most
+RENEW_DAYS = 30  # a certificate with less left is made again at start
+ROLE_OU = "keyferry "  # organizational unit of a leaf: "keyferry as", "keyferry scscf" …
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate on disk with what a reader wants to know."""
+
+    name: str
+    role: str
+    certificate: Path
+    key: Path
+    not_after: datetime.datetime
+    sha256: bytes  # of the DER
+
+
+class Pki:
+    """Keep a CA and role certificates in a directory: `ca.pem` beside it, everything else in `pki/`."""
+
+    def __init__(self, state: Path, clock: Clock) -> None:
+        self._state = state
+        self._folder = state / "pki"
+        self._clock = clock
+
+    @property
+    def ca_file(self) -> Path:
+        """Return where the CA certificate lies."""
+        return self._state / "ca.pem"
+
+    def ensure(self, name: str, role: str, *, also: Sequence[str] = ()) -> Certificate:
+        """Return the certificate of a role, made (again) if there is none, it is near its end, or its names differ.
+
+        Raises StateError.
+        """
+        self._ensure_ca()
+        folder = self._folder / f"{role}-{name}.pem", self._folder / f"{role}-{name}.key"
+        try:
+            found = x509.load_pem_x509_certificate(folder[0].read_bytes())
+            left = found.not_valid_after_utc - self._now()
+            names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            same = set(names.get_values_for_type(x509.DNSName)) == {name, *(text for text in also if not _is_ip(text))}
+            if left.days >= RENEW_DAYS and same and folder[1].is_file() and self._issued_by_ca(found):
+                return _describe(name, role, *folder, found)
+        except FileNotFoundError:
+            pass
+        except (ValueError, x509.ExtensionNotFound) as problem:
+            raise StateError(
+                str(folder[0]), "is not a certificate of ours", "Move it away; it is made again at the next start"
+            ) from problem
+        return self._issue(name, role, also, *folder)
+
+    def all(self) -> list[Certificate]:
+        """Return every role certificate."""
+        found = []
+        for path in sorted(self._folder.glob("*.pem")):
+            role, _, name = path.stem.partition("-")
+            found.append(_describe(name, role, path, path.with_suffix(".key"), x509.load_pem_x509_certificate(path.read_bytes())))
+        return found
+
+    def _now(self) -> datetime.datetime:
+        return datetime.datetime.fromtimestamp(self._clock.now(), datetime.UTC)
+
+    def _ensure_ca(self) -> None:
+        key_file = self._folder / "ca.key"
+        if self.ca_file.is_file() and key_file.is_file():
+            return
+        if self.ca_file.exists() or key_file.exists():
+            raise StateError(str(self._state), "holds one half of the CA (ca.pem, pki/ca.key)", "Restore the other half, or remove both")
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "keyferry lab CA")])
+        builder = self._builder(name, name, key.public_key(), CA_DAYS)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        builder = builder.add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        _write_key(key_file, key)
+        _write(self.ca_file, builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), 0o644)
+
+    def _issue(self, name: str, role: str, also: Sequence[str], certificate_file: Path, key_file: Path) -> Certificate:
+        ca = x509.load_pem_x509_certificate(self.ca_file.read_bytes())
+        ca_key = serialization.load_pem_private_key((self._folder / "ca.key").read_bytes(), None)
+        if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
+            raise StateError(str(self._folder / "ca.key"), "is not an EC key of ours", "Restore it, or remove ca.pem and pki/ca.key")
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name(
+            [x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, ROLE_OU + role), x509.NameAttribute(NameOID.COMMON_NAME, name)]
+        )
+        names: list[x509.GeneralName] = [x509.DNSName(name)]
+        names += [x509.IPAddress(ipaddress.ip_address(text)) if _is_ip(text) else x509.DNSName(text) for text in also]
+        builder = self._builder(subject, ca.subject, key.public_key(), LEAF_DAYS)
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder = builder.add_extension(_usage(digital_signature=True), critical=True)
+        purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        ca_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
+        made = builder.add_extension(ca_id, critical=False).sign(ca_key, hashes.SHA256())
+        _write_key(key_file, key)
+        _write(certificate_file, made.public_bytes(serialization.Encoding.PEM), 0o644)
+        return _describe(name, role, certificate_file, key_file, made)
+
+    def _builder(self, subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
+        now = self._now()
+        builder = x509.CertificateBuilder(
+            subject_name=subject, issuer_name=issuer, public_key=key, serial_number=x509.random_serial_number()
+        )
+        builder = builder.not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(days=days))
+        return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+
+    def _issued_by_ca(self, found: x509.Certificate) -> bool:
+        try:
+            found.verify_directly_issued_by(x509.load_pem_x509_certificate(self.ca_file.read_bytes()))
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
+
+
+def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature, key_cert_sign=key_cert_sign, crl_sign=crl_sign, content_commitment=False,
+        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _describe(name: str, role: str, certificate: Path, key: Path, found: x509.Certificate) -> Certificate:
+    return Certificate(name, role, certificate, key, found.not_valid_after_utc, found.fingerprint(hashes.SHA256()))
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    _write(path, key.private_bytes(encoding, form, serialization.NoEncryption()), 0o600)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """Write a file so that a crash leaves the old one or the new one."""
+    beside = path.with_name(path.name + ".new")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client side of a SIP node (RFC 3261 §8.1.1.7, §17.1.2, §17.1.3, §18.1)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from keyferry.errors import KeyferryError, ParseError, TransportError
+from keyferry.ports import SipPeer
+from keyferry.protocol.sip.headers import CSeq, Via, parse_cseq, top_via
+from keyferry.protocol.sip.message import Request, Response
+from keyferry.protocol.sip.transaction import MAGIC_COOKIE, ClientTransaction, Deliver, Effect, Failed, Input, Transmit
+from keyferry.transports.deadlines import Deadline
+from keyferry.transports.sip_context import Check, Flow, SipContext
+
+BRANCH_OCTETS = 12
+"""Random octets of a branch: 96 bits, so nobody off the path guesses it."""
+
+
+class Call:
+    """One request on its way: the transaction, what it sends and who waits."""
+
+    __slots__ = ("check", "cseq", "data", "deadline", "flow", "future", "request", "transaction", "via")
+
+    def __init__(self, request: Request, data: bytes, via: Via, cseq: CSeq, flow: Flow, check: Check | None, context: SipContext) -> None:
+        self.request = request
+        self.data = data
+        self.via = via
+        self.cseq = cseq
+        self.flow = flow
+        self.check = check
+        self.transaction = ClientTransaction(reliable=flow.peer.transport != "UDP", timers=context.timers)
+        self.future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self.deadline: Deadline | None = None
+
+
+class SipClientSide:
+    """Match responses to requests and retransmit."""
+
+    def __init__(self, context: SipContext) -> None:
+        self._context = context
+        self._calls: dict[str, Call] = {}
+
+    @property
+    def in_progress(self) -> int:
+        """How many requests wait for their final response."""
+        return len(self._calls)
+
+    def via(self, transport: str, sent_by: SipPeer) -> Via:
+        """Return a new top Via."""
+        branch = MAGIC_COOKIE + self._context.random.octets(BRANCH_OCTETS).hex()
+        host = f"[{sent_by.host}]" if ":" in sent_by.host else sent_by.host
+        parameters: tuple[tuple[str, str | None], ...] = (("branch", branch),)
+        if transport == "UDP":
+            parameters = (("rport", None), *parameters)
+        return Via(transport, host, sent_by.port, parameters)
+
+    async def run(self, request: Request, data: bytes, via: Via, flow: Flow, check: Check | None) -> Response:
+        """Send a request whose top Via is `via`; return the final response without it.
+
+        Raises TransportError, and what `check` raises.
+        """
+        call = Call(request, data, via, parse_cseq(request.get("CSeq") or ""), flow, check, self._context)
+        self._calls[via.branch] = call
+        try:
+            self._carry_out(call, call.transaction.start(self._context.clock.monotonic()))
+            return without_top_via(await call.future)
+        finally:
+            # the transaction would now absorb further responses for T4; unmatched ones are dropped just the same
+            del self._calls[via.branch]
+            if call.deadline is not None:
+                call.deadline.cancel()
+
+    def received(self, response: Response, octets: int, flow: Flow) -> None:
+        """Take a response; one that belongs to no request is dropped (§18.1.2)."""
+        call = self._match(response)
+        self._context.saw(flow, octets, response, outgoing=False, retransmission=call is None)
+        if call is None:
+            self._context.count("sip_dropped", "stray-response")
+            return
+        if call.future.done():
+            return  # its sender has not run yet
+        self._carry_out(call, call.transaction.receive(response, self._context.clock.monotonic()))
+
+    def lost(self, flow: Flow, problem: str) -> None:
+        """Fail what waits for an answer on a connection that ended."""
+        for call in list(self._calls.values()):
+            if call.flow is flow:
+                self._fail(call, TransportError(str(flow.peer), problem))
+
+    def close(self) -> None:
+        """Fail everything."""
+        for call in list(self._calls.values()):
+            self._fail(call, TransportError(str(call.flow.peer), "this node was closed"))
+
+    def _match(self, response: Response) -> Call | None:
+        # §17.1.3: the branch, our sent-by, and the method of CSeq; its number too
+        try:
+            via, _ = top_via(response.get("Via") or "")
+            cseq = parse_cseq(response.get("CSeq") or "")
+        except ParseError:
+            return None
+        call = self._calls.get(via.branch)
+        if call is None or (via.host, via.port) != (call.via.host, call.via.port) or cseq != call.cseq:
+            return None
+        return call
+
+    def _carry_out(self, call: Call, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Transmit(retransmission):
+                    self._transmit(call, retransmission)
+                case Deliver(response):
+                    if response.status >= 200 and not call.future.done():
+                        call.future.set_result(response)
+                case Failed(cause):
+                    why = f"no answer in {self._context.timers.f:g} s" if cause is Input.TIMER_F else "could not be sent"
+                    self._fail(call, TransportError(str(call.flow.peer), why))
+        self._arm(call)
+
+    def _transmit(self, call: Call, retransmission: bool) -> None:
+        try:
+            if call.check is not None:
+                call.check(call.flow.peer)
+            call.flow.send(call.data)
+        except Exception as problem:  # whatever the policy raises goes to the caller, not to the timer that retransmits
+            call.transaction.transport_failed(self._context.clock.monotonic())
+            self._fail(call, problem)
+            return
+        if retransmission:
+            self._context.count("sip_retransmissions", "sent")
+        self._context.saw(call.flow, len(call.data), call.request, outgoing=True, retransmission=retransmission)
+
+    def _arm(self, call: Call) -> None:
+        if call.deadline is not None:
+            call.deadline.cancel()
+            call.deadline = None
+        when = None if call.future.done() else call.transaction.deadline
+        if when is not None:
+            call.deadline = self._context.deadlines.at(when, lambda: self._tick(call))
+
+    def _tick(self, call: Call) -> None:
+        self._carry_out(call, call.transaction.tick(self._context.clock.monotonic()))
+
+    @staticmethod
+    def _fail(call: Call, problem: Exception) -> None:
+        if not call.future.done():
+            call.future.set_exception(problem)
+
+
+def without_top_via(response: Response) -> Response:
+    """Return a response without its first Via value."""
+    for number, (name, value) in enumerate(response.headers):
+        if name == "Via":
+            with contextlib.suppress(KeyferryError):
+                _, rest = top_via(value)
+                middle = (("Via", rest),) if rest else ()
+                return response.with_headers((*response.headers[:number], *middle, *response.headers[number + 1 :]))
+    return response

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the parts of one SIP node share: name, clock, counters, observer; and the way a message travels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from keyferry.errors import TransportError
+from keyferry.ports import Clock, Counter, Log, RandomSource, SipEvent, SipObserver, SipPeer
+from keyferry.protocol.sip.message import Message
+from keyferry.protocol.sip.transaction import Timers
+from keyferry.transports.deadlines import Deadlines
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one node, each against one peer taking everything."""
+
+    in_progress: int = 1_000  # requests a handler is working on; above it 503
+    retry_after: int = 2  # seconds, in that 503
+    completed: int = 400_000  # responses kept for timer J: 32 s at 6,000 registrations a second
+    completed_octets: int = 256 * 1024 * 1024
+    connections: int = 2_000  # TCP, both directions
+    idle: float = 180.0  # seconds after which a TCP connection without traffic is closed
+    partial: float = 32.0  # seconds a TCP peer may take for one message: 64*T1
+    connect: float = 5.0  # seconds to establish a TCP connection
+    datagram: int = 1_300  # octets above which a request goes over TCP: RFC 3261 §18.1.1, path MTU unknown
+    pipelined: int = 64  # requests in progress of one TCP connection before it is read no further
+
+
+@dataclass(frozen=True, slots=True)
+class SipContext:
+    """Shared by the parts of a node."""
+
+    name: str
+    clock: Clock
+    random: RandomSource
+    log: Log
+    counter: Counter | None
+    observer: SipObserver | None
+    timers: Timers
+    limits: Limits
+    deadlines: Deadlines = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "deadlines", Deadlines(self.clock))
+
+    def count(self, name: str, reason: str = "") -> None:
+        """Count, if anybody wants to know."""
+        if self.counter is not None:
+            self.counter.count(name, reason)
+
+    def saw(self, flow: Flow, octets: int, message: Message, *, outgoing: bool, retransmission: bool = False) -> None:
+        """Show a message to the observer."""
+        if self.observer is None:
+            return
+        try:
+            self.observer(SipEvent(self.clock.now(), self.name, outgoing, flow.local, flow.peer, octets, message, retransmission))
+        except Exception as problem:  # who looks on must not stop what he looks at
+            self.log.warning("sip-observer-failed", node=self.name, problem=type(problem).__name__)
+
+
+class Flow(Protocol):
+    """A way to one peer: an UDP socket with an address, or a TCP connection."""
+
+    @property
+    def local(self) -> SipPeer:
+        """Our address."""
+
+    @property
+    def peer(self) -> SipPeer:
+        """Theirs."""
+
+    def send(self, data: bytes) -> None:
+        """Send one message. Raises TransportError if that is known to be impossible."""
+
+
+class Receiver(Protocol):
+    """Who takes what the sockets receive; no method raises."""
+
+    def received(self, data: bytes, flow: Flow) -> None:
+        """Take one datagram, or one message of a stream."""
+
+    def lost(self, flow: Flow, problem: str) -> None:
+        """Take the end of a connection."""
+
+
+def not_listening(transport: str) -> TransportError:
+    """Say that a node has no socket of a transport."""
+    return TransportError(transport.lower(), "this node does not listen on it; call listen() first")
+
+
+Check = Callable[[SipPeer], None]
+"""Policy port: called with the destination before every transmission; raises to stop it."""

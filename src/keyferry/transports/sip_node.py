@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One SIP element without dialogs: UDP and TCP, client and server (RFC 3261 §8, §17, §18)."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from keyferry.errors import LocalProtocolError, ParseError, TransportError
+from keyferry.ports import Clock, Counter, Log, RandomSource, SipHandler, SipObserver, SipPeer
+from keyferry.protocol.sip.headers import Via, build_via
+from keyferry.protocol.sip.message import Request, Response, build_message, parse_message
+from keyferry.protocol.sip.transaction import Timers
+from keyferry.transports.sip_client import SipClientSide
+from keyferry.transports.sip_context import Check, Flow, Limits, SipContext, not_listening
+from keyferry.transports.sip_server import SipServer
+from keyferry.transports.sip_tcp import WILDCARDS, TcpTransport
+from keyferry.transports.sip_udp import UdpEndpoint, UdpFlow, bind
+
+SAME_PORT_ATTEMPTS: Final = 16
+"""How often another port is tried until one is free for UDP and TCP alike."""
+MAX_KNOWN_HOSTS: Final = 1_024
+"""Numeric addresses remembered as such; parsing one costs 2 µs."""
+
+
+class SipNode:
+    """Listen, answer requests with a handler, send requests (ports.SipClient)."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        clock: Clock,
+        random: RandomSource,
+        log: Log,
+        handler: SipHandler | None = None,
+        observer: SipObserver | None = None,
+        counter: Counter | None = None,
+        timers: Timers | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._context = SipContext(name, clock, random, log, counter, observer, timers or Timers(), limits or Limits())
+        self._tcp = TcpTransport(self._context, self)
+        self._server = SipServer(self._context, handler, self._tcp)
+        self._client = SipClientSide(self._context)
+        self._udp: list[UdpEndpoint] = []
+        self._sent_by: list[tuple[socket.AddressFamily, SipPeer, str]] = []  # family, what Via says, host to connect from
+        self._numeric: set[str] = set()
+        self._closed = False
+
+    @property
+    def in_progress(self) -> int:
+        """How many requests the handler is working on."""
+        return self._server.in_progress
+
+    @property
+    def remembered(self) -> int:
+        """How many responses are kept for retransmissions."""
+        return self._server.remembered
+
+    @property
+    def connections(self) -> int:
+        """How many TCP connections are open."""
+        return len(self._tcp)
+
+    async def listen(
+        self, host: str, port: int, transports: Sequence[str] = ("UDP", "TCP"), *, advertise: str | None = None
+    ) -> list[SipPeer]:
+        """Listen on a port of `host`; 0 picks one that is free for all `transports`. Return what Via will say, one for each.
+
+        `advertise` is the host others reach us at, needed with a wildcard address. Raises TransportError that says what to do.
+        """
+        sockets = _bind(host, port, transports)
+        bound = sockets[0].getsockname()
+        if bound[0] in WILDCARDS and advertise is None:
+            for sock in sockets:
+                sock.close()
+            raise TransportError(host, "a wildcard address says nobody where to answer; give the address to advertise")
+        found: list[SipPeer] = []
+        for sock in sockets:
+            stream = sock.type is socket.SOCK_STREAM
+            peer = SipPeer("TCP" if stream else "UDP", advertise or bound[0], bound[1])
+            if stream:
+                await self._tcp.listen(sock)
+            else:
+                self._udp.append(UdpEndpoint(sock, self._context, self))
+            self._sent_by.append((sock.family, peer, "" if bound[0] in WILDCARDS else bound[0]))
+            found.append(peer)
+        return found
+
+    async def send(self, request: Request, hop: SipPeer, *, check: Check | None = None) -> Response:
+        """Send a request and return the final response without our Via.
+
+        Adds the top Via, retransmits over UDP, and uses TCP for a request over 1,300 octets whatever `hop` says (RFC 3261 §18.1.1;
+        it does not fall back to UDP). `check` is called with the numeric destination before every transmission and may raise.
+        Raises TransportError (no answer within 64*T1, or no connection), LocalProtocolError, and what `check` raises.
+        """
+        if self._closed:
+            raise TransportError(str(hop), "this node was closed")
+        if request.get("CSeq") is None:
+            raise LocalProtocolError("a request without CSeq")
+        family, peer = await self._address(hop)
+        if peer.transport == "UDP":
+            sent_by, _ = self._own("UDP", family)
+            outgoing, data, via = self._prepared(request, "UDP", sent_by)
+            if len(data) <= self._context.limits.datagram:
+                return await self._client.run(outgoing, data, via, self._udp_flow(family, peer), check)
+            peer = peer._replace(transport="TCP")
+        sent_by, local_host = self._own("TCP", family)
+        outgoing, data, via = self._prepared(request, "TCP", sent_by)
+        if check is not None:
+            check(peer)  # before a connection is made, too
+        connection = await self._tcp.connection(peer, local_host)
+        return await self._client.run(outgoing, data, via, connection, check)
+
+    def tick(self) -> int:
+        """Fire the timers that are due by the clock; the event loop does this by itself, a test with a clock of its own calls it."""
+        return self._context.deadlines.run()
+
+    async def aclose(self) -> None:
+        """Stop listening, cancel handlers, fail requests that wait, close connections."""
+        self._closed = True
+        self._client.close()
+        await self._server.aclose()
+        for endpoint in self._udp:
+            endpoint.close()
+        await self._tcp.aclose()
+        self._context.deadlines.close()
+
+    # ---- sip_context.Receiver
+
+    def received(self, data: bytes, flow: Flow) -> None:
+        """Take a datagram or a message of a stream; nothing that it holds stops the listener."""
+        try:
+            self._take(data, flow)
+        except Exception as problem:  # the shell's last line: a bug of ours costs one message
+            self._context.count("sip_dropped", "internal-error")
+            self._context.log.warning("sip-internal-error", node=self._context.name, problem=type(problem).__name__)
+
+    def lost(self, flow: Flow, problem: str) -> None:
+        """Take the end of a connection."""
+        self._client.lost(flow, problem)
+
+    # ---- inside
+
+    def _take(self, data: bytes, flow: Flow) -> None:
+        try:
+            message = parse_message(data)
+        except ParseError as problem:
+            if not data.strip(b"\r\n\0 "):
+                self._context.count("sip_dropped", "keep-alive")
+            else:
+                self._server.malformed(data, flow, problem.status)
+            return
+        if isinstance(message, Request):
+            self._server.received(message, len(data), flow)
+        else:
+            self._client.received(message, len(data), flow)
+
+    def _prepared(self, request: Request, transport: str, sent_by: SipPeer) -> tuple[Request, bytes, Via]:
+        via = self._client.via(transport, sent_by)
+        outgoing = request.prepending("Via", build_via(via))
+        return outgoing, build_message(outgoing), via
+
+    async def _address(self, hop: SipPeer) -> tuple[socket.AddressFamily, SipPeer]:
+        if hop.transport not in ("UDP", "TCP"):
+            raise TransportError(str(hop), "a transport this node does not have")
+        host = hop.host.strip("[]")
+        if host not in self._numeric:
+            try:
+                ipaddress.ip_address(host)
+            except ValueError:
+                return await self._resolved(hop)
+            if len(self._numeric) >= MAX_KNOWN_HOSTS:
+                self._numeric.clear()
+            self._numeric.add(host)
+        return (socket.AF_INET6 if ":" in host else socket.AF_INET), hop._replace(host=host)
+
+    async def _resolved(self, hop: SipPeer) -> tuple[socket.AddressFamily, SipPeer]:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(hop.host, hop.port, type=socket.SOCK_DGRAM)
+        except OSError as problem:
+            raise TransportError(str(hop), "the host is unknown") from problem
+        families = {family for family, _, _ in self._sent_by}
+        for family, _, _, _, address in found:
+            if family in families:
+                return family, hop._replace(host=str(address[0]))
+        raise TransportError(str(hop), "no address of a family this node listens on")
+
+    def _own(self, transport: str, family: socket.AddressFamily) -> tuple[SipPeer, str]:
+        same_family = [(peer, local_host) for known, peer, local_host in self._sent_by if known == family]
+        for peer, local_host in same_family:
+            if peer.transport == transport:
+                return peer, local_host
+        if transport == "TCP" and same_family:
+            return same_family[0]  # responses come back on the connection we open
+        raise not_listening(transport)
+
+    def _udp_flow(self, family: socket.AddressFamily, peer: SipPeer) -> UdpFlow:
+        for endpoint in self._udp:
+            if endpoint.family == family:
+                return UdpFlow(endpoint, peer.host, peer.port)
+        raise not_listening("UDP")
+
+
+def _bind(host: str, port: int, transports: Sequence[str]) -> list[socket.socket]:
+    kinds = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
+    if not transports or any(transport not in kinds for transport in transports):
+        raise TransportError(host, "transports are UDP and TCP")
+    for _ in range(SAME_PORT_ATTEMPTS):
+        sockets: list[socket.socket] = []
+        try:
+            for transport in transports:
+                chosen = sockets[0].getsockname()[1] if sockets else port
+                sockets.append(bind(kinds[transport], host, chosen))
+            return sockets
+        except TransportError:
+            for sock in sockets:
+                sock.close()
+            if port != 0 or not sockets:
+                raise
+    raise TransportError(host, "no port is free for UDP and TCP alike")

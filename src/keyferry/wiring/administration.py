@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an administrator does to a state directory: subscribers, keys, certificates."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from keyferry.config import Subscriber
+from keyferry.ports import Subscriber as StoredSubscriber
+from keyferry.ports import SubscriberStore
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import AsId, Impi
+from keyferry.protocol.ims.keys import (
+    UA_DIGEST,
+    access_keys,
+    application_master_key,
+    as_key,
+    digest_password,
+    digest_realm,
+    first_nonce,
+    key_id,
+    psk_identity,
+    ua_key,
+)
+from keyferry.stores.database import Database
+from keyferry.stores.rotation import rotate
+from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.transports.pki import Pki
+from keyferry.wiring.system import subscriber_of
+
+
+@asynccontextmanager
+async def subscriber_store(state_path: Path) -> AsyncIterator[SubscriberStore]:
+    """Open the HSS's subscribers, also while `serve` runs. Raises StateError."""
+    with open_state(state_path, random=SystemRandom()) as state, Database(state.path("hss.db")) as database:
+        yield SqliteSubscriberStore(database, state.keyring)
+
+
+async def add_subscriber(state_path: Path, settings: Subscriber) -> StoredSubscriber:
+    """Add one. Raises ParseError, StoreError."""
+    async with subscriber_store(state_path) as store:
+        subscriber = subscriber_of(settings)
+        await store.add(subscriber)
+        return subscriber
+
+
+async def list_subscribers(state_path: Path) -> Sequence[StoredSubscriber]:
+    """Return every subscriber."""
+    async with subscriber_store(state_path) as store:
+        return await store.all()
+
+
+async def show_subscriber(state_path: Path, impi: Impi) -> tuple[StoredSubscriber, int, str | None] | None:
+    """Return a subscriber, the SEQ reserved and the S-CSCF assigned."""
+    async with subscriber_store(state_path) as store:
+        subscriber = await store.get(impi)
+        return (subscriber, await store.seq(impi), await store.server_name(impi)) if subscriber else None
+
+
+async def remove_subscriber(state_path: Path, impi: Impi) -> bool:
+    """Remove one; false if there was none."""
+    async with subscriber_store(state_path) as store:
+        return await store.remove(impi)
+
+
+def rotate_keys(state_path: Path) -> Mapping[str, int]:
+    """Make a new KEK and re-seal every row; return how many rows of each database. Raises StateError while `serve` runs."""
+    with open_state(state_path, random=SystemRandom(), exclusive=True) as state:
+        return rotate(state)
+
+
+def derive_keys(*, ck: Secret, ik: Secret, rand: bytes, impi: Impi, as_id: AsId, ua_id: bytes, realm: str) -> dict[str, str]:
+    """Return the whole hierarchy of DESIGN §3 in the words of the test vectors, in clear: its purpose is to print keys."""
+    access = access_keys(ck, ik, rand, impi)
+    k_m = application_master_key(ck, ik, rand, impi)
+    k_as = as_key(k_m, as_id)
+    k_ua = ua_key(k_as, ua_id)
+    name = key_id(k_as, realm)
+    derived = {
+        "ck_prime": access.ck.reveal().hex(),
+        "ik_prime": access.ik.reveal().hex(),
+        "k_m": k_m.reveal().hex(),
+        "k_as": k_as.reveal().hex(),
+        "k_ua": k_ua.reveal().hex(),
+        "digest_password": digest_password(k_ua).reveal().decode("ascii"),
+        "first_nonce": first_nonce(k_ua),
+        "key_id": name,
+        "psk_identity": psk_identity(ua_id, name),
+    }
+    if ua_id == UA_DIGEST:
+        derived["digest_realm"] = digest_realm(as_id)
+    return derived
+
+
+def open_pki(state_path: Path) -> Pki:
+    """Return the private CA of a state directory. Raises StateError."""
+    with open_state(state_path, random=SystemRandom()):
+        return Pki(state_path, SystemClock())
+
+

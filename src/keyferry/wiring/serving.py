@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that serves: start, tell, wait for a signal, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import uvloop
+
+from keyferry.config import Config
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.wiring.observability import LogFormat, Metrics, StructLog
+from keyferry.wiring.system import ROLES, Role, System
+
+Announce = Callable[[dict[str, object]], None]
+
+
+def serve(config: Config, state_path: Path, announce: Announce, *, roles: Collection[Role] = ROLES, log_format: LogFormat = "text") -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError, StateError, TransportError."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, state_path, announce, roles, log_format))
+
+
+async def _serve(config: Config, state_path: Path, announce: Announce, roles: Collection[Role], log_format: LogFormat) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    random = SystemRandom()
+    whole = set(roles) == set(ROLES)
+    with open_state(state_path, random=random, exclusive=whole) as state:
+        log = StructLog(log_format)
+        system = System(config, state, SystemClock(), random, log, Metrics(), roles)
+        try:
+            listeners = await system.start()
+            log.info("ready", listeners=len(listeners))
+            announce({"ready": True, "listen": [listener._asdict() for listener in listeners], "ca": str(system.pki.ca_file)})
+            await ended.wait()
+            log.info("stopping")
+        finally:
+            await system.stop()

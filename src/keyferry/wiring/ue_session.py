@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A UE from its configuration and its state directory, for the command line and the lab."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urljoin
+
+import httpx
+
+from keyferry.client.http import open_http
+from keyferry.client.ue import HttpCredentials, Isim, UeClient, http_credentials, open_ue
+from keyferry.config import UeConfig, split_address
+from keyferry.errors import ConfigError, RegistrationFailed
+from keyferry.ports import Log, RandomSource, SipObserver, SipPeer, UeState
+from keyferry.protocol.identity import parse_as_id, parse_impi, parse_impu
+from keyferry.roles.ue import UeProfile
+from keyferry.stores.database import Database
+from keyferry.stores.sqlite.ue import SqliteUeStore
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.wiring.system import opc_of
+
+
+@dataclass(frozen=True, slots=True)
+class UeSession:
+    """An open UE."""
+
+    config: UeConfig
+    client: UeClient
+    random: RandomSource
+    ca: Path
+
+    async def current(self) -> UeState:
+        """Return the state of a registration that is still valid. Raises RegistrationFailed."""
+        state = await self.client.state()
+        if state is None or not state.expires_at:
+            raise RegistrationFailed("this UE is not registered: run `keyferry ue register`")
+        if state.expires_at <= self.client.clock.now():
+            raise RegistrationFailed("this UE's registration has expired: run `keyferry ue register`")
+        return state
+
+    def credentials(self, state: UeState, as_id: str) -> HttpCredentials:
+        """Derive the HTTP credentials for an AS. Raises ParseError, RegistrationFailed."""
+        return http_credentials(state, parse_as_id(as_id))
+
+    def url(self, target: str) -> str:
+        """Return a URL; a path is relative to the XCAP root. Raises ConfigError."""
+        url = target if "://" in target else urljoin(self.config.ue.xcap_root, target.lstrip("/"))
+        if not url.startswith("https://"):
+            raise ConfigError(target, "is not an https URL", "AS keys are used over TLS only")
+        return url
+
+    def http(self, state: UeState, url: str) -> httpx.AsyncClient:
+        """Return an HTTP client that authenticates with the AS key of the URL's host."""
+        return open_http(state, url, ca=self.ca, hosts=self.config.hosts, random=self.random)
+
+
+@asynccontextmanager
+async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: SipObserver | None = None) -> AsyncIterator[UeSession]:
+    """Open the UE; two processes of one UE at a time are the caller's mistake. Raises ConfigError, StateError, ParseError."""
+    settings = config.ue
+    clock, random = SystemClock(), SystemRandom()
+    opc = settings.opc if settings.opc is not None else opc_of(settings.algorithm, settings.k, settings.op or settings.k)
+    profile = UeProfile(
+        impi=parse_impi(settings.impi), impu=parse_impu(settings.impu), home_domain=settings.home_domain, expires=settings.expires,
+        release=settings.release if settings.release >= 6 else None, require_keys=settings.require_keys,
+    )  # fmt: skip
+    host, port = split_address(settings.pcscf, "ue.pcscf")
+    with open_state(state_path, random=random) as state, Database(state.path("ue.db")) as database:
+        store = SqliteUeStore(database, state.keyring)
+        isim = Isim(settings.algorithm, settings.k, opc)
+        local = "::1" if ":" in host else "127.0.0.1"
+        async with open_ue(
+            profile, isim, pcscf=SipPeer(settings.transport.upper(), host, port), store=store, clock=clock, random=random, log=log,
+            local_host=local, observer=observer,
+        ) as client:  # fmt: skip
+            ca = Path(settings.ca) if settings.ca else state_path / "ca.pem"
+            yield UeSession(config, client, random, ca)

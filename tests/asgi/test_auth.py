@@ -1,0 +1,585 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RFC 7616, DESIGN §7."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from asgi.doorkit import AS_ID, BOB, Answer, Client, Door, Echo, FakeKeys, FakeRandom, call, make_door, record
+from keyferry.asgi.auth import BOUND_CNONCE, MAX_CNONCE, Identity, SimLogin
+from keyferry.asgi.exchange import Message
+from keyferry.errors import ConfigError, LocalProtocolError
+from keyferry.ports import KeyRecord
+from keyferry.protocol import digest
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import AsId, KeyId
+
+ALICE_KEY = record()
+CERTIFICATE = hashlib.sha256(b"certificate").digest()
+CERTIFICATE_TEXT = "R7o7KZpqlyx0P7fxbEkfiXvWF4gK0CFLnUY7yFTfk2c"
+
+
+async def logged_in(door: Door, client: Client, *, target: str = "/notes", method: str = "GET", **wrong: Any) -> Answer:
+    challenge = await door.challenge()
+    return await call(door.door, method, target, [client.answer(challenge, method=method, **wrong)])
+
+
+# ---- challenge and admission
+
+
+async def test_a_request_without_credentials_is_challenged() -> None:
+    """RFC 7616 §3.3: one challenge, one qop, nothing a phone's parser trips over."""
+    door = make_door()
+    answer = await call(door.door)
+    assert answer.status == 401
+    assert answer.get("retry-after") is None
+    (text,) = answer.all("www-authenticate")
+    challenge = digest.parse_challenge(text)
+    assert (challenge.realm, challenge.algorithm, challenge.qop) == ("IMS-AS-key@xcap.home1.net", "SHA-256", ("auth",))
+    assert not challenge.stale
+    assert door.counter.seen == ["door challenge"]
+
+
+async def test_md5_is_offered_second_and_only_if_configured() -> None:
+    """DESIGN §7."""
+    door = make_door(ALICE_KEY, algorithms=("SHA-256", "MD5"))
+    first, second = (digest.parse_challenge(text) for text in (await call(door.door)).all("www-authenticate"))
+    assert (first.algorithm, second.algorithm) == ("SHA-256", "MD5")
+    for client in (Client(ALICE_KEY, "MD5"), Client(ALICE_KEY), Client(ALICE_KEY, "MD5")):
+        assert (await logged_in(door, client)).status == 200
+    without = dataclasses.replace(Client(ALICE_KEY, "MD5").credentials(second), algorithm=None)
+    assert (await call(door.door, headers=[("Authorization", digest.build_credentials(without))])).status == 200
+
+
+async def test_whoever_proves_a_key_is_admitted_under_the_identity_of_the_key() -> None:
+    """DESIGN §7: the application never sees anything but an identity."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    answer = await logged_in(door, client)
+    assert (answer.status, answer.body) == (200, b"sip:alice@home1.net")
+    (scope,) = door.app.scopes
+    assert scope["keyferry"] == Identity(ALICE_KEY.impus, ALICE_KEY.key_id, "digest")
+    assert not any(name == b"authorization" for name, _ in scope["headers"])
+    assert door.keys.told == [ALICE_KEY.key_id]
+
+
+async def test_the_door_proves_the_key_too() -> None:
+    """RFC 7616 §3.5: rspauth; no nextnonce while the nonce is young."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    credentials = client.credentials(await door.challenge())
+    answer = await call(door.door, headers=[("Authorization", digest.build_credentials(credentials))])
+    (text,) = answer.all("authentication-info")
+    info = digest.parse_authentication_info(text)
+    digest.check_rspauth(info, client.ha1, credentials, algorithm="SHA-256")
+    assert info.nextnonce is None
+    assert answer.get("x-app") == "echo"
+
+
+async def test_an_old_nonce_is_replaced_by_the_next() -> None:
+    """RFC 7616 §3.5: nextnonce."""
+    door, client = make_door(ALICE_KEY, nonce_lifetime=100.0), Client(ALICE_KEY)
+    challenge = await door.challenge()
+    door.clock.time += 60
+    answer = await call(door.door, headers=[client.answer(challenge)])
+    info = digest.parse_authentication_info(answer.get("authentication-info") or "")
+    assert info.nextnonce
+    door.clock.time += 60
+    assert (await call(door.door, headers=[client.answer(challenge, 2)])).challenge().stale
+    following = dataclasses.replace(challenge, nonce=info.nextnonce)
+    assert (await call(door.door, headers=[client.answer(following)])).status == 200
+
+
+async def test_a_device_uses_one_nonce_for_many_requests() -> None:
+    """RFC 7616 §3.4.5; the source is told of the use once."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    challenge = await door.challenge()
+    for count in (1, 2, 3, 0x10, 9):
+        assert (await call(door.door, headers=[client.answer(challenge, count)])).status == 200
+    assert door.keys.told == [ALICE_KEY.key_id]
+
+
+async def test_a_superseded_key_still_opens_the_door_but_ends_no_other() -> None:
+    """DESIGN §6: an older key stays valid until the newer one is first used."""
+    held = record(superseded=True)
+    door, client = make_door(held), Client(held)
+    assert (await logged_in(door, client)).status == 200
+    assert door.keys.told == []
+    door.keys.records[held.key_id] = held._replace(superseded=False)
+    assert (await logged_in(door, client)).status == 200
+    assert door.keys.told == [held.key_id]
+
+
+# ---- attacks on the answer
+
+
+async def test_a_replayed_request_is_refused() -> None:
+    """RFC 7616 §5.4; stale, so that a client whose packet was doubled goes on."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    header = client.answer(await door.challenge())
+    assert (await call(door.door, headers=[header])).status == 200
+    again = await call(door.door, headers=[header])
+    assert again.status == 401
+    assert again.challenge().stale
+    assert len(door.app.scopes) == 1
+
+
+class SlowKeys(FakeKeys):
+    """A key source that lets others run."""
+
+    async def lookup(self, key_id: KeyId, as_id: AsId) -> KeyRecord | None:
+        await asyncio.sleep(0)
+        return await super().lookup(key_id, as_id)
+
+    async def used(self, held: KeyRecord) -> None:
+        await asyncio.sleep(0)
+        await super().used(held)
+
+
+async def test_of_two_copies_at_the_same_time_one_is_admitted() -> None:
+    """DESIGN §7: claimed atomically."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    door.door._keys = SlowKeys(ALICE_KEY)
+    header = client.answer(await door.challenge())
+    answers = await asyncio.gather(*(call(door.door, headers=[header]) for _ in range(5)))
+    assert sorted(answer.status for answer in answers) == [200, 401, 401, 401, 401]
+    assert len(door.app.scopes) == 1
+
+
+async def test_a_wrong_response_does_not_use_up_the_count() -> None:
+    """DESIGN §7: claimed after the response verified; else anybody could lock a user out."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    challenge = await door.challenge()
+    assert (await call(door.door, headers=[client.answer(challenge, ha1=Secret(b"0" * 64))])).status == 401
+    assert (await call(door.door, headers=[client.answer(challenge)])).status == 200
+
+
+async def test_unknown_key_wrong_password_and_retired_key_look_alike() -> None:
+    """DESIGN §7."""
+    stranger, door = Client(record("stranger")), make_door(ALICE_KEY)
+    client = Client(ALICE_KEY)
+    challenge = await door.challenge()
+    assert (await call(door.door, headers=[client.answer(challenge)])).status == 200
+    unknown = await call(door.door, headers=[stranger.answer(challenge)])
+    wrong = await call(door.door, headers=[client.answer(challenge, 2, ha1=Secret(b"0" * 64))])
+    del door.keys.records[ALICE_KEY.key_id]
+    retired = await call(door.door, headers=[client.answer(challenge, 3)])
+    assert door.counter.seen[-3:] == ["door unknown-key", "door response", "door unknown-key"]
+    for answer in (unknown, wrong, retired):
+        assert answer.status == 401
+        assert answer.get("retry-after") == "1"
+        assert not answer.challenge().stale
+        assert [name for name, _ in answer.headers] == [name for name, _ in unknown.headers]
+        assert answer.body == unknown.body == (await call(door.door)).body
+
+
+class CountingLogin(SimLogin):
+    """Count derivations."""
+
+    derived = 0
+
+    def _derive(self, k_as: Secret, name: str, algorithm: str) -> Secret:
+        self.derived += 1
+        return super()._derive(k_as, name, algorithm)
+
+
+async def test_every_refused_answer_costs_one_derivation_and_a_known_key_none() -> None:
+    """DESIGN §7: unknown id, wrong password, retired key take the same time."""
+    door, client, stranger = make_door(ALICE_KEY, login=CountingLogin), Client(ALICE_KEY), Client(record("stranger"))
+    assert isinstance(door.door, CountingLogin)
+    challenge = await door.challenge()
+
+    async def cost(client: Client, count: int, **wrong: Any) -> int:
+        assert isinstance(door.door, CountingLogin)
+        before = door.door.derived
+        await call(door.door, headers=[client.answer(challenge, count, **wrong)])
+        return door.door.derived - before
+
+    wrong = {"ha1": Secret(b"0" * 64)}
+    assert await cost(client, 1, **wrong) == 1  # not seen before
+    assert await cost(client, 1) == 1
+    assert await cost(client, 2) == 0
+    assert await cost(client, 3, **wrong) == 1
+    assert await cost(stranger, 1) == 1
+    door.keys.records.clear()
+    assert await cost(client, 3) == 1
+
+
+async def test_stale_is_told_only_to_those_who_hold_the_key() -> None:
+    """RFC 7616 §3.3; a nonce of another door, or forged, or too old."""
+    other = make_door(ALICE_KEY, random=FakeRandom("other"))
+    door, client = make_door(ALICE_KEY, nonce_lifetime=100.0), Client(ALICE_KEY)
+    old = await door.challenge()
+    door.clock.time += 101
+    forged = dataclasses.replace(old, nonce="A" * 40)
+    for challenge in (old, forged, await other.challenge()):
+        right = await call(door.door, headers=[client.answer(challenge)])
+        wrong = await call(door.door, headers=[client.answer(challenge, ha1=Secret(b"0" * 64))])
+        assert (right.status, right.challenge().stale) == (401, True)
+        assert (wrong.status, wrong.challenge().stale) == (401, False)
+        assert (await call(door.door, headers=[client.answer(right.challenge())])).status == 200
+
+
+async def test_another_key_under_the_same_id_is_not_the_cached_one() -> None:
+    """A cached HA1 belongs to the octets it was made of."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    assert (await logged_in(door, client)).status == 200
+    changed = ALICE_KEY._replace(k_as=Secret(b"n" * 32))
+    door.keys.records[ALICE_KEY.key_id] = changed
+    assert (await logged_in(door, client)).status == 401
+    assert (await logged_in(door, Client(changed))).status == 200
+    door.keys.records[ALICE_KEY.key_id] = changed._replace(k_as=Secret(b"n" * 32))
+    assert (await logged_in(door, Client(changed))).status == 200
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [ALICE_KEY._replace(as_id=AsId("other.home1.net")), ALICE_KEY._replace(key_id=record("bob").key_id), ALICE_KEY._replace(impus=())],
+)
+async def test_a_record_that_does_not_fit_the_question_admits_nobody(bad: KeyRecord) -> None:
+    """Depth: a key source with a fault must not open the door to another AS's key."""
+    door = make_door()
+    door.keys.records[ALICE_KEY.key_id] = bad
+    assert (await logged_in(door, Client(ALICE_KEY))).status == 401
+
+
+async def test_the_memory_for_keys_is_bounded() -> None:
+    """PROVEN_KEYS."""
+    held = [record(name, BOB) for name in ("a", "b", "c", "d")]
+    door = make_door(*held, proven_keys=2)
+    for one in [*held, *held]:
+        assert (await logged_in(door, Client(one))).status == 200
+    assert len(door.door._proven) == 2
+
+
+@pytest.mark.parametrize("name", ['al"ice', "a\\b", "", "x" * 500, "../../etc/passwd", "\u00e9@home1.net", "A" * 24 + "@home1.net'--"])
+async def test_a_name_that_is_no_key_id_never_reaches_the_store(name: str) -> None:
+    """The store is asked for key ids alone."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    credentials = dataclasses.replace(client.credentials(await door.challenge()), username=name)
+    answer = await call(door.door, headers=[("Authorization", digest.build_credentials(credentials))])
+    assert (answer.status, answer.get("retry-after")) == (401, "1")
+    assert door.keys.asked == []
+
+
+async def test_the_answer_is_for_this_realm_algorithm_and_qop() -> None:
+    """RFC 7616 §3.4; no way down to MD5 or to RFC 2069."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    challenge = await door.challenge()
+    right = client.credentials(challenge)
+    md5 = Client(ALICE_KEY, "MD5").credentials(challenge)
+    old = digest.respond("SHA-256", client.ha1, method="GET", uri="/notes", nonce=challenge.nonce)
+    bad = {
+        "realm": dataclasses.replace(right, realm="IMS-AS-key@other.home1.net"),
+        "algorithm": md5,
+        "qop": client.credentials(challenge, qop="auth-int"),
+        "response": dataclasses.replace(right, nc="1"),
+    }
+    for reason, credentials in bad.items():
+        answer = await call(door.door, headers=[("Authorization", digest.build_credentials(credentials))])
+        assert (answer.status, door.counter.seen[-1]) == (401, f"door {reason}")
+    for credentials in (
+        dataclasses.replace(md5, algorithm=None),
+        dataclasses.replace(right, algorithm="SHA-256-sess"),
+        dataclasses.replace(right, qop=None, nc=None, cnonce=None, response=old),
+    ):
+        assert (await call(door.door, headers=[("Authorization", digest.build_credentials(credentials))])).status == 401
+    assert door.app.scopes == []
+
+
+@pytest.mark.parametrize("cnonce", ["", 'a"b', "a\\b", "x" * (MAX_CNONCE + 1), "\u00e9"])
+async def test_a_cnonce_that_cannot_be_sent_back_plainly_is_refused(cnonce: str) -> None:
+    """RFC 7616 §3.4; ordinary clients send hexadecimal or base64."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    answer = await logged_in(door, client, cnonce=cnonce)
+    assert answer.status == 400
+
+
+async def test_a_method_is_part_of_the_answer() -> None:
+    """RFC 7616 §3.4.3."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    header = client.answer(await door.challenge(), method="GET")
+    assert (await call(door.door, "DELETE", headers=[header])).status == 401
+
+
+# ---- attacks on the place
+
+
+async def test_plain_http_is_refused_before_any_challenge() -> None:
+    """DESIGN §3: K_UA is never used on http://."""
+    door = make_door(ALICE_KEY)
+    answer = await call(door.door, scheme="http")
+    assert (answer.status, answer.all("www-authenticate")) == (403, [])
+    assert b"plain http" in answer.body
+
+
+@pytest.mark.parametrize("host", ["xcap.home1.net", "XCAP.Home1.NET", "xcap.home1.net:8443", "xcap.home1.net.", "xcap.home1.net.:443"])
+async def test_the_host_is_the_as_id_whatever_its_port(host: str) -> None:
+    """DESIGN §3: one FQDN, whatever its ports, is one AS."""
+    assert (await call(make_door().door, host=host)).status == 401
+
+
+@pytest.mark.parametrize(
+    "host", ["", "other.home1.net", "xcap.home1.net.evil.net", "xcapxhome1.net", "xcap.home1.net:", "xcap.home1.net\n", "[::1]"]
+)
+async def test_another_host_is_misdirected(host: str) -> None:
+    """RFC 9110 §15.5.20."""
+    door = make_door(ALICE_KEY)
+    answer = await call(door.door, headers=[Client(ALICE_KEY).answer(await door.challenge())], host=host)
+    assert answer.status == 421
+    assert door.app.scopes == []
+
+
+async def test_there_is_exactly_one_host() -> None:
+    """RFC 9112 §3.2."""
+    door = make_door().door
+    assert (await call(door, host=None)).status == 400
+    assert (await call(door, headers=[("Host", AS_ID)])).status == 400
+
+
+@pytest.mark.parametrize(
+    ("target", "uri"),
+    [
+        ("/notes", "/notes"),
+        ("/notes?a=1", "/notes?a=1"),
+        ("/notes", "/notes?"),  # ASGI cannot tell an empty query from none
+        ("/users/sip%3Aalice%40home1.net", "/users/sip%3Aalice%40home1.net"),
+        ("/users/sip:alice@home1.net", "/users/sip:alice@home1.net"),
+        ("/b\udcc3\udca9", "/b\udcc3\udca9"),  # curl sends octets as typed
+    ],
+)
+async def test_the_uri_is_the_request_target(target: str, uri: str) -> None:
+    """RFC 7616 §3.4."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    assert (await logged_in(door, client, target=target, uri=uri)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "uri"),
+    [
+        ("/notes", "/other"),
+        ("/notes?a=1", "/notes"),
+        ("/notes?a=1", "/notes?a=1?"),
+        ("/notes", "https://xcap.home1.net/notes"),
+        ("/users/sip%3Aalice", "/users/sip:alice"),
+        ("/users/sip:alice", "/users/sip%3Aalice"),
+        ("/users/sip%3aalice", "/users/sip%3Aalice"),
+        ("/a/../b", "/b"),
+        ("//notes", "/notes"),
+        ("https://xcap.home1.net/notes", "https://xcap.home1.net/notes"),  # absolute-form as h11 passes it on
+        ("*", "*"),
+    ],
+)
+async def test_another_uri_is_refused_however_similar(target: str, uri: str) -> None:
+    """RFC 7616 §3.4.6: an answer for one document must not open another."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    answer = await logged_in(door, client, target=target, uri=uri)
+    assert (answer.status, door.app.scopes) == (400, [])
+
+
+async def test_a_server_without_raw_path_is_found_out() -> None:
+    """The path as decoded by a server is not what the client signed."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    with pytest.raises(LocalProtocolError, match="raw_path"):
+        await call(door.door, headers=[client.answer(await door.challenge())], raw_path=None)
+
+
+# ---- malformed
+
+
+async def test_a_doubled_or_oversized_or_unreadable_authorization_is_refused() -> None:
+    """RFC 9110 §11.6.2; RFC 6585 §5."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    right = client.answer(await door.challenge())
+    assert (await call(door.door, headers=[right, right])).status == 400
+    assert (await call(door.door, headers=[right, ("Authorization", "Basic eA==")])).status == 400
+    assert (await call(door.door, headers=[("Authorization", "Digest " + "x" * 65_536)])).status == 431
+    for text in ("Digest", "Digest ", "Digest username", 'Digest username="', right[1] + ', nonce="x"', "Digest \udcff", "Digestive x=y"):
+        assert (await call(door.door, headers=[("Authorization", text)])).status == 400, text
+    assert door.app.scopes == []
+
+
+@pytest.mark.parametrize("text", ["Basic YWxpY2U6eA==", "Bearer x", ""])
+async def test_another_scheme_is_challenged(text: str) -> None:
+    """RFC 9110 §11.6.1."""
+    answer = await call(make_door().door, headers=[("Authorization", text)])
+    assert (answer.status, answer.get("retry-after")) == (401, "1")
+
+
+# ---- certificate binding
+
+
+async def test_a_client_that_saw_our_certificate_is_admitted() -> None:
+    """DESIGN §7: cb1."""
+    door, client = make_door(ALICE_KEY, certificate_hashes=(b"0" * 32, CERTIFICATE)), Client(ALICE_KEY)
+    text = door.door._certificates - {"MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA"}
+    (certificate,) = text
+    assert (await logged_in(door, client, cnonce=f"{BOUND_CNONCE}AAAA.{certificate}")).status == 200
+
+
+@pytest.mark.parametrize("hashes", [(), (b"0" * 32,)])
+@pytest.mark.parametrize("end", ["AAAA.", "AAAA.R7o7", "", "AAAA." + CERTIFICATE_TEXT])
+async def test_a_relay_with_another_certificate_is_refused(hashes: tuple[bytes, ...], end: str) -> None:
+    """DESIGN §7; and what it took from the client is not spent."""
+    door, client = make_door(ALICE_KEY, certificate_hashes=hashes), Client(ALICE_KEY)
+    challenge = await door.challenge()
+    answer = await call(door.door, headers=[client.answer(challenge, cnonce=BOUND_CNONCE + end)])
+    assert (answer.status, answer.get("authentication-info"), door.app.scopes) == (403, None, [])
+    assert (await call(door.door, headers=[client.answer(challenge)])).status == 200
+
+
+# ---- auth-int
+
+
+async def test_auth_int_covers_both_bodies() -> None:
+    """RFC 7616 §3.4.3, §3.5."""
+    door, client = make_door(ALICE_KEY, qop=("auth-int",), app=Echo(pieces=[b"one", b"two"])), Client(ALICE_KEY)
+    challenge = await door.challenge()
+    credentials = client.credentials(challenge, method="PUT", qop="auth-int", body=b"note")
+    header = ("Authorization", digest.build_credentials(credentials))
+    assert (await call(door.door, "PUT", headers=[header], body=b"nope")).status == 401
+    answer = await call(door.door, "PUT", headers=[header], body=[b"no", b"", b"te"])
+    assert (answer.status, answer.body, door.app.bodies) == (200, b"onetwo", [b"note"])
+    info = digest.parse_authentication_info(answer.get("authentication-info") or "")
+    digest.check_rspauth(info, client.ha1, credentials, algorithm="SHA-256", body=b"onetwo")
+
+
+async def test_auth_int_of_head_covers_no_body() -> None:
+    """RFC 9110 §9.3.2."""
+    door, client = make_door(ALICE_KEY, qop=("auth-int",)), Client(ALICE_KEY)
+    credentials = client.credentials(await door.challenge(), method="HEAD", qop="auth-int")
+    answer = await call(door.door, "HEAD", headers=[("Authorization", digest.build_credentials(credentials))])
+    info = digest.parse_authentication_info(answer.get("authentication-info") or "")
+    digest.check_rspauth(info, client.ha1, credentials, algorithm="SHA-256", body=b"")
+
+
+async def test_auth_int_holds_no_more_than_the_limit() -> None:
+    """MAX_BODY."""
+    app = Echo(pieces=[b"x" * 30, b"y" * 30, b"z"])
+    door, client = make_door(ALICE_KEY, qop=("auth", "auth-int"), max_body=50, app=app), Client(ALICE_KEY)
+    challenge = await door.challenge()
+    header = client.answer(challenge, method="PUT", qop="auth-int", body=b"x" * 60)
+    answer = await call(door.door, "PUT", headers=[header], body=[b"x" * 30, b"x" * 30])
+    assert (answer.status, answer.get("connection"), door.keys.asked) == (413, "close", [])
+    unsigned = await call(door.door, headers=[client.answer(challenge, qop="auth-int")])
+    assert (unsigned.status, unsigned.get("authentication-info")) == (200, None)
+    assert unsigned.body == b"x" * 30 + b"y" * 30 + b"z"
+
+
+async def test_a_client_that_goes_away_with_auth_int_reaches_nobody() -> None:
+    """ASGI http.disconnect."""
+    door, client = make_door(ALICE_KEY, qop=("auth-int",)), Client(ALICE_KEY)
+    header = client.answer(await door.challenge(), qop="auth-int")
+    scope = {
+        "type": "http",
+        "scheme": "https",
+        "method": "GET",
+        "raw_path": b"/notes",
+        "headers": [(b"host", AS_ID.encode()), (b"authorization", header[1].encode())],
+    }
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await door.door(scope, receive, send)
+    assert (sent[0]["status"], door.app.scopes) == (400, [])
+
+
+async def test_the_application_hears_of_a_disconnect_after_a_replayed_body() -> None:
+    """ASGI http.disconnect."""
+    kinds = []
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        kinds.extend([(await receive())["type"], (await receive())["type"]])
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
+
+    door, client = make_door(ALICE_KEY, qop=("auth-int",)), Client(ALICE_KEY)
+    door.door.app = app
+    assert (await logged_in(door, client, qop="auth-int")).status == 200
+    assert kinds == ["http.request", "http.disconnect"]
+
+
+# ---- the rest
+
+
+@pytest.mark.parametrize("what", ["lookup_fails", "used_fails"])
+async def test_a_store_that_fails_admits_nobody(what: str) -> None:
+    """Fail closed, and say that it will pass."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    setattr(door.keys, what, True)
+    answer = await logged_in(door, client)
+    assert (answer.status, answer.get("retry-after"), door.app.scopes) == (503, "1", [])
+    setattr(door.keys, what, False)
+    assert (await logged_in(door, client)).status == 200
+    assert door.keys.told == [ALICE_KEY.key_id]
+
+
+async def test_lifespan_passes_and_everything_else_is_shut() -> None:
+    """ASGI: a scope type of tomorrow must not be an open door."""
+    door = make_door(ALICE_KEY)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await door.door({"type": "lifespan"}, receive, send)
+    await door.door({"type": "websocket", "headers": []}, receive, send)
+    assert [scope["type"] for scope in door.app.scopes] == ["lifespan"]
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+    with pytest.raises(LocalProtocolError):
+        await door.door({"type": "webtransport"}, receive, send)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"as_id": "127.0.0.1"},
+        {"as_id": "XCAP.home1.net"},
+        {"algorithms": ()},
+        {"algorithms": ("MD4",)},
+        {"algorithms": ("MD5", "MD5")},
+        {"qop": ()},
+        {"qop": ("auth-conf",)},
+        {"certificate_hashes": (b"short",)},
+    ],
+)
+def test_a_wrong_setting_is_refused_at_once(settings: dict[str, Any]) -> None:
+    """Configuration errors do not wait for the first user."""
+    with pytest.raises(ConfigError):
+        make_door(**settings)
+
+
+async def test_a_door_without_a_counter_works() -> None:
+    """Counting is optional."""
+    door = make_door()
+    door.door._counter = None
+    assert (await call(door.door)).status == 401
+
+
+def test_the_door_imports_nothing_but_the_standard_library_and_cryptography() -> None:
+    """DESIGN §12: `asgi` alone needs only cryptography."""
+    code = (
+        "import sys; before = set(sys.modules); import keyferry.asgi.auth\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new - set(sys.stdlib_module_names) - {'keyferry', 'cryptography', '_cffi_backend'}))\n"
+        "print(sorted(name for name in sys.modules if name.startswith('keyferry.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    foreign, own = done.stdout.splitlines()
+    assert foreign == "[]"
+    assert "keyferry.protocol.sip" not in own
+    assert "keyferry.protocol.xmlsafe" not in own
+    assert "keyferry.ports" not in own

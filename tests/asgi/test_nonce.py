@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RFC 7616 §3.3, §3.4, §5.4."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyferry.asgi.nonce import WINDOW, Nonces
+from keyferry.errors import DigestRejected
+from keyferry.protocol.crypto.secret import Secret
+
+
+def nonces(scope: str = "xcap.home1.net", key: bytes = b"k" * 32, lifetime: float = 1000.0, keys: int = 10, per_key: int = 3) -> Nonces:
+    return Nonces(key=Secret(key), scope=scope, lifetime=lifetime, keys=keys, per_key=per_key)
+
+
+def chance(number: int) -> bytes:
+    return number.to_bytes(7, "big")
+
+
+def refused(door: Nonces, nonce: str, count: int = 1, *, key: str = "alice", now: float = 100.0) -> bool:
+    try:
+        door.claim(nonce, key, count, now)
+    except DigestRejected as problem:
+        assert problem.stale
+        return True
+    return False
+
+
+def test_a_nonce_survives_phones_that_cut_headers_at_commas_blanks_and_equals_signs() -> None:
+    """HANDSETS H3."""
+    nonce = nonces().issue(100.0, b"\xff" * 7)
+    assert len(nonce) == 40
+    assert not set(nonce) & set(', ="')
+
+
+def test_a_count_is_taken_once() -> None:
+    """RFC 7616 §3.4: nc."""
+    door = nonces()
+    nonce = door.issue(100.0, chance(1))
+    assert [refused(door, nonce, count) for count in (1, 1, 2, 2, 1, 3)] == [False, True, False, True, True, False]
+
+
+def test_decimal_counts_of_android_are_taken() -> None:
+    """HANDSETS H4: 9 is followed by 00000010, 99 by 00000100."""
+    door = nonces()
+    nonce = door.issue(100.0, chance(1))
+    assert not any(refused(door, nonce, int(f"{count:08d}", 16)) for count in range(1, 1200))
+
+
+def test_counts_may_overtake_each_other_within_the_window() -> None:
+    """DESIGN §7."""
+    door = nonces()
+    nonce = door.issue(100.0, chance(1))
+    assert not refused(door, nonce, 100)
+    assert not any(refused(door, nonce, count) for count in range(99, 100 - WINDOW, -1))
+    assert all(refused(door, nonce, count) for count in range(101 - WINDOW, 101))
+    assert refused(door, nonce, 100 - WINDOW)
+    assert not refused(door, nonce, 0xFFFF_FFFF)
+    assert refused(door, nonce, 101)
+    assert not refused(door, nonce, 0xFFFF_FFFE)
+
+
+def test_the_same_count_of_another_nonce_or_key_is_another() -> None:
+    """RFC 7616 §3.4."""
+    door = nonces()
+    first, second = door.issue(100.0, chance(1)), door.issue(100.0, chance(2))
+    assert not refused(door, first)
+    assert not refused(door, second)
+    assert not refused(door, first, key="bob")
+    assert refused(door, first, key="bob")
+
+
+def test_what_is_not_of_this_door_is_refused() -> None:
+    """RFC 7616 §5.4: forged, of another process, of another AS, another text of the same octets."""
+    door = nonces()
+    nonce = door.issue(100.0, b"\xfb\xff\xbf\xfb\xff\xbf\xfb")
+    flipped = ("A" if nonce[0] != "A" else "B") + nonce[1:]
+    alias = nonce.replace("-", "+").replace("_", "/")
+    assert alias != nonce
+    others = [nonces(key=b"o" * 32).issue(100.0, chance(1)), nonces(scope="other.home1.net").issue(100.0, chance(1))]
+    for bad in [flipped, alias, *others, "", nonce[:-1], nonce + "A", nonce[:-1] + "=", "\u00e9" * 40, "\udc80" * 40, "!" * 40, "A" * 40]:
+        assert refused(door, bad), bad
+    assert not refused(door, nonce)
+
+
+def test_a_nonce_lives_as_long_as_was_said() -> None:
+    """RFC 7616 §5.4."""
+    door = nonces(lifetime=1000.0)
+    nonce = door.issue(100.0, chance(1))
+    assert door.claim(nonce, "alice", 1, 600.0) is False
+    assert door.claim(nonce, "alice", 2, 600.1) is True
+    assert door.claim(nonce, "alice", 3, 1100.0) is True
+    assert refused(door, nonce, 4, now=1100.1)
+    assert refused(door, door.issue(200.0, chance(2)), now=199.0)
+
+
+def test_a_nonce_pushed_out_by_its_own_key_is_never_taken_again() -> None:
+    """DESIGN §7: bounded, and only reuse is refused."""
+    door = nonces(per_key=3)
+    issued = [door.issue(100.0 + i, chance(i)) for i in range(6)]
+    assert not any(refused(door, nonce, now=200.0) for nonce in issued[:5])
+    assert all(refused(door, nonce, 2, now=200.0) for nonce in issued[:2])
+    assert not any(refused(door, nonce, 2, now=200.0) for nonce in issued[2:5])
+    assert not refused(door, issued[5], now=200.0)
+
+
+def test_a_key_pushed_out_by_others_starts_with_nonces_issued_since() -> None:
+    """A million subscribers: the table is bounded, a replay is refused all the same."""
+    door = nonces(keys=2)
+    old, unused = door.issue(100.0, chance(1)), door.issue(100.5, chance(2))
+    assert not refused(door, old, key="alice", now=200.0)
+    assert not refused(door, old, key="bob", now=200.0)
+    assert not refused(door, unused, key="carol", now=200.0)
+    assert refused(door, old, 1, key="alice", now=200.0)
+    assert refused(door, old, 2, key="alice", now=200.0)
+    assert not refused(door, unused, key="alice", now=200.0)  # issued after the last that alice can have used
+
+
+def test_a_refused_claim_pushes_nobody_out() -> None:
+    """Somebody with a key cannot make room by reuse."""
+    door = nonces(keys=1)
+    nonce = door.issue(100.0, chance(1))
+    assert not refused(door, nonce, key="alice")
+    assert refused(door, "A" * 40, key="bob")
+    assert refused(door, nonce, key="alice")
+    assert not refused(door, nonce, 2, key="alice")
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc"), st.integers(1, 100)), max_size=60))
+def test_nothing_is_ever_taken_twice(uses: list[tuple[int, str, int]]) -> None:
+    """RFC 7616 §5.4, however small the tables."""
+    door = nonces(keys=2, per_key=2)
+    issued = [door.issue(100.0 + i // 2, chance(i)) for i in range(6)]
+    taken: set[tuple[int, str, int]] = set()
+    for which, key, count in uses:
+        if not refused(door, issued[which], count, key=key, now=200.0):
+            assert (which, key, count) not in taken
+            taken.add((which, key, count))
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_refused_or_taken(nonce: str) -> None:
+    """A nonce comes from a peer."""
+    with pytest.raises(DigestRejected):
+        nonces().claim(nonce, "alice", 1, 100.0)
