@@ -225,6 +225,14 @@ async def test_stale_is_told_only_to_those_who_hold_the_key() -> None:
         assert (await call(door.door, headers=[client.answer(right.challenge())])).status == 200
 
 
+async def test_the_key_that_stands_in_for_unknown_ones_opens_nothing() -> None:
+    """Whoever guessed it has still no identity."""
+    door, client = make_door(), Client(ALICE_KEY)
+    door.door._nobody = ALICE_KEY.k_as
+    assert (await logged_in(door, client)).status == 401
+    assert door.app.scopes == []
+
+
 async def test_another_key_under_the_same_id_is_not_the_cached_one() -> None:
     """A cached HA1 belongs to the octets it was made of."""
     door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
@@ -253,6 +261,7 @@ async def test_the_memory_for_keys_is_bounded() -> None:
     held = [record(name, BOB) for name in ("a", "b", "c", "d")]
     door = make_door(*held, proven_keys=2)
     for one in [*held, *held]:
+        door.clock.time += 1
         assert (await logged_in(door, Client(one))).status == 200
     assert len(door.door._proven) == 2
 

@@ -190,9 +190,14 @@ def test_the_response_itself_is_no_rspauth() -> None:
 
 
 def test_both_checks_compare_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared = []
+    compared: list[bytes] = []
     genuine = hmac.compare_digest
-    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or genuine(a, b))
+
+    def recording(a: bytes, b: bytes) -> bool:
+        compared.append(a)
+        return genuine(a, b)
+
+    monkeypatch.setattr(hmac, "compare_digest", recording)
     ha1, credentials = signed()
     check_response(ha1, credentials, algorithm="AKAv1-MD5", method="REGISTER")
     rspauth = rspauth_of(ha1, credentials, algorithm="AKAv1-MD5")
@@ -219,7 +224,12 @@ def test_our_own_answer_needs_what_its_qop_needs() -> None:
     ha1, _ = signed()
     with pytest.raises(ParseError):
         respond("MD5", ha1, method="GET", uri="/", nonce="n", qop="token", nc="00000001", cnonce="c")
-    for given_, algorithm in (({"qop": "auth", "nc": "00000001"}, "MD5"), ({"qop": "auth", "cnonce": "c"}, "MD5"), ({}, "MD5-sess")):
+    incomplete: list[tuple[dict[str, Any], str]] = [
+        ({"qop": "auth", "nc": "00000001"}, "MD5"),
+        ({"qop": "auth", "cnonce": "c"}, "MD5"),
+        ({}, "MD5-sess"),
+    ]
+    for given_, algorithm in incomplete:
         with pytest.raises(LocalProtocolError):
             respond(algorithm, ha1, method="GET", uri="/", nonce="n", **given_)
 

@@ -40,7 +40,7 @@ QOP = st.lists(st.sampled_from(["auth", "auth-int", "x"]), max_size=3).map(tuple
 CHALLENGES = st.builds(Challenge, VALUE, VALUE, VALUE, QOP, st.none() | VALUE, st.booleans(), st.none() | VALUE, EXTRAS)
 CREDENTIALS = st.builds(Credentials, *[VALUE] * 5, *[st.none() | VALUE] * 6, EXTRAS)
 INFOS = st.builds(AuthenticationInfo, *[st.none() | VALUE] * 5).filter(lambda info: info != AuthenticationInfo())
-PARSERS: Any = pytest.mark.parametrize("parse", [parse_challenge, parse_credentials, parse_authentication_info])
+PARSERS: pytest.MarkDecorator = pytest.mark.parametrize("parse", [parse_challenge, parse_credentials, parse_authentication_info])
 
 
 @given(CHALLENGES)
@@ -82,8 +82,8 @@ def test_an_error_does_not_show_the_text(parse: Any, text: str) -> None:
     [" ", "\t", ",", ", ", "a", "a=", 'a="', '"', "\\", 'a="\\', "a=b ", "a = ", '="', 'a="b"', "a=b,", "Digest ", "é", '\\"', 'a="b" ,\t'],
 )
 def test_a_hostile_field_takes_linear_time(parse: Any, piece: str) -> None:
-    """8 kB of anything in 5 ms, and more than that in no time at all."""
-    for length, limit in ((MAX_HEADER - 9, 0.005), (400_000, 0.005)):
+    """8 kB of anything in 10 ms (under 1 ms on an idle machine), and more than that is not looked at."""
+    for length in (MAX_HEADER - 20, 400_000):
         for text in ("Digest " + piece * (length // len(piece)), 'Digest realm="' + piece * (length // len(piece))):
             best = 1.0
             for _ in range(5):
@@ -91,7 +91,7 @@ def test_a_hostile_field_takes_linear_time(parse: Any, piece: str) -> None:
                 with pytest.raises(ParseError):
                     parse(text)
                 best = min(best, time.perf_counter() - began)
-            assert best < limit
+            assert best < 0.01
 
 
 def test_the_first_register_has_an_empty_nonce_and_response() -> None:
@@ -240,9 +240,10 @@ def test_integrity_protected_is_set_over_whatever_the_ue_said() -> None:
     assert marked.parameters == (("x", "y"), ("integrity-protected", "no"))
     assert without_parameter(marked, "INTEGRITY-PROTECTED").parameters == (("x", "y"),)
     assert without_parameter(marked, "absent") == marked
-    for change in (lambda: with_parameter(marked, "Response", "x"), lambda: without_parameter(marked, "nonce")):
-        with pytest.raises(LocalProtocolError):
-            change()
+    with pytest.raises(LocalProtocolError):
+        with_parameter(marked, "Response", "x")
+    with pytest.raises(LocalProtocolError):
+        without_parameter(marked, "nonce")
 
 
 @pytest.mark.parametrize(

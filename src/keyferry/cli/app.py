@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 
 import typer
@@ -31,6 +32,7 @@ app.add_typer(pki.app, name="pki")
 
 def main() -> None:
     """Run a command and turn every error of ours into one line and an exit code."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold every key in clear
     try:
         app()
     except (ConfigError, ParseError) as problem:

@@ -12,7 +12,7 @@ from rich.table import Table
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
 from keyferry.errors import ConfigError
 from keyferry.lab.demo import HOME, DemoResult, Names, run_demo
-from keyferry.lab.ladder import Step
+from keyferry.lab.ladder import draw
 
 
 def demo(
@@ -36,9 +36,9 @@ def demo(
 
 
 def _show(result: DemoResult) -> None:
-    console.print("Every line is a message on a real socket; octets over 1,300 (SIP must leave UDP) and 1,500 (fragments) are marked.\n")
-    for step in result.ladder.steps:
-        console.print(_line(step), markup=False)
+    console.print("Every line is a message on a real socket; octets over 1,300 (SIP must leave UDP) and 1,500 (fragments) are marked.")
+    for line in draw(result.ladder.steps):
+        console.print(line, markup=False)
     table = Table("what", "result", show_header=False, title="Outcome", title_justify="left")
     registration = result.registration
     table.add_row("registered", f"{registration['impu']} as {registration['impi']}")
@@ -53,8 +53,3 @@ def _show(result: DemoResult) -> None:
     console.print()
     console.print(table)
 
-
-def _line(step: Step) -> str:
-    again = " (again)" if step.retransmission else ""
-    head = f"{step.at * 1000:7.1f} ms  {step.source:>9} -> {step.target:<9} {step.transport:3} {step.octets:5} {step.size_mark:6}"
-    return f"{head}  {step.what}{again}  {step.note}".rstrip()

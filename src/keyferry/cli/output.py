@@ -19,6 +19,8 @@ DEFAULT_STATE = Path(".keyferry")
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console = Console(highlight=False, soft_wrap=True, width=120)  # a file or a pipe has no width to keep to
 
 
 def show_json(data: Mapping[str, Any]) -> None:

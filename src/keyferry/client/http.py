@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
 
-from keyferry.client.http_auth import SimDigest
+from keyferry.client.http_auth import WAITS, SimDigest
 from keyferry.client.ue import http_credentials
 from keyferry.errors import ConfigError
 from keyferry.ports import RandomSource, UeState
@@ -54,9 +54,11 @@ def trust(ca: Path) -> ssl.SSLContext:
 
 
 def open_http(
-    state: UeState | None, url: str, *, ca: Path, hosts: Mapping[str, str], random: RandomSource, transport: httpx.AsyncBaseTransport | None = None
+    state: UeState | None, url: str, *, ca: Path, hosts: Mapping[str, str], random: RandomSource, waits: Sequence[float] = WAITS
 ) -> httpx.AsyncClient:
     """Return a client for one application server, authenticated if `state` is given.
+
+    `waits` are the seconds before each new try while the server does not know the key.
 
     Raises ConfigError (a URL that is not https), ParseError (host), RegistrationFailed (no AS keys).
     """
@@ -66,6 +68,6 @@ def open_http(
     auth = None
     if state is not None:
         credentials = http_credentials(state, parse_as_id(target.host))
-        auth = SimDigest(key_id=credentials.username, as_id=credentials.as_id, k_ua=credentials.k_ua, random=random)
-    inner = transport or httpx.AsyncHTTPTransport(verify=trust(ca), http1=True, retries=0)
+        auth = SimDigest(key_id=credentials.username, as_id=credentials.as_id, k_ua=credentials.k_ua, random=random, waits=waits)
+    inner = httpx.AsyncHTTPTransport(verify=trust(ca), http1=True, retries=0)
     return httpx.AsyncClient(transport=HostsTransport(inner, hosts), auth=auth, timeout=TIMEOUT, trust_env=False, follow_redirects=False)

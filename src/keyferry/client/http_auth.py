@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpx
@@ -56,14 +56,16 @@ class SimDigest(httpx.Auth):
         k_ua: Secret,
         random: RandomSource,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        waits: Sequence[float] = WAITS,
     ) -> None:
-        """Take the key id, the AS_ID, and K_UA for HTTP Digest (32 octets)."""
+        """Take the key id, the AS_ID, K_UA for HTTP Digest (32 octets), and the seconds to wait before each new try."""
         self._key_id = key_id
         self._as_id = as_id
         self._realm = ims_keys.digest_realm(as_id)
         self._ha1 = digest.hash_a1(ALGORITHM, key_id, self._realm, ims_keys.digest_password(k_ua))
         self._random = random
         self._sleep = sleep
+        self._waits = tuple(waits)
         self._session: _Session | None = None
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:  # noqa: ARG002 - httpx's signature
@@ -82,7 +84,7 @@ class SimDigest(httpx.Auth):
         self._check_target(request)
         await request.aread()  # it may have to be sent again
         trace = request.extensions.get("trace")
-        waits = iter(WAITS)
+        waits = iter(self._waits)
         stale_before = False
         while True:
             session, credentials = self._session, None

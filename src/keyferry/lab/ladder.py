@@ -19,9 +19,13 @@ UDP_LIMIT = 1300  # octets: RFC 3261 §18.1.1 demands a congestion-controlled tr
 MTU = 1500  # octets: above, a UDP datagram is cut into fragments
 
 
+COLUMN = 9  # characters between two lifelines
+
+
 class Step(NamedTuple):
     """One row."""
 
+    phase: str  # what the row is part of
     at: float  # seconds since the ladder began
     source: str
     target: str
@@ -43,6 +47,7 @@ class Ladder:
 
     steps: list[Step] = field(default_factory=list)
     names: dict[tuple[str, int], str] = field(default_factory=dict)
+    phase: str = ""
     _began: float | None = None
 
     def observe(self, event: SipEvent) -> None:
@@ -50,19 +55,55 @@ class Ladder:
         if not event.outgoing:
             return
         if isinstance(event.message, Request):
-            self.names.setdefault(_sent_by(event.message), event.node)
+            self.names.setdefault(_sent_by(event.message), _party(event.node))
             target = self.names.get((event.peer.host, event.peer.port), str(event.peer))
             what = event.message.method
         else:
             target = self.names.get(_sent_by(event.message), str(event.peer))
             what = f"{event.message.status} {event.message.reason}"
-        self.add(event.at, event.node, target, event.peer.transport, what, event.octets, note_of(event.message), event.retransmission)
+        self.add(event.at, _party(event.node), target, event.peer.transport, what, event.octets, note_of(event.message), event.retransmission)
 
     def add(self, at: float, source: str, target: str, transport: str, what: str, octets: int, note: str, retransmission: bool = False) -> None:
         """Add one row; `at` is seconds since the epoch."""
         if self._began is None:
             self._began = at
-        self.steps.append(Step(at - self._began, source, target, transport, what, octets, note, retransmission))
+        self.steps.append(Step(self.phase, at - self._began, source, target, transport, what, octets, note, retransmission))
+
+
+def draw(steps: list[Step]) -> list[str]:
+    """Draw the steps as lifelines and arrows, one line each, with a heading where a phase begins."""
+    parties = list(dict.fromkeys(party for step in steps for party in (step.source, step.target)))
+    parties.sort(key=_order)
+    lines: list[str] = []
+    phase = None
+    for step in steps:
+        if step.phase != phase:
+            phase = step.phase
+            lines += ["", phase, "".join(f"{party:^{COLUMN}}" for party in parties)]
+        again = " (again)" if step.retransmission else ""
+        arrow = _arrow(parties.index(step.source), parties.index(step.target), len(parties))
+        size = f"{step.transport:3} {step.octets:5} {step.size_mark:6}"
+        lines.append(f"{arrow} {size} {step.what}{again}  {step.note}".rstrip())
+    return lines
+
+
+def _order(party: str) -> int:
+    known = ("UE", "P-CSCF", "I-CSCF", "S-CSCF", "AS")
+    return next((place for place, name in enumerate(known) if party.startswith(name)), len(known))
+
+
+def _arrow(source: int, target: int, count: int) -> str:
+    line = [" "] * (COLUMN * count)
+    for place in range(count):
+        line[COLUMN * place + COLUMN // 2] = "│"
+    left, right = sorted((source, target))
+    for place in range(COLUMN * left + COLUMN // 2 + 1, COLUMN * right + COLUMN // 2):
+        line[place] = "─"
+    if source < target:
+        line[COLUMN * right + COLUMN // 2 - 1] = ">"
+    else:
+        line[COLUMN * left + COLUMN // 2 + 1] = "<"
+    return "".join(line)
 
 
 def note_of(message: Message) -> str:
@@ -126,6 +167,11 @@ def _of_response(response: Response) -> str:
     if info and parse_authentication_info(info).rspauth:
         return "rspauth: the S-CSCF proves itself"
     return ""
+
+
+def _party(node: str) -> str:
+    """Shorten `AS xcap.home1.net` to its first label: the lifelines are narrow."""
+    return node.partition(".")[0]
 
 
 def _sent_by(message: Message) -> tuple[str, int]:

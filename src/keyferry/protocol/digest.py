@@ -258,7 +258,7 @@ def _respond_to(ha1: Secret, credentials: Credentials, algorithm: str, method: s
 
 def _algorithm(name: str) -> _Algorithm:
     try:
-        return _ALGORITHMS[name if name in _ALGORITHMS else name.lower()]
+        return _ALGORITHMS[name.lower()]
     except KeyError:
         raise ParseError("Digest algorithm", "not supported") from None
 

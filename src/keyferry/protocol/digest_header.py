@@ -17,11 +17,12 @@ MAX_PARAMETERS = 32
 
 Parameters: TypeAlias = tuple[tuple[str, str], ...]
 
-# auth-param = token BWS "=" BWS ( token / quoted-string ), separated by commas (RFC 9110 §11.2, §5.6.1: empty elements allowed).
-# Possessive, and what does not match goes into the last group in one step: one pass over any input.
+# auth-param = token BWS "=" BWS ( token / quoted-string ), separated by commas; empty elements are allowed (RFC 9110 §11.2, §5.6).
+# Every repetition is possessive, and whatever is no parameter is taken to the end in one step: one pass over any input.
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-_QUOTED = r'(?:[^"\\\x00-\x08\x0a-\x1f\x7f]++|\\[^\x00-\x08\x0a-\x1f\x7f])*+'
-_PARAMETER = re.compile(rf'({_WORD})[ \t]*+=[ \t]*+(?:"({_QUOTED})"|({_WORD}))[ \t]*+(?:,[ \t,]*+|\Z)|(.+)', re.DOTALL)
+_QDTEXT = r"[ -!#-\[\]-~\t\x80-\U0010ffff]*+"
+_QUOTED = rf"{_QDTEXT}(?:\\[ -~\t\x80-\U0010ffff]{_QDTEXT})*+"
+_PARAMETER = re.compile(rf'({_WORD})[ \t]*+=[ \t]*+(?:"({_QUOTED})"|({_WORD}))[ \t]*+(?:,[ \t,]*+|\Z)|.+', re.DOTALL)
 _SCHEME = re.compile(r"[ \t]*+digest[ \t]++[ \t,]*+", re.IGNORECASE)
 _TOKEN = re.compile(_WORD)
 _PAIR = re.compile(r"\\(.)", re.DOTALL)
@@ -231,11 +232,11 @@ def _scan(what: str, text: str, start: int) -> dict[str, str]:
     if len(text) > MAX_HEADER:
         raise ParseError(what, f"longer than {MAX_HEADER} characters")
     found = _PARAMETER.findall(text, start)
-    if not found or found[-1][3]:
+    if not found or not found[-1][0]:
         raise ParseError(what, "not a list of parameters")
     if len(found) > MAX_PARAMETERS:
         raise ParseError(what, f"more than {MAX_PARAMETERS} parameters")
-    fields: dict[str, str] = {name.lower(): token or quoted for name, quoted, token, _ in found}
+    fields: dict[str, str] = {name.lower(): token or quoted for name, quoted, token in found}
     if len(fields) != len(found):
         raise ParseError(what, "a parameter is repeated")
     if "\\" in text:

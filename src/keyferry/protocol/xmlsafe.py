@@ -103,9 +103,9 @@ class _Builder:
         self.elements_left -= 1
         if self.elements_left < 0 or len(self.stack) >= self.max_depth or len(attributes) > MAX_ATTRIBUTES:
             raise ParseError(self.what, "has too many elements or attributes, or is nested too deeply", status=413)
-        if any(["}" in key for key in attributes]):
+        if attributes and any(["}" in key for key in attributes]):
             attributes = {_clark(key): value for key, value in attributes.items()}
-        element = Element(_clark(name), attributes)
+        element = Element("{" + name if "}" in name else name, attributes)
         if self.stack:
             self.stack[-1].content.append(element)
         else:
@@ -151,7 +151,7 @@ def text(element: Element, what: str) -> str:
 
 def children(element: Element, tag: str) -> list[Element]:
     """Return the children of that tag, in order."""
-    return [child for child in element if child.tag == tag]
+    return [item for item in element.content if isinstance(item, Element) and item.tag == tag]
 
 
 def child(element: Element, tag: str, what: str) -> Element | None:
@@ -159,10 +159,13 @@ def child(element: Element, tag: str, what: str) -> Element | None:
 
     Raises ParseError if there are several: two readers could choose two.
     """
-    found = children(element, tag)
-    if len(found) > 1:
-        raise ParseError(what, "repeats an element that may stand once")
-    return found[0] if found else None
+    found: Element | None = None
+    for item in element.content:
+        if isinstance(item, Element) and item.tag == tag:
+            if found is not None:
+                raise ParseError(what, "repeats an element that may stand once")
+            found = item
+    return found
 
 
 def child_text(element: Element, tag: str, what: str) -> str | None:

@@ -11,7 +11,7 @@ from keyferry.errors import ParseError, PushRefused, SealError
 from keyferry.ports import Clock, Counter, KeyRecord, KeyStore, Log, SipPeer
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, KeyId
-from keyferry.protocol.ims.keypush import Push, SealedPush, open_push, parse_service_info
+from keyferry.protocol.ims.keypush import Push, SealedPush, check_domains, open_push, parse_service_info
 from keyferry.protocol.ims.third_party import ThirdPartyRegister, parse_third_party_register
 from keyferry.protocol.sip.headers import parse_name_addr
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response
@@ -25,6 +25,7 @@ class Pusher:
     name: str
     realm: str  # its home realm: the only one its key ids may carry
     transport_keys: Mapping[tuple[AsId, str], Secret]  # (AS_ID, kid) → 64 octets; two kids during rotation
+    domains: frozenset[str]  # the domains whose public identities it may name; a tel URI belongs to every home
     allow_plain: bool = False  # a bare block; never outside one machine
 
 
@@ -90,8 +91,9 @@ class KeyAgent:
                 raise PushRefused("plain")
             if push.as_id not in self.as_ids:
                 raise PushRefused("as")
-        if push.keys and register.impu not in push.impus:
-            raise PushRefused("impu")
+        if push.keys and (register.expires == 0 or register.impu not in push.impus):
+            raise PushRefused("impu" if register.expires else "expires")
+        check_domains(push, pusher.domains)
         return pusher, push
 
     async def _erase(self, register: ThirdPartyRegister, peer: SipPeer) -> None:

@@ -61,7 +61,7 @@ class HttpServer:
     async def listen(self, host: str, port: int) -> tuple[str, int]:
         """Bind, start, and return the address. Raises TransportError."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, else asyncio does not set TCP_NODELAY
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host, port))

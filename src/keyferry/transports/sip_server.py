@@ -180,7 +180,7 @@ class SipServer:
         try:
             back.send(data)
         except KeyferryError:
-            if isinstance(back, TcpConnection) and back.closed:
+            if isinstance(back, TcpConnection) and back.closed and not back.given_up:
                 self._run(self._send_anew(response, data, back))
             else:
                 self._context.count("sip_dropped", "unreachable")

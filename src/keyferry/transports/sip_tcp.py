@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Final
+from typing import Final, cast
 
 from keyferry.errors import ParseError, TransportError
 from keyferry.ports import SipPeer
@@ -36,6 +36,7 @@ class TcpConnection(asyncio.Protocol):
         self._partial_since: float | None = None
         self.problem = "the connection was closed"
         self.closed = False
+        self.given_up = False  # we ended it, and want no other in its place
         self.peer = outgoing or SipPeer("TCP", "", 0)
         self.local = SipPeer("TCP", "", 0)
 
@@ -63,6 +64,7 @@ class TcpConnection(asyncio.Protocol):
     def abort(self, problem: str) -> None:
         """Close without ceremony."""
         self.problem = problem
+        self.given_up = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -74,6 +76,8 @@ class TcpConnection(asyncio.Protocol):
     def stale(self, now: float) -> bool:
         """Tell whether the connection was idle too long, or a message is."""
         limits = self._owner.context.limits
+        if self.closed or self.given_up:
+            return False
         if self._partial_since is not None and now - self._partial_since >= limits.partial:
             return True
         return self._in_progress == 0 and now - self._active_at >= limits.idle
@@ -82,8 +86,7 @@ class TcpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Learn the addresses."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - the type that asyncio documents
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its bases
         peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         if peer and local:
             self.peer = SipPeer("TCP", peer[0], peer[1])
@@ -186,7 +189,7 @@ class TcpTransport:
     def known(self, peer: SipPeer, local_host: str) -> TcpConnection | None:
         """Return the open connection to a peer, whoever opened it."""
         found = self._by_peer.get((peer, local_host))
-        return None if found is None or found.closed else found
+        return None if found is None or found.closed or found.given_up else found
 
     async def aclose(self) -> None:
         """Close listeners and connections."""

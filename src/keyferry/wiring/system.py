@@ -6,10 +6,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import ipaddress
+import ssl
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
 from keyferry.asgi.admin import AdminApp
@@ -23,11 +23,13 @@ from keyferry.ports import SubscribedImpu as PortImpu
 from keyferry.ports import Subscriber as PortSubscriber
 from keyferry.ports import SubscriberStore
 from keyferry.protocol.aka import algorithm_of
+from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.crypto.milenage import derive_opc
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.crypto.tuak import derive_topc
 from keyferry.protocol.identity import AsId, parse_as_id, parse_impi, parse_impu
 from keyferry.protocol.ims import ifc
+from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.appserver import KeyAgent, PushedKeys, Pusher
 from keyferry.roles.hss import Hss
 from keyferry.roles.icscf import Icscf
@@ -55,10 +57,11 @@ ROLES: tuple[Role, ...] = get_args(Role)
 class Listener(NamedTuple):
     """One socket that `serve` tells of."""
 
-    role: str
-    proto: str
+    role: Role
+    proto: str  # udp, tcp, http or https
     host: str
     port: int
+    name: str  # the function's host name; for an AS its AS_ID
 
 
 @dataclass(slots=True)
@@ -128,7 +131,7 @@ class System:
         if "pcscf" in self.roles:
             await self._start_pcscf()
         if "admin" in self.roles:
-            await self._serve_http("admin", AdminApp(registry=self.metrics.registry, health=self._health), self.config.admin.listen, None)
+            await self._serve_http("admin", AdminApp(registry=self.metrics.registry, health=self._health), self.config.admin.listen, "", None)
 
     async def _start_pcscf(self) -> None:
         settings = self.config.pcscf
@@ -174,7 +177,7 @@ class System:
             as_id = parse_as_id(server.as_id)
             as_ids[server.sip_uri] = (*as_ids.get(server.sip_uri, ()), as_id)
             kid, key = list(self.state.isc_keys(settings.name, as_id).items())[-1]
-            transport_keys[as_id] = TransportKey(kid, key)
+            transport_keys[as_id] = TransportKey(kid, Siv(key))
         return PushPolicy(
             scscf_uri=server_name, scscf_name=settings.name, as_ids=as_ids, transport_keys=transport_keys, check_peer=only_loopback,
             key_max_age=settings.key_max_age, push_wait=settings.push_wait,
@@ -188,18 +191,19 @@ class System:
         agent = KeyAgent(frozenset({as_id}), pushers, keys, self.clock, self.log, self.metrics)
         self.servers.append(AsParts(settings, as_id, keys, agent))
         node = self._node(f"AS {as_id}", agent.handle)
-        await self._serve_sip(f"as {as_id}", node, settings.sip_uri.partition(":")[2].partition(":")[0], settings.listen_sip)
+        await self._serve_sip("as", node, parse_sip_uri(settings.sip_uri).host, settings.listen_sip, shown=as_id)
         self._every(60.0, lambda: keys.sweep(self.clock.now()))
         certificate = self.pki.ensure(as_id, "as")
         door = SimLogin(
             self._application(settings, database), as_id=as_id, keys=PushedKeys(keys, self.clock), clock=self.clock, random=self.random,
             counter=self.metrics, algorithms=tuple(settings.algorithms), certificate_hashes=(certificate.sha256,),
         )  # fmt: skip
-        await self._serve_http(f"as {as_id}", door, settings.listen_https, certificate.certificate, certificate.key)
+        await self._serve_http("as", door, settings.listen_https, as_id, tls_context(certificate.certificate, certificate.key))
 
     def _pusher(self, name: str, as_id: AsId) -> Pusher:
         keys = {(as_id, kid): key for kid, key in self.state.isc_keys(name, as_id).items()}
-        return Pusher(name=name, realm=self.config.network.home_domain, transport_keys=keys)
+        home = self.config.network.home_domain
+        return Pusher(name=name, realm=home, transport_keys=keys, domains=frozenset({home}))
 
     def _application(self, settings: ApplicationServer, database: Database) -> AsgiApp:
         if settings.app == "xcap":
@@ -234,18 +238,18 @@ class System:
         self._exit.push_async_callback(node.aclose)
         return node
 
-    async def _serve_sip(self, role: str, node: SipNode, name: str, listen: str) -> None:
+    async def _serve_sip(self, role: Role, node: SipNode, name: str, listen: str, shown: str = "") -> None:
         host, port = split_address(listen, f"{role}.listen")
         for peer in await node.listen(host, port):
-            self.listeners.append(Listener(role, peer.transport.lower(), peer.host, peer.port))
+            self.listeners.append(Listener(role, peer.transport.lower(), peer.host, peer.port, shown or name))
             self.resolver.serve(name, peer.host, peer.port)
 
-    async def _serve_http(self, role: str, app: AsgiApp, listen: str, certificate: Path | None, key: Path | None = None) -> None:
+    async def _serve_http(self, role: Role, app: AsgiApp, listen: str, name: str, tls: ssl.SSLContext | None) -> None:
         host, port = split_address(listen, f"{role}.listen")
-        server = HttpServer(app, tls=tls_context(certificate, key) if certificate and key else None)
+        server = HttpServer(app, tls=tls)
         self._exit.push_async_callback(server.aclose)
         address = await server.listen(host, port)
-        self.listeners.append(Listener(role, "https" if certificate else "http", address[0], address[1]))
+        self.listeners.append(Listener(role, "https" if tls else "http", *address, name))
 
     def _every(self, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
         async def run() -> None:

@@ -52,9 +52,14 @@ def test_it_has_no_dictionary_of_attributes() -> None:
 
 
 def test_equality_compares_octets_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared = []
+    compared: list[tuple[bytes, bytes]] = []
     genuine = hmac.compare_digest
-    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or genuine(a, b))
+
+    def recording(a: bytes, b: bytes) -> bool:
+        compared.append((a, b))
+        return genuine(a, b)
+
+    monkeypatch.setattr(hmac, "compare_digest", recording)
     assert Secret(KEY) == Secret(bytes(range(32)))
     assert Secret(KEY) != Secret(bytes(32))
     assert compared == [(KEY, KEY), (KEY, bytes(32))]

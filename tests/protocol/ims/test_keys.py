@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,7 +77,7 @@ def test_names_are_made_of_the_as_and_of_the_key() -> None:
 
 def test_lengths_are_checked_where_a_key_is_made() -> None:
     short = Secret(bytes(15))
-    wrong = [
+    wrong: list[Callable[[], object]] = [
         lambda: keys.access_keys(short, IK, RAND, IMPI),
         lambda: keys.application_master_key(CK, short, RAND, IMPI),
         lambda: keys.application_master_key(CK, IK, bytes(15), IMPI),

@@ -40,7 +40,7 @@ def parse_xcap_uri(raw_path: bytes | str, root: str) -> XcapUri:
     Raises RemoteProtocolError: 404 (not below the root, or no document there), 501 (a node selector);
     ParseError: 400 (not a path), 414 (over MAX_PATH).
     """
-    path = (raw_path.encode("utf-8", "surrogateescape") if isinstance(raw_path, str) else raw_path).partition(b"?")[0]
+    path = _octets(raw_path).partition(b"?")[0]
     if len(path) > MAX_PATH:
         raise ParseError("XCAP URI", f"longer than {MAX_PATH} octets", 414)
     if _BAD_ESCAPE.search(path):
@@ -68,6 +68,15 @@ def _locate(segments: list[str]) -> XcapUri:
         raise RemoteProtocolError("no document has this path", 404)
     xui = _without_password(segments[2]) if where == 3 else None
     return XcapUri(segments[0], cast("Tree", segments[1]), xui, "/".join(document))
+
+
+def _octets(path: bytes | str) -> bytes:
+    if isinstance(path, bytes):
+        return path
+    try:
+        return path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as problem:
+        raise ParseError("XCAP URI", "not Unicode") from problem
 
 
 def _decode(segment: bytes) -> str:

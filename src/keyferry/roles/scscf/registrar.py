@@ -96,6 +96,8 @@ class Registrar:
         server_name = self.authenticator.policy.server_name
         user_data = await self.cx.server_assignment(view.impi, view.impu, server_name, assignment)
         profile = profile_of(user_data)
+        if profile.ignored:
+            self.log.warning("user-profile-partly-ignored", impi=view.impi, left_out=profile.ignored)
         if profile.profile_of(view.impu) is None:
             raise ParseError("User-Data", "does not hold the public identity that registers", status=500)
         registration = Registration(

@@ -99,10 +99,11 @@ class SqliteKeyStore:
 
         def work(connection: sqlite3.Connection) -> int:
             count = 0
-            sql = f"{_SELECT} JOIN held_impu ON set_id = held_set.id AND held_impu.pusher = held_set.pusher"
-            rows = connection.execute(f"{sql} WHERE held_impu.pusher = ? AND impu = ?", (pusher, impu)).fetchall()
+            rows = connection.execute(
+                f"{_SELECT} WHERE id IN (SELECT set_id FROM held_impu WHERE pusher = ? AND impu = ?)", (pusher, impu)
+            ).fetchall()
             for place in map(self._place, rows):
-                if place.held.as_id in as_ids and impu in place.held.impus:
+                if place.held.pusher == pusher and place.held.as_id in as_ids and impu in place.held.impus:
                     count += len(place.held.keys)
                     self._store(connection, place, erased(place.held), touched)
             return count

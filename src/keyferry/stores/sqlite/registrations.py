@@ -71,8 +71,7 @@ class SqliteRegistrationStore:
         def work(connection: sqlite3.Connection) -> None:
             body_id = _keep_body(connection, registration, values[-1])
             connection.execute(_UPSERT, (k_m, body_id, *values))
-            for push in owed:
-                connection.execute(_UPSERT_PUSH, push)
+            connection.executemany(_UPSERT_PUSH, owed)
 
         await self._database.write(work)
 
@@ -86,8 +85,7 @@ class SqliteRegistrationStore:
             for (body_id,) in removed:
                 _drop_body(connection, impi, body_id)
             connection.execute("DELETE FROM push WHERE impi = ? AND owed = 0 AND seq < ?", (impi, forget_below))
-            for push in owed:
-                connection.execute(_UPSERT_PUSH, push)
+            connection.executemany(_UPSERT_PUSH, owed)
 
         await self._database.write(work)
 

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Subscribers in SQLite: the contract, the seal, a million rows' worth of habits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stores.contract import SubscriberContract
+from stores.made import subscriber
+from stores.tamper import columns, execute
+
+from keyferry.errors import SealError
+from keyferry.stores.database import Database
+from keyferry.stores.sealing import Keyring
+from keyferry.stores.sqlite import subscribers
+from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
+
+
+@pytest.fixture
+def store(database: Database, keyring: Keyring) -> SqliteSubscriberStore:
+    return SqliteSubscriberStore(database, keyring)
+
+
+class TestSqliteSubscribers(SubscriberContract):
+    """The contract."""
+
+
+@pytest.mark.parametrize("column", ["keys", *subscribers.KEYS.bound[1:]])
+async def test_a_column_taken_from_another_row_breaks_the_seal(store: SqliteSubscriberStore, database: Database, column: str) -> None:
+    """DESIGN §3."""
+    await store.add(subscriber(1))
+    await store.add(subscriber(2, algorithm="tuak", amf=b"\0\0", profile="other"))
+    execute(database.path, f"UPDATE subscriber SET {column} = (SELECT {column} FROM subscriber WHERE id = 2) WHERE id = 1")
+    with pytest.raises(SealError):
+        await store.get(subscriber(1).impi)
+    with pytest.raises(SealError):
+        await store.all()
+
+
+async def test_a_row_renamed_breaks_the_seal(store: SqliteSubscriberStore, database: Database) -> None:
+    """DESIGN §3."""
+    await store.add(subscriber(1))
+    execute(database.path, "UPDATE subscriber SET impi = ?", subscriber(2).impi)
+    with pytest.raises(SealError):
+        await store.get(subscriber(2).impi)
+
+
+async def test_every_column_is_bound_but_those_that_authorise_nothing(store: SqliteSubscriberStore, database: Database) -> None:
+    """DESIGN §3."""
+    assert set(columns(database.path, "subscriber")) - set(subscribers.KEYS.bound) == {"id", "keys", "seq", "server_name"}
+
+
+async def test_many_come_back_in_slices(store: SqliteSubscriberStore) -> None:
+    for number in range(subscribers.SLICE + 1):
+        await store.add(subscriber(number, impus=()))
+    assert len(await store.all()) == subscribers.SLICE + 1
+
+
+async def test_another_store_of_the_same_file_sees_them(tmp_path: Path, keyring: Keyring) -> None:
+    with Database(tmp_path / "two.db") as database:
+        await SqliteSubscriberStore(database, keyring).add(subscriber())
+    with Database(tmp_path / "two.db") as database:
+        assert await SqliteSubscriberStore(database, keyring).get(subscriber().impi) == subscriber()

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`keyferry serve` as a real process on free ports, for the tests of the whole system and of interoperability."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLE_PORTS = ("5060", "5062", "6060", "8080", "5090", "8443", "5091", "8444")
+START_LIMIT = 30.0  # seconds; two cores may be busy with other tests
+STOP_LIMIT = 15.0
+RUN_LIMIT = 60.0
+
+T = TypeVar("T")
+
+# Under Linux's ephemeral ports, so that no port 0 of another test takes one between the look and the use.
+_ports = itertools.count(20_000 + os.getpid() % 120 * 100)
+
+
+def free_port() -> int:
+    """Return a loopback port that is free for UDP and TCP."""
+    for port in _ports:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp:
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                udp.bind(("127.0.0.1", port))
+                tcp.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise AssertionError("no port is free")
+
+
+def until(wanted: Callable[[], T], *, seconds: float, what: str) -> T:
+    """Return the first true value of `wanted`; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = wanted()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"after {seconds:g} s still not so: {what}"
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """Configuration files of a network and its first UE, and the state directories of both."""
+
+    serve: Path
+    ue: Path
+    state: Path
+    ports: Mapping[str, int]  # the port in examples/ → the port here
+
+
+def make_lab(folder: Path, edit: Callable[[str], str] = str, edit_ue: Callable[[str], str] = str) -> Lab:
+    """Write the files of examples/ with free ports, changed by `edit` and `edit_ue`; they must change something if given."""
+    ports = {port: free_port() for port in EXAMPLE_PORTS}
+    files = []
+    for name, change in (("lab.toml", edit), ("ue.toml", edit_ue)):
+        text = (EXAMPLES / name).read_text("utf-8")
+        changed = change(text)
+        assert change is str or changed != text, f"the edit found nothing to change in {name}"
+        for old, new in ports.items():
+            changed = changed.replace(f":{old}", f":{new}")
+        file = folder / name
+        file.write_text(changed, "utf-8")
+        files.append(file)
+    return Lab(files[0], files[1], folder / "state", ports)
+
+
+@dataclass(slots=True)
+class Served:
+    """A process that serves."""
+
+    process: subprocess.Popen[str]
+    listen: list[dict[str, Any]]
+    ca: Path
+    state: Path
+    log: Path
+    killed: bool = field(default=False)
+
+    def port(self, role: str, name: str = "", proto: str = "") -> int:
+        """Return the port of a listener."""
+        for one in self.listen:
+            if one["role"] == role and name in ("", one["name"]) and proto in ("", one["proto"]):
+                return int(one["port"])
+        raise AssertionError(f"nothing listens as {role} {name} {proto}")
+
+    def admin(self, path: str) -> tuple[int, str]:
+        """GET from the administrator's listener."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port("admin"), timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode("utf-8")
+        finally:
+            connection.close()
+
+    def health(self) -> dict[str, Any]:
+        """Return /health, which must be 200."""
+        status, body = self.admin("/health")
+        assert status == 200, body
+        report: dict[str, Any] = json.loads(body)
+        return report
+
+    def kill(self) -> None:
+        """Kill -9: what a power cut does to a process."""
+        self.killed = True
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(STOP_LIMIT)
+
+
+@contextmanager
+def serving(config: Path, state: Path, *arguments: str) -> Iterator[Served]:
+    """Serve, wait until it is ready, and end it with SIGTERM: it must exit with 0, say so, and have logged no traceback."""
+    log = config.with_suffix(".log")
+    command = [sys.executable, "-m", "keyferry", "serve", "--config", str(config), "--state", str(state), *arguments]
+    with log.open("ab") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()) as process:
+        try:
+            ready = _ready(process, log)
+            served = Served(process, ready["listen"], Path(ready["ca"]), state, log)
+            yield served
+            if served.killed:
+                return
+            process.send_signal(signal.SIGTERM)
+            rest, _ = process.communicate(timeout=STOP_LIMIT)
+            assert process.returncode == 0, log.read_text()
+            assert rest == "stopped\n"
+            assert "Traceback" not in log.read_text()
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def keyferry(*arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end; the caller looks at the exit code."""
+    command = [sys.executable, "-m", "keyferry", *(str(argument) for argument in arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=RUN_LIMIT, check=False, env=environment())
+
+
+def ue(lab: Lab, *arguments: str | Path, state: Path | None = None) -> dict[str, Any]:
+    """Run `keyferry ue … --json`, which must succeed, and return what it printed."""
+    command, *rest = arguments
+    done = keyferry("ue", command, "--config", lab.ue, "--state", state or lab.state, "--json", *rest)
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for a command: no setting of the developer's own gets in, and no terminal's colours or width."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KEYFERRY_")}
+    return {**kept, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+
+
+def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
+    assert process.stdout is not None
+    readable, _, _ = select.select([process.stdout], [], [], START_LIMIT)
+    assert readable, f"not ready after {START_LIMIT:g} s"
+    line = process.stdout.readline()
+    assert line, f"ended with {process.wait(STOP_LIMIT)} before it was ready: {log.read_text()}"
+    told: dict[str, Any] = json.loads(line)
+    assert told["ready"] is True
+    return told
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    """Return the files of examples/ on free ports, not served yet."""
+    return make_lab(tmp_path)
+
+
+@pytest.fixture
+def served(lab: Lab) -> Iterator[Served]:
+    """Serve them."""
+    with serving(lab.serve, lab.state) as running:
+        yield running
