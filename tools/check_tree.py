@@ -16,24 +16,24 @@ MIRRORED = ("protocol", "roles", "stores", "asgi", "transports", "client")
 
 def problems() -> list[str]:
     """Return one line for each thing that is wrong."""
-    found: list[str] = []
-    for path in sorted([*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]):
-        name = path.relative_to(ROOT).as_posix()
-        text = path.read_text()
-        if text.count("\n") > MAX_LINES:
-            found.append(f"{name}: {text.count(chr(10))} lines, at most {MAX_LINES}")
-        if not text.startswith("# SPDX-License-Identifier: Apache-2.0\n"):
-            found.append(f"{name}: no SPDX line")
-        if BAD_NAMES.search(name):
-            found.append(f"{name}: a name that says nothing")
-    for folder in MIRRORED:
-        for path in sorted((SOURCE / folder).rglob("*.py")):
-            if path.name == "__init__.py":
-                continue
-            wanted = ROOT / "tests" / path.relative_to(SOURCE).with_name(f"test_{path.name}")
-            if not wanted.is_file():
-                found.append(f"{path.relative_to(ROOT)}: no {wanted.relative_to(ROOT)}")
-    return found
+    files = sorted([*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")])
+    return [line for path in files for line in _of_file(path)] + [line for folder in MIRRORED for line in _without_test(folder)]
+
+
+def _of_file(path: Path) -> list[str]:
+    name, text = path.relative_to(ROOT).as_posix(), path.read_text()
+    wrong = (
+        (text.count("\n") > MAX_LINES, f"{text.count(chr(10))} lines, at most {MAX_LINES}"),
+        (not text.startswith("# SPDX-License-Identifier: Apache-2.0\n"), "no SPDX line"),
+        (BAD_NAMES.search(name) is not None, "a name that says nothing"),
+    )
+    return [f"{name}: {problem}" for is_so, problem in wrong if is_so]
+
+
+def _without_test(folder: str) -> list[str]:
+    sources = (path for path in sorted((SOURCE / folder).rglob("*.py")) if path.name != "__init__.py")
+    pairs = ((path, ROOT / "tests" / path.relative_to(SOURCE).with_name(f"test_{path.name}")) for path in sources)
+    return [f"{path.relative_to(ROOT)}: no {test.relative_to(ROOT)}" for path, test in pairs if not test.is_file()]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from keyferry.protocol.identity import parse_as_id, parse_impi, parse_impu
 
 MAX_FILE = 4_000_000  # octets; about 10,000 subscribers in a file, more belong in the store
 
-Address = Annotated[str, Meta(description='`HOST:PORT`, an IPv6 host in brackets; port 0 takes a free one')]
+Address = Annotated[str, Meta(description="`HOST:PORT`, an IPv6 host in brackets; port 0 takes a free one")]
 Seconds = Annotated[float, Meta(ge=0)]
 
 
@@ -77,10 +77,12 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
     app: Annotated[str, Meta(description="`xcap`, `notes`, or `module:attribute` of an ASGI application of your own")] = "xcap"
     default_handling: Annotated[int, Meta(ge=0, le=1, description="DefaultHandling of the filter criteria")] = 0
     service_info: Annotated[str | None, Meta(description="ServiceInfo of the filter criteria, besides the keys")] = None
-    algorithms: Annotated[
-        list[Literal["SHA-256", "MD5"]], Meta(min_length=1, description="Digest algorithms offered, strongest first")
-    ] = msgspec.field(default_factory=lambda: ["SHA-256"])
-    pushers: Annotated[list[str], Meta(description="S-CSCFs that may push; empty: the one of this file")] = msgspec.field(default_factory=list)
+    algorithms: Annotated[list[Literal["SHA-256", "MD5"]], Meta(min_length=1, description="Digest algorithms offered, strongest first")] = (
+        msgspec.field(default_factory=lambda: ["SHA-256"])
+    )
+    pushers: Annotated[list[str], Meta(description="S-CSCFs that may push; empty: the one of this file")] = msgspec.field(
+        default_factory=list
+    )
 
 
 class Admin(_Section, frozen=True, kw_only=True):
@@ -117,9 +119,9 @@ class Config(_Section, frozen=True, kw_only=True):
     admin: Admin = msgspec.field(default_factory=Admin)
     application_servers: list[ApplicationServer] = msgspec.field(default_factory=list)
     subscribers: list[Subscriber] = msgspec.field(default_factory=list)
-    hosts: Annotated[dict[str, str], Meta(description="SIP host names → `HOST` or `HOST:PORT`, before names of this file's own functions")] = (
-        msgspec.field(default_factory=dict)
-    )
+    hosts: Annotated[
+        dict[str, str], Meta(description="SIP host names → `HOST` or `HOST:PORT`, before names of this file's own functions")
+    ] = msgspec.field(default_factory=dict)
 
 
 class Ue(_Section, frozen=True, kw_only=True):
@@ -137,7 +139,9 @@ class Ue(_Section, frozen=True, kw_only=True):
     release: Annotated[int, Meta(ge=5, le=255, description="3GPP release to state; 5 states none")] = 6
     expires: Annotated[int, Meta(ge=1, description="seconds of registration to ask for")] = 600_000
     require_keys: Annotated[bool, Meta(description="fail where the network gives no AS keys")] = False
-    xcap_root: Annotated[str, Meta(description="what a path given to `ue get`, `put`, `delete` is relative to")] = "https://xcap.home1.net:8443/"
+    xcap_root: Annotated[str, Meta(description="what a path given to `ue get`, `put`, `delete` is relative to")] = (
+        "https://xcap.home1.net:8443/"
+    )
     ca: Annotated[str | None, Meta(description="CA certificate of the application servers; default: STATE/ca.pem")] = None
 
     def __post_init__(self) -> None:
@@ -185,7 +189,9 @@ def _load(path: Path, kind: type[T]) -> T:
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as problem:
-        raise ConfigError(str(path), f"cannot be read: {problem.strerror}", "Give the path of a TOML file, for example examples/lab.toml") from None
+        raise ConfigError(
+            str(path), f"cannot be read: {problem.strerror}", "Give the path of a TOML file, for example examples/lab.toml"
+        ) from None
     if len(data) > MAX_FILE:
         raise ConfigError(str(path), f"is over {MAX_FILE} octets", "Add subscribers with `keyferry subscriber add` instead")
     try:

@@ -302,7 +302,7 @@ async def serving(app: App, certificate: Certificate, port: int = 0) -> AsyncIte
         ssl_keyfile=certificate.pem,
         lifespan="off",
         log_level="critical",
-        access_log=False,  # type: ignore[arg-type]
+        access_log=False,
     )
     config.load()
     server = uvicorn.Server(config)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from keyferry.asgi.exchange import Message, headers_named, read_body, respond
+from keyferry.asgi.exchange import Message, Receive, headers_named, read_body, respond
 from keyferry.errors import RemoteProtocolError
 
 
-def receiving(*messages: Message):  # type: ignore[no-untyped-def]
+def receiving(*messages: Message) -> Receive:
     left = list(messages)
 
     async def receive() -> Message:
@@ -20,7 +20,7 @@ def receiving(*messages: Message):  # type: ignore[no-untyped-def]
 
 async def test_a_body_is_read_to_its_end_and_no_further_than_the_limit() -> None:
     """ASGI http.request."""
-    pieces = [{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.request"}]
+    pieces: list[Message] = [{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.request"}]
     assert await read_body(receiving(*pieces), 2) == b"ab"
     with pytest.raises(RemoteProtocolError) as caught:
         await read_body(receiving(*pieces), 1)

@@ -23,7 +23,8 @@ def who(name: str) -> Identity:
 async def test_each_user_has_one_note() -> None:
     """PUT, GET, DELETE."""
     app = notes.Notes()
-    alice, bob = {"keyferry": who("alice")}, {"keyferry": who("bob")}
+    alice: dict[str, Any] = {"keyferry": who("alice")}
+    bob: dict[str, Any] = {"keyferry": who("bob")}
     assert (await call(app, **alice)).status == 404
     assert (await call(app, "PUT", body=b"milk", **alice)).status == 201
     assert (await call(app, "PUT", body=[b"mil", b"k!"], **alice)).status == 200

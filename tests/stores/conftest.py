@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stores.made import CountedRandom
 
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.stores.database import Database
 from keyferry.stores.sealing import Keyring
+from stores.made import CountedRandom
 
 
 @pytest.fixture

@@ -6,6 +6,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
+from keyferry.errors import PushRefused, StoreError
+from keyferry.ports import (
+    Document,
+    DocumentStore,
+    KeyRecord,
+    KeyStore,
+    RegistrationStore,
+    SubscribedImpu,
+    SubscriberStore,
+    UeStore,
+)
+from keyferry.protocol.identity import AsId, Impi, Impu, KeyId
+from keyferry.protocol.ims.keypush import GRACE, MAX_AHEAD, MAX_KEY_LIFE, Push, PushOutcome
 from stores.made import (
     AS_ID,
     IMPI,
@@ -24,21 +38,6 @@ from stores.made import (
     subscriber,
     ue_state,
 )
-
-from keyferry.errors import PushRefused, StoreError
-from keyferry.ports import (
-    Document,
-    DocumentStore,
-    KeyRecord,
-    KeyStore,
-    RegistrationStore,
-    SubscribedImpu,
-    Subscriber,
-    SubscriberStore,
-    UeStore,
-)
-from keyferry.protocol.identity import AsId, Impi, Impu, KeyId
-from keyferry.protocol.ims.keypush import GRACE, MAX_AHEAD, MAX_KEY_LIFE, Push, PushOutcome
 
 OTHER_IMPI = Impi("001010000000002@ims.example")
 
@@ -352,7 +351,7 @@ class KeyContract:
         assert await store.erase_impu(PUSHER, TEL, [AS_ID], NOW) == 1
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """What `expect` raises."""
 
 
@@ -366,7 +365,9 @@ class DocumentContract:
     async def test_what_is_put_comes_back(self, store: DocumentStore) -> None:
         odd = b"\xff \x00%2F".decode("utf-8", "surrogateescape")
         for path in ("index", odd, "Index", ""):
-            assert await store.put("simservs.ngn.etsi.org", "sip:a@b", path, Document(path.encode("utf-8", "surrogateescape"), "1"), expect=anything)
+            assert await store.put(
+                "simservs.ngn.etsi.org", "sip:a@b", path, Document(path.encode("utf-8", "surrogateescape"), "1"), expect=anything
+            )
         for path in ("index", odd, "Index", ""):
             found = await store.get("simservs.ngn.etsi.org", "sip:a@b", path)
             assert found == Document(path.encode("utf-8", "surrogateescape"), "1")
@@ -386,15 +387,15 @@ class DocumentContract:
 
         def refuse(stored: Document | None) -> None:
             seen.append(stored)
-            raise Refusal
+            raise RefusalError
 
-        with pytest.raises(Refusal):
+        with pytest.raises(RefusalError):
             await store.put("a", "o", "p", Document(b"1", "1"), expect=refuse)
         assert await store.get("a", "o", "p") is None
         await store.put("a", "o", "p", Document(b"1", "1"), expect=anything)
-        with pytest.raises(Refusal):
+        with pytest.raises(RefusalError):
             await store.put("a", "o", "p", Document(b"2", "2"), expect=refuse)
-        with pytest.raises(Refusal):
+        with pytest.raises(RefusalError):
             await store.delete("a", "o", "p", expect=refuse)
         assert seen == [None, Document(b"1", "1"), Document(b"1", "1")]
         assert await store.get("a", "o", "p") == Document(b"1", "1")

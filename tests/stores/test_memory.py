@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import pytest
-from stores.contract import DocumentContract, KeyContract, RegistrationContract, SubscriberContract, UeContract
 
 from keyferry.stores.memory import MemoryDocumentStore, MemoryKeyStore, MemoryRegistrationStore, MemorySubscriberStore, MemoryUeStore
+from stores.contract import DocumentContract, KeyContract, RegistrationContract, SubscriberContract, UeContract
 
 
 class TestMemorySubscribers(SubscriberContract):

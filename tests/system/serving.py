@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,7 +93,7 @@ class Served:
     ca: Path
     state: Path
     log: Path
-    killed: bool = field(default=False)
+    killed: bool = False
 
     def port(self, role: str, name: str = "", proto: str = "") -> int:
         """Return the port of a listener."""
@@ -129,9 +129,12 @@ class Served:
 @contextmanager
 def serving(config: Path, state: Path, *arguments: str) -> Iterator[Served]:
     """Serve, wait until it is ready, and end it with SIGTERM: it must exit with 0, say so, and have logged no traceback."""
-    log = config.with_suffix(".log")
+    log = state.with_suffix(".log")
     command = [sys.executable, "-m", "keyferry", "serve", "--config", str(config), "--state", str(state), *arguments]
-    with log.open("ab") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()) as process:
+    with (
+        log.open("ab") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()) as process,
+    ):
         try:
             ready = _ready(process, log)
             served = Served(process, ready["listen"], Path(ready["ca"]), state, log)
@@ -180,14 +183,14 @@ def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
     return told
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
+@pytest.fixture(name="lab")
+def lab_fixture(tmp_path: Path) -> Lab:
     """Return the files of examples/ on free ports, not served yet."""
     return make_lab(tmp_path)
 
 
-@pytest.fixture
-def served(lab: Lab) -> Iterator[Served]:
+@pytest.fixture(name="served")
+def served_fixture(lab: Lab) -> Iterator[Served]:
     """Serve them."""
     with serving(lab.serve, lab.state) as running:
         yield running

@@ -176,6 +176,7 @@ async def test_aclose_fails_what_waits() -> None:
             await patiently(sending)
         with pytest.raises(TransportError, match="this node was closed"):
             await lab.node.send(request(), peer.hop)
+        await lab.node.aclose()
 
 
 async def test_a_cancelled_sender_leaves_nothing_behind() -> None:

@@ -7,6 +7,7 @@ import asyncio
 import socket
 
 import pytest
+import uvloop
 
 from keyferry.errors import LocalProtocolError, TransportError
 from keyferry.ports import SipEvent, SipPeer
@@ -30,6 +31,17 @@ async def test_two_nodes_talk_over_udp_and_tcp() -> None:
             response = await patiently(client.node.send(request(), hop))
             assert response.status == 200
             assert (response.get("X-Source") or "").startswith(hop.transport.lower())
+
+
+def test_uvloop_carries_a_node_too() -> None:
+    """Its transports have other base classes; add_reader is the same."""
+
+    async def talk() -> list[int]:
+        async with Lab(ok) as server, Lab() as client:
+            return [(await patiently(client.node.send(request(), hop))).status for hop in (server.udp, server.tcp)]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(talk()) == [200, 200]
 
 
 async def test_a_request_over_1300_octets_goes_over_tcp() -> None:

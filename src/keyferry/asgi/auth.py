@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_AUTHORIZATION = 4096
 """Octets of Authorization: a key id and a realm of 255 octets each and a uri of 2,048 leave 1,500 to the rest."""
 MAX_CNONCE = 256
-"""Characters; ours has 71, and each one is hashed twice."""
+"""Characters; ours has 70, and each one is hashed twice."""
 MAX_BODY = 65_536
 """Octets of a body held in memory for auth-int, of the request and of the response."""
 PROVEN_KEYS = 65_536

@@ -16,7 +16,9 @@ from keyferry.lab.ladder import draw
 
 
 def demo(
-    names: Annotated[str, typer.Option(help="short: home1.net; 3gpp: names as in real networks, which make the messages longer.")] = "short",
+    names: Annotated[
+        str, typer.Option(help="short: home1.net; 3gpp: names as in real networks, which make the messages longer.")
+    ] = "short",
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,4 +54,3 @@ def _show(result: DemoResult) -> None:
         table.add_row(f"{request['who']}: {request['method']} at {request['as']}", str(request["status"]))
     console.print()
     console.print(table)
-

@@ -17,7 +17,9 @@ from keyferry.wiring.system import ROLES, Role
 
 def serve(
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file, for example examples/lab.toml.")],
-    role: Annotated[list[str] | None, typer.Option("--role", help="Only this function: pcscf, icscf, scscf, as, admin. Repeatable.")] = None,
+    role: Annotated[
+        list[str] | None, typer.Option("--role", help="Only this function: pcscf, icscf, scscf, as, admin. Repeatable.")
+    ] = None,
     log: Annotated[str, typer.Option("--log", help="text, json or none; goes to standard error.")] = "text",
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,

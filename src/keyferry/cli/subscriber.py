@@ -27,7 +27,9 @@ ImpiArgument = Annotated[str, typer.Argument(metavar="IMPI", help="Private ident
 def add(
     impi: Annotated[str, typer.Option(help="Private identity.")],
     impu: Annotated[list[str], typer.Option(help="Public identity, the default first. Repeatable.")],
-    k: Annotated[str | None, typer.Option(help="K in hexadecimal. Other users of this machine can see arguments: better --keys-file.")] = None,
+    k: Annotated[
+        str | None, typer.Option(help="K in hexadecimal. Other users of this machine can see arguments: better --keys-file.")
+    ] = None,
     opc: Annotated[str | None, typer.Option(help="OPc (TUAK: TOPc) in hexadecimal.")] = None,
     op: Annotated[str | None, typer.Option(help="OP (TUAK: TOP) instead of OPc.")] = None,
     keys_file: Annotated[

@@ -49,7 +49,9 @@ def trust(ca: Path) -> ssl.SSLContext:
     try:
         context.load_verify_locations(ca)
     except (OSError, ssl.SSLError):
-        raise ConfigError(str(ca), "is not a readable CA certificate", "Run `keyferry serve` or `keyferry pki` once, or name it with `ca`") from None
+        raise ConfigError(
+            str(ca), "is not a readable CA certificate", "Run `keyferry serve` or `keyferry pki` once, or name it with `ca`"
+        ) from None
     return context
 
 

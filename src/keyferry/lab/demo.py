@@ -14,8 +14,8 @@ import httpx
 
 from keyferry.client.http import open_http
 from keyferry.client.ue import Isim, UeClient, http_credentials, open_ue
-from keyferry.config import ApplicationServer, Config, Icscf, Network, Pcscf, Scscf, Subscriber
 from keyferry.config import Admin as AdminSettings
+from keyferry.config import ApplicationServer, Config, Icscf, Network, Pcscf, Scscf, Subscriber
 from keyferry.errors import KeyferryError
 from keyferry.lab.ladder import Ladder
 from keyferry.ports import SipPeer, UeState
@@ -188,7 +188,9 @@ class Demo:
         headers = {"Content-Type": media} if media else {}
         client = self._client(state, as_id, url, who)
         response = await client.request(method, url, content=body or None, headers=headers)
-        self.result.http.append({"as": as_id, "mechanism": "digest", "method": method, "path": path, "status": response.status_code, "who": who})
+        self.result.http.append(
+            {"as": as_id, "mechanism": "digest", "method": method, "path": path, "status": response.status_code, "who": who}
+        )
         _promise(response.status_code == expect, f"{method} by {who} is answered {expect}, not {response.status_code}")
         return response
 
@@ -286,4 +288,3 @@ def _short(path: str) -> str:
 def _promise(kept: bool, promise: str) -> None:
     if not kept:
         raise DemoFailed(f"the demonstration promises that {promise}, and it is not so")
-

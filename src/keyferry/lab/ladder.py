@@ -61,9 +61,13 @@ class Ladder:
         else:
             target = self.names.get(_sent_by(event.message), str(event.peer))
             what = f"{event.message.status} {event.message.reason}"
-        self.add(event.at, _party(event.node), target, event.peer.transport, what, event.octets, note_of(event.message), event.retransmission)
+        self.add(
+            event.at, _party(event.node), target, event.peer.transport, what, event.octets, note_of(event.message), event.retransmission
+        )
 
-    def add(self, at: float, source: str, target: str, transport: str, what: str, octets: int, note: str, retransmission: bool = False) -> None:
+    def add(
+        self, at: float, source: str, target: str, transport: str, what: str, octets: int, note: str, retransmission: bool = False
+    ) -> None:
         """Add one row; `at` is seconds since the epoch."""
         if self._began is None:
             self._began = at
@@ -79,7 +83,7 @@ def draw(steps: list[Step]) -> list[str]:
     for step in steps:
         if step.phase != phase:
             phase = step.phase
-            lines += ["", phase, "".join(f"{party:^{COLUMN}}" for party in parties)]
+            lines += ["", phase, "".join(f"{party:^{COLUMN}}" for party in parties).rstrip()]
         again = " (again)" if step.retransmission else ""
         arrow = _arrow(parties.index(step.source), parties.index(step.target), len(parties))
         size = f"{step.transport:3} {step.octets:5} {step.size_mark:6}"
@@ -117,28 +121,29 @@ def note_of(message: Message) -> str:
 def _of_request(request: Request) -> str:
     if request.get("Authorization") is None and request.get("Event") is None and request.body:
         return _of_push(request)
-    notes = []
-    expires = request.get("Expires")
-    if expires == "0":
-        notes.append("de-registers")
+    notes = ["de-registers"] if request.get("Expires") == "0" else []
     contact = request.get("Contact")
     if contact and contact != "*":
         release = parse_name_addr_list(contact)[0].parameter(RELEASE_TAG)
         notes.append(f"states release {release}" if release else "states no release")
     if request.get("Authorization"):
-        credentials = parse_credentials(request.get("Authorization") or "")
-        protected = credentials.parameter("integrity-protected")
-        if protected:
-            notes.append(f"integrity-protected={protected}")
-        if credentials.auts:
-            notes.append("auts: SQN not fresh")
-        elif credentials.response:
-            notes.append("answers: response" + (f", qop={credentials.qop}" if credentials.qop else ""))
-        elif credentials.nonce:
-            notes.append("empty response: MAC wrong")
+        notes += _of_credentials(request.get("Authorization") or "")
     if request.get("Path"):
         notes.append("Path")
     return "; ".join(notes)
+
+
+def _of_credentials(text: str) -> list[str]:
+    credentials = parse_credentials(text)
+    protected = credentials.parameter("integrity-protected")
+    notes = [f"integrity-protected={protected}"] if protected else []
+    if credentials.auts:
+        notes.append("auts: SQN not fresh")
+    elif credentials.response:
+        notes.append("answers: response" + (f", qop={credentials.qop}" if credentials.qop else ""))
+    elif credentials.nonce:
+        notes.append("empty response: MAC wrong")
+    return notes
 
 
 def _of_push(request: Request) -> str:

@@ -97,7 +97,7 @@ class KeyAgent:
         return pusher, push
 
     async def _erase(self, register: ThirdPartyRegister, peer: SipPeer) -> None:
-        """A body-less Expires 0 (Kamailio, Clearwater) ends the keys of that pusher whose IMPUs hold To (DESIGN §6)."""
+        """End the keys of that pusher whose IMPUs hold To: a body-less Expires 0 of Kamailio, Clearwater (DESIGN §6)."""
         pusher = self._pusher(_host(register.scscf))
         if not _is_loopback(peer):
             raise PushRefused("plain")  # nothing proves who sent it

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from keyferry.errors import AutsRejected, CxError
 from keyferry.ports import Counter, Log, RandomSource, Resync, ServerAssignment, Subscriber, SubscriberStore
-from keyferry.protocol.aka import AkaAlgorithm, AuthVector, algorithm_of, generate_vector, split_sqn, sqn_of, verify_auts
+from keyferry.protocol.aka import DELTA, AkaAlgorithm, AuthVector, algorithm_of, generate_vector, split_sqn, sqn_of, verify_auts
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.ifc import InitialFilterCriteria
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
@@ -39,10 +39,10 @@ def identities_dont_match() -> CxError:
 
 @dataclass(slots=True)
 class _Counter:
-    """SEQ_HE of one subscriber: the last value used, and the one up to which the store allows."""
+    """SEQ_HE of one subscriber: the last value used, and the one up to which the store durably allows."""
 
     seq: int
-    ceiling: int
+    ceiling: int  # under seq while a write is under way
 
 
 @dataclass(slots=True)
@@ -54,6 +54,7 @@ class Hss:
     random: RandomSource
     log: Log
     counter: Counter
+    max_counters: int = MAX_COUNTERS
     _counters: OrderedDict[Impi, _Counter] = field(default_factory=OrderedDict)
 
     async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str) -> str | None:
@@ -98,8 +99,10 @@ class Hss:
         counter.seq += 1
         seq = counter.seq  # taken before the write below yields to another request for the same user
         if seq > counter.ceiling:
-            counter.ceiling = seq + SEQ_RESERVE
-            await self.subscribers.set_seq(impi, counter.ceiling)
+            # The ceiling rises after the write, so that a request that comes meanwhile waits for one too.
+            allowed = seq + SEQ_RESERVE
+            await self.subscribers.set_seq(impi, allowed)
+            counter.ceiling = max(counter.ceiling, allowed)
         return seq
 
     async def _counter(self, impi: Impi) -> _Counter:
@@ -107,9 +110,15 @@ class Hss:
         if counter is None:
             ceiling = await self.subscribers.seq(impi)
             counter = self._counters.setdefault(impi, _Counter(ceiling, ceiling))
-            if len(self._counters) > MAX_COUNTERS:
-                self._counters.popitem(last=False)
+            if len(self._counters) > self.max_counters:
+                self._forget_oldest()
+        self._counters.move_to_end(impi)
         return counter
+
+    def _forget_oldest(self) -> None:
+        impi, counter = self._counters.popitem(last=False)
+        if counter.seq > counter.ceiling:  # its write is under way: what the store says is still too low to start again from
+            self._counters[impi] = counter
 
     async def _resynchronise(self, impi: Impi, algorithm: AkaAlgorithm, resync: Resync) -> None:
         """TS 33.102 §6.3.5: SEQ moves only if MAC-S verifies and the UE would refuse our next value."""
@@ -121,7 +130,7 @@ class Hss:
             raise CxError(5012, "DIAMETER_UNABLE_TO_COMPLY") from problem
         counter = await self._counter(impi)
         self.log.info("resynchronised", impi=impi, seq_he=counter.seq, seq_ms=seq_ms, distance=seq_ms - counter.seq)
-        if counter.seq < seq_ms:
+        if counter.seq < seq_ms or counter.seq - seq_ms >= DELTA:
             counter.seq = seq_ms
             counter.ceiling = min(counter.ceiling, seq_ms)
         self.counter.count("hss_resynchronisations")

@@ -9,7 +9,16 @@ from keyferry.errors import MacFailure, ParseError, RegistrationFailed, SyncFail
 from keyferry.ports import Clock, Log, RandomSource, SipClient, SipPeer, UeState
 from keyferry.protocol.aka import Usim
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.digest import Challenge, Credentials, build_credentials, encode_base64, hash_a1, parse_aka_nonce, parse_challenge, respond
+from keyferry.protocol.digest import (
+    Challenge,
+    Credentials,
+    build_credentials,
+    encode_base64,
+    hash_a1,
+    parse_aka_nonce,
+    parse_challenge,
+    respond,
+)
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.activation import Activation, AkaRun, activate
 from keyferry.protocol.ims.marker import RELEASE_TAG, Marker, parse_marker
@@ -137,9 +146,7 @@ class Ue:
         )  # fmt: skip
         return replace(unsigned, response=response, auts=auts)
 
-    def _final(
-        self, state: UeState, response: Response, run: AkaRun | None, answer: Credentials, expires: int, elapsed: float
-    ) -> UeState:
+    def _final(self, state: UeState, response: Response, run: AkaRun | None, answer: Credentials, expires: int, elapsed: float) -> UeState:
         if not 200 <= response.status < 300:
             raise RegistrationFailed(f"the network answered {response.status} {response.reason}", response.status)
         if run is None:
@@ -213,4 +220,3 @@ def _granted(response: Response, contact_uri: str, asked: int) -> int:
 
 def _associated(response: Response) -> tuple[str, ...]:
     return tuple(address.uri for value in response.all("P-Associated-URI") for address in parse_name_addr_list(value))
-

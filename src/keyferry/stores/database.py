@@ -62,13 +62,14 @@ class _Write:
 class Database:
     """Read and write one SQLite file from one event loop; other processes may use the file at the same time."""
 
-    def __init__(self, path: Path, schema: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, schema: Sequence[str] = (), *, busy_ms: int = BUSY_MS) -> None:
         """Open, creating what is missing, and run the statements of `schema` (each `CREATE … IF NOT EXISTS`).
 
         Lowers the process's switch interval to SWITCH_INTERVAL. Raises StateError if the file is not ours or of another format.
         """
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         self.path = path
+        self._busy_ms = busy_ms
         self._queue: deque[_Write] = deque()
         self._batch: list[_Write] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -137,15 +138,19 @@ class Database:
         """Return a number that changes when another process has written; a cache of this process asks before it answers.
 
         The reader sees our own commits too, so a change there is looked up on the writer, which sees others' only. While the
-        thread commits the writer is not ours: nobody else can commit then, and what came before was noted at the beginning.
+        thread commits the writer is not ours: what came before was noted at the beginning, nobody else can commit now, and
+        what comes after will be looked up again. Raises StoreError.
         """
-        version = _version(self._reader)
-        if version != self._reader_version and not self._committing:
-            if self._waiting:  # for the very process that has just written
-                self._foreign += 1
-            else:
-                self._note_foreign()
-            self._reader_version = version
+        try:
+            version = _version(self._reader)
+            if version != self._reader_version and not self._committing:
+                if self._waiting:  # for the very process that has just written
+                    self._foreign += 1
+                else:
+                    self._note_foreign()
+                self._reader_version = version
+        except sqlite3.Error as problem:
+            raise _mapped(self.path, problem) from problem
         return self._foreign
 
     def _note_foreign(self) -> None:
@@ -160,7 +165,7 @@ class Database:
         """Run `work` in a transaction with whatever else is waiting, and return its result once that is on the disk.
 
         `work` runs in the loop's thread, in a savepoint of its own: what it raises comes out here and undoes only itself.
-        `after` runs when the transaction is durable, even if the waiter was cancelled. Raises StoreError.
+        `after`, which must not raise, runs when that is durable, even if the waiter was cancelled. Raises StoreError.
         """
         if self._closed:
             raise StoreError("the database is closed")
@@ -202,16 +207,19 @@ class Database:
         self._jobs.put(self._commit)
 
     def _perform(self) -> None:
-        self._note_foreign()
         self._batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
         lost: BaseException | None = None
         try:
+            self._note_foreign()
             for write in self._batch:
                 _perform(self._writer, self.path, write)
                 if not self._writer.in_transaction:  # disk full, I/O error, no memory: SQLite has undone everything
                     lost = write.problem
                     break
-        except BaseException as problem:
+        except sqlite3.Error as problem:
+            _roll_back(self._writer)
+            lost = problem
+        except BaseException as problem:  # an interrupt: whoever runs the loop shall have it
             _roll_back(self._writer)
             lost = problem
             raise
@@ -260,7 +268,7 @@ class Database:
     def _wait_for_lock(self) -> None:
         problem: sqlite3.Error | None = None
         try:
-            self._writer.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            self._writer.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
             self._writer.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             problem = error
@@ -284,7 +292,7 @@ class Database:
         self._thread.join()
         if self._batch:
             self._finish()
-        self._writer.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        self._writer.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
         while self._queue:
             try:
                 if not self._writer.in_transaction:

@@ -23,6 +23,7 @@ AsgiApp: TypeAlias = Callable[
 MAX_CONNECTIONS = 10_000  # one door's open connections and tasks; above, 503
 HEADER_BYTES = 16_384  # one request's header; Digest credentials are under 1 kB
 BACKLOG = 2048
+FLUSH = 0.3  # seconds for last answers to leave
 
 
 class _Server(uvicorn.Server):
@@ -83,7 +84,14 @@ class HttpServer:
 
     async def aclose(self) -> None:
         """Finish the requests under way, at most three seconds, and close."""
-        if self._task is not None:
-            self._server.should_exit = True
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        if self._task is None:
+            return
+        self._server.should_exit = True
+        await asyncio.wait({self._task}, timeout=FLUSH)
+        while not self._task.done():
+            if not self._server.server_state.tasks:
+                # What is left is idle: TLS clients that keep their connection and would not answer our close for 30 s.
+                for connection in tuple(self._server.server_state.connections):
+                    connection.transport.abort()  # type: ignore[union-attr]
+            await asyncio.wait({self._task}, timeout=0.05)
+        self._task = None

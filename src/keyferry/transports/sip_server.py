@@ -129,7 +129,7 @@ class SipServer:
 
     async def _answer(self, handler: SipHandler, request: Request, flow: Flow) -> tuple[Response, bytes]:
         try:
-            response = with_to_tag(await handler(request, flow.peer), self._tag(request))
+            response = with_to_tag(await handler(request, flow.peer), lambda: self._tag(request))
             if response.status >= 200:
                 return response, build_message(response)
             problem: str = "provisional response"

@@ -86,12 +86,12 @@ class TcpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Learn the addresses."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its bases
+        stream = self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its bases
         peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         if peer and local:
             self.peer = SipPeer("TCP", peer[0], peer[1])
             self.local = SipPeer("TCP", local[0], local[1])
-        transport.set_write_buffer_limits(high=HIGH_WATER)
+        stream.set_write_buffer_limits(high=HIGH_WATER)
         self._active_at = self._owner.context.clock.monotonic()
         self._owner.made(self)
 

@@ -100,5 +100,3 @@ def open_pki(state_path: Path) -> Pki:
     """Return the private CA of a state directory. Raises StateError."""
     with open_state(state_path, random=SystemRandom()):
         return Pki(state_path, SystemClock())
-
-

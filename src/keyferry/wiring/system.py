@@ -18,10 +18,9 @@ from keyferry.asgi.notes import Notes
 from keyferry.asgi.xcap import XcapApp
 from keyferry.config import ApplicationServer, Config, Subscriber, split_address
 from keyferry.errors import ConfigError, KeyferryError, TransportError
-from keyferry.ports import Clock, KeyStore, Log, RandomSource, RegistrationStore, SipHandler, SipObserver, SipPeer
+from keyferry.ports import Clock, KeyStore, Log, RandomSource, RegistrationStore, SipHandler, SipObserver, SipPeer, SubscriberStore
 from keyferry.ports import SubscribedImpu as PortImpu
 from keyferry.ports import Subscriber as PortSubscriber
-from keyferry.ports import SubscriberStore
 from keyferry.protocol.aka import algorithm_of
 from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.crypto.milenage import derive_opc
@@ -131,7 +130,9 @@ class System:
         if "pcscf" in self.roles:
             await self._start_pcscf()
         if "admin" in self.roles:
-            await self._serve_http("admin", AdminApp(registry=self.metrics.registry, health=self._health), self.config.admin.listen, "", None)
+            await self._serve_http(
+                "admin", AdminApp(registry=self.metrics.registry, health=self._health), self.config.admin.listen, "", None
+            )
 
     async def _start_pcscf(self) -> None:
         settings = self.config.pcscf
@@ -275,7 +276,7 @@ class System:
 
 
 def only_loopback(peer: SipPeer) -> None:
-    """The `loopback` protection policy: no key leaves the machine (DESIGN §6). Raises TransportError."""
+    """Let no key leave the machine: the protection policy `loopback` (DESIGN §6). Raises TransportError."""
     if not ipaddress.ip_address(peer.host.strip("[]")).is_loopback:
         raise TransportError(str(peer), "the policy `loopback` lets no key leave this machine")
 

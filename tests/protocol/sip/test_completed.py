@@ -12,7 +12,7 @@ from keyferry.protocol.sip.completed import ENTRY_OVERHEAD, CompletedResponses, 
 from keyferry.protocol.sip.message import Request, Response, make_response
 
 CONTACT = (
-    '<sip:user1_public1@[5555::aaa:bbb:ccc:ddd]:1357>;expires=600000;'
+    "<sip:user1_public1@[5555::aaa:bbb:ccc:ddd]:1357>;expires=600000;"
     '+sip.instance="<urn:gsma:imei:90420156-025763-0>";+g.3gpp.smsip;reg-id=1'
 )
 REQUEST = Request(

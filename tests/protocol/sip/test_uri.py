@@ -38,7 +38,7 @@ def test_valid_uris_round_trip(text: str) -> None:
 def test_every_part_is_found() -> None:
     """RFC 3261 §19.1.1."""
     uri = parse_sip_uri("SIPS:Alice:pw@Atlanta.COM:5061;Transport=TCP;lr?to=bob")
-    assert uri == ("sips", "Alice", "pw", "atlanta.com", 5061, (("transport", "TCP"), ("lr", None)), "to=bob")
+    assert tuple(uri) == ("sips", "Alice", "pw", "atlanta.com", 5061, (("transport", "TCP"), ("lr", None)), "to=bob")
     assert uri.parameter("TRANSPORT") == "TCP"
     assert uri.parameter("lr") == ""
     assert uri.parameter("maddr") is None

@@ -6,11 +6,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from stores.contract import DocumentContract, Refusal, anything
 
 from keyferry.ports import Document
 from keyferry.stores.database import Database
 from keyferry.stores.sqlite.documents import SqliteDocumentStore
+from stores.contract import DocumentContract, RefusalError, anything
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ async def test_of_two_writers_that_expect_the_same_document_one_wins(store: Sqli
 
     def unchanged(stored: Document | None) -> None:
         if stored != Document(b"0", "0"):
-            raise Refusal
+            raise RefusalError
 
     outcomes = await asyncio.gather(
         *[store.put("a", "o", "p", Document(b"%d" % number, str(number)), expect=unchanged) for number in range(1, 4)],
         return_exceptions=True,
     )
-    assert [type(outcome) for outcome in outcomes] == [bool, Refusal, Refusal]
+    assert [type(outcome) for outcome in outcomes] == [bool, RefusalError, RefusalError]
     assert await store.get("a", "o", "p") == Document(b"1", "1")

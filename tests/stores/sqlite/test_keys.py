@@ -6,12 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
-from stores.contract import OTHER_IMPI, KeyContract
-from stores.made import AS_ID, IMPU, NOW, OTHER_REG, PUSHER, REALM, TEL, push, pushed_key
-from stores.tamper import columns, execute
 
 from keyferry.errors import SealError
 from keyferry.ports import KeyRecord
@@ -21,6 +19,9 @@ from keyferry.stores.database import Database, Row, Value
 from keyferry.stores.sealing import Keyring
 from keyferry.stores.sqlite import keys
 from keyferry.stores.sqlite.keys import SqliteKeyStore
+from stores.contract import OTHER_IMPI, KeyContract
+from stores.made import AS_ID, IMPU, NOW, OTHER_REG, PUSHER, REALM, TEL, push, pushed_key
+from stores.tamper import columns, execute
 
 
 @pytest.fixture
@@ -119,8 +120,8 @@ class TestCache:
     """DESIGN §11."""
 
     @pytest.fixture
-    def database(self, tmp_path) -> CountingDatabase:  # type: ignore[no-untyped-def]
-        with CountingDatabase(tmp_path / "counted.db") as database:
+    def database(self, tmp_path: Path) -> Iterator[CountingDatabase]:
+        with contextlib.closing(CountingDatabase(tmp_path / "counted.db")) as database:
             yield database
 
     async def test_a_key_is_read_and_opened_once(self, store: SqliteKeyStore, database: CountingDatabase) -> None:
@@ -185,9 +186,10 @@ class TestCache:
         await apply(store, push(1, "a"))
         record = await held(store, "a")
         assert record is not None
-        database.close()
-        with contextlib.suppress(sqlite3.ProgrammingError):
+        with contextlib.closing(sqlite3.connect(database.path)) as other:
+            version = other.execute("PRAGMA data_version").fetchone()
             await store.used(record, NOW)
+            assert other.execute("PRAGMA data_version").fetchone() == version
 
 
 async def test_the_order_of_impus_is_kept(store: SqliteKeyStore) -> None:

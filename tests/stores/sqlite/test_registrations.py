@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import pytest
-from stores.contract import OTHER_IMPI, RegistrationContract
-from stores.made import IMPI, NOW, OTHER_REG, REG, key, pending, registration
-from stores.tamper import columns, execute
 
 from keyferry.errors import SealError, StoreError
 from keyferry.protocol.identity import Impu
@@ -14,6 +11,9 @@ from keyferry.stores.database import Database
 from keyferry.stores.sealing import Keyring
 from keyferry.stores.sqlite import registrations
 from keyferry.stores.sqlite.registrations import SqliteRegistrationStore
+from stores.contract import OTHER_IMPI, RegistrationContract
+from stores.made import IMPI, NOW, OTHER_REG, REG, key, pending, registration
+from stores.tamper import columns, execute
 
 
 @pytest.fixture
@@ -57,7 +57,9 @@ async def test_a_column_taken_from_another_row_breaks_the_seal(store: SqliteRegi
 
 
 @pytest.mark.parametrize("column", ["impi", "reg"])
-async def test_a_row_given_to_another_user_or_device_breaks_the_seal(store: SqliteRegistrationStore, database: Database, column: str) -> None:
+async def test_a_row_given_to_another_user_or_device_breaks_the_seal(
+    store: SqliteRegistrationStore, database: Database, column: str
+) -> None:
     """DESIGN §3."""
     await store.commit(registration(), [])
     execute(database.path, f"UPDATE registration SET {column} = ?", OTHER_IMPI if column == "impi" else OTHER_REG)
@@ -115,7 +117,9 @@ async def test_user_data_are_stored_once_and_go_with_the_last_device(store: Sqli
     assert bodies() == []
 
 
-async def test_a_seq_is_forgotten_when_the_clock_alone_makes_the_next_one_higher(store: SqliteRegistrationStore, database: Database) -> None:
+async def test_a_seq_is_forgotten_when_the_clock_alone_makes_the_next_one_higher(
+    store: SqliteRegistrationStore, database: Database
+) -> None:
     """DESIGN §6: a device that comes with ever new Contacts must not fill the disk."""
     old, new = pending(1_000, reg=OTHER_REG), pending(1_000 + registrations.SEQ_MEMORY_MS + 1, erase=True)
     await store.commit(registration(reg=OTHER_REG), [old])

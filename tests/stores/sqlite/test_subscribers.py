@@ -6,15 +6,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stores.contract import SubscriberContract
-from stores.made import subscriber
-from stores.tamper import columns, execute
 
 from keyferry.errors import SealError
 from keyferry.stores.database import Database
 from keyferry.stores.sealing import Keyring
 from keyferry.stores.sqlite import subscribers
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
+from stores.contract import SubscriberContract
+from stores.made import subscriber
+from stores.tamper import columns, execute
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import pytest
-from stores.contract import OTHER_IMPI, UeContract
-from stores.made import IMPI, ue_state
-from stores.tamper import execute
 
 from keyferry.errors import SealError
 from keyferry.stores.database import Database
 from keyferry.stores.sealing import Keyring
 from keyferry.stores.sqlite.ue import SqliteUeStore
+from stores.contract import OTHER_IMPI, UeContract
+from stores.made import IMPI, ue_state
+from stores.tamper import execute
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ async def test_states_that_change_places_do_not_open(store: SqliteUeStore, datab
     """DESIGN §3."""
     await store.save(ue_state())
     await store.save(ue_state(impi=OTHER_IMPI))
-    execute(database.path, "UPDATE ue_state SET state = (SELECT state FROM ue_state AS other WHERE other.id = 3 - ue_state.id)")
+    states = execute(database.path, "SELECT id, state FROM ue_state")
+    for identifier, state in states:
+        execute(database.path, "UPDATE ue_state SET state = ? WHERE id = ?", state, 3 - identifier)
     for impi in (IMPI, OTHER_IMPI):
         with pytest.raises(SealError):
             await store.load(impi)

@@ -11,7 +11,15 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import Challenge, Credentials, build_challenge, check_response, hash_a1, parse_credentials, rspauth_of
 from keyferry.protocol.identity import Impi, Impu, Reg, parse_impi, parse_impu, reg_of
 from keyferry.protocol.ims.marker import RELEASE_TAG, Marker
-from keyferry.protocol.sip.headers import NameAddr, build_name_addr, parse_cseq, parse_expires, parse_name_addr, parse_name_addr_list, parse_via_list
+from keyferry.protocol.sip.headers import (
+    NameAddr,
+    build_name_addr,
+    parse_cseq,
+    parse_expires,
+    parse_name_addr,
+    parse_name_addr_list,
+    parse_via_list,
+)
 from keyferry.protocol.sip.message import Request
 
 AKA_ALGORITHM = "AKAv1-MD5"

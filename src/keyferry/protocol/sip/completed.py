@@ -108,14 +108,17 @@ def pack(request: Request, response: Response) -> bytes | None:
     reason = b"" if response.reason == REASONS.get(response.status) else response.reason.encode("utf-8", "surrogateescape")
     if len(reason) > 255 or len(response.headers) > 0xFFFF:
         return None
-    places: dict[str, list[tuple[int, str]]] = {}
-    for number, (name, value) in enumerate(request.headers[: _SPLICED - 1], start=1):
-        places.setdefault(name, []).append((number, value))
+    rows = request.headers[: _SPLICED - 1]
+    numbers = dict(zip(rows, range(1, _SPLICED), strict=False))
     out = bytearray(_HEAD.pack(response.status, len(response.headers), len(reason)))
     out += reason
     try:
-        for name, value in response.headers:
-            _pack_header(out, name, value, places.get(name, ()))
+        for row in response.headers:
+            number = numbers.get(row)
+            if number is None:
+                _pack_header(out, *row, [(numbers[given], given[1]) for given in rows if given[0] == row[0]])
+            else:
+                out += bytes((number, 0))
     except OverflowError:
         return None
     return bytes(out) + response.body

@@ -8,7 +8,7 @@ surrogateescape, so any octets survive a round trip. `repr` shows no content: me
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Self, TypeAlias
 
@@ -223,16 +223,18 @@ def make_response(
     return response if to_tag is None else with_to_tag(response, to_tag)
 
 
-def with_to_tag(response: Response, tag: str) -> Response:
+def with_to_tag(response: Response, tag: str | Callable[[], str]) -> Response:
     """Return the response with a To tag, its own if it has one; a To that cannot be read stays as it is."""
-    to = response.get("To")
-    if to is None:
-        return response
-    try:
-        tagged = parse_name_addr(to).parameter("tag") is not None
-    except ParseError:
-        return response
-    return response if tagged else response.replacing("To", f"{to};tag={tag}")
+    for number, (name, to) in enumerate(response.headers):
+        if name == "To":
+            try:
+                if parse_name_addr(to).parameter("tag") is not None:
+                    return response
+            except ParseError:
+                return response
+            text = tag if isinstance(tag, str) else tag()
+            return response.with_headers((*response.headers[:number], (name, f"{to};tag={text}"), *response.headers[number + 1 :]))
+    return response
 
 
 def salvage_request(data: bytes) -> Request | None:

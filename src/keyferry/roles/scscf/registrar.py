@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from keyferry.errors import CxError, ParseError
-from keyferry.ports import Clock, Counter, CxClient, Log, PendingPush, RandomSource, Registration, RegistrationStore, ServerAssignment, SipPeer
+from keyferry.ports import (
+    Clock,
+    Counter,
+    CxClient,
+    Log,
+    PendingPush,
+    RandomSource,
+    Registration,
+    RegistrationStore,
+    ServerAssignment,
+    SipPeer,
+)
 from keyferry.protocol.digest import AuthenticationInfo, build_authentication_info
 from keyferry.protocol.identity import AsId, Impu
 from keyferry.protocol.ims.ifc import ApplicationServer, RegistrationType, SessionCase, matching
@@ -86,7 +97,9 @@ class Registrar:
 
     def targets_of(self, registration: Registration) -> list[AsTarget]:
         """Return the application servers of a stored registration, for a delivery that was interrupted."""
-        servers = self._servers(registration.user_data, _expiry_request(registration), (RegistrationType.INITIAL_REGISTRATION, RegistrationType.RE_REGISTRATION))
+        servers = self._servers(
+            registration.user_data, _expiry_request(registration), (RegistrationType.INITIAL_REGISTRATION, RegistrationType.RE_REGISTRATION)
+        )
         return select_targets(servers, self.notifier.policy, None, None)
 
     async def _register(self, request: Request, view: RegisterView, proven: Proven, grant: int) -> Response:
@@ -142,15 +155,11 @@ class Registrar:
         await self.notifier.notify(owed, None)
         if not others:
             try:
-                await self.cx.server_assignment(
-                    registration.impi, registration.impu, self.authenticator.policy.server_name, assignment
-                )
+                await self.cx.server_assignment(registration.impi, registration.impu, self.authenticator.policy.server_name, assignment)
             except CxError as problem:  # the user may be gone from the HSS; the registration ends all the same
                 self.log.warning("cx-error", impi=registration.impi, cx=problem.name)
 
-    async def _owe(
-        self, registration: Registration, targets: Sequence[AsTarget], *, had_keys: bool
-    ) -> list[tuple[PendingPush, AsTarget]]:
+    async def _owe(self, registration: Registration, targets: Sequence[AsTarget], *, had_keys: bool) -> list[tuple[PendingPush, AsTarget]]:
         give_up_at = registration.expires_at
         if registration.k_m is not None:
             give_up_at = key_not_after(
@@ -184,7 +193,9 @@ class Registrar:
         for service in profile_of(user_data).profiles:
             usable = tuple(impu for impu, barred in service.impus if not barred)
             for kind in kinds:
-                for criterion in matching(service.criteria, request, session_case=SessionCase.ORIGINATING, registration_type=kind, registered=True):
+                for criterion in matching(
+                    service.criteria, request, session_case=SessionCase.ORIGINATING, registration_type=kind, registered=True
+                ):
                     server = criterion.application_server
                     _, before = found.get(server.server_name, (server, ()))
                     found[server.server_name] = (server, tuple(dict.fromkeys((*before, *usable))))
@@ -215,7 +226,7 @@ def _authentication_info(view: RegisterView, proven: Proven) -> tuple[tuple[str,
 
 
 def _expiry_request(registration: Registration) -> Request:
-    """The REGISTER that an expiry stands for, for the filter criteria (§5.4.1.5)."""
+    """Make the REGISTER that an expiry stands for, for the filter criteria (§5.4.1.5)."""
     return Request("REGISTER", f"sip:{registration.realm}", (("To", f"<{registration.impu}>"), ("Expires", "0")))
 
 

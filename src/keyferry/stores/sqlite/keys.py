@@ -6,6 +6,7 @@ from __future__ import annotations
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -40,6 +41,7 @@ KEYS = SealedColumn("held_set", "keys", tuple(_FIELDS.split(", ")))
 
 _SELECT = f"SELECT held_set.id, keys, {_FIELDS} FROM held_set"  # noqa: S608
 _BY_KEY = f"SELECT id, keys, {_FIELDS} FROM held_key JOIN held_set ON id = set_id WHERE key_id = ?"  # noqa: S608
+_BY_IMPU = f"{_SELECT} WHERE id IN (SELECT set_id FROM held_impu WHERE pusher = ? AND impu = ?)"  # noqa: S608
 _HELD_KEYS = list[tuple[str, bytes, int, int, float | None]]
 
 
@@ -99,9 +101,7 @@ class SqliteKeyStore:
 
         def work(connection: sqlite3.Connection) -> int:
             count = 0
-            rows = connection.execute(
-                f"{_SELECT} WHERE id IN (SELECT set_id FROM held_impu WHERE pusher = ? AND impu = ?)", (pusher, impu)
-            ).fetchall()
+            rows = connection.execute(_BY_IMPU, (pusher, impu)).fetchall()
             for place in map(self._place, rows):
                 if place.held.pusher == pusher and place.held.as_id in as_ids and impu in place.held.impus:
                     count += len(place.held.keys)
@@ -145,16 +145,16 @@ class SqliteKeyStore:
 
     async def sweep(self, now: float) -> int:
         """Delete keys and tombstones whose time is over; return how many rows went."""
-        total = 0
-        while True:
-            touched: list[KeyId] = []
-            went, more = await self._database.write(
-                lambda connection, touched=touched: self._sweep(connection, now, touched),  # type: ignore[misc]
-                after=lambda touched=touched: self._forget(touched),  # type: ignore[misc]
-            )
+        total, more = await self._sweep_slice(now)
+        while more:
+            went, more = await self._sweep_slice(now)
             total += went
-            if not more:
-                return total
+        return total
+
+    async def _sweep_slice(self, now: float) -> tuple[int, bool]:
+        touched: list[KeyId] = []
+        work = partial(self._sweep, now=now, touched=touched)
+        return await self._database.write(work, after=lambda: self._forget(touched))
 
     def _sweep(self, connection: sqlite3.Connection, now: float, touched: list[KeyId]) -> tuple[int, bool]:
         went = 0

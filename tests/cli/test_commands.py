@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as scripts see it: data, exit codes, nothing secret."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from system.serving import keyferry
+
+VECTORS = Path(__file__).resolve().parents[1] / "vectors" / "keys.toml"
+K, OPC = "00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100"
+
+
+def run(*arguments: str | Path, stdin: str | None = None) -> dict[str, Any]:
+    """Run a command with --json, which must succeed."""
+    done = keyferry(*arguments, "--json", stdin=stdin)
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
+
+
+@pytest.fixture(name="state")
+def state_fixture(tmp_path: Path) -> Path:
+    """A state directory that does not exist yet."""
+    return tmp_path / "state"
+
+
+def vectors() -> list[dict[str, Any]]:
+    """The published cases of the key hierarchy."""
+    cases: list[dict[str, Any]] = tomllib.loads(VECTORS.read_text("utf-8"))["vector"]
+    return cases
+
+
+@pytest.mark.parametrize("case", vectors(), ids=lambda case: case["id"])
+def test_keys_derive_prints_the_vectors(case: dict[str, Any]) -> None:
+    """docs/protocol.md, key hierarchy."""
+    inputs, outputs = case["input"], case["output"]
+    options = {"--ck": "ck", "--ik": "ik", "--rand": "rand", "--impi": "impi", "--as": "as_id", "--ua": "ua_id", "--realm": "realm"}
+    arguments = [text for option, name in options.items() for text in (option, inputs[name])]
+    printed = run("keys", "derive", *arguments)
+    assert {name: printed[name] for name in outputs} == outputs
+
+
+def test_a_subscriber_is_added_listed_shown_and_removed_without_its_keys(state: Path) -> None:
+    common = ("--state", state)
+    added = run("subscriber", "add", "--impi", "a@home1.net", "--impu", "sip:a@home1.net", "--k", K, "--opc", OPC, *common)
+    assert added["ok"] is True
+    assert added["impus"] == ["sip:a@home1.net"]
+    assert [one["impi"] for one in run("subscriber", "list", *common)["subscribers"]] == ["a@home1.net"]
+    shown = run("subscriber", "show", "a@home1.net", *common)
+    assert shown["amf"] == "8000"
+    assert K not in json.dumps(shown)
+    assert OPC not in json.dumps(shown)
+    assert run("subscriber", "remove", "a@home1.net", *common)["ok"] is True
+    assert run("subscriber", "list", *common)["subscribers"] == []
+
+
+def test_keys_of_a_subscriber_can_come_from_standard_input(state: Path) -> None:
+    text = f"# a card\nk = {K}\nop = {OPC}\n"
+    added = run("subscriber", "add", "--impi", "a@home1.net", "--impu", "sip:a@home1.net", "--keys-file", "-", "--state", state, stdin=text)
+    assert added["ok"] is True
+
+
+def test_a_subscriber_is_not_added_twice(state: Path) -> None:
+    arguments = ("subscriber", "add", "--impi", "a@home1.net", "--impu", "sip:a@home1.net", "--k", K, "--opc", OPC, "--state", state)
+    assert keyferry(*arguments).returncode == 0
+    again = keyferry(*arguments)
+    assert again.returncode == 1
+    assert "a@home1.net" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--k", K, "--opc", OPC[:-2]), "opc"),
+        (("--k", "xyz", "--opc", OPC), "k"),
+        (("--k", K), "exactly one of opc and op"),
+        (("--k", K, "--opc", OPC, "--op", OPC), "exactly one of opc and op"),
+        (("--k", K, "--opc", OPC, "--amf", "80"), "amf"),
+        (("--k", K, "--opc", OPC, "--algorithm", "xor"), "algorithm"),
+        (("--keys-file", "/nonexistent/card"), "/nonexistent/card"),
+    ],
+)
+def test_a_subscriber_with_bad_keys_is_refused_with_a_reason(state: Path, arguments: tuple[str, ...], says: str) -> None:
+    done = keyferry("subscriber", "add", "--impi", "a@home1.net", "--impu", "sip:a@home1.net", *arguments, "--state", state)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert K not in done.stderr
+    assert OPC not in done.stderr
+
+
+def test_an_unknown_subscriber_is_said_so(state: Path) -> None:
+    for command in ("show", "remove"):
+        done = keyferry("subscriber", command, "nobody@home1.net", "--state", state)
+        assert done.returncode == 1
+        assert "nobody@home1.net" in done.stderr
+
+
+def test_a_certificate_is_issued_once_and_listed(state: Path) -> None:
+    made = run("pki", "issue", "xcap.home1.net", "--state", state)
+    assert Path(made["certificate"]).is_file()
+    assert Path(made["ca"]) == state / "ca.pem"
+    assert Path(made["key"]).stat().st_mode & 0o777 == 0o600
+    assert run("pki", "issue", "xcap.home1.net", "--state", state) == made
+    assert [one["name"] for one in run("pki", "show", "--state", state)["certificates"]] == ["xcap.home1.net"]
+    assert keyferry("pki", "issue", "xcap.home1.net", "--role", "king", "--state", state).returncode == 2
+
+
+def test_the_key_encryption_key_is_rotated_and_the_rows_still_open(state: Path) -> None:
+    run("subscriber", "add", "--impi", "a@home1.net", "--impu", "sip:a@home1.net", "--k", K, "--opc", OPC, "--state", state)
+    before = (state / "kek").read_bytes()
+    assert run("keys", "rotate", "--state", state)["ok"] is True
+    assert (state / "kek").read_bytes() != before
+    assert run("subscriber", "show", "a@home1.net", "--state", state)["impi"] == "a@home1.net"
+
+
+def test_check_tells_a_good_file_from_a_bad_one(tmp_path: Path) -> None:
+    examples = Path(__file__).resolve().parents[2] / "examples"
+    assert run("check", examples / "lab.toml")["kind"] == "serve"
+    assert run("check", examples / "ue.toml")["kind"] == "ue"
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[scscf]\nrelase = 6\n")
+    done = keyferry("check", bad, "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["ok"] is False
+    assert "Did you mean `release`?" in done.stderr
+
+
+@pytest.mark.parametrize("names", ["short", "3gpp"])
+def test_the_demonstration_keeps_its_promises(names: str) -> None:
+    """The main job, over real sockets, in a temporary state."""
+    shown = run("demo", "--names", names)
+    assert shown["ok"] is True
+    registration = shown["registration"]
+    assert (registration["status"], registration["release"], registration["masked"], registration["rspauth"]) == (200, 6, True, "verified")
+    assert registration["nonce_octets"] == 36
+    assert registration["gm_fingerprint_ue"] == registration["gm_fingerprint_pcscf"]
+    assert len(shown["keys"]) == 2
+    assert all(key["pushed"] and key["pushed_before_200"] for key in shown["keys"])
+    assert len({key["fingerprint"] for key in shown["keys"]}) == 2
+    assert [request["status"] for request in shown["http"]] == [200, 200, 201, 200, 403, 401]
+    pushes = [step for step in shown["ladder"] if step["note"].startswith("key block")]
+    assert {step["transport"] for step in pushes} == ({"UDP"} if names == "short" else {"TCP"})
+
+
+def test_the_demonstration_ends_with_its_word() -> None:
+    done = keyferry("demo")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().splitlines()[-1] == "demo: ok"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo",
+        "serve",
+        "check",
+        "bench",
+        *(f"subscriber {name}" for name in ("add", "list", "show", "remove")),
+        *(f"ue {name}" for name in ("register", "deregister", "status", "get", "put", "delete")),
+        *(f"keys {name}" for name in ("derive", "rotate")),
+        *(f"pki {name}" for name in ("issue", "show")),
+    ],
+)
+def test_every_command_has_help_with_an_example_and_the_two_options_of_all(command: str) -> None:
+    done = keyferry(*command.split(), "--help")
+    assert done.returncode == 0
+    assert f"Example: keyferry {command}" in done.stdout.replace("\n", " ").replace("  ", " ")
+    assert "--json" in done.stdout
+    assert "--state" in done.stdout
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    done = keyferry("ferry")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The UE as a library: what it keeps between two procedures."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+
+import pytest
+
+from keyferry.client.ue import Isim, UeClient, http_credentials, open_ue
+from keyferry.errors import ParseError, RegistrationFailed, TransportError
+from keyferry.ports import SipPeer, UeState
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import parse_as_id, parse_impi, parse_impu
+from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.roles.ue import UeProfile
+from keyferry.stores.memory import MemoryUeStore
+from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.transports.sip_node import SipNode
+from keyferry.wiring.observability import StructLog
+
+PROFILE = UeProfile(parse_impi("a@home1.net"), parse_impu("sip:a@home1.net"), "home1.net")
+ISIM = Isim("milenage", Secret(bytes(16)), Secret(bytes(16)))
+LOG = StructLog("none")
+
+
+def state(**fields: object) -> UeState:
+    """A registered UE's state."""
+    base = UeState(
+        impi=PROFILE.impi, seq_ms=(0,) * 32, call_id="c", cseq=2, contact="<sip:a@127.0.0.1>", impu=PROFILE.impu, realm="home1.net",
+        expires_at=9e9, release_marker=b"3G\x06\x07", masked=True, rspauth=True, k_m=Secret(bytes(32)), gm_keys=None, no_keys_because="",
+        associated=(), service_route=(), pinned=(),
+    )  # fmt: skip
+    return replace(base, **fields)  # type: ignore[arg-type]
+
+
+def test_credentials_are_those_of_the_key_hierarchy() -> None:
+    found = http_credentials(state(), parse_as_id("xcap.home1.net"))
+    assert found.username.endswith("@home1.net")
+    assert found.realm == "IMS-AS-key@xcap.home1.net"
+    assert found.algorithm == "SHA-256"
+    assert http_credentials(state(), parse_as_id("notes.home1.net")).username != found.username
+
+
+def test_without_keys_the_reason_is_said() -> None:
+    with pytest.raises(RegistrationFailed, match="Release 5"):
+        http_credentials(state(k_m=None, no_keys_because="the S-CSCF is Release 5"), parse_as_id("xcap.home1.net"))
+
+
+async def test_a_card_with_a_wrong_key_length_is_refused() -> None:
+    bad = Isim("milenage", Secret(bytes(15)), Secret(bytes(16)))
+    with pytest.raises(ParseError, match="K"):
+        async with _opened(MemoryUeStore(), SipPeer("UDP", "127.0.0.1", 9), bad):
+            pass
+
+
+async def test_a_failed_registration_ends_the_keys_and_keeps_the_sequence_numbers() -> None:
+    """Invariant S2: no message that comes later makes the old keys good again."""
+
+    async def refuse(request: Request, peer: SipPeer) -> Response:
+        del peer
+        return make_response(request, 403)
+
+    clock, random, store = SystemClock(), SystemRandom(), MemoryUeStore()
+    await store.save(state())
+    node = SipNode(name="P-CSCF", clock=clock, random=random, log=LOG, handler=refuse)
+    try:
+        pcscf = (await node.listen("127.0.0.1", 0))[0]
+        async with _opened(store, pcscf) as client:
+            with pytest.raises(RegistrationFailed, match="403"):
+                await client.register()
+    finally:
+        await node.aclose()
+    kept = await store.load(PROFILE.impi)
+    assert kept is not None
+    assert kept.k_m is None
+    assert kept.no_keys_because == "the last registration failed"
+
+
+async def test_to_deregister_one_must_have_registered() -> None:
+    async with _opened(MemoryUeStore(), SipPeer("UDP", "127.0.0.1", 9)) as client:
+        with pytest.raises(RegistrationFailed, match="never registered"):
+            await client.deregister()
+
+
+async def test_a_dead_pcscf_is_a_transport_error() -> None:
+    async with _opened(MemoryUeStore(), SipPeer("TCP", "127.0.0.1", 9)) as client:
+        with pytest.raises(TransportError):
+            await client.register()
+        assert await client.state() is None
+
+
+def _opened(store: MemoryUeStore, pcscf: SipPeer, isim: Isim = ISIM) -> AbstractAsyncContextManager[UeClient]:
+    return open_ue(PROFILE, isim, pcscf=pcscf, store=store, clock=SystemClock(), random=SystemRandom(), log=LOG)

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that keyferry did not write; a test whose peer is absent is skipped and says what to install."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+PACKAGES = {"sipp": "sip-tester", "tshark": "tshark", "dumpcap": "wireshark-common", "curl": "curl"}
+
+
+def program(name: str) -> str:
+    """Return the path of a peer, or skip."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed; on Debian: apt install {PACKAGES[name]}")
+    return path

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DESIGN §5 step 1; TS 24.229 §5.4.1.2.1 (reg-await-auth)."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import Impi
+from keyferry.protocol.ims.challenges import PendingChallenges
+from keyferry.protocol.ims.registration import PendingChallenge
+
+ALICE, BOB = Impi("alice@home1.net"), Impi("bob@home1.net")
+
+
+def challenge(nonce: str, impi: Impi = ALICE, source: str = "192.0.2.1:5060", expires_at: float = 240.0) -> PendingChallenge:
+    return PendingChallenge(nonce, impi, source, "home1.net", True, Secret(b"x" * 8), Secret(b"m" * 32), expires_at, False)
+
+
+def left(held: PendingChallenges, *nonces: str, now: float = 0.0) -> list[str]:
+    """Take each and return those that were there."""
+    return [nonce for nonce in nonces if held.take(nonce, now) is not None]
+
+
+def test_a_nonce_is_taken_once() -> None:
+    """DESIGN §5 step 1: an AV goes into exactly one 401, and one answer ends it."""
+    held = PendingChallenges()
+    held.put(challenge("n1"))
+    assert len(held) == 1
+    assert held.take("n1", 1.0) == challenge("n1")
+    assert held.take("n1", 1.0) is None
+    assert len(held) == 0
+
+
+def test_an_unknown_nonce_is_none() -> None:
+    assert PendingChallenges().take("n1", 0.0) is None
+
+
+def test_reg_await_auth_ends_a_challenge() -> None:
+    """TS 24.229 §5.4.1.2.1."""
+    held = PendingChallenges()
+    held.put(challenge("in time", expires_at=240.0))
+    held.put(challenge("late", expires_at=240.0))
+    assert held.take("in time", 240.0) is not None
+    assert held.take("late", 240.1) is None
+    assert held.take("late", 1.0) is None
+
+
+def test_the_third_of_one_source_ends_its_oldest_and_no_other() -> None:
+    held = PendingChallenges()
+    held.put(challenge("other", source="192.0.2.9:5060"))
+    for nonce in ("n1", "n2", "n3"):
+        held.put(challenge(nonce))
+    assert left(held, "other", "n1", "n2", "n3") == ["other", "n2", "n3"]
+
+
+def test_the_ninth_of_one_impi_ends_the_oldest_and_leaves_other_users_alone() -> None:
+    held = PendingChallenges()
+    held.put(challenge("bob", BOB))
+    for number in range(9):
+        held.put(challenge(f"n{number}", source=f"192.0.2.{number}:5060"))
+    assert left(held, "bob", *(f"n{number}" for number in range(9))) == ["bob", *(f"n{number}" for number in range(1, 9))]
+
+
+def test_a_source_that_fills_its_own_places_takes_no_others() -> None:
+    held = PendingChallenges()
+    for number in range(7):
+        held.put(challenge(f"n{number}", source=f"192.0.2.{number}:5060"))
+    for number in range(20):
+        held.put(challenge(f"flood{number}", source="203.0.113.1:5060"))
+    assert left(held, *(f"n{number}" for number in range(7))) == [f"n{number}" for number in range(1, 7)]
+
+
+def test_the_bound_on_all_ends_the_oldest() -> None:
+    held = PendingChallenges(in_all=2)
+    for number in range(3):
+        held.put(challenge(f"n{number}", Impi(f"user{number}@home1.net")))
+    assert len(held) == 2
+    assert left(held, "n0", "n1", "n2") == ["n1", "n2"]
+
+
+def test_a_sweep_returns_what_is_over_and_keeps_the_rest() -> None:
+    held = PendingChallenges()
+    held.put(challenge("old", expires_at=10.0))
+    held.put(challenge("also old", BOB, expires_at=20.0))
+    held.put(challenge("young", BOB, expires_at=30.0))
+    assert [each.nonce for each in held.sweep(21.0)] == ["old", "also old"]
+    assert len(held) == 1
+    assert [each.nonce for each in held.sweep(99.0)] == ["young"]
+    assert held.sweep(99.0) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=60))
+def test_the_bounds_hold_whatever_comes(steps: list[tuple[int, int, bool]]) -> None:
+    held = PendingChallenges(per_impi=3, per_source=2, in_all=7)
+    alive: list[PendingChallenge] = []
+    for number, (user, place, take) in enumerate(steps):
+        if take and alive:
+            held.take(alive[place % len(alive)].nonce, 0.0)
+        else:
+            held.put(challenge(f"n{number}", Impi(f"user{user}@home1.net"), f"source{place}"))
+            alive.append(challenge(f"n{number}", Impi(f"user{user}@home1.net"), f"source{place}"))
+    there = [each for each in alive if held.take(each.nonce, 0.0) is not None]
+    assert len(there) <= 7
+    for impi in {each.impi for each in there}:
+        own = [each.source for each in there if each.impi == impi]
+        assert len(own) <= 3
+        assert all(own.count(source) <= 2 for source in own)
+    assert len(held) == 0

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TS 29.228 §6.1.1, §6.1.2, §6.3; TS 33.102 §6.3.2, §6.3.5 and annex C."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from keyferry.errors import AutsRejected, CxError, MacFailure, SyncFailure
+from keyferry.ports import Resync, ServerAssignment, SubscribedImpu
+from keyferry.protocol.aka import DELTA, AuthVector, Usim, algorithm_of, split_sqn
+from keyferry.protocol.identity import Impi, Impu
+from keyferry.protocol.ims.ifc import InitialFilterCriteria
+from keyferry.protocol.ims.user_profile import parse_user_profile
+from keyferry.roles.hss import SEQ_RESERVE, Hss
+from keyferry.stores.memory import MemorySubscriberStore
+from roles.home import SCSCF, criterion, key_of, subscriber
+from roles.network import RecordingCounter, RecordingLog, SeededRandom, settle
+
+ALICE, ALICE_SIP, ALICE_TEL = Impi("alice@home1.net"), Impu("sip:alice@home1.net"), Impu("tel:+15550510")
+OTHER = "sip:scscf2.home1.net"
+PROFILES: dict[str, Sequence[InitialFilterCriteria]] = {"default": [criterion()]}
+
+
+class Store(MemorySubscriberStore):
+    """A store whose writes of SEQ wait for a gate, as a disk's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.ceilings: list[int] = []
+
+    async def set_seq(self, impi: Impi, seq: int) -> None:
+        await self.gate.wait()
+        self.ceilings.append(seq)
+        await super().set_seq(impi, seq)
+
+
+def start(store: MemorySubscriberStore, *, max_counters: int = 100) -> Hss:
+    return Hss(store, PROFILES, SeededRandom(), RecordingLog(), RecordingCounter(), max_counters=max_counters)
+
+
+@pytest.fixture
+async def store() -> Store:
+    store = Store()
+    await store.add(subscriber("alice"))
+    await store.add(subscriber("bobby"))
+    await store.add(subscriber("tara", algorithm="tuak"))
+    return store
+
+
+@pytest.fixture
+def hss(store: Store) -> Hss:
+    return start(store)
+
+
+async def mar(hss: Hss, user: str = "alice", resync: Resync | None = None) -> AuthVector:
+    return await hss.multimedia_auth(Impi(f"{user}@home1.net"), Impu(f"sip:{user}@home1.net"), SCSCF, resync)
+
+
+def seq_of(vector: AuthVector, user: str = "alice") -> int:
+    """Return the SEQ that a card finds in AUTN."""
+    card = subscriber(user)
+    ak = algorithm_of(card.algorithm, card.k, card.opc).f2345(vector.rand).ak
+    return split_sqn(int.from_bytes(vector.autn[:6], "big") ^ int.from_bytes(ak, "big"))[0]
+
+
+def card_at(seq: int, user: str = "alice") -> Usim:
+    own = subscriber(user)
+    return Usim(algorithm_of(own.algorithm, own.k, own.opc), (seq,) * 32)
+
+
+def refused(card: Usim, vector: AuthVector) -> Resync:
+    """Let a card refuse a vector; return what then goes to the HSS."""
+    with pytest.raises(SyncFailure) as caught:
+        card.authenticate(vector.rand, vector.autn)
+    return Resync(vector.rand, caught.value.auts)
+
+
+class TestUserAuthorization:
+    """TS 29.228 §6.1.1."""
+
+    async def test_a_new_user_has_no_s_cscf(self, hss: Hss) -> None:
+        assert await hss.user_authorization(ALICE, ALICE_SIP, "visited1.net") is None
+
+    async def test_the_s_cscf_of_the_last_authentication_is_assigned(self, hss: Hss) -> None:
+        """TS 29.228 §6.3: MAR says who asks."""
+        await mar(hss)
+        assert await hss.user_authorization(ALICE, ALICE_TEL, "visited1.net") == SCSCF
+
+    async def test_an_unknown_impi_is_5001(self, hss: Hss) -> None:
+        """TS 29.229 §6.2.2.1."""
+        with pytest.raises(CxError) as caught:
+            await hss.user_authorization(Impi("eve@home1.net"), ALICE_SIP, "")
+        assert caught.value.code == 5001
+
+    async def test_an_impu_of_another_is_5002(self, hss: Hss) -> None:
+        """TS 29.229 §6.2.2.2."""
+        with pytest.raises(CxError) as caught:
+            await hss.multimedia_auth(ALICE, Impu("sip:bobby@home1.net"), SCSCF)
+        assert caught.value.code == 5002
+        assert await hss.user_authorization(ALICE, ALICE_SIP, "") is None
+
+
+class TestVectors:
+    """TS 33.102 §6.3.2, annex C."""
+
+    async def test_the_card_accepts_what_the_hss_makes_and_both_have_the_same_keys(self, hss: Hss) -> None:
+        vector = await mar(hss)
+        answer = card_at(0).authenticate(vector.rand, vector.autn)
+        assert (answer.res, answer.ck, answer.ik, answer.amf) == (vector.xres, vector.ck, vector.ik, b"\x80\x00")
+
+    async def test_a_tuak_subscriber_gets_tuak_vectors(self, hss: Hss) -> None:
+        """TS 35.231."""
+        vector = await mar(hss, "tara")
+        card = Usim(algorithm_of("tuak", key_of("k-tara", 16), key_of("opc-tara", 32)))
+        assert card.authenticate(vector.rand, vector.autn).res == vector.xres
+        with pytest.raises(MacFailure):
+            card_at(0, "tara").authenticate(vector.rand, vector.autn)  # the same keys under Milenage
+
+    async def test_seq_rises_by_one_and_ind_goes_round(self, hss: Hss) -> None:
+        """Annex C.1.1.2: one IND value after another."""
+        card = card_at(0)
+        answers = [card.authenticate(vector.rand, vector.autn).sqn for vector in [await mar(hss) for _ in range(70)]]
+        assert [split_sqn(sqn) for sqn in answers] == [(seq, seq % 32) for seq in range(1, 71)]
+
+    async def test_a_restart_repeats_no_seq_and_skips_no_more_than_the_reserve(self, store: Store) -> None:
+        used = []
+        for _ in range(5):
+            hss = start(store)
+            used += [seq_of(await mar(hss)) for _ in range(SEQ_RESERVE // 2 + 1)]
+        assert used == sorted(set(used))
+        assert used[-1] <= len(used) + 5 * (SEQ_RESERVE + 1)
+
+    async def test_one_durable_write_serves_many_vectors(self, store: Store, hss: Hss) -> None:
+        for _ in range(SEQ_RESERVE + 1):
+            await mar(hss)
+        assert store.ceilings == [1 + SEQ_RESERVE]
+        await mar(hss)
+        assert store.ceilings[0] < store.ceilings[1] == SEQ_RESERVE + 2 + SEQ_RESERVE
+
+    async def test_vectors_made_at_the_same_time_have_their_own_seq(self, hss: Hss) -> None:
+        vectors = await asyncio.gather(*(mar(hss) for _ in range(200)))
+        assert sorted(map(seq_of, vectors)) == list(range(1, 201))
+
+    async def test_no_vector_leaves_before_its_seq_is_reserved_on_disk(self, store: Store, hss: Hss) -> None:
+        """A crash between the two would let the next start use the same SEQ again."""
+        store.gate.clear()
+        asked = [asyncio.ensure_future(mar(hss)) for _ in range(3)]
+        await settle()
+        assert not any(each.done() for each in asked)
+        restarted = start(Store())  # what the disk holds at this moment
+        assert await restarted.subscribers.seq(ALICE) == 0
+        store.gate.set()
+        assert sorted([seq_of(each) for each in await asyncio.gather(*asked)]) == [1, 2, 3]
+        assert await store.seq(ALICE) >= 3
+
+    async def test_a_counter_pushed_out_of_memory_starts_again_above_all_it_used(self, store: Store) -> None:
+        hss = start(store, max_counters=1)
+        used = []
+        for _ in range(3):
+            used.append(seq_of(await mar(hss)))
+            await mar(hss, "bobby")
+        assert used == sorted(set(used))
+
+    async def test_a_counter_whose_reserve_is_being_written_stays_in_memory(self, store: Store) -> None:
+        hss = start(store, max_counters=1)
+        store.gate.clear()
+        first = asyncio.ensure_future(mar(hss))
+        await settle()
+        others = [asyncio.ensure_future(mar(hss, "bobby")), asyncio.ensure_future(mar(hss, "tara"))]
+        await settle()
+        second = asyncio.ensure_future(mar(hss))
+        store.gate.set()
+        assert seq_of(await first) != seq_of(await second)
+        await asyncio.gather(*others)
+
+    async def test_the_counter_used_last_stays_in_memory(self, store: Store) -> None:
+        hss = start(store, max_counters=2)
+        for user in ("alice", "bobby", "alice", "tara"):
+            await mar(hss, user)
+        assert seq_of(await mar(hss)) == 3
+
+
+class TestResynchronisation:
+    """TS 33.102 §6.3.5."""
+
+    async def test_seq_moves_above_the_cards(self, hss: Hss) -> None:
+        card = card_at(5000)
+        again = await mar(hss, resync=refused(card, await mar(hss)))
+        assert split_sqn(card.authenticate(again.rand, again.autn).sqn)[0] == 5001
+        counter = hss.counter
+        assert isinstance(counter, RecordingCounter)
+        assert counter["hss_resynchronisations"] == 1
+
+    async def test_the_new_seq_survives_a_restart(self, store: Store, hss: Hss) -> None:
+        card = card_at(5000)
+        await mar(hss, resync=refused(card, await mar(hss)))
+        vector = await mar(start(store))
+        assert card.authenticate(vector.rand, vector.autn).res == vector.xres
+
+    async def test_a_card_that_is_behind_moves_nothing_back(self, hss: Hss) -> None:
+        for _ in range(40):
+            vector = await mar(hss)
+        card = card_at(40)
+        resync = refused(card, vector)
+        before = seq_of(await mar(hss))
+        assert seq_of(await mar(hss, resync=resync)) == before + 1
+
+    async def test_a_seq_too_far_ahead_of_the_card_comes_back_to_it(self, store: Store) -> None:
+        """Annex C.2.1: a card refuses a jump of more than Delta, so §6.3.5 sets SQN_HE to SQN_MS."""
+        await store.set_seq(ALICE, 2 * DELTA)
+        hss, card = start(store), card_at(7)
+        again = await mar(hss, resync=refused(card, await mar(hss)))
+        assert card.authenticate(again.rand, again.autn).res == again.xres
+        later = await mar(start(store))
+        assert card.authenticate(later.rand, later.autn).res == later.xres
+
+    @pytest.mark.parametrize("place", [0, 5, 6, 13])
+    async def test_a_wrong_mac_s_moves_nothing(self, hss: Hss, place: int) -> None:
+        """§6.3.5: SQN_MS is believed only if MAC-S is right."""
+        vector = await mar(hss)
+        resync = refused(card_at(5000), vector)
+        auts = bytearray(resync.auts)
+        auts[place] ^= 1
+        with pytest.raises(CxError) as caught:
+            await mar(hss, resync=Resync(vector.rand, bytes(auts)))
+        assert caught.value.code == 5012
+        assert isinstance(caught.value.__cause__, AutsRejected)
+        assert isinstance(hss.log, RecordingLog)
+        assert hss.log.warnings == ["auts-rejected"]
+        assert seq_of(await mar(hss)) == 2
+
+    async def test_an_auts_for_another_rand_moves_nothing(self, hss: Hss) -> None:
+        resync = refused(card_at(5000), await mar(hss))
+        with pytest.raises(CxError):
+            await mar(hss, resync=Resync((await mar(hss)).rand, resync.auts))
+
+
+class TestServerAssignment:
+    """TS 29.228 §6.1.2."""
+
+    async def sar(self, hss: Hss, assignment: ServerAssignment, server: str = SCSCF) -> bytes:
+        return await hss.server_assignment(ALICE, ALICE_SIP, server, assignment)
+
+    @pytest.mark.parametrize("assignment", [ServerAssignment.REGISTRATION, ServerAssignment.RE_REGISTRATION])
+    async def test_a_registration_assigns_the_s_cscf_and_returns_the_profile(self, hss: Hss, assignment: ServerAssignment) -> None:
+        profile = parse_user_profile(await self.sar(hss, assignment))
+        assert profile.impi == ALICE
+        assert profile.impus == (ALICE_SIP, ALICE_TEL)
+        assert list(profile.profiles[0].criteria) == [criterion()]
+        assert await hss.user_authorization(ALICE, ALICE_SIP, "") == SCSCF
+        await self.sar(hss, assignment, OTHER)
+        assert await hss.user_authorization(ALICE, ALICE_SIP, "") == OTHER
+
+    async def test_no_assignment_returns_the_profile_and_assigns_nobody(self, hss: Hss) -> None:
+        assert parse_user_profile(await self.sar(hss, ServerAssignment.NO_ASSIGNMENT)).impi == ALICE
+        assert await hss.user_authorization(ALICE, ALICE_SIP, "") is None
+
+    async def test_a_barred_identity_is_marked(self, store: Store, hss: Hss) -> None:
+        """TS 23.228 §5.2.1a."""
+        await store.replace(subscriber("alice", impus=(SubscribedImpu(ALICE_SIP, barred=True), SubscribedImpu(ALICE_TEL))))
+        profile = parse_user_profile(await self.sar(hss, ServerAssignment.REGISTRATION))
+        assert profile.profiles[0].impus == ((ALICE_SIP, True), (ALICE_TEL, False))
+        assert profile.impus == (ALICE_TEL,)
+
+    async def test_a_profile_that_is_not_there_has_no_criteria(self, store: Store, hss: Hss) -> None:
+        await store.replace(subscriber("alice", profile="gone"))
+        assert parse_user_profile(await self.sar(hss, ServerAssignment.REGISTRATION)).profiles[0].criteria == ()
+
+    @pytest.mark.parametrize(
+        "assignment",
+        [
+            ServerAssignment.TIMEOUT_DEREGISTRATION,
+            ServerAssignment.USER_DEREGISTRATION,
+            ServerAssignment.ADMINISTRATIVE_DEREGISTRATION,
+            ServerAssignment.AUTHENTICATION_FAILURE,
+            ServerAssignment.AUTHENTICATION_TIMEOUT,
+        ],
+    )
+    async def test_an_end_clears_the_assignment_of_the_s_cscf_that_asks_only(self, hss: Hss, assignment: ServerAssignment) -> None:
+        await self.sar(hss, ServerAssignment.REGISTRATION)
+        assert await self.sar(hss, assignment, OTHER) == b""
+        assert await hss.user_authorization(ALICE, ALICE_SIP, "") == SCSCF
+        assert await self.sar(hss, assignment) == b""
+        assert await hss.user_authorization(ALICE, ALICE_SIP, "") is None

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TS 24.229 §5.3.1."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from keyferry.errors import CxError
+from keyferry.protocol.digest import Credentials, build_credentials
+from keyferry.protocol.identity import Impi
+from keyferry.protocol.sip.message import Request, Response
+from roles.home import SCSCF, Home, open_home
+
+
+@pytest.fixture
+async def home() -> AsyncIterator[Home]:
+    async with open_home() as opened:
+        opened.network.attach("UE", "ue.invalid", None)
+        yield opened
+
+
+def register(impi: str | None = "alice@home1.net", impu: str = "sip:alice@home1.net", method: str = "REGISTER", hops: str = "70") -> Request:
+    own = Credentials(impi or "", "home1.net", "", "sip:home1.net", "")
+    authorization = (("Authorization", build_credentials(own)),) if impi else ()
+    return Request(
+        method,
+        "sip:home1.net",
+        (
+            ("Max-Forwards", hops), ("From", f"<{impu}>;tag=1"), ("To", f"<{impu}>"), ("Call-ID", "c"), ("CSeq", f"1 {method}"),
+            ("Contact", "<sip:a@192.0.2.1>"), ("P-Visited-Network-ID", '"visited1.net"'), *authorization,
+        ),
+    )  # fmt: skip
+
+
+async def ask(home: Home, *args: Any, **changes: Any) -> Response:
+    return await home.network.carry("UE", register(*args, **changes), home.network.peer("I"))
+
+
+def onward(home: Home) -> Request:
+    message = home.network.sent("I", "S")[-1]
+    assert isinstance(message, Request)
+    return message
+
+
+async def test_a_new_user_goes_to_the_configured_s_cscf(home: Home) -> None:
+    """§5.3.1.2."""
+    assert (await ask(home)).status == 401
+    assert home.network.ladder() == ["UE > I REGISTER", "I > S REGISTER", "S > I 401", "I > UE 401"]
+
+
+async def test_the_request_uri_becomes_the_s_cscfs_and_a_hop_is_used(home: Home) -> None:
+    """§5.3.1.2; RFC 3261 §16.6."""
+    await ask(home)
+    assert onward(home).uri == SCSCF
+    assert onward(home).get("Max-Forwards") == "69"
+
+
+async def test_a_known_user_goes_to_the_s_cscf_assigned(home: Home) -> None:
+    await home.subscribers.set_server_name(Impi("alice@home1.net"), "sip:scscf1.home1.net:6060")
+    await ask(home)
+    assert onward(home).uri == "sip:scscf1.home1.net:6060"
+
+
+async def test_without_authorization_the_impi_follows_from_the_impu(home: Home) -> None:
+    """§5.3.1.2; TS 24.229 §5.4.1.1."""
+    assert (await ask(home, None)).status == 401
+
+
+@pytest.mark.parametrize(("impi", "impu"), [("eve@home1.net", "sip:eve@home1.net"), ("alice@home1.net", "sip:bobby@home1.net")])
+async def test_a_user_or_pair_that_the_hss_does_not_know_is_403(home: Home, impi: str, impu: str) -> None:
+    """§5.3.1.2; TS 29.229 §6.2.2."""
+    assert (await ask(home, impi, impu)).status == 403
+    assert home.network.ladder() == ["UE > I REGISTER", "I > UE 403"]
+    assert home.log.warnings == ["register-refused"]
+
+
+async def test_the_visited_network_is_asked_for(home: Home) -> None:
+    asked: list[str] = []
+
+    class Strict:
+        async def user_authorization(self, impi: Impi, impu: str, visited_network: str) -> str | None:
+            asked.append(visited_network)
+            raise CxError(5004, "DIAMETER_ERROR_ROAMING_NOT_ALLOWED")
+
+    object.__setattr__(home.icscf, "cx", Strict())
+    assert (await ask(home)).status == 403
+    assert asked == ['"visited1.net"']
+
+
+async def test_a_silent_s_cscf_is_504(home: Home) -> None:
+    home.network.down("S")
+    assert (await ask(home)).status == 504
+    assert home.log.warnings == ["s-cscf-unreachable"]
+
+
+async def test_an_s_cscf_that_nobody_can_find_is_504(home: Home) -> None:
+    await home.subscribers.set_server_name(Impi("alice@home1.net"), "sip:gone.home1.net")
+    assert (await ask(home)).status == 504
+
+
+async def test_another_method_is_405(home: Home) -> None:
+    answer = await ask(home, method="INVITE")
+    assert (answer.status, answer.get("Allow")) == (405, "REGISTER")
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [({"hops": "0"}, 483), ({"hops": "x"}, 400), ({"impu": "mailto:alice@home1.net"}, 400), ({"impi": "alice"}, 400)],
+)
+async def test_what_cannot_be_routed_is_refused(home: Home, changes: dict[str, str], status: int) -> None:
+    assert (await ask(home, **changes)).status == status
+    assert home.network.sent("I", "S") == []

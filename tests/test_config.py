@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration files: what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from keyferry.config import Config, load_config, load_ue_config, split_address
+from keyferry.errors import ConfigError
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+CARD = 'k = "465b5ce8b199b49faa5f0a2ee238a6bc"\nopc = "cd63cb71954a9f4e48a5994e37a02baf"\n'
+SERVER = (
+    '[[application_servers]]\nas_id = "{}"\nsip_uri = "sip:as.home1.net"\nlisten_sip = "127.0.0.1:5090"\nlisten_https = "127.0.0.1:8443"\n'
+)
+
+
+def load(folder: Path, text: str) -> Config:
+    """Load a file with this text."""
+    file = folder / "x.toml"
+    file.write_text(text, "utf-8")
+    return load_config(file)
+
+
+def test_the_examples_load() -> None:
+    config = load_config(EXAMPLES / "lab.toml")
+    assert [server.as_id for server in config.application_servers] == ["xcap.home1.net", "notes.home1.net"]
+    assert load_ue_config(EXAMPLES / "ue.toml").ue.impi == config.subscribers[0].impi
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == Config()
+
+
+def test_keys_do_not_print() -> None:
+    shown = repr(load_config(EXAMPLES / "lab.toml"))
+    assert "465b5ce8" not in shown
+    assert "Secret(16 octets)" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[scscf]\nrelase = 6\n", "scscf: unknown key `relase`. Did you mean `release`?"),
+        ("[ssf]\n", "top level: unknown key `ssf`"),
+        ("[scscf]\nzzzzzzz = 1\n", "docs/configuration.md lists every key"),
+        ("[scscf]\nrelease = 4\n", "scscf.release: expected `int` >= 5"),
+        ("[scscf]\npush_wait = 2.0\n", "scscf.push_wait"),
+        ('[pcscf]\nlisten = "5060"\n', "'5060' is not HOST:PORT"),
+        ('[pcscf]\nlisten = "127.0.0.1:70000"\n', "is not HOST:PORT"),
+        ("x", "is not TOML"),
+        (SERVER.format("127.0.0.1"), "application_servers[0].as_id: AS_ID: an IP address is no host name"),
+        (SERVER.format("a.net") + SERVER.format("A.NET"), "a.net is there twice"),
+        ('[[subscribers]]\nimpi = "nobody"\nimpus = ["sip:a@b"]\n' + CARD, "subscribers[0].impi: IMPI"),
+        ('[[subscribers]]\nimpi = "a@b"\nimpus = ["http://b"]\n' + CARD, "subscribers[0].impus: IMPU"),
+        ('[[subscribers]]\nimpi = "a@b"\nimpus = []\n' + CARD, "subscribers[0].impus"),
+        ('[[subscribers]]\nimpi = "a@b"\nimpus = ["sip:a@b"]\nk = "12"\nopc = "12"\n', "subscribers[0].k: not 16 to 32 octets"),
+        ('[[subscribers]]\nimpi = "a@b"\nimpus = ["sip:a@b"]\nk = 12\nopc = "12"\n', "subscribers[0].k"),
+        ('[[subscribers]]\nimpi = "a@b"\nimpus = ["sip:a@b"]\n' + CARD.splitlines()[0], "exactly one of opc and op"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert says in str(caught.value)
+    assert str(tmp_path / "x.toml") in str(caught.value)
+    assert "465b5ce8" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b"# \xff\n")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "latin.toml")
+    (tmp_path / "large.toml").write_bytes(b"#" * 4_000_001)
+    with pytest.raises(ConfigError, match="subscriber add"):
+        load_config(tmp_path / "large.toml")
+
+
+def test_a_ue_file_is_checked_too(tmp_path: Path) -> None:
+    file = tmp_path / "ue.toml"
+    file.write_text('[ue]\nimpi = "a@b"\nimpu = "sip:a@b"\npcscf = "nowhere"\n' + CARD)
+    with pytest.raises(ConfigError, match=r"ue\.pcscf"):
+        load_ue_config(file)
+    file.write_text('[ue]\nimpi = "a@b"\nimpu = "sip:a@b"\n' + CARD.splitlines()[0])
+    with pytest.raises(ConfigError, match="exactly one of opc and op"):
+        load_ue_config(file)
+
+
+def test_addresses_are_split() -> None:
+    assert split_address("127.0.0.1:5060", "x") == ("127.0.0.1", 5060)
+    assert split_address("[::1]:0", "x") == ("::1", 0)

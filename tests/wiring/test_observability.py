@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log and metrics behind the ports."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.wiring.observability import Metrics, StructLog
+
+
+def test_a_log_line_is_one_json_object_and_a_key_prints_its_length() -> None:
+    stream = io.StringIO()
+    log = StructLog("json", stream)
+    log.info("registered", impi="a@home1.net", key=Secret(b"sixteen octets!!"))
+    log.warning("alarm")
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (first["event"], first["level"], first["impi"]) == ("registered", "info", "a@home1.net")
+    assert first["key"] == "Secret(16 octets)"
+    assert second["level"] == "warning"
+
+
+def test_text_is_one_line_and_none_is_silent() -> None:
+    stream = io.StringIO()
+    StructLog("text", stream).info("two\nlines", value="a\nb")
+    StructLog("none", stream).warning("nothing")
+    assert "registered" not in stream.getvalue()
+    assert "nothing" not in stream.getvalue()
+
+
+def test_counts_are_kept_by_name_and_reason() -> None:
+    metrics = Metrics()
+    metrics.count("as_pushes_refused", "seal")
+    metrics.count("as_pushes_refused", "seal")
+    metrics.count("as_pushes_refused", "kid")
+    assert metrics.value("as_pushes_refused", "seal") == 2
+    assert metrics.value("as_pushes_refused", "kid") == 1
+    assert metrics.value("never") == 0
