@@ -60,7 +60,7 @@ async def test_the_port_is_free_again_after_close_and_small_answers_are_not_dela
         writer.write(b"GET /one HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await reader.readuntil(b"/one")).startswith(b"HTTP/1.1 200")
         accepted = next(iter(server._server.server_state.connections))
-        assert accepted.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # type: ignore[union-attr]
+        assert accepted.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         writer.close()
         await writer.wait_closed()
     with socket.socket() as again:

@@ -43,6 +43,7 @@ class Pcscf:
     random: RandomSource
     log: Log
     counter: Counter
+    max_devices: int = MAX_DEVICES
     gm_keys: OrderedDict[Reg, GmKeys] = field(default_factory=OrderedDict)
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
@@ -127,7 +128,7 @@ class Pcscf:
     def _keep(self, device: Reg, keys: GmKeys) -> None:
         self.gm_keys[device] = keys
         self.gm_keys.move_to_end(device)
-        if len(self.gm_keys) > MAX_DEVICES:
+        if len(self.gm_keys) > self.max_devices:
             self.gm_keys.popitem(last=False)
 
     def _after_success(self, request: Request, response: Response, device: Reg) -> None:

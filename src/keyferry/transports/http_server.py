@@ -92,6 +92,6 @@ class HttpServer:
             if not self._server.server_state.tasks:
                 # What is left is idle: TLS clients that keep their connection and would not answer our close for 30 s.
                 for connection in tuple(self._server.server_state.connections):
-                    connection.transport.abort()  # type: ignore[union-attr]
+                    connection.transport.abort()
             await asyncio.wait({self._task}, timeout=0.05)
         self._task = None

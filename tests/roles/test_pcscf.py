@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TS 24.229 §5.2.2; TS 33.203 §6.1; RFC 3327, RFC 3329 §2.3.1."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from keyferry.ports import SipPeer
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.digest import parse_challenge, parse_credentials
+from keyferry.protocol.sip.message import Request, Response, build_message, make_response
+from keyferry.roles.pcscf import Pcscf
+from roles.network import FakeClock, Network, RecordingCounter, RecordingLog, SeededRandom
+
+CONTACT = '<sip:alice@192.0.2.1>;+sip.instance="<urn:uuid:1>"'
+CREDENTIALS = 'Digest username="alice@home1.net", realm="home1.net", nonce="", uri="sip:home1.net", response=""'
+CK, IK = "0123456789abcdef" * 2, "FEDCBA9876543210" * 2
+CHALLENGE = f'Digest realm="home1.net", nonce="bm9uY2U=", algorithm=AKAv1-MD5, qop="auth", ck="{CK}", ik="{IK}"'
+KEYS = Secret(bytes.fromhex(CK + IK)).fingerprint()
+
+
+@dataclass(slots=True)
+class Visited:
+    """A P-CSCF between a UE and whatever the home network answers."""
+
+    network: Network
+    pcscf: Pcscf
+    log: RecordingLog
+    counter: RecordingCounter
+    answers: list[tuple[int, list[tuple[str, str]]]] = field(default_factory=list)
+
+    async def answer(self, request: Request, peer: SipPeer) -> Response:
+        status, headers = self.answers.pop(0)
+        return make_response(request, status, headers=headers)
+
+    async def ask(self, request: Request, status: int = 200, *headers: tuple[str, str]) -> Response:
+        self.answers.append((status, list(headers)))
+        return await self.network.carry("UE", request, self.network.peer("P"))
+
+    @property
+    def onward(self) -> Request:
+        message = self.network.sent("P", "I")[-1]
+        assert isinstance(message, Request)
+        return message
+
+    @property
+    def gm(self) -> str | None:
+        return self.pcscf.fingerprint(CONTACT)
+
+
+@pytest.fixture
+async def visited() -> AsyncIterator[Visited]:
+    network, log, counter = Network(), RecordingLog(), RecordingCounter()
+    network.attach("UE", "ue.invalid", None)
+    network.attach("I", "icscf.home1.net", lambda request, peer: opened.answer(request, peer))
+    sip = network.attach("P", "pcscf1.visited1.net", lambda request, peer: opened.pcscf.handle(request, peer))
+    pcscf = Pcscf(
+        sip, network, "sip:pcscf1.visited1.net", "sip:icscf.home1.net", "visited1.net", FakeClock(), SeededRandom(), log, counter
+    )  # fmt: skip
+    opened = Visited(network, pcscf, log, counter)
+    yield opened
+    assert network.failures == []
+
+
+def register(*extra: tuple[str, str], contact: str = CONTACT, expires: str = "600", method: str = "REGISTER") -> Request:
+    return Request(
+        method,
+        "sip:home1.net",
+        (
+            ("Max-Forwards", "70"), ("From", "<sip:alice@home1.net>;tag=1"), ("To", "<sip:alice@home1.net>"), ("Call-ID", "c"),
+            ("CSeq", f"1 {method}"), ("Contact", contact), ("Expires", expires), *extra,
+        ),
+    )  # fmt: skip
+
+
+def has_keys(response: Response) -> bool:
+    """Tell whether CK or IK, in any spelling, is left in a message."""
+    octets = build_message(response).lower()
+    return any(key.lower().encode() in octets for key in (CK, IK)) or b"ck=" in octets or b"ik=" in octets
+
+
+class TestTowardsTheHomeNetwork:
+    """§5.2.2, requests."""
+
+    async def test_what_the_network_needs_is_added(self, visited: Visited) -> None:
+        """§5.2.2.1; RFC 3327 §5.2; RFC 7315 §4.3, §4.6."""
+        await visited.ask(register(("Authorization", CREDENTIALS)))
+        onward = visited.onward
+        assert onward.all("Path") == ["<sip:pcscf1.visited1.net;lr>"]
+        assert onward.all("Require") == ["path"]
+        assert onward.all("P-Visited-Network-ID") == ['"visited1.net"']
+        assert [value[:12] for value in onward.all("P-Charging-Vector")] == ['icid-value="']
+        assert onward.get("Max-Forwards") == "69"
+
+    async def test_every_request_has_its_own_icid(self, visited: Visited) -> None:
+        await visited.ask(register())
+        first = visited.onward.get("P-Charging-Vector")
+        await visited.ask(register())
+        assert visited.onward.get("P-Charging-Vector") != first
+
+    async def test_other_requirements_stay(self, visited: Visited) -> None:
+        await visited.ask(register(("Require", "outbound, path"), ("Require", "gruu")))
+        assert visited.onward.all("Require") == ["outbound, path, gruu"]
+
+    @pytest.mark.parametrize(
+        "name",
+        ["Path", "P-Visited-Network-ID", "P-Charging-Vector", "P-Charging-Function-Addresses", "P-Asserted-Identity", "Service-Route"],
+    )
+    async def test_what_only_the_network_may_write_is_taken_out(self, visited: Visited, name: str) -> None:
+        """RFC 3325 §4, RFC 7315 §5: a UE is outside the trust domain."""
+        await visited.ask(register((name, "<sip:forged.invalid;lr>"), (name.lower(), "<sip:forged.invalid;lr>")))
+        assert b"forged" not in build_message(visited.onward)
+
+    @pytest.mark.parametrize("claim", ["", ', integrity-protected="yes"', ', INTEGRITY-PROTECTED=yes', ", integrity-protected=tls-yes"])
+    async def test_the_ues_word_about_protection_is_overwritten(self, visited: Visited, claim: str) -> None:
+        """§5.2.2.1, §7.2A.2: this P-CSCF has no security association, so it says no."""
+        await visited.ask(register(("Authorization", CREDENTIALS + claim)))
+        credentials = parse_credentials(visited.onward.get("Authorization") or "")
+        assert credentials.parameters == (("integrity-protected", "no"),)
+        assert credentials.username == "alice@home1.net"
+
+    async def test_it_is_overwritten_in_every_authorization(self, visited: Visited) -> None:
+        claim = CREDENTIALS + ', integrity-protected="yes"'
+        await visited.ask(register(("Authorization", claim), ("Authorization", claim)))
+        values = visited.onward.all("Authorization")
+        assert [parse_credentials(value).parameter("integrity-protected") for value in values] == ["no", "no"]
+
+    async def test_without_authorization_none_is_made(self, visited: Visited) -> None:
+        await visited.ask(register())
+        assert visited.onward.all("Authorization") == []
+
+    @pytest.mark.parametrize("value", ["Basic YWxpY2U6eA==", CREDENTIALS + ', integrity-protected="no", integrity-protected="yes"'])
+    async def test_credentials_that_cannot_be_read_go_no_further(self, visited: Visited, value: str) -> None:
+        assert (await visited.ask(register(("Authorization", value)))).status == 400
+        assert visited.network.sent("P", "I") == []
+
+    @pytest.mark.parametrize("header", [("Require", "sec-agree"), ("Proxy-Require", "path, Sec-Agree"), ("Require", "x,sec-agree,y")])
+    async def test_security_agreement_is_420(self, visited: Visited, header: tuple[str, str]) -> None:
+        """RFC 3329 §2.3.1; RFC 3261 §8.2.2.3."""
+        answer = await visited.ask(register(header))
+        assert (answer.status, answer.get("Unsupported")) == (420, "sec-agree")
+        assert visited.network.sent("P", "I") == []
+
+    async def test_another_method_is_405(self, visited: Visited) -> None:
+        answer = await visited.ask(register(method="MESSAGE"))
+        assert (answer.status, answer.get("Allow")) == (405, "REGISTER")
+
+    async def test_a_silent_home_network_is_504(self, visited: Visited) -> None:
+        visited.network.down("I")
+        assert (await visited.ask(register())).status == 504
+        assert visited.log.warnings == ["home-network-unreachable"]
+
+    async def test_a_home_network_that_nobody_can_find_is_504(self, visited: Visited) -> None:
+        visited.pcscf.icscf = "sip:gone.home1.net"
+        assert (await visited.ask(register())).status == 504
+
+    async def test_no_hop_left_is_483(self, visited: Visited) -> None:
+        assert (await visited.ask(register().replacing("Max-Forwards", "0"))).status == 483
+
+
+class TestTowardsTheUe:
+    """TS 33.203 §6.1: SM6 holds RAND and AUTN, no key."""
+
+    async def test_the_keys_stay_here_and_the_rest_goes_on(self, visited: Visited) -> None:
+        """§5.2.2.2; §7.2A.1."""
+        answer = await visited.ask(register(), 401, ("WWW-Authenticate", CHALLENGE))
+        assert not has_keys(answer)
+        challenge = parse_challenge(answer.get("WWW-Authenticate") or "")
+        assert (challenge.nonce, challenge.algorithm, challenge.qop, challenge.parameters) == ("bm9uY2U=", "AKAv1-MD5", ("auth",), ())
+        assert visited.gm == KEYS
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            [("WWW-Authenticate", CHALLENGE), ("WWW-Authenticate", CHALLENGE)],
+            [("Proxy-Authenticate", CHALLENGE)],
+            [("WWW-Authenticate", CHALLENGE), ("Proxy-Authenticate", CHALLENGE)],
+            [("www-authenticate", CHALLENGE.replace("ck=", "CK=").replace("ik=", "Ik="))],
+            [("WWW-Authenticate", CHALLENGE.replace(f', ik="{IK}"', ""))],
+            [("WWW-Authenticate", CHALLENGE.replace(f'ck="{CK}", ', ""))],
+            [("WWW-Authenticate", CHALLENGE.replace(f'"{CK}"', CK))],
+        ],
+        ids=["two headers", "Proxy-Authenticate", "both", "other case", "ck alone", "ik alone", "bare"],
+    )
+    async def test_no_key_gets_through(self, visited: Visited, headers: list[tuple[str, str]]) -> None:
+        answer = await visited.ask(register(), 401, *headers)
+        assert answer.status == 401
+        assert not has_keys(answer)
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            CHALLENGE + ", " + CHALLENGE,
+            CHALLENGE + f', ck="{CK}"',
+            CHALLENGE.replace("Digest ", "Basic "),
+            CHALLENGE.replace('realm="home1.net"', "realm"),
+            CHALLENGE.replace(CK, "not hexadecimal"),
+            CHALLENGE.replace(CK, CK[:-2]),
+            CHALLENGE.replace(f'"{IK}"', f'"{IK}00"'),
+        ],
+        ids=["two in one", "ck twice", "another scheme", "no value", "not hex", "short", "long"],
+    )
+    async def test_a_challenge_that_cannot_be_read_does_not_pass(self, visited: Visited, value: str) -> None:
+        """What cannot be read cannot be searched for keys."""
+        answer = await visited.ask(register(), 401, ("WWW-Authenticate", value))
+        assert answer.status == 500
+        assert not has_keys(answer)
+        assert visited.counter["pcscf_challenge_unreadable"] == 1
+        assert visited.gm is None
+
+    @pytest.mark.parametrize("status", [200, 403, 407, 500])
+    async def test_no_other_response_carries_a_challenge(self, visited: Visited, status: int) -> None:
+        answer = await visited.ask(register(), status, ("WWW-Authenticate", CHALLENGE), ("Proxy-Authenticate", CHALLENGE))
+        assert answer.status == status
+        assert not has_keys(answer)
+
+    async def test_charging_stays_in_the_network(self, visited: Visited) -> None:
+        """RFC 7315 §5.6."""
+        answer = await visited.ask(register(), 200, ("P-Charging-Vector", "icid-value=1"), ("P-Charging-Function-Addresses", "ccf=1.2.3.4"))
+        assert (answer.get("P-Charging-Vector"), answer.get("P-Charging-Function-Addresses")) == (None, None)
+
+    async def test_a_401_to_a_star_stores_no_key_and_shows_none(self, visited: Visited) -> None:
+        answer = await visited.ask(register(contact="*", expires="0"), 401, ("WWW-Authenticate", CHALLENGE))
+        assert not has_keys(answer)
+        assert visited.pcscf.gm_keys == {}
+        assert (await visited.ask(register(contact="*", expires="0"))).status == 200
+
+
+class TestGmKeys:
+    """TS 33.203 §7.4: what protects Gm, by device."""
+
+    async def challenged(self, visited: Visited, contact: str = CONTACT) -> None:
+        await visited.ask(register(contact=contact), 401, ("WWW-Authenticate", CHALLENGE))
+
+    @pytest.mark.parametrize(("status", "confirmed"), [(200, True), (403, False)])
+    async def test_a_2xx_confirms_them(self, visited: Visited, status: int, confirmed: bool) -> None:
+        await self.challenged(visited)
+        assert [held.confirmed for held in visited.pcscf.gm_keys.values()] == [False]
+        await visited.ask(register(), status)
+        assert [held.confirmed for held in visited.pcscf.gm_keys.values()] == [confirmed]
+
+    async def test_a_2xx_without_a_challenge_makes_none(self, visited: Visited) -> None:
+        await visited.ask(register(), 200)
+        assert visited.gm is None
+
+    @pytest.mark.parametrize(("contact", "expires"), [(CONTACT, "0"), (CONTACT + ";expires=0", "600")])
+    async def test_a_de_registration_ends_them(self, visited: Visited, contact: str, expires: str) -> None:
+        await self.challenged(visited)
+        await visited.ask(register(contact=contact, expires=expires), 200)
+        assert visited.gm is None
+        await visited.ask(register(contact=contact, expires=expires), 200)  # and again: nothing is left to end
+
+    async def test_two_devices_have_their_own(self, visited: Visited) -> None:
+        other = CONTACT.replace("uuid:1", "uuid:2")
+        await self.challenged(visited)
+        await self.challenged(visited, other)
+        await visited.ask(register(expires="0"), 200)
+        assert (visited.gm, visited.pcscf.fingerprint(other)) == (None, KEYS)
+
+    async def test_a_device_without_an_instance_is_its_contact(self, visited: Visited) -> None:
+        await self.challenged(visited, "<sip:alice@192.0.2.1>;q=1")
+        assert visited.pcscf.fingerprint("<sip:alice@192.0.2.1>") == KEYS
+
+    async def test_the_oldest_goes_when_there_are_too_many(self, visited: Visited) -> None:
+        visited.pcscf.max_devices = 2
+        for number in (1, 2, 1, 3):
+            await self.challenged(visited, f"<sip:a{number}@192.0.2.1>")
+        held: Callable[[int], str | None] = lambda number: visited.pcscf.fingerprint(f"<sip:a{number}@192.0.2.1>")  # noqa: E731
+        assert [held(number) for number in (1, 2, 3)] == [KEYS, None, KEYS]
+
+    async def test_a_2xx_whose_request_states_no_lifetime_counts_as_a_registration(self, visited: Visited) -> None:
+        await self.challenged(visited)
+        await visited.ask(register().without("Expires"), 200)
+        assert visited.gm == KEYS
