@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sqlite3
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,30 +18,22 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
-from keyferry.errors import StateError, StoreError
+from keyferry.errors import StoreError
+from keyferry.stores.connection import BUSY_MS, CACHE_KIB, claim, connect
 
 T = TypeVar("T")
 Value: TypeAlias = str | bytes | int | float | None
 Row: TypeAlias = tuple[Any, ...]
 
-FORMAT = 1
-"""PRAGMA user_version of a file: one number for the tables of all stores."""
-APPLICATION = 0x6B66_7279
-"""PRAGMA application_id: "kfry", so that `file` and a careless `--state` can tell."""
 MAX_BATCH = 128
 """Writes in one transaction: at 40 us each the loop stands still for 5 ms, and more would not make fdatasync cheaper."""
 MAX_QUEUED = 20_000
 """Writes that wait, about 20 MB: at 10,000 a second it is two seconds, more than any peer's patience is worth."""
-BUSY_MS = 5_000
-"""Milliseconds to wait for another process's transaction, in the thread; the command line's are short."""
-CHECKPOINT_PAGES = 8_000
-"""32 MB of WAL: rewriting hot pages once a checkpoint instead of once a commit doubles throughput with random keys."""
-CACHE_KIB = 65_536
-"""Page cache of the writer; the reader has a quarter."""
-
-SWITCH_INTERVAL = 50e-6
-"""Seconds a thread waits before it claims the GIL. At Python's 5 ms a loop that makes a system call every 100 us lets the
-commit thread starve: each call gives the GIL up, too briefly to be taken, and begins the 5 ms anew (measured: 75 ms a commit)."""
+NUDGE_AFTER = 0.001
+"""Seconds after which the loop stands still for the thread, doubled each time. A loop that makes a system call every 100 us
+gives the GIL up too briefly to be taken and each time begins the thread's 5 ms anew: it starved for 75 ms a commit."""
+NUDGE = 0.0005
+"""Seconds that the loop stands still: the thread takes up its work and fdatasync ends, on a disk that is worth its name."""
 
 
 class _Write:
@@ -65,9 +55,8 @@ class Database:
     def __init__(self, path: Path, schema: Sequence[str] = (), *, busy_ms: int = BUSY_MS) -> None:
         """Open, creating what is missing, and run the statements of `schema` (each `CREATE … IF NOT EXISTS`).
 
-        Lowers the process's switch interval to SWITCH_INTERVAL. Raises StateError if the file is not ours or of another format.
+        Raises StateError if the file is not ours or of another format.
         """
-        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         self.path = path
         self._busy_ms = busy_ms
         self._queue: deque[_Write] = deque()
@@ -76,11 +65,13 @@ class Database:
         self._busy = False  # from the first write queued until nothing is queued and nothing is being committed
         self._waiting = self._committing = False  # what the thread is doing
         self._outcome: BaseException | None = None  # of the last commit
+        self._done = threading.Lock()  # held while the thread has something to do
+        self._nudger: asyncio.TimerHandle | None = None
         self._closed = False
         self._foreign = 0
         self._writer = connect(path, CACHE_KIB)
         try:
-            _prepare(self._writer, path)
+            claim(self._writer, path)
             self.ensure(schema)
             self._writer.execute("PRAGMA busy_timeout = 0")  # the loop's thread never waits for a lock
             self._reader = connect(path, CACHE_KIB // 4)
@@ -193,7 +184,7 @@ class Database:
             self._writer.execute("BEGIN IMMEDIATE")
         except sqlite3.Error:
             self._waiting = True
-            self._jobs.put(self._wait_for_lock)
+            self._hand_over(self._wait_for_lock)
         else:
             self._execute()
 
@@ -201,10 +192,10 @@ class Database:
         """Run what is queued in the open transaction and let the thread commit it."""
         if self._closed:
             return
-        self._waiting = False
+        self._rest()
         self._perform()
         self._committing = True
-        self._jobs.put(self._commit)
+        self._hand_over(self._commit)
 
     def _perform(self) -> None:
         self._batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
@@ -228,6 +219,22 @@ class Database:
                 for write in self._batch:
                     write.problem = write.problem or _lost(self.path, lost)
 
+    def _hand_over(self, job: Callable[[], None]) -> None:
+        self._done.acquire()
+        self._jobs.put(job)
+        self._nudge_later(NUDGE_AFTER)
+
+    def _nudge_later(self, seconds: float) -> None:
+        if self._loop is not None:
+            self._nudger = self._loop.call_later(seconds, self._nudge, seconds)
+
+    def _nudge(self, waited: float) -> None:
+        """Give the GIL to the thread for long enough that it can take it."""
+        if self._done.acquire(timeout=NUDGE):
+            self._done.release()
+        else:
+            self._nudge_later(2 * waited)
+
     def _commit(self) -> None:
         self._outcome = self._end()
         self._call(self._finish)
@@ -244,13 +251,18 @@ class Database:
 
     def _finish(self) -> None:
         """Answer the waiters of a transaction that is over, and begin the next after the tasks that they wake."""
-        self._waiting = self._committing = False
+        self._rest()
         batch, self._batch = self._batch, []
         outcome, self._outcome = self._outcome, None
         for write in batch:
             _answer(write, write.problem or (_lost(self.path, outcome) if outcome else None))
         if not self._closed and self._loop is not None:
             self._loop.call_soon(self._flush)
+
+    def _rest(self) -> None:
+        self._waiting = self._committing = False
+        if self._nudger is not None:
+            self._nudger.cancel()
 
     def _refuse(self, problem: BaseException) -> None:
         """Answer every waiter that no transaction could be begun."""
@@ -276,6 +288,7 @@ class Database:
         self._call(lambda: self._refuse(problem) if problem is not None else self._execute())
 
     def _call(self, back: Callable[[], None]) -> None:
+        self._done.release()
         if self._loop is None or self._closed:
             return
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -305,56 +318,6 @@ class Database:
                 self._finish()
         self._reader.close()
         self._writer.close()
-
-
-def connect(path: Path, cache_kib: int = 2_048) -> sqlite3.Connection:
-    """Open a connection as all of ours are: WAL, every commit on the disk, no implicit transactions.
-
-    Raises StateError.
-    """
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        # two threads never use a connection at the same time, so the check of sqlite3 is off
-        connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False, cached_statements=256)
-    except (OSError, sqlite3.Error) as problem:
-        raise _unusable(path, problem) from problem
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        for setting in (
-            "synchronous = FULL",
-            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
-            f"cache_size = -{cache_kib}",
-            "secure_delete = FAST",
-            "temp_store = MEMORY",
-            "foreign_keys = OFF",
-            "trusted_schema = OFF",
-        ):
-            connection.execute(f"PRAGMA {setting}")
-    except sqlite3.Error as problem:
-        connection.close()
-        raise _unusable(path, problem) from problem
-    return connection
-
-
-def _unusable(path: Path, problem: Exception) -> StateError:
-    return StateError(str(path), f"cannot be opened: {problem}", "Restore it from a backup, or move it away to start empty")
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Claim a new file, refuse one that another program or another version made."""
-    (application,), (version,) = (
-        connection.execute("PRAGMA application_id").fetchone(),
-        connection.execute("PRAGMA user_version").fetchone(),
-    )
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables == 0 and application in {0, APPLICATION} and version in {0, FORMAT}:
-        connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {FORMAT}")
-    elif application != APPLICATION:
-        raise StateError(str(path), "is the database of another program", "Choose another state directory")
-    elif version != FORMAT:
-        raise StateError(str(path), f"has format {version}, this keyferry knows {FORMAT}", "Use the keyferry that wrote it, or start empty")
 
 
 def octets(text: str) -> bytes:

@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 from keyferry.errors import SealError, StoreError
-from keyferry.stores.database import connect
+from keyferry.stores.connection import connect
 from keyferry.stores.sealing import KID_OCTETS, Keyring, SealedColumn
 from keyferry.stores.sqlite import keys, registrations, subscribers, ue
 from keyferry.stores.state_dir import StateDir
