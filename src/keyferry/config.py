@@ -157,6 +157,10 @@ class UeConfig(_Section, frozen=True, kw_only=True):
     hosts: Annotated[dict[str, str], Meta(description="host names → addresses, before DNS")] = msgspec.field(default_factory=dict)
 
 
+KEY_OCTETS: dict[str, dict[str, tuple[int, ...]]] = {
+    "milenage": {"k": (16,), "opc": (16,), "op": (16,)},  # TS 35.206 §2
+    "tuak": {"k": (16, 32), "opc": (32,), "op": (32,)},  # TS 35.231 §3
+}
 T = TypeVar("T", Config, UeConfig)
 
 
@@ -172,6 +176,7 @@ def load_ue_config(path: Path) -> UeConfig:
     config = _load(path, UeConfig)
     _checked(f"{path}: ue.impi", parse_impi, config.ue.impi)
     _checked(f"{path}: ue.impu", parse_impu, config.ue.impu)
+    _check_keys(f"{path}: ue", config.ue)
     split_address(config.ue.pcscf, f"{path}: ue.pcscf")
     return config
 
@@ -252,8 +257,17 @@ def _check_names(path: Path, config: Config) -> None:
     for place, subscriber in enumerate(config.subscribers):
         where = f"{path}: subscribers[{place}]"
         _checked(f"{where}.impi", parse_impi, subscriber.impi)
+        _check_keys(where, subscriber)
         for impu in (*subscriber.impus, *subscriber.barred):
             _checked(f"{where}.impus", parse_impu, impu)
+
+
+def _check_keys(where: str, settings: Subscriber | Ue) -> None:
+    for name, octets in KEY_OCTETS[settings.algorithm].items():
+        key: Secret | None = getattr(settings, name)
+        if key is not None and len(key) not in octets:
+            problem = f"is {len(key)} octets long, {settings.algorithm} takes {' or '.join(map(str, octets))}"
+            raise ConfigError(f"{where}.{name}", problem, "Write two hexadecimal digits an octet")
 
 
 def _checked(where: str, parse: Any, text: str) -> str:
