@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.wiring.observability import Metrics, StructLog
+from keyferry.wiring.observability import Metrics, StructLog, bridge_libraries
 
 
 def test_a_log_line_is_one_json_object_and_a_key_prints_its_length() -> None:
@@ -37,3 +38,23 @@ def test_counts_are_kept_by_name_and_reason() -> None:
     assert metrics.value("as_pushes_refused", "seal") == 2
     assert metrics.value("as_pushes_refused", "kid") == 1
     assert metrics.value("never") == 0
+
+
+def test_what_libraries_log_comes_in_our_format_with_its_traceback() -> None:
+    stream = io.StringIO()
+    logger = logging.getLogger("uvicorn.error")
+    before = logger.handlers, logger.propagate
+    try:
+        bridge_libraries(StructLog("json", stream))
+        logger.info("not this")
+        logger.warning("Invalid %s", "request")
+        try:
+            raise ValueError("of an application")
+        except ValueError:
+            logger.exception("Exception in ASGI application")
+    finally:
+        logger.handlers, logger.propagate = before
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (first["event"], first["text"]) == ("library", "Invalid request")
+    assert "traceback" not in first
+    assert "ValueError: of an application" in second["traceback"]

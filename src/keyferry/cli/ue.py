@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 import httpx
 import typer
 
-from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, fail, show_json
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, errors, fail, show_json
 from keyferry.config import load_ue_config
 from keyferry.errors import ConfigError, TransportError
 from keyferry.ports import UeState
@@ -136,7 +136,12 @@ def _run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result
         async with ue_session(loaded, state, StructLog("text")) as session:
             return await work(session)
 
-    return asyncio.run(run())
+    try:
+        with errors.status("waiting for the network"):  # shown on a terminal only; a dead network takes 32 s to be sure of
+            return asyncio.run(run())
+    except TransportError as problem:
+        hint = "is it running (`keyferry serve`), and are ue.pcscf and [hosts] right?"
+        raise TransportError(problem.peer, f"{problem.problem}: {hint}") from problem
 
 
 async def _request(session: UeSession, method: str, target: str, body: bytes | None, content_type: str | None) -> httpx.Response:

@@ -154,6 +154,8 @@ def open_state(path: Path, *, random: RandomSource, exclusive: bool = False, kek
 
 
 def _check_directory(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise StateError(str(path), "is not a directory", "Choose another state directory")
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = path.stat()
     if status.st_uid != os.geteuid():

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import traceback
 from typing import Literal, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as PrometheusCounter
+
+from keyferry.ports import Log
 
 LogFormat = Literal["text", "json", "none"]
 
@@ -33,6 +37,28 @@ class StructLog:
         """Record an alarm."""
         if not self._silent:
             self._logger.warning(event, **fields)
+
+
+class _Bridge(logging.Handler):
+    """Bring what libraries log into our log: one place, one format."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, object] = {"logger": record.name, "text": record.getMessage()}
+        if record.exc_info and record.exc_info[0] is not None:
+            fields["traceback"] = "".join(traceback.format_exception(*record.exc_info))  # places, never local values
+        self._log.warning("library", **fields)
+
+
+def bridge_libraries(log: Log) -> None:
+    """Send the warnings and errors of uvicorn and asyncio to `log`; they would go to standard error in a format of their own."""
+    for name in ("uvicorn.error", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers = [_Bridge(log)]
+        logger.propagate = False
 
 
 class Metrics:

@@ -13,7 +13,7 @@ import uvloop
 from keyferry.config import Config
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
-from keyferry.wiring.observability import LogFormat, Metrics, StructLog
+from keyferry.wiring.observability import LogFormat, Metrics, StructLog, bridge_libraries
 from keyferry.wiring.system import ROLES, Role, System
 
 Announce = Callable[[dict[str, object]], None]
@@ -34,6 +34,7 @@ async def _serve(config: Config, state_path: Path, announce: Announce, roles: Co
     whole = set(roles) == set(ROLES)
     with open_state(state_path, random=random, exclusive=whole) as state:
         log = StructLog(log_format)
+        bridge_libraries(log)
         system = System(config, state, SystemClock(), random, log, Metrics(), roles)
         try:
             listeners = await system.start()
