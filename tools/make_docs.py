@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 NOTE = "<!-- Written by tools/make_docs.py from the code; a test compares. Change the code, then run it. -->"
 WIDTH = 108  # characters of a line in a message; longer ones are folded
+HARD, SOFT = "\x01", "\x02"  # stand for a space that is no break, and for a break that is no space
 
 
 # ---- settings
@@ -66,7 +67,8 @@ def _table(section: type[Any]) -> list[str]:
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for field in msgspec.structs.fields(section):
         meta = _meta(field.type)
-        rows.append(f"| `{field.name}` | {_kind(field.type, meta)} | {_default(field)} | {meta.get('description', '')} |".replace("→", "to"))
+        meaning = meta.get("description", "").replace("→", "to")
+        rows.append(f"| `{field.name}` | {_kind(field.type, meta)} | {_default(field)} | {meaning} |")
     return [" ".join((section.__doc__ or "").split()), "\n".join(rows)]
 
 
@@ -193,7 +195,7 @@ class Run(NamedTuple):
 
     steps: list[Step]
     http: list[tuple[str, str]]  # title, text
-    open_block: Callable[[Request], str]
+    keys: dict[str, Secret]  # of the seal, by kid
 
 
 async def record() -> Run:
@@ -208,8 +210,8 @@ async def record() -> Run:
         registered = await ue.register()
         http = await _http(system, registered)
         await ue.deregister(registered)
-        keys = {kid: key for kid, key in state.isc_keys("scscf1.home1.net", AsId("xcap.home1.net")).items()}
-    return Run(steps, http, lambda request: _opened(request, keys))
+        keys = state.isc_keys("scscf1.home1.net", AsId("xcap.home1.net"))
+    return Run(steps, http, keys)
 
 
 @asynccontextmanager
@@ -276,14 +278,14 @@ def _plain(body: bytes) -> str:
     return f"\n\n{body.decode().rstrip()}" if body else ""
 
 
-def _opened(request: Request, keys: dict[str, Secret]) -> str:
+def _opened(request: Request, keys: dict[str, Secret], number: int) -> str:
     """Return the plaintext of a key block, its times moved to those of the pages and its key taken out."""
     block = parse_service_info(parse_third_party_register(request).service_info or "")
     if not isinstance(block, SealedPush):
         raise TypeError("a block that is not sealed")
     push = open_push(block, keys[block.kid])
     moved = tuple(key._replace(not_before=SHOWN_AT, not_after=SHOWN_AT + key.not_after - key.not_before) for key in push.keys)
-    text = build_push(Push(SHOWN_AT * 1000, push.impi, push.as_id, push.reg, moved, push.impus, push.service_info))
+    text = build_push(Push(SHOWN_AT * 1000 + number, push.impi, push.as_id, push.reg, moved, push.impus, push.service_info))
     text = re.sub(r"(<kf:key[^>]*>)[^<]*", r"\1«K_AS, 32 octets, base64»", text)
     return text.replace("><kf:", ">\n  <kf:").replace("></kf:push>", ">\n</kf:push>")
 
@@ -291,14 +293,17 @@ def _opened(request: Request, keys: dict[str, Secret]) -> str:
 def _masked(text: str) -> str:
     text = re.sub(r'\b([ci]k)="[0-9a-f]{32}"', r'\1="«\1, 32 hex digits»"', text)
     text = re.sub(r'\b(response|rspauth)="[0-9a-f]{32,64}"', r'\1="«\1»"', text)
-    return re.sub(r"(&gt;)[A-Za-z0-9+/=]{60,}(&lt;)", r"\1«V‖C, base64»\2", text)  # noqa: RUF001 - the sign of RFC 5297
+    return re.sub(r"(&gt;)[A-Za-z0-9+/=]{60,}(&lt;)", r"\1«V‖C, base64»\2", text)
 
 
 def _folded(text: str) -> str:
     lines: list[str] = []
     for line in text.splitlines():
-        lines += textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False) or [""]
-    return "\n".join(lines)
+        # a space inside «…» is no place to break at, a semicolon of a Contact is one
+        kept = re.sub(r"«[^»]*»", lambda found: found[0].replace(" ", HARD), line)
+        kept = re.sub(r"(?<=[>\"]);", "; " + SOFT, kept) if kept.startswith("Contact:") else kept
+        lines += textwrap.wrap(kept, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False) or [""]
+    return "\n".join(lines).replace(f"; {SOFT}", ";").replace(SOFT, "").replace(HARD, " ")
 
 
 def _fence(text: str, language: str = "text") -> str:
@@ -324,7 +329,7 @@ def messages() -> str:
         parts.append(f"**{step.source} to {step.target}: {what}**, {step.event.octets} octets over {step.event.peer.transport}")
         parts.append(_fence(_masked(build_message(message).decode())))
         if step.target == "AS xcap":
-            parts += ["Inside the seal (line breaks added):", _fence(run.open_block(typing.cast("Request", message)), "xml")]
+            parts += ["Inside the seal (line breaks added):", _fence(_opened(typing.cast("Request", message), run.keys, section), "xml")]
     return "\n\n".join(parts)
 
 
@@ -339,7 +344,10 @@ def machines() -> str:
     """Return the two transaction machines as tables."""
     parts = []
     for title, table in (("Client (RFC 3261 figure 6)", CLIENT), ("Server (RFC 3261 figure 8)", SERVER)):
-        rows = [f"| {state.name.title()} | {what.name.lower().replace('_', ' ')} | {after.name.title()} |" for (state, what), after in table.items()]
+        rows = [
+            f"| {state.name.title()} | {what.name.lower().replace('_', ' ')} | {after.name.title()} |"
+            for (state, what), after in table.items()
+        ]
         parts.append("\n".join([f"**{title}**", "", "| state | input | next |", "|---|---|---|", *rows]))
     return "\n\n".join(parts)
 

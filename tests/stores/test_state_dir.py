@@ -171,7 +171,7 @@ def test_a_kek_kept_elsewhere_may_be_its_groups(path: Path, tmp_path: Path) -> N
 
 def test_a_place_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "cannot be used" in refusal(tmp_path / "file")
+    assert "is not a directory" in refusal(tmp_path / "file")
     opened(tmp_path / "state").close()
     (tmp_path / "state" / "kek").unlink()
     (tmp_path / "state" / "kek").mkdir()
