@@ -92,17 +92,18 @@ class FakeKeys:
         self.told: list[KeyId] = []
         self.lookup_fails = False
         self.used_fails = False
+        self.problem: Exception = StoreError("broken")
 
     async def lookup(self, key_id: KeyId, as_id: AsId) -> KeyRecord | None:
         assert as_id == AS_ID or as_id == "localhost"
         self.asked.append(key_id)
         if self.lookup_fails:
-            raise StoreError("broken")
+            raise self.problem
         return self.records.get(key_id)
 
     async def used(self, held: KeyRecord) -> None:
         if self.used_fails:
-            raise StoreError("broken")
+            raise self.problem
         self.told.append(held.key_id)
 
 

@@ -15,7 +15,7 @@ import pytest
 from asgi.doorkit import AS_ID, BOB, Answer, Client, Door, Echo, FakeKeys, FakeRandom, call, make_door, record
 from keyferry.asgi.auth import MAX_CNONCE, Identity, SimLogin
 from keyferry.asgi.exchange import Message
-from keyferry.errors import ConfigError, LocalProtocolError
+from keyferry.errors import ConfigError, LocalProtocolError, SealError, StoreError
 from keyferry.ports import KeyRecord
 from keyferry.protocol import digest
 from keyferry.protocol.crypto.secret import Secret
@@ -395,10 +395,12 @@ async def test_the_application_hears_of_a_disconnect_after_a_replayed_body() -> 
 # ---- the rest
 
 
+@pytest.mark.parametrize("problem", [StoreError("broken"), SealError("the seal does not open")])
 @pytest.mark.parametrize("what", ["lookup_fails", "used_fails"])
-async def test_a_store_that_fails_admits_nobody(what: str) -> None:
+async def test_a_store_that_fails_admits_nobody(what: str, problem: Exception) -> None:
     """Fail closed, and say that it will pass."""
     door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    door.keys.problem = problem
     setattr(door.keys, what, True)
     answer = await logged_in(door, client)
     assert (answer.status, answer.get("retry-after"), door.app.scopes) == (503, "1", [])

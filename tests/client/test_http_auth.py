@@ -104,6 +104,29 @@ async def test_a_body_is_sent_again_after_the_challenge() -> None:
     assert door.app.bodies == [b"note"]
 
 
+@pytest.mark.parametrize("status", [200, 201, 302, 404])
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+async def test_a_server_that_never_asks_who_we_are_is_not_believed_and_sees_no_body(method: str, status: int) -> None:
+    """It may hold a certificate that we trust, but it did not prove the key."""
+    seen: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.content)
+        return httpx.Response(status, text="forged")
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), auth=sim()) as client:
+        with pytest.raises(DigestRejected, match="did not prove the key"):
+            await client.request(method, URL, content=b"private settings")
+    assert seen == [b""]
+
+
+@pytest.mark.parametrize("status", [403, 421, 503])
+async def test_an_error_before_any_challenge_is_passed_on(status: int) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(status))
+    async with httpx.AsyncClient(transport=transport, auth=sim()) as client:
+        assert (await client.put(URL, content=b"private settings")).status_code == status
+
+
 async def test_the_key_goes_to_its_own_host_over_https_alone() -> None:
     """DESIGN §3."""
     spy = Spy(make_door(ALICE))

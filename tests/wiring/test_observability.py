@@ -6,9 +6,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.wiring.observability import Metrics, StructLog, bridge_libraries
+from keyferry.wiring.observability import MAX_A_SECOND, MAX_QUEUED, BackgroundStream, Metrics, StructLog, bridge_libraries
 
 
 def test_a_log_line_is_one_json_object_and_a_key_prints_its_length() -> None:
@@ -58,3 +59,39 @@ def test_what_libraries_log_comes_in_our_format_with_its_traceback() -> None:
     assert (first["event"], first["text"]) == ("library", "Invalid request")
     assert "traceback" not in first
     assert "ValueError: of an application" in second["traceback"]
+
+
+def test_a_reader_that_stops_reading_stops_nobody() -> None:
+    """The writer of a full pipe waits; whoever logs does not."""
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as full:
+        stream = BackgroundStream(full)
+        log = StructLog("json", stream)
+        for number in range(2 * MAX_QUEUED):
+            stream.write(f"{number} {'x' * 100}\n")
+        log.warning("still here")
+        os.close(read)
+        stream.close(5)
+        assert not stream._thread.is_alive()
+        assert stream._dropped > 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+
+
+def test_what_is_queued_is_written_at_close() -> None:
+    out = io.StringIO()
+    stream = BackgroundStream(out)
+    for number in range(100):
+        stream.write(f"{number}\n")
+    stream.close()
+    assert out.getvalue().split() == [str(number) for number in range(100)]
+
+
+def test_one_event_does_not_fill_the_disk() -> None:
+    out = io.StringIO()
+    log = StructLog("json", out)
+    for _ in range(3 * MAX_A_SECOND):
+        log.warning("cx-error")
+    log.info("registered")
+    lines = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
+    assert MAX_A_SECOND <= lines.count("cx-error") <= 2 * MAX_A_SECOND  # a second may end meanwhile
+    assert "registered" in lines

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from keyferry.asgi.exchange import App, Message, Receive, Scope, Send, headers_named, read_body, respond
 from keyferry.asgi.nonce import CHANCE, Nonces
-from keyferry.errors import ConfigError, DigestRejected, LocalProtocolError, ParseError, RemoteProtocolError, SecurityError, StoreError
+from keyferry.errors import (
+    ConfigError,
+    DigestRejected,
+    LocalProtocolError,
+    ParseError,
+    RemoteProtocolError,
+    SealError,
+    SecurityError,
+    StoreError,
+)
 from keyferry.protocol import digest
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impu, KeyId, parse_as_id
@@ -159,7 +168,7 @@ class SimLogin:
             self._count(refusal.reason)
             await self._refuse(send, refusal, tried=bool(authorizations))
             return
-        except StoreError:
+        except (StoreError, SealError):  # a row that somebody changed is a store that fails
             self._count("store")
             await respond(send, 503, b"The key store does not answer.\n", headers=[(b"retry-after", b"1")])
             return

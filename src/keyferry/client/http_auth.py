@@ -27,6 +27,8 @@ WAITS = (1.0, 2.0, 4.0)
 UNSIGNED = frozenset({400, 401, 403, 408, 413, 414, 421, 429, 431})
 """Answers, beside 5xx, that a server gives before it knows who asks, and so without rspauth."""
 
+BODY_HEADERS = frozenset({"content-length", "content-type", "content-encoding", "transfer-encoding", "expect", "if-match", "if-none-match"})
+
 
 class _Session:
     """A nonce, how often it was used, and the certificate of the server that gave it."""
@@ -86,21 +88,22 @@ class SimDigest(httpx.Auth):
         trace = request.extensions.get("trace")
         waits = iter(self._waits)
         stale_before = False
-        while True:
-            session, credentials = self._session, None
-            if session is not None:
-                credentials = self._sign(request, session)
-                request.headers["Authorization"] = digest.build_credentials(credentials)
-                request.extensions = {**request.extensions, "trace": self._watch(session, trace)}
+        if self._session is None:
+            # Credentials and bodies go only to a server that has a challenge for us; others see that we ask, and no more.
+            response = yield httpx.Request("HEAD", request.url, headers=_without_body(request.headers), extensions=request.extensions)
+            if not self._take(response):
+                _check_unsigned(response)
+                return
+        while self._session is not None:
+            session = self._session
+            credentials = self._sign(request, session)
+            request.headers["Authorization"] = digest.build_credentials(credentials)
+            request.extensions = {**request.extensions, "trace": self._watch(session, trace)}
             response = yield request
-            if session is not None and credentials is not None:
-                await self._check_answer(response, session, credentials)
-            challenge = self._challenge(response)
+            await self._check_answer(response, session, credentials)
+            challenge = self._take(response)
             if challenge is None:
                 return
-            self._session = self._start(challenge, response)
-            if credentials is None:
-                continue
             if challenge.stale and not stale_before:
                 stale_before = True
                 continue
@@ -109,6 +112,13 @@ class SimDigest(httpx.Auth):
                 return
             await response.aread()
             await self._sleep(wait)
+
+    def _take(self, response: httpx.Response) -> digest.Challenge | None:
+        """Begin to use the challenge of a response, if it has one for us."""
+        challenge = self._challenge(response)
+        if challenge is not None:
+            self._session = self._start(challenge, response)
+        return challenge
 
     def _check_target(self, request: httpx.Request) -> None:
         if request.url.scheme != "https":
@@ -223,3 +233,16 @@ def _certificate(stream: Any) -> str | None:
 
 def _base64url(octets: bytes) -> str:
     return base64.urlsafe_b64encode(octets).decode("ascii").rstrip("=")
+
+
+def _without_body(headers: httpx.Headers) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in headers.items() if name.lower() not in BODY_HEADERS]
+
+
+def _check_unsigned(response: httpx.Response) -> None:
+    """Refuse what only a server that proved the key may say: one that never challenged has proved nothing.
+
+    Raises DigestRejected.
+    """
+    if response.status_code not in UNSIGNED and response.status_code < 500:
+        raise DigestRejected("the server answered without asking who we are, so it did not prove the key")

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import uvicorn
 
 from keyferry.errors import TransportError
+from keyferry.transports.http_bounds import BoundedHttp
 
 AsgiApp: TypeAlias = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[MutableMapping[str, Any]]], Callable[[MutableMapping[str, Any]], Awaitable[None]]],
@@ -21,7 +22,6 @@ AsgiApp: TypeAlias = Callable[
 ]
 
 MAX_CONNECTIONS = 10_000  # one door's open connections and tasks; above, 503
-HEADER_BYTES = 16_384  # one request's header; Digest credentials are under 1 kB
 BACKLOG = 2048
 FLUSH = 0.3  # seconds for last answers to leave
 
@@ -53,8 +53,8 @@ class HttpServer:
         # No access log: a request path carries identities, and with some phones a password (docs/protocol.md).
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off", ws="none",
-            http="httptools", timeout_keep_alive=75, timeout_graceful_shutdown=3, limit_concurrency=MAX_CONNECTIONS,
-            h11_max_incomplete_event_size=HEADER_BYTES, backlog=BACKLOG, **options,
+            http=BoundedHttp, timeout_keep_alive=75, timeout_graceful_shutdown=3, limit_concurrency=MAX_CONNECTIONS,
+            backlog=BACKLOG, **options,
         )  # fmt: skip
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import sys
+import threading
+import time
 import traceback
-from typing import Literal, TextIO
+from typing import Literal, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -15,28 +19,84 @@ from prometheus_client import Counter as PrometheusCounter
 from keyferry.ports import Log
 
 LogFormat = Literal["text", "json", "none"]
+MAX_QUEUED = 10_000  # lines, some 3 MB
+MAX_A_SECOND = 200  # lines of one event
+
+
+class BackgroundStream:
+    """Write lines from a thread of its own: a reader that stops reading must not stop the network.
+
+    What does not fit into the queue is dropped and counted; `close` says how much.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_QUEUED)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def write(self, text: str) -> int:
+        """Take a line."""
+        try:
+            self._lines.put_nowait(text)
+        except queue.Full:
+            self._dropped += 1
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: the thread flushes."""
+
+    def close(self, seconds: float = 2.0) -> None:
+        """Let the thread write what is queued, if the reader takes it in time."""
+        if self._dropped:
+            self.write(f"{self._dropped} log lines were dropped: nobody read them\n")
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=seconds)
+        self._thread.join(seconds)
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._stream.write(line)
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._dropped += 1  # a closed pipe; the network goes on
 
 
 class StructLog:
     """Write events with named fields, one line each. Keys are `Secret` and print their length only."""
 
-    def __init__(self, format_: LogFormat = "text", stream: TextIO | None = None) -> None:
+    def __init__(self, format_: LogFormat = "text", stream: TextIO | BackgroundStream | None = None) -> None:
         renderer = structlog.processors.JSONRenderer() if format_ == "json" else structlog.dev.ConsoleRenderer(colors=False)
         self._silent = format_ == "none"
+        self._second = 0
+        self._seen: dict[str, int] = {}
         self._logger = structlog.wrap_logger(
-            structlog.PrintLogger(stream or sys.stderr),
+            structlog.PrintLogger(cast("TextIO", stream or sys.stderr)),
             processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), renderer],
         )
 
     def info(self, event: str, **fields: object) -> None:
         """Record what an operator wants to see."""
-        if not self._silent:
+        if not self._silent and self._allowed(event):
             self._logger.info(event, **fields)
 
     def warning(self, event: str, **fields: object) -> None:
         """Record an alarm."""
-        if not self._silent:
+        if not self._silent and self._allowed(event):
             self._logger.warning(event, **fields)
+
+    def _allowed(self, event: str) -> bool:
+        """Let MAX_A_SECOND lines of one event through: strangers cause some of them, and must not fill the disk."""
+        second = int(time.monotonic())
+        if second != self._second:
+            before, self._second, self._seen = self._seen, second, {}
+            for name, count in before.items():
+                if count > MAX_A_SECOND:
+                    self._logger.warning("log-lines-left-out", of=name, count=count - MAX_A_SECOND)
+        self._seen[event] = count = self._seen.get(event, 0) + 1
+        return count <= MAX_A_SECOND
 
 
 class _Bridge(logging.Handler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import uvloop
 from keyferry.config import Config
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
-from keyferry.wiring.observability import LogFormat, Metrics, StructLog, bridge_libraries
+from keyferry.wiring.observability import BackgroundStream, LogFormat, Metrics, StructLog, bridge_libraries
 from keyferry.wiring.system import ROLES, Role, System
 
 Announce = Callable[[dict[str, object]], None]
@@ -33,7 +34,8 @@ async def _serve(config: Config, state_path: Path, announce: Announce, roles: Co
     random = SystemRandom()
     whole = set(roles) == set(ROLES)
     with open_state(state_path, random=random, exclusive=whole) as state:
-        log = StructLog(log_format)
+        stream = BackgroundStream(sys.stderr)
+        log = StructLog(log_format, stream)
         bridge_libraries(log)
         system = System(config, state, SystemClock(), random, log, Metrics(), roles)
         try:
@@ -44,3 +46,4 @@ async def _serve(config: Config, state_path: Path, announce: Announce, roles: Co
             log.info("stopping")
         finally:
             await system.stop()
+            stream.close()

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heads of HTTP requests that never end (RFC 9112 §3; RFC 6585 §5)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvloop
+
+from keyferry.transports import http_bounds
+from keyferry.transports.http_bounds import MAX_HEAD
+from keyferry.transports.http_server import HttpServer
+
+Message = MutableMapping[str, Any]
+
+
+async def length(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+    """Answer with the length of the body."""
+    if scope["type"] == "lifespan":
+        return
+    octets, more = 0, True
+    while more:
+        event = await receive()
+        octets, more = octets + len(event.get("body", b"")), event.get("more_body", False)
+    body = str(octets).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect to a server on a free port."""
+    server = HttpServer(length)
+    reader, writer = await asyncio.open_connection(*await server.listen("127.0.0.1", 0))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await server.aclose()
+
+
+async def sent(writer: asyncio.StreamWriter, octets: bytes, piece: int = 4096) -> None:
+    """Send in pieces, as far as the server takes them."""
+    try:
+        for start in range(0, len(octets), piece):
+            writer.write(octets[start : start + piece])
+            await writer.drain()
+    except ConnectionError:
+        pass
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    """Read until the server closes, or one answer is whole."""
+    try:
+        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return b""
+
+
+@pytest.mark.parametrize("piece", [100, 4096, 1_000_000])
+@pytest.mark.parametrize(
+    "head", [b"GET /" + b"a" * 200_000, b"GET / HTTP/1.1\r\nA: " + b"b" * 200_000, b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 40_000]
+)
+async def test_a_head_without_end_is_cut_off(head: bytes, piece: int) -> None:
+    async with connected() as (reader, writer):
+        await sent(writer, head, piece)
+        assert (await answer(reader))[:12] in {b"HTTP/1.1 431", b""}  # a reset may overtake the answer
+        assert not await answer(reader)
+
+
+async def test_a_large_body_after_a_small_head_passes_and_so_does_the_next_request() -> None:
+    body = b"x" * 300_000
+    async with connected() as (reader, writer):
+        for _ in range(3):
+            await sent(writer, b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 300000\r\n\r\n" + body, 100_000)
+            assert (await answer(reader)).startswith(b"HTTP/1.1 200")
+            assert await reader.readexactly(6) == b"300000"
+
+
+async def test_pipelined_requests_pass() -> None:
+    async with connected() as (reader, writer):
+        await sent(writer, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 700, 1_000_000)
+        for _ in range(700):
+            assert (await answer(reader)).startswith(b"HTTP/1.1 200")
+            assert await reader.readexactly(1) == b"0"
+
+
+async def test_a_trailer_without_end_is_cut_off() -> None:
+    async with connected() as (reader, writer):
+        await sent(writer, b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nA: " + b"b" * (8 * MAX_HEAD))
+        assert not await answer(reader)
+
+
+async def test_a_chunked_body_of_single_octets_passes() -> None:
+    async with connected() as (reader, writer):
+        await sent(writer, b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n")
+        assert (await answer(reader)).startswith(b"HTTP/1.1 200")
+        assert await reader.readexactly(5) == b"20000"
+
+
+@pytest.mark.parametrize("octets", [b"", b"GET / HT"])
+def test_a_head_that_takes_too_long_is_cut_off_and_an_idle_connection_is_not(octets: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_bounds, "HEAD_TIME", 0.2)
+
+    async def slow() -> None:
+        async with connected() as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" if octets else b"")
+            if octets:
+                assert (await answer(reader)).startswith(b"HTTP/1.1 200")
+                await reader.readexactly(1)
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(reader.read(1), 0.5)  # idle between two requests: the keep-alive time is another
+                writer.write(octets)
+            assert not await answer(reader)
+
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(slow())
