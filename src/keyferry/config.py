@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import tomllib
 from pathlib import Path
@@ -41,12 +42,19 @@ class Pcscf(_Section, frozen=True, kw_only=True):
     icscf: Annotated[str, Meta(description="SIP URI of the home network's I-CSCF")] = "sip:icscf.home1.net:5062"
 
 
+Trusted = Annotated[
+    list[str],
+    Meta(description="IP addresses, besides this machine's own, that may send REGISTERs here: a 401 carries keys for the P-CSCF"),
+]
+
+
 class Icscf(_Section, frozen=True, kw_only=True):
     """I-CSCF."""
 
     name: Annotated[str, Meta(description="host name in its SIP URI")] = "icscf.home1.net"
     listen: Address = "127.0.0.1:5062"
     scscf: Annotated[str, Meta(description="SIP URI of the S-CSCF for users that have none")] = "sip:scscf1.home1.net:6060"
+    trusted_peers: Trusted = msgspec.field(default_factory=list)
 
 
 class Scscf(_Section, frozen=True, kw_only=True):
@@ -64,6 +72,7 @@ class Scscf(_Section, frozen=True, kw_only=True):
     reg_await_auth: Annotated[Seconds, Meta(description="seconds that a challenge waits for its answer")] = 240.0
     push_wait: Annotated[Seconds, Meta(le=0.45, description="seconds that a 200 waits for its pushes; under T1 (0.5 s)")] = 0.25
     key_max_age: Annotated[Seconds, Meta(le=604_800, description="seconds after its AKA run that an AS key ends at the latest")] = 86_400.0
+    trusted_peers: Trusted = msgspec.field(default_factory=list)
     sweep: Annotated[float, Meta(gt=0, description="seconds between looks for expired registrations")] = 1.0
 
 
@@ -168,6 +177,7 @@ def load_config(path: Path) -> Config:
     """Read the file of `keyferry serve`. Raises ConfigError."""
     config = _load(path, Config)
     _check_names(path, config)
+    _check_peers(path, config)
     return config
 
 
@@ -240,6 +250,27 @@ def _all_keys(kind: type[Any]) -> set[str]:
 
 
 SECTIONS: tuple[type[_Section], ...] = (Network, Pcscf, Icscf, Scscf, ApplicationServer, Admin, Subscriber, Ue)
+
+
+def _check_peers(path: Path, config: Config) -> None:
+    """Refuse an I-CSCF or S-CSCF that strangers can reach and that trusts nobody in particular: it gives keys to whom it answers."""
+    for name in ("icscf", "scscf"):
+        section = getattr(config, name)
+        host, _ = split_address(section.listen, f"{path}: {name}.listen")
+        for place, peer in enumerate(section.trusted_peers):
+            if _address(peer) is None:
+                raise ConfigError(f"{path}: {name}.trusted_peers[{place}]", f"{peer!r} is not an IP address")
+        address = _address(host)
+        if (address is None or not address.is_loopback) and not section.trusted_peers:
+            remedy = f"Add the addresses of the functions in front of it to {name}.trusted_peers, or listen on 127.0.0.1"
+            raise ConfigError(f"{path}: {name}.listen", "other machines can reach it, and none is trusted", remedy)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
 
 
 def _check_names(path: Path, config: Config) -> None:

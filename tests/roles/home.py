@@ -44,7 +44,9 @@ def key_of(label: str, octets: int) -> Secret:
     return Secret(hashlib.shake_128(label.encode()).digest(octets))
 
 
-def subscriber(user: str, *, algorithm: AkaName = "milenage", impus: tuple[SubscribedImpu, ...] = (), profile: str = "default") -> Subscriber:
+def subscriber(
+    user: str, *, algorithm: AkaName = "milenage", impus: tuple[SubscribedImpu, ...] = (), profile: str = "default"
+) -> Subscriber:
     own = impus or (SubscribedImpu(Impu(f"sip:{user}@{REALM}")), SubscribedImpu(Impu(f"tel:+1555{sum(user.encode()):04}")))
     opc = key_of(f"opc-{user}", 16 if algorithm == "milenage" else 32)
     return Subscriber(Impi(f"{user}@{REALM}"), own, algorithm, key_of(f"k-{user}", 16), opc, b"\x80\x00", profile)
@@ -110,7 +112,15 @@ class Home:
         self.icscf = Icscf(self.hss, icscf, network, SCSCF, self.log)
         pcscf = network.attach("P", "pcscf1.visited1.net", lambda request, peer: self.pcscf.handle(request, peer))
         self.pcscf = Pcscf(
-            pcscf, network, "sip:pcscf1.visited1.net", "sip:icscf.home1.net", "visited1.net", self.clock, self.random, self.log, self.counter
+            pcscf,
+            network,
+            "sip:pcscf1.visited1.net",
+            "sip:icscf.home1.net",
+            "visited1.net",
+            self.clock,
+            self.random,
+            self.log,
+            self.counter,
         )
 
     def start_as(self, as_id: AsId) -> None:

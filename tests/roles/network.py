@@ -14,7 +14,16 @@ from typing import NamedTuple
 from keyferry.errors import RemoteProtocolError, TransportError
 from keyferry.ports import SipHandler, SipPeer
 from keyferry.protocol.sip.headers import Via, build_via, top_via
-from keyferry.protocol.sip.message import Message, Request, Response, build_message, make_response, parse_message, with_to_tag
+from keyferry.protocol.sip.message import (
+    Message,
+    Request,
+    Response,
+    build_message,
+    check_request,
+    make_response,
+    parse_message,
+    with_to_tag,
+)
 from keyferry.protocol.sip.uri import SipUri
 
 START = 1_800_000_000.0
@@ -233,7 +242,8 @@ class Network:
 
     def _read(self, sender: str, receiver: str, response: Response) -> Response:
         response = response.replacing("Via", *response.all("Via")[1:])
-        return self.responses.get((sender, receiver), lambda unchanged: unchanged)(response)
+        changed = self.responses.get((sender, receiver))
+        return response if changed is None else changed(response)
 
     async def _deliver(self, sender: str, receiver: str, data: bytes) -> Response:
         request, peer = parse_message(data), self.peer(sender)
@@ -244,6 +254,7 @@ class Network:
         received = build_via(via._replace(parameters=(("received", peer.host), ("rport", str(peer.port)), *via.parameters[1:])))
         request = request.replacing("Via", received, *request.all("Via")[1:])
         try:
+            check_request(request)
             response = await handler(request, peer)
         except RemoteProtocolError as problem:
             response = make_response(request, problem.status)

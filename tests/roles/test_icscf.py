@@ -22,7 +22,9 @@ async def home() -> AsyncIterator[Home]:
         yield opened
 
 
-def register(impi: str | None = "alice@home1.net", impu: str = "sip:alice@home1.net", method: str = "REGISTER", hops: str = "70") -> Request:
+def register(
+    impi: str | None = "alice@home1.net", impu: str = "sip:alice@home1.net", method: str = "REGISTER", hops: str = "70"
+) -> Request:
     own = Credentials(impi or "", "home1.net", "", "sip:home1.net", "")
     authorization = (("Authorization", build_credentials(own)),) if impi else ()
     return Request(

@@ -114,7 +114,7 @@ class TestTowardsTheHomeNetwork:
         await visited.ask(register((name, "<sip:forged.invalid;lr>"), (name.lower(), "<sip:forged.invalid;lr>")))
         assert b"forged" not in build_message(visited.onward)
 
-    @pytest.mark.parametrize("claim", ["", ', integrity-protected="yes"', ', INTEGRITY-PROTECTED=yes', ", integrity-protected=tls-yes"])
+    @pytest.mark.parametrize("claim", ["", ', integrity-protected="yes"', ", INTEGRITY-PROTECTED=yes", ", integrity-protected=tls-yes"])
     async def test_the_ues_word_about_protection_is_overwritten(self, visited: Visited, claim: str) -> None:
         """§5.2.2.1, §7.2A.2: this P-CSCF has no security association, so it says no."""
         await visited.ask(register(("Authorization", CREDENTIALS + claim)))
@@ -142,6 +142,12 @@ class TestTowardsTheHomeNetwork:
         """RFC 3329 §2.3.1; RFC 3261 §8.2.2.3."""
         answer = await visited.ask(register(header))
         assert (answer.status, answer.get("Unsupported")) == (420, "sec-agree")
+        assert visited.network.sent("P", "I") == []
+
+    @pytest.mark.parametrize("extra", [["SIP/2.0/UDP 192.0.2.66;branch=z9hG4bKx"], ["SIP/2.0/UDP 192.0.2.66;branch=z9hG4bKx"] * 2])
+    async def test_a_via_below_the_ues_own_is_400(self, visited: Visited, extra: list[str]) -> None:
+        """It would pass for an address that this P-CSCF saw, and the S-CSCF counts challenges by that."""
+        assert (await visited.ask(register(*(("Via", value) for value in extra)))).status == 400
         assert visited.network.sent("P", "I") == []
 
     async def test_another_method_is_405(self, visited: Visited) -> None:

@@ -77,9 +77,10 @@ class UeClient:
         try:
             after = await (self.ue.deregister(before) if deregister and before else self.ue.register(before))
         except KeyferryError:
-            # The card has moved on: an SQN it accepted must not be accepted again. Old keys go, the network's may be new (S2).
-            if before is not None:
-                await self.store.save(replace(before, seq_ms=self.ue.usim.seq_ms, k_m=None, no_keys_because="the last registration failed"))
+            # Old keys go: the network's may be new by now, and nothing that comes later makes the old ones good again (S2).
+            kept = await self.state()
+            if kept is not None:
+                await self.store.save(replace(kept, k_m=None, no_keys_because="the last registration failed"))
             raise
         await self.store.save(after)
         return after
@@ -102,6 +103,7 @@ async def open_ue(
         ue = Ue(
             profile=profile, usim=usim, sip=node, pcscf=pcscf, contact_uri=f"sip:{user}@{host}:{address.port}",
             instance=f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'keyferry:{profile.impi}')}", clock=clock, random=random, log=log,
+            keep=store.save,
         )  # fmt: skip
         yield UeClient(ue, store, clock)
     finally:

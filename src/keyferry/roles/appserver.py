@@ -27,6 +27,7 @@ class Pusher:
     transport_keys: Mapping[tuple[AsId, str], Secret]  # (AS_ID, kid) → 64 octets; two kids during rotation
     domains: frozenset[str]  # the domains whose public identities it may name; a tel URI belongs to every home
     allow_plain: bool = False  # a bare block; never outside one machine
+    unsealed_end: bool = False  # a body-less Expires 0 ends keys: for an S-CSCF that cannot seal, such as stock Kamailio
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,8 @@ class KeyAgent:
     async def _erase(self, register: ThirdPartyRegister, peer: SipPeer) -> None:
         """End the keys of that pusher whose IMPUs hold To: a body-less Expires 0 of Kamailio, Clearwater (DESIGN §6)."""
         pusher = self._pusher(_host(register.scscf))
-        if not _is_loopback(peer):
-            raise PushRefused("plain")  # nothing proves who sent it
+        if not (pusher.unsealed_end and _is_loopback(peer)):
+            raise PushRefused("plain")  # nothing proves who sent it; our own S-CSCF seals the end of keys too
         erased = await self.keys.erase_impu(pusher.name, register.impu, sorted(self.as_ids), self.clock.now())
         self.counter.count("as_pushes", "erased")
         self.log.info("keys-erased", impu=register.impu, pusher=pusher.name, keys=erased)

@@ -12,7 +12,7 @@ from keyferry.ports import Clock, Counter, Log, RandomSource, Resolver, SipClien
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import build_challenge, build_credentials, parse_challenge, parse_credentials, with_parameter
 from keyferry.protocol.identity import Reg, reg_of
-from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list
+from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list, parse_via_list
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.uri import parse_sip_uri
@@ -52,6 +52,9 @@ class Pcscf:
         check_request(request)
         if request.method != "REGISTER":
             return make_response(request, 405, headers=(("Allow", "REGISTER"),))
+        if len([via for text in request.all("Via") for via in parse_via_list(text)]) > 1:
+            # A UE is the first hop. What it wrote below its own Via would pass for an address that we saw.
+            return make_response(request, 400)
         if _asks_security_agreement(request):
             # RFC 3329 §2.3.1: a server that does not do security agreement says so; the UE then goes on without, or gives up.
             return make_response(request, 420, headers=(("Unsupported", "sec-agree"),))

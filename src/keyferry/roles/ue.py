@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from keyferry.errors import MacFailure, ParseError, RegistrationFailed, SyncFailure
@@ -55,6 +56,8 @@ class Ue:
     clock: Clock
     random: RandomSource
     log: Log
+    keep: Callable[[UeState], Awaitable[None]] | None = None
+    """Store what must survive a kill between a challenge and its answer: an AUTN is never accepted twice."""
 
     async def register(self, state: UeState | None = None) -> UeState:
         """Register or re-register (§5.1.1.2, §5.1.1.4); return the state to keep.
@@ -78,10 +81,15 @@ class Ue:
         )  # fmt: skip
 
     async def _procedure(self, state: UeState, expires: int) -> UeState:
+        try:
+            return await self._rounds(state, expires)
+        except ParseError as problem:
+            raise RegistrationFailed(f"the network's answer cannot be read: {problem}") from problem
+
+    async def _rounds(self, state: UeState, expires: int) -> UeState:
         """Send REGISTERs until a final answer; each challenge yields a new AKA run and each run its own keys."""
-        credentials = Credentials(
-            username=self.profile.impi, realm=self.profile.home_domain, nonce="", uri=self._request_uri(), response=""
-        )
+        first = Credentials(username=self.profile.impi, realm=self.profile.home_domain, nonce="", uri=self._request_uri(), response="")
+        credentials = first
         run: AkaRun | None = None
         invalid = 0
         for _ in range(MAX_ROUNDS):
@@ -89,7 +97,9 @@ class Ue:
             sent_at = self.clock.monotonic()
             response = await self.sip.send(self._request(state, credentials, expires), self.pcscf)
             if response.status == 423 and expires and response.get("Min-Expires"):
-                expires = max(expires + 1, parse_expires(response.get("Min-Expires") or ""))  # RFC 3261 §10.2.8
+                # RFC 3261 §10.2.8. From the beginning: an answer is sent once, and the time for its 2xx runs from then (S2).
+                expires = max(expires + 1, parse_expires(response.get("Min-Expires") or ""))
+                credentials, run = first, None
                 continue
             if response.status != 401:
                 elapsed = self.clock.monotonic() - sent_at
@@ -97,6 +107,8 @@ class Ue:
             challenge = self._challenge(response)
             run, credentials = self._answer(challenge)
             state = replace(state, seq_ms=self.usim.seq_ms)
+            if self.keep is not None:
+                await self.keep(replace(state, k_m=None, no_keys_because="a registration was begun and not finished"))
             invalid = 0 if run else invalid + 1
             if invalid > MAX_INVALID_CHALLENGES:
                 raise RegistrationFailed("the network's challenges are not valid for this ISIM: compare K, OPc and SQN", 401)
@@ -104,7 +116,10 @@ class Ue:
 
     def _challenge(self, response: Response) -> Challenge:
         for text in response.all("WWW-Authenticate"):
-            challenge = parse_challenge(text)
+            try:
+                challenge = parse_challenge(text)
+            except ParseError:
+                continue  # another scheme, or one that nobody can answer
             if challenge.algorithm.lower() == AKA_ALGORITHM.lower():
                 return challenge
         raise RegistrationFailed(f"the network offers no {AKA_ALGORITHM} challenge", 401)
@@ -158,7 +173,10 @@ class Ue:
             outcome = activate(run, answer, home_realm=self.profile.home_domain, authentication_info=info, elapsed=elapsed)
             pair = run.gm_keys()
             gm_keys, marker = Secret(pair.ck.reveal() + pair.ik.reveal()), run.marker
-        granted = _granted(response, self.contact_uri, expires)
+        granted = _granted(response, self.contact_uri) if expires else 0
+        if expires and not granted:
+            # RFC 3261 §10.2.4: the 2xx lists what is registered. Somebody on the way made a de-registration of it.
+            raise RegistrationFailed("the network answered 200, but not with a registration of this UE", response.status)
         done = replace(
             state, expires_at=self.clock.now() + granted if granted else 0.0, realm=answer.realm,
             release_marker=parse_aka_nonce(answer.nonce).server_data if run else b"", masked=run.masked if run else False,
@@ -206,16 +224,13 @@ class Ue:
         )
 
 
-def _granted(response: Response, contact_uri: str, asked: int) -> int:
-    """Return the seconds granted to our own contact (RFC 3261 §10.2.4)."""
-    if asked == 0:
-        return 0
+def _granted(response: Response, contact_uri: str) -> int:
+    """Return the seconds granted to our own contact, 0 if it is not registered (RFC 3261 §10.2.4)."""
     for value in response.all("Contact"):
         for address in parse_name_addr_list(value):
-            own = address.parameter("expires")
-            if address.uri == contact_uri and own:
-                return parse_expires(own)
-    return min(asked, parse_expires(response.get("Expires") or str(asked)))
+            if address.uri == contact_uri:
+                return parse_expires(address.parameter("expires") or response.get("Expires") or "0")
+    return 0
 
 
 def _associated(response: Response) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, NamedTuple, cast, get_args
 
 from keyferry.asgi.admin import AdminApp
@@ -28,6 +29,7 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.crypto.tuak import derive_topc
 from keyferry.protocol.identity import AsId, parse_as_id, parse_impi, parse_impu
 from keyferry.protocol.ims import ifc
+from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.appserver import KeyAgent, PushedKeys, Pusher
 from keyferry.roles.hss import Hss
@@ -124,7 +126,7 @@ class System:
         if "scscf" in self.roles:
             await self._start_scscf(hss)
         if "icscf" in self.roles:
-            node = self._node("I-CSCF", lambda request, peer: icscf.handle(request, peer))
+            node = self._node("I-CSCF", self._trusting(self.config.icscf.trusted_peers, lambda request, peer: icscf.handle(request, peer)))
             icscf = Icscf(cx=hss, sip=node, resolver=self.resolver, default_scscf=self.config.icscf.scscf, log=self.log)
             await self._serve_sip("icscf", node, self.config.icscf.name, self.config.icscf.listen)
         if "pcscf" in self.roles:
@@ -146,7 +148,7 @@ class System:
 
     async def _start_scscf(self, hss: Hss) -> None:
         settings = self.config.scscf
-        node = self._node("S-CSCF", lambda request, peer: registrar.handle(request, peer))
+        node = self._node("S-CSCF", self._trusting(settings.trusted_peers, lambda request, peer: registrar.handle(request, peer)))
         registrations = SqliteRegistrationStore(self._database("scscf"), self.state.keyring)
         self.registrations = registrations
         port = split_address(settings.listen, "scscf.listen")[1]
@@ -167,7 +169,10 @@ class System:
         self.registrar = registrar
         self._exit.push_async_callback(notifier.aclose)
         await self._serve_sip("scscf", node, settings.name, settings.listen)
-        await registrar.sweep()
+        try:
+            await registrar.sweep()
+        except KeyferryError as problem:  # a store that fails for one user must not keep the others out
+            self.log.warning("first-sweep-failed", problem=str(problem))
         self._every(settings.sweep, registrar.sweep)
 
     def _push_policy(self, server_name: str) -> PushPolicy:
@@ -232,6 +237,18 @@ class System:
         self._exit.callback(database.close)
         return database
 
+    def _trusting(self, trusted: Collection[str], handler: SipHandler) -> SipHandler:
+        """Answer 403 to whoever is neither on this machine nor trusted (TS 33.210: within the network, peers are known)."""
+
+        async def handle(request: Request, peer: SipPeer) -> Response:
+            if peer.host not in trusted and not _is_loopback(peer):
+                self.metrics.count("sip_untrusted")
+                self.log.warning("peer-not-trusted", peer=str(peer))
+                return make_response(request, 403)
+            return await handler(request, peer)
+
+        return handle
+
     def _node(self, name: str, handler: SipHandler) -> SipNode:
         node = SipNode(
             name=name, clock=self.clock, random=self.random, log=self.log, handler=handler, observer=self.observer, counter=self.metrics
@@ -277,8 +294,17 @@ class System:
 
 def only_loopback(peer: SipPeer) -> None:
     """Let no key leave the machine: the protection policy `loopback` (DESIGN §6). Raises TransportError."""
-    if not ipaddress.ip_address(peer.host.strip("[]")).is_loopback:
+    if not _is_loopback(peer):
         raise TransportError(str(peer), "the policy `loopback` lets no key leave this machine")
+
+
+def _is_loopback(peer: SipPeer) -> bool:
+    return _host_is_loopback(peer.host)
+
+
+@lru_cache(maxsize=1024)
+def _host_is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host.strip("[]")).is_loopback
 
 
 def load_application(reference: str) -> AsgiApp:

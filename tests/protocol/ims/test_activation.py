@@ -108,8 +108,10 @@ def test_a_late_2xx_yields_nothing() -> None:
         [proof() + ", " + proof()],
         ['nextnonce="n"'],
     ],
-    ids=["none", "unreadable", "two headers", "another RES", "other nc", "other cnonce", "other qop", "no rspauth", "other nonce", "other uri",
-         "two in one", "nextnonce alone"],
+    ids=[
+        "none", "unreadable", "two headers", "another RES", "other nc", "other cnonce", "other qop", "no rspauth", "other nonce",
+        "other uri", "two in one", "nextnonce alone",
+    ],
 )  # fmt: skip
 def test_rspauth_must_verify_for_this_very_answer(info: list[str]) -> None:
     done = outcome(info=info)

@@ -7,15 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.identity import Impi
+from keyferry.protocol.identity import Impi, Reg, reg_of
 from keyferry.protocol.ims.challenges import PendingChallenges
 from keyferry.protocol.ims.registration import PendingChallenge
 
 ALICE, BOB = Impi("alice@home1.net"), Impi("bob@home1.net")
 
 
-def challenge(nonce: str, impi: Impi = ALICE, source: str = "192.0.2.1:5060", expires_at: float = 240.0) -> PendingChallenge:
-    return PendingChallenge(nonce, impi, source, "home1.net", True, Secret(b"x" * 8), Secret(b"m" * 32), expires_at, False)
+PHONE, TABLET = reg_of("<urn:uuid:1>"), reg_of("<urn:uuid:2>")
+
+
+def challenge(
+    nonce: str, impi: Impi = ALICE, source: str = "192.0.2.1:5060", expires_at: float = 240.0, reg: Reg = PHONE
+) -> PendingChallenge:
+    return PendingChallenge(nonce, impi, reg, source, "home1.net", True, Secret(b"x" * 8), Secret(b"m" * 32), expires_at, False)
 
 
 def left(held: PendingChallenges, *nonces: str, now: float = 0.0) -> list[str]:
@@ -56,15 +61,24 @@ def test_the_third_of_one_source_ends_its_oldest_and_no_other() -> None:
 
 
 def test_the_ninth_of_one_impi_ends_the_oldest_and_leaves_other_users_alone() -> None:
-    held = PendingChallenges()
+    held = PendingChallenges(per_impi=8)
     held.put(challenge("bob", BOB))
     for number in range(9):
         held.put(challenge(f"n{number}", source=f"192.0.2.{number}:5060"))
     assert left(held, "bob", *(f"n{number}" for number in range(9))) == ["bob", *(f"n{number}" for number in range(1, 9))]
 
 
-def test_a_source_that_fills_its_own_places_takes_no_others() -> None:
+def test_a_stranger_with_many_addresses_needs_eight_seconds_at_1000_a_second() -> None:
     held = PendingChallenges()
+    held.put(challenge("victim"))
+    for number in range(8_000):
+        held.put(challenge(f"flood{number}", source=f"198.18.{number // 256}.{number % 256}"))
+    assert held.take("victim", 0.0) is not None
+    assert len(held) == 8_000
+
+
+def test_a_source_that_fills_its_own_places_takes_no_others() -> None:
+    held = PendingChallenges(per_impi=8)
     for number in range(7):
         held.put(challenge(f"n{number}", source=f"192.0.2.{number}:5060"))
     for number in range(20):
@@ -78,6 +92,30 @@ def test_the_bound_on_all_ends_the_oldest() -> None:
         held.put(challenge(f"n{number}", Impi(f"user{number}@home1.net")))
     assert len(held) == 2
     assert left(held, "n0", "n1", "n2") == ["n1", "n2"]
+
+
+def test_an_answer_ends_what_the_same_device_was_sent_before() -> None:
+    """DESIGN §5 step 6: a re-authentication makes all keys new; an answer held back must not bring old ones back."""
+    held = PendingChallenges()
+    held.put(challenge("old", source="s1", expires_at=1.0))
+    held.put(challenge("tablet", source="s2", expires_at=1.0, reg=TABLET))
+    held.put(challenge("bob", BOB, source="s3", expires_at=1.0))
+    held.put(challenge("answered", source="s4", expires_at=2.0))
+    held.put(challenge("new", source="s5", expires_at=3.0))
+    answered = held.take("answered", 0.0)
+    assert answered is not None
+    held.supersede(answered, PHONE)
+    assert left(held, "old", "tablet", "bob", "new") == ["tablet", "bob", "new"]
+
+
+def test_an_answer_for_every_contact_ends_those_of_every_device() -> None:
+    held = PendingChallenges()
+    held.put(challenge("old", expires_at=1.0))
+    held.put(challenge("tablet", source="s2", expires_at=1.0, reg=TABLET))
+    held.put(challenge("bob", BOB, expires_at=1.0))
+    held.supersede(challenge("answered", expires_at=2.0), None)
+    held.supersede(challenge("answered", Impi("carol@home1.net"), expires_at=2.0), None)
+    assert left(held, "old", "tablet", "bob") == ["bob"]
 
 
 def test_a_sweep_returns_what_is_over_and_keeps_the_rest() -> None:

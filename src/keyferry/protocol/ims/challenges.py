@@ -5,20 +5,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from keyferry.protocol.identity import Impi
+from keyferry.protocol.identity import Impi, Reg
 from keyferry.protocol.ims.registration import PendingChallenge
 
-MAX_PER_IMPI = 8  # devices of one user that register at once, with room; a flood for one IMPI stays here
-MAX_PER_SOURCE = 2  # the one being answered and one begun again
+MAX_PER_SOURCE = 2  # of one IMPI from one address: the one being answered, and one begun again
+MAX_PER_IMPI = 8_192  # a stranger with many addresses, 1,000 REGISTERs a second, does not push out the user's own for 8 s
 MAX_ALL = 200_000  # about 100 MB; a city registering after a power cut is shed before this (DESIGN §11)
 
 
 class PendingChallenges:
-    """Hold challenges by nonce. A nonce is taken at most once."""
+    """Hold challenges by nonce. A nonce is taken at most once; to put and to take one costs the same however many there are."""
 
     def __init__(self, *, per_impi: int = MAX_PER_IMPI, per_source: int = MAX_PER_SOURCE, in_all: int = MAX_ALL) -> None:
         self._by_nonce: OrderedDict[str, PendingChallenge] = OrderedDict()
-        self._by_impi: dict[Impi, list[PendingChallenge]] = {}
+        self._by_impi: dict[Impi, dict[str, PendingChallenge]] = {}  # in order of issue
+        self._by_source: dict[tuple[Impi, str], tuple[str, ...]] = {}  # nonces, in order of issue
         self._per_impi = per_impi
         self._per_source = per_source
         self._in_all = in_all
@@ -27,17 +28,19 @@ class PendingChallenges:
         return len(self._by_nonce)
 
     def put(self, challenge: PendingChallenge) -> None:
-        """Remember a challenge; the oldest of the same source goes first, then the oldest of the IMPI."""
-        siblings = self._by_impi.get(challenge.impi, [])
-        of_source = [sibling for sibling in siblings if sibling.source == challenge.source]
+        """Remember a challenge; the oldest of the same source goes first, then the oldest of the IMPI, then the oldest of all."""
+        of_source = self._by_source.get((challenge.impi, challenge.source), ())
+        of_impi = self._by_impi.get(challenge.impi, {})
         if len(of_source) >= self._per_source:
-            self._drop(of_source[0])
-        elif len(siblings) >= self._per_impi:
-            self._drop(siblings[0])
+            self._drop(self._by_nonce[of_source[0]])
+        elif len(of_impi) >= self._per_impi:
+            self._drop(next(iter(of_impi.values())))
         if len(self._by_nonce) >= self._in_all:
             self._drop(next(iter(self._by_nonce.values())))
         self._by_nonce[challenge.nonce] = challenge
-        self._by_impi.setdefault(challenge.impi, []).append(challenge)
+        self._by_impi.setdefault(challenge.impi, {})[challenge.nonce] = challenge
+        source = (challenge.impi, challenge.source)
+        self._by_source[source] = (*self._by_source.get(source, ()), challenge.nonce)
 
     def take(self, nonce: str, now: float) -> PendingChallenge | None:
         """Return the challenge of this nonce and forget it; None if there is none or its time is over."""
@@ -46,6 +49,15 @@ class PendingChallenges:
             return None
         self._drop(challenge)
         return challenge if now <= challenge.expires_at else None
+
+    def supersede(self, answered: PendingChallenge, reg: Reg | None) -> None:
+        """Drop what a device was sent before the challenge that it answered; without `reg`, every device of the IMPI.
+
+        An answer that was held back on its way would otherwise replace the newer keys by older ones.
+        """
+        for sibling in tuple(self._by_impi.get(answered.impi, {}).values()):
+            if sibling.expires_at <= answered.expires_at and reg in {None, sibling.reg}:
+                self._drop(sibling)
 
     def sweep(self, now: float) -> list[PendingChallenge]:
         """Drop and return the challenges whose time is over."""
@@ -61,6 +73,12 @@ class PendingChallenges:
     def _drop(self, challenge: PendingChallenge) -> None:
         del self._by_nonce[challenge.nonce]
         siblings = self._by_impi[challenge.impi]
-        siblings.remove(challenge)
+        del siblings[challenge.nonce]
         if not siblings:
             del self._by_impi[challenge.impi]
+        source = (challenge.impi, challenge.source)
+        rest = tuple(nonce for nonce in self._by_source[source] if nonce != challenge.nonce)
+        if rest:
+            self._by_source[source] = rest
+        else:
+            del self._by_source[source]

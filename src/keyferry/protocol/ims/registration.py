@@ -115,6 +115,7 @@ class PendingChallenge:
 
     nonce: str
     impi: Impi
+    reg: Reg
     source: str
     realm: str
     masked: bool
@@ -204,6 +205,6 @@ def _credentials(request: Request) -> Credentials | None:
 
 
 def _source(request: Request) -> str:
-    """Name the UE's address: the bottom Via, with the `received` and `rport` that its P-CSCF added (RFC 3581)."""
+    """Name the UE's address: of the bottom Via, the one that its P-CSCF saw or confirmed (RFC 3261 §18.2.1); a port is cheap to change."""
     via = parse_via_list(request.all("Via")[-1])[-1]
-    return f"{via.received or via.host}:{via.rport or via.port or ''}"
+    return via.received or via.host

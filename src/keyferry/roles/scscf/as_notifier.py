@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
-from keyferry.errors import RemoteProtocolError, TransportError
+from keyferry.errors import KeyferryError, RemoteProtocolError, SealError, StoreError, TransportError
 from keyferry.ports import Clock, Counter, Log, PendingPush, RandomSource, Registration, RegistrationStore, Resolver, SipClient, SipPeer
 from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
@@ -18,9 +19,10 @@ from keyferry.protocol.ims.keys import as_key, key_id
 from keyferry.protocol.ims.registration import key_not_after
 from keyferry.protocol.ims.third_party import build_third_party_register
 from keyferry.protocol.ims.user_profile import naf_of
-from keyferry.protocol.sip.message import Request
+from keyferry.protocol.sip.message import Request, Response, build_message
 from keyferry.protocol.sip.uri import parse_sip_uri
 
+_server_uri = lru_cache(maxsize=256)(parse_sip_uri)  # the ServerNames of one network's profiles
 RETRY_FIRST = 0.5  # seconds; doubled up to RETRY_MOST
 RETRY_MOST = 30.0
 MAX_UNDER_WAY = 100_000  # deliveries; above, an owed push waits in the store for the next sweep
@@ -60,7 +62,7 @@ class PushPolicy:
 
 
 def select_targets(
-    servers: Sequence[tuple[ApplicationServer, tuple[Impu, ...]]], policy: PushPolicy, register: bytes | None, response: bytes | None
+    servers: Sequence[tuple[ApplicationServer, tuple[Impu, ...]]], policy: PushPolicy, register: Request | None, response: Response | None
 ) -> list[AsTarget]:
     """Turn matched application servers, each with its IMPUs, into one target per AS_ID; `naf=` in ServiceInfo selects among them."""
     found: list[AsTarget] = []
@@ -74,8 +76,8 @@ def select_targets(
                 as_id=as_id,
                 impus=impus,
                 service_info=server.service_info,
-                register=register if server.include_register_request else None,
-                response=response if server.include_register_response else None,
+                register=build_message(register) if register and server.include_register_request else None,
+                response=build_message(response) if response and server.include_register_response else None,
             )
             found.append(target)
     return found
@@ -95,31 +97,51 @@ class AsNotifier:
     policy: PushPolicy
     targets_of: Callable[[Registration], Sequence[AsTarget]]  # for a delivery that was interrupted
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    max_under_way: int = MAX_UNDER_WAY
     _latest: dict[SetKey, int] = field(default_factory=dict)
+    _refused: dict[SetKey, int] = field(default_factory=dict)  # what an AS, or we, will not have: not tried again before a restart
+    _given: dict[tuple[Impi, AsId, Reg], int] = field(default_factory=dict)  # seqs that are not yet in the store
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _down: set[str] = field(default_factory=set)
+    _left_owed: bool = True  # the store may hold pushes that nobody is delivering
 
     async def next_seq(self, impi: Impi, as_id: AsId, reg: Reg) -> int:
         """Return max(last + 1, milliseconds): strictly rising across restarts (DESIGN §6)."""
-        return max(await self.registrations.last_seq(impi, as_id, reg) + 1, int(self.clock.now() * 1000))
+        stored = await self.registrations.last_seq(impi, as_id, reg)
+        seq = max(stored + 1, self._given.get((impi, as_id, reg), 0) + 1, int(self.clock.now() * 1000))
+        self._given[impi, as_id, reg] = seq  # two registrations of one device may be under way
+        return seq
 
-    async def notify(self, owed: Sequence[tuple[PendingPush, AsTarget]], registration: Registration | None) -> None:
-        """Start the deliveries of a committed registration, or of its end; wait for them at most `push_wait` ("key first")."""
-        tasks = [self._start(push, target, registration) for push, target in owed]
-        waited = [task for task, (push, _) in zip(tasks, owed, strict=True) if not task.done() and push.server_name not in self._down]
-        if waited:
+    async def notify(self, owed: Sequence[tuple[PendingPush, AsTarget]], registration: Registration | None, *, wait: bool = True) -> None:
+        """Start the deliveries of a committed registration, or of its end; `wait` for them at most `push_wait` ("key first")."""
+        room = max(0, self.max_under_way - len(self._tasks))
+        self._left_owed = self._left_owed or room < len(owed)
+        tasks = [self._start(push, target, registration) for push, target in owed[:room]]
+        waited = [task for task, (push, _) in zip(tasks, owed, strict=False) if not task.done() and push.server_name not in self._down]
+        if waited and wait:
             await asyncio.wait(waited, timeout=self.policy.push_wait)
 
     async def resume(self) -> int:
-        """Take up what is owed and not under way: after a restart, or after MAX_UNDER_WAY; return how many."""
+        """Take up what is owed and not under way, if there may be any: after a restart, or after MAX_UNDER_WAY; return how many."""
+        if not self._left_owed:
+            return 0
+        self._left_owed = False
         started = 0
         for push in await self.registrations.pending():
-            if set_key(push) in self._latest:
+            if set_key(push) in self._latest or self._is_refused(push):
                 continue
-            if len(self._tasks) >= MAX_UNDER_WAY:
+            if len(self._tasks) >= self.max_under_way:
+                self._left_owed = True
                 break
-            registration = await self.registrations.get(push.impi, push.reg)
-            if registration is None and not push.erase:
+            try:
+                registration = await self.registrations.get(push.impi, push.reg)
+            except (SealError, StoreError) as problem:
+                self._refused[set_key(push)] = push.seq
+                self._alarm(push, str(problem))
+                continue
+            if set_key(push) in self._latest:
+                continue  # it, or a newer one, was begun meanwhile
+            if (registration is None and not push.erase) or not self._is_listed(push):
                 await self.registrations.delivered(push)
                 continue
             self._start(push, self._target_again(push, registration), registration)
@@ -132,8 +154,20 @@ class AsNotifier:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _is_refused(self, push: PendingPush) -> bool:
+        return self._refused.get(set_key(push)) == push.seq and self.clock.now() <= push.give_up_at
+
+    def _is_listed(self, push: PendingPush) -> bool:
+        """Tell whether our configuration still lists the AS for keys: it may have changed since the push was stored."""
+        return not push.as_id or (push.as_id in self.policy.as_ids.get(push.server_name, ()) and push.as_id in self.policy.transport_keys)
+
     def _start(self, push: PendingPush, target: AsTarget, registration: Registration | None) -> asyncio.Task[None]:
-        self._latest[set_key(push)] = push.seq
+        key = set_key(push)
+        self._latest[key] = max(push.seq, self._latest.get(key, 0))
+        self._refused.pop(key, None)
+        of_set = (push.impi, push.as_id, push.reg)
+        if self._given.get(of_set, 0) <= push.seq:
+            self._given.pop(of_set, None)
         task = asyncio.get_running_loop().create_task(self._deliver(push, target, registration))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -145,42 +179,52 @@ class AsNotifier:
         return next(same, AsTarget(push.server_name, push.as_id, (), None))
 
     async def _deliver(self, push: PendingPush, target: AsTarget, registration: Registration | None) -> None:
-        key, pause, call_id, cseq = set_key(push), RETRY_FIRST, self.random.octets(12).hex(), 0
+        key = set_key(push)
         try:
-            while self._latest.get(key) == push.seq:
-                cseq += 1
-                if self.clock.now() > push.give_up_at:
-                    self._alarm(push, "given up: its keys are past their time")
-                    await self.registrations.delivered(push)
-                    return
-                if await self._attempt(push, self._request(push, target, registration, f"{call_id}@{self.policy.scscf_name}", cseq)):
-                    return
-                await self.sleep(pause)
-                pause = min(2 * pause, RETRY_MOST)
+            await self._try_until_done(push, target, registration)
+        except KeyferryError as problem:  # a store that failed, or a set that no receiver would take
+            self._refused[key] = push.seq
+            self._alarm(push, str(problem))
         finally:
             if self._latest.get(key) == push.seq:
                 del self._latest[key]
+
+    async def _try_until_done(self, push: PendingPush, target: AsTarget, registration: Registration | None) -> None:
+        key, pause, call_id, cseq = set_key(push), RETRY_FIRST, self.random.octets(12).hex(), 0
+        while self._latest.get(key) == push.seq:
+            cseq += 1
+            if self.clock.now() > push.give_up_at:
+                self._alarm(push, "given up: its keys are past their time")
+                await self.registrations.delivered(push)
+                return
+            if await self._attempt(push, self._request(push, target, registration, f"{call_id}@{self.policy.scscf_name}", cseq)):
+                return
+            await self.sleep(pause)
+            pause = min(2 * pause, RETRY_MOST)
 
     async def _attempt(self, push: PendingPush, request: Request) -> bool:
         """Send once; true when there is nothing more to do."""
         try:
             # Checked at every transmission by the sender: no key follows a change of route or transport (DESIGN §6).
             check = self.policy.check_peer if push.as_id else None
-            response = await self.sip.send(request, self.resolver.resolve(parse_sip_uri(push.server_name)), check=check)
+            response = await self.sip.send(request, self.resolver.resolve(_server_uri(push.server_name)), check=check)
         except (TransportError, RemoteProtocolError) as problem:
             self._down.add(push.server_name)
             self.counter.count("scscf_push_failed", "unreachable")
             self._alarm(push, str(problem))
             return False
+        self._down.discard(push.server_name)
         if 200 <= response.status < 300:
-            self._down.discard(push.server_name)
             self.counter.count("scscf_third_party_registers", "delivered")
             await self.registrations.delivered(push)
             return True
         self.counter.count("scscf_push_failed", "refused")
         self._alarm(push, f"the AS answered {response.status}")
-        # A 4xx is the AS's word (§5.4.1.7): asking again at once changes nothing; it stays owed for the next start or authentication.
-        return 300 <= response.status < 500 and response.status not in {408, 480}
+        final = 300 <= response.status < 500 and response.status not in {408, 480}
+        if final:
+            # A 4xx is the AS's word (§5.4.1.7): asking again changes nothing; it stays owed for the next start or authentication.
+            self._refused[set_key(push)] = push.seq
+        return final
 
     def _alarm(self, push: PendingPush, problem: str) -> None:
         self.log.warning("third-party-register-not-delivered", impi=push.impi, server=push.server_name, as_id=push.as_id, problem=problem)
@@ -205,7 +249,8 @@ class AsNotifier:
 
     def _sealed(self, push: PendingPush, target: AsTarget, registration: Registration | None) -> str:
         keys: tuple[PushedKey, ...] = ()
-        if registration is not None and registration.k_m is not None and not push.erase:
+        # Where every identity is barred there is nobody to name as the owner of a key.
+        if registration is not None and registration.k_m is not None and target.impus and not push.erase:
             k_as = as_key(registration.k_m, push.as_id)
             not_after = key_not_after(
                 expires_at=registration.expires_at, aka_time=registration.aka_time, key_max_age=self.policy.key_max_age

@@ -91,6 +91,7 @@ class Authenticator:
             rspauth = check_answer(pending, credentials)
         except DigestRejected as problem:
             return self._refuse(view, problem.problem)
+        self.challenges.supersede(pending, None if view.every_contact else view.reg)
         if view.release is not None and not pending.masked and self.policy.release >= 6 and self.policy.mask:
             self.counter.count("scscf_capability_lost")
             self.log.warning("release-stated-after-raw-challenge", impi=view.impi, reg=view.reg)
@@ -127,6 +128,7 @@ class Authenticator:
         pending = PendingChallenge(
             nonce=aka_nonce(vector.rand, vector.autn, build_marker(marker) if marker else b""),
             impi=view.impi,
+            reg=view.reg,
             source=view.source,
             realm=policy.realm,
             masked=masked,

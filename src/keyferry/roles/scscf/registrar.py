@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-from keyferry.errors import CxError, ParseError
+from keyferry.errors import CxError, KeyferryError, ParseError
 from keyferry.ports import (
     Clock,
     Counter,
@@ -22,12 +22,13 @@ from keyferry.ports import (
 )
 from keyferry.protocol.digest import AuthenticationInfo, build_authentication_info
 from keyferry.protocol.identity import AsId, Impu
-from keyferry.protocol.ims.ifc import ApplicationServer, RegistrationType, SessionCase, matching
+from keyferry.protocol.ims.ifc import ApplicationServer, InitialFilterCriteria, RegistrationType, SessionCase, matching
 from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, granted_contact, key_not_after, read_register
-from keyferry.protocol.ims.user_profile import UserProfile, parse_user_profile
-from keyferry.protocol.sip.message import Request, Response, build_message, check_request, make_response
+from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, parse_user_profile
+from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
 from keyferry.roles.scscf.authenticator import Authenticator, Challenged, Proven, Refused
+from keyferry.roles.scscf.turns import Turns
 
 EXPIRY_BATCH = 500  # registrations ended per sweep; more wait for the next
 
@@ -38,12 +39,16 @@ class RegistrarPolicy:
 
     min_expires: int = 60  # seconds
     max_expires: int = 600_000  # seconds
+    max_devices: int = 16  # of one IMPI; a phone without an instance id that changes its address counts as a new one
 
 
 @lru_cache(maxsize=4096)
 def profile_of(user_data: bytes) -> UserProfile:
     """Parse User-Data; the cache spares the second parse of one registration and every one of its refreshes."""
-    return parse_user_profile(user_data)
+    try:
+        return parse_user_profile(user_data)
+    except ParseError as problem:  # the HSS's fault, not the UE's
+        raise ParseError("User-Data", problem.problem, status=500) from problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,11 @@ class Registrar:
     log: Log
     counter: Counter
     policy: RegistrarPolicy
+    turns: Turns = field(default_factory=Turns)
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
-        """Answer one request; the S-CSCF here is a registrar and nothing else."""
+        """Answer one request that the node has checked; the S-CSCF here is a registrar and nothing else."""
         del peer
-        check_request(request)
         if request.method != "REGISTER":
             return make_response(request, 405, headers=(("Allow", "REGISTER"),))
         view = read_register(request)
@@ -75,10 +80,9 @@ class Registrar:
                     return make_response(request, 401, headers=(("WWW-Authenticate", outcome.www_authenticate),), to_tag=self._tag())
                 case Refused():
                     return make_response(request, 403, to_tag=self._tag())
-                case Proven() if grant == 0:
-                    return await self._deregister(request, view, outcome)
                 case Proven():
-                    return await self._register(request, view, outcome, grant)
+                    async with self.turns.turn(view.impi):
+                        return await (self._register(request, view, outcome, grant) if grant else self._deregister(request, view, outcome))
         except IntervalTooBrief as problem:
             return make_response(request, 423, headers=(("Min-Expires", str(problem.minimum)),), to_tag=self._tag())
         except CxError as problem:
@@ -88,23 +92,43 @@ class Registrar:
     async def sweep(self) -> int:
         """End registrations whose time is over (§5.4.1.4 by expiry) and take up owed pushes; return how many ended."""
         self.authenticator.challenges.sweep(self.clock.now())
-        ended = await self.registrations.expired(self.clock.now(), EXPIRY_BATCH)
-        for registration in ended:
-            await self._end(registration, ServerAssignment.TIMEOUT_DEREGISTRATION, _expiry_request(registration))
-            self.log.info("registration-expired", impi=registration.impi, reg=registration.reg)
+        ended = 0
+        for over in await self.registrations.expired(self.clock.now(), EXPIRY_BATCH):
+            try:
+                async with self.turns.turn(over.impi):
+                    ended += await self._expire(over)
+            except KeyferryError as problem:  # one row that cannot be read, or a user whom the HSS does not know any more
+                self.log.warning("expiry-failed", impi=over.impi, reg=over.reg, problem=str(problem))
         await self.notifier.resume()
-        return len(ended)
+        return ended
+
+    async def _expire(self, over: Registration) -> int:
+        registration = await self.registrations.get(over.impi, over.reg)
+        if registration is None or registration.expires_at > self.clock.now():
+            return 0  # while this waited for its turn, it ended or was renewed
+        await self._end(registration, ServerAssignment.TIMEOUT_DEREGISTRATION, _expiry_request(registration), wait=False)
+        self.log.info("registration-expired", impi=registration.impi, reg=registration.reg)
+        return 1
 
     def targets_of(self, registration: Registration) -> list[AsTarget]:
-        """Return the application servers of a stored registration, for a delivery that was interrupted."""
-        servers = self._servers(
-            registration.user_data, _expiry_request(registration), (RegistrationType.INITIAL_REGISTRATION, RegistrationType.RE_REGISTRATION)
-        )
+        """Return the application servers of a stored registration, for a delivery that was interrupted.
+
+        The REGISTER is gone, and a trigger may want one of its header fields: then the profile's naming the AS is enough.
+        """
+        kinds = (RegistrationType.INITIAL_REGISTRATION, RegistrationType.RE_REGISTRATION)
+        servers = self._servers(registration.user_data, _expiry_request(registration), kinds)
+        matched = {server.server_name for server, _ in servers}
+        servers += [named for named in self._servers(registration.user_data, None, kinds) if named[0].server_name not in matched]
         return select_targets(servers, self.notifier.policy, None, None)
 
     async def _register(self, request: Request, view: RegisterView, proven: Proven, grant: int) -> Response:
         now = self.clock.now()
+        if proven.k_m is not None:
+            # A registration that outlived its keys would leave a user who believes to have some (DESIGN §5 step 6: then challenge).
+            grant = min(grant, int(self.notifier.policy.key_max_age))
         previous = await self.registrations.get(view.impi, view.reg)
+        if previous is None:
+            await self._make_room(view, request)
         assignment = ServerAssignment.RE_REGISTRATION if previous else ServerAssignment.REGISTRATION
         server_name = self.authenticator.policy.server_name
         user_data = await self.cx.server_assignment(view.impi, view.impu, server_name, assignment)
@@ -120,16 +144,26 @@ class Registrar:
         )  # fmt: skip
         response = self._ok(request, view, proven, profile, grant)
         kind = RegistrationType.RE_REGISTRATION if previous else RegistrationType.INITIAL_REGISTRATION
-        targets = select_targets(
-            self._servers(user_data, request, (kind,)), self.notifier.policy, build_message(request), build_message(response)
-        )
+        targets = select_targets(self._servers(user_data, request, (kind,)), self.notifier.policy, request, response)
         owed = await self._owe(registration, targets, had_keys=previous is not None and previous.k_m is not None)
+        if previous is not None and previous.user_data != user_data:
+            owed += await self._owe_gone(previous, registration)
         # DESIGN §5 step 4, in this order: durable, then the pushes, then the 200.
         await self.registrations.commit(registration, [push for push, _ in owed])
         await self.notifier.notify(owed, registration)
         self.counter.count("scscf_registrations", "re" if previous else "initial")
         self.log.info("registered", impi=view.impi, impu=view.impu, reg=view.reg, masked=proven.masked, expires=grant, pushes=len(owed))
         return response
+
+    async def _make_room(self, view: RegisterView, request: Request) -> None:
+        """End the device that would expire first if the user has MAX_DEVICES: one that names itself anew each time fills no store."""
+        devices = await self.registrations.of_impi(view.impi)
+        if len(devices) < self.policy.max_devices:
+            return
+        oldest = min(devices, key=lambda registration: registration.expires_at)
+        await self._end(oldest, ServerAssignment.NO_ASSIGNMENT, _expiry_request(oldest), wait=False)
+        self.counter.count("scscf_registrations", "displaced")
+        self.log.warning("device-displaced", impi=view.impi, reg=oldest.reg, by=view.reg, call_id=request.get("Call-ID"))
 
     async def _deregister(self, request: Request, view: RegisterView, proven: Proven) -> Response:
         """§5.4.1.4: end one device's registration, or with `Contact: *` each of the IMPI's."""
@@ -140,8 +174,7 @@ class Registrar:
         self.counter.count("scscf_registrations", "ended")
         return make_response(request, 200, headers=_authentication_info(view, proven), to_tag=self._tag())
 
-    async def _end(self, registration: Registration, assignment: ServerAssignment, request: Request) -> None:
-        others = [other for other in await self.registrations.of_impi(registration.impi) if other.reg != registration.reg]
+    async def _end(self, registration: Registration, assignment: ServerAssignment, request: Request, *, wait: bool = True) -> None:
         servers = self._servers(registration.user_data, request, (RegistrationType.DE_REGISTRATION,))
         targets = select_targets(servers, self.notifier.policy, None, None)
         told = {(target.server_name, target.as_id) for target in targets}
@@ -152,12 +185,12 @@ class Registrar:
         give_up_at = max(registration.expires_at, self.clock.now()) + 120
         owed = [(await self._pending(registration, target, erase=True, give_up_at=give_up_at), target) for target in targets]
         await self.registrations.remove(registration.impi, registration.reg, [push for push, _ in owed])
-        await self.notifier.notify(owed, None)
-        if not others:
+        if assignment is not ServerAssignment.NO_ASSIGNMENT and not await self.registrations.of_impi(registration.impi):
             try:
                 await self.cx.server_assignment(registration.impi, registration.impu, self.authenticator.policy.server_name, assignment)
             except CxError as problem:  # the user may be gone from the HSS; the registration ends all the same
                 self.log.warning("cx-error", impi=registration.impi, cx=problem.name)
+        await self.notifier.notify(owed, None, wait=wait)
 
     async def _owe(self, registration: Registration, targets: Sequence[AsTarget], *, had_keys: bool) -> list[tuple[PendingPush, AsTarget]]:
         give_up_at = registration.expires_at
@@ -173,6 +206,13 @@ class Registrar:
             owed.append((await self._pending(registration, told, erase=False, give_up_at=give_up_at), told))
         return owed
 
+    async def _owe_gone(self, previous: Registration, registration: Registration) -> list[tuple[PendingPush, AsTarget]]:
+        """Keys end at an AS that the user's profile no longer names."""
+        named = {(target.server_name, target.as_id) for target in self.targets_of(registration)}
+        gone = [target for target in self.targets_of(previous) if target.as_id and (target.server_name, target.as_id) not in named]
+        give_up_at = max(previous.expires_at, self.clock.now()) + 120
+        return [(await self._pending(previous, target, erase=True, give_up_at=give_up_at), target) for target in gone]
+
     async def _pending(self, registration: Registration, target: AsTarget, *, erase: bool, give_up_at: float) -> PendingPush:
         return PendingPush(
             impi=registration.impi,
@@ -186,19 +226,16 @@ class Registrar:
         )
 
     def _servers(
-        self, user_data: bytes, request: Request, kinds: Sequence[RegistrationType]
+        self, user_data: bytes, request: Request | None, kinds: Sequence[RegistrationType]
     ) -> list[tuple[ApplicationServer, tuple[Impu, ...]]]:
-        """Return each matching AS with the non-barred IMPUs whose service profile has a matching criterion for it (DESIGN §6)."""
+        """Return each AS with the non-barred IMPUs whose service profile has a criterion for it that matches `request` (DESIGN §6)."""
         found: dict[str, tuple[ApplicationServer, tuple[Impu, ...]]] = {}
         for service in profile_of(user_data).profiles:
             usable = tuple(impu for impu, barred in service.impus if not barred)
-            for kind in kinds:
-                for criterion in matching(
-                    service.criteria, request, session_case=SessionCase.ORIGINATING, registration_type=kind, registered=True
-                ):
-                    server = criterion.application_server
-                    _, before = found.get(server.server_name, (server, ()))
-                    found[server.server_name] = (server, tuple(dict.fromkeys((*before, *usable))))
+            for criterion in service.criteria if request is None else _matching(service, request, kinds):
+                server = criterion.application_server
+                _, before = found.get(server.server_name, (server, ()))
+                found[server.server_name] = (server, tuple(dict.fromkeys((*before, *usable))))
         return list(found.values())
 
     def _ok(self, request: Request, view: RegisterView, proven: Proven, profile: UserProfile, grant: int) -> Response:
@@ -215,6 +252,15 @@ class Registrar:
 
     def _tag(self) -> str:
         return self.random.octets(6).hex()
+
+
+def _matching(service: ServiceProfile, request: Request, kinds: Sequence[RegistrationType]) -> list[InitialFilterCriteria]:
+    case = SessionCase.ORIGINATING
+    return [
+        criterion
+        for kind in kinds
+        for criterion in matching(service.criteria, request, session_case=case, registration_type=kind, registered=True)
+    ]
 
 
 def _authentication_info(view: RegisterView, proven: Proven) -> tuple[tuple[str, str], ...]:
