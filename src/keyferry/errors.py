@@ -14,6 +14,7 @@ KeyferryError
 │   ├── AutsRejected            MAC-S of an AUTS is wrong
 │   ├── DigestRejected          a Digest response, or what surrounds it, is wrong
 │   ├── SealError               a sealed value does not open
+│   ├── EspRejected             an ESP packet was not accepted
 │   └── PushRefused             a key push was not accepted
 ├── CxError                     the HSS answered with an error
 ├── TransportError              a peer could not be reached or did not answer
@@ -107,6 +108,17 @@ class DigestRejected(SecurityError):
 
 class SealError(SecurityError):
     """Report a sealed value that does not open under the key and the data given."""
+
+
+class EspRejected(SecurityError):
+    """Report an ESP packet that was dropped; `reason` is one of a fixed set of words, counted as a metric.
+
+    They are: length, spi, replay, icv, padding, next-header, inner, selector. The sender is never told.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class PushRefused(SecurityError):

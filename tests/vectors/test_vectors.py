@@ -34,6 +34,7 @@ from keyferry.protocol.digest import (
     respond,
     rspauth_of,
 )
+from keyferry.protocol.esp import expand_keys
 from keyferry.protocol.identity import AsId, Impi
 from keyferry.protocol.ims import keys
 
@@ -160,6 +161,17 @@ def seal(given: Values) -> Values:
     return {"sealed": base64.b64encode(sealed).decode()}
 
 
+def esp_keys(given: Values) -> Values:
+    ck, ik = secret(given, "ck"), secret(given, "ik")
+    cbc, null = (expand_keys(ck, ik, alg="hmac-sha-1-96", ealg=ealg) for ealg in ("aes-cbc", "null"))
+    assert cbc.integrity == null.integrity
+    return {
+        "hmac_sha_1_96": cbc.integrity.reveal().hex(),
+        "aes_cbc": cbc.encryption.reveal().hex(),
+        "null": null.encryption.reveal().hex(),
+    }
+
+
 COMPUTES: dict[str, Callable[[Values], Values]] = {
     "milenage": milenage,
     "tuak": tuak,
@@ -168,6 +180,7 @@ COMPUTES: dict[str, Callable[[Values], Values]] = {
     "digest_aka": digest_aka,
     "keys": key_hierarchy,
     "seal": seal,
+    "esp_keys": esp_keys,
 }
 
 
