@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark: registrations and authenticated GETs a second on one core, real sockets and a real disk, the load on another core."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from keyferry.lab.bench_http import HttpSetup, serve_documents
+from keyferry.lab.bench_http_load import HttpLoad, HttpOrder, load_documents
+from keyferry.lab.bench_register import RegisterSetup, serve_registrations
+from keyferry.lab.bench_register_load import Burst, Order, RegisterLoad, load_registrations
+from keyferry.lab.bench_report import NAMES, BenchOptions, BenchReport, Name, Round, Row, filesystem_of, machine_of
+from keyferry.lab.bench_worker import BenchFailed, Progress, Usage, Worker, cores, worker
+from keyferry.ports import Clock
+from keyferry.transports.clock import SystemClock
+
+IN_MEMORY = {"tmpfs", "ramfs"}
+WHAT = {
+    "register": "registration, 1 key push: S-CSCF with HSS",
+    "register-3": "registration, 3 key pushes: S-CSCF with HSS",
+    "path": "registration, 1 key push: P-, I-, S-CSCF, HSS and AS in one process",
+    "get-open": "GET over TLS, the door asks nothing",
+    "get": "GET over TLS, SIM login (Digest SHA-256)",
+}
+PUSHES = {"register": 1, "register-3": 3}
+
+
+class _Pair(NamedTuple):
+    """The process that is measured and the load."""
+
+    measured: Worker
+    load: Worker
+
+
+def run_bench(options: BenchOptions, clock: Clock, progress: Progress) -> BenchReport:
+    """Measure everything that is asked for.
+
+    Raises BenchFailed; whatever happens, no process is left, and no file.
+    """
+    folder = state_folder()
+    report = BenchReport(machine_of(clock, folder), options)
+    for name in NAMES:
+        if name in options.only:
+            with tempfile.TemporaryDirectory(prefix="keyferry-bench-", dir=folder) as place:
+                measure = _get if name == "get" else _register
+                report.rows += measure(name, options, Path(place) / "state", progress)
+    return report
+
+
+def measure(options: BenchOptions, progress: Progress) -> BenchReport:
+    """Measure by the machine's clock; for the command line, which has no clock of its own."""
+    return run_bench(options, SystemClock(), progress)
+
+
+def state_folder() -> Path:
+    """Return where the state is put: on a disk, for the promise to be durable is part of what is measured."""
+    folder = Path(tempfile.gettempdir())
+    return Path.cwd() if filesystem_of(folder) in IN_MEMORY else folder
+
+
+def _register(name: Name, options: BenchOptions, state: Path, progress: Progress) -> list[Row]:
+    count = PUSHES.get(name, 0)
+    setup = RegisterLoad(options.subscribers, count, behind_icscf=name != "path")
+    measured_core, load_core = cores()
+    with ExitStack() as stack:
+        load = stack.enter_context(worker(load_registrations, load_core, setup))
+        addresses = load.answer(progress)
+        registrar = RegisterSetup(state, options.subscribers, addresses, whole_path=name == "path")
+        measured = stack.enter_context(worker(serve_registrations, measured_core, registrar))
+        load.ask(measured.answer(progress))
+        pair = _Pair(measured, load)
+        progress(f"{name}: each subscriber once", 0, options.rounds)
+        first = _burst(pair, Order(options.in_flight, None))
+        rounds = []
+        for number in range(options.rounds):
+            progress(name, number, options.rounds)
+            rounds.append(_burst(pair, Order(options.in_flight, options.seconds)))
+        progress(name, options.rounds, options.rounds)
+    _check_pushes(count, [first, *rounds])
+    return [Row(name, WHAT[name], tuple(rounds)), Row(f"{name}-first", f"{WHAT[name]}, each subscriber's first", (first,))]
+
+
+def _get(name: Name, options: BenchOptions, state: Path, progress: Progress) -> list[Row]:
+    """Open door and login in turn, round by round: what disturbs the machine disturbs both."""
+    measured_core, load_core = cores()
+    rounds: dict[str, list[Round]] = {"get-open": [], name: []}
+    with ExitStack() as stack:
+        measured = stack.enter_context(worker(serve_documents, measured_core, HttpSetup(state, options.subscribers)))
+        load = stack.enter_context(worker(load_documents, load_core, HttpLoad(options.subscribers, options.connections)))
+        load.ask(measured.answer(progress))
+        pair = _Pair(measured, load)
+        progress(f"{name}: each user once", 0, options.rounds)
+        for login in (False, True):
+            load.ask(HttpOrder(login, None))
+            _fine(load.ask("go"))
+        for number in range(options.rounds):
+            progress(name, number, options.rounds)
+            for row, login in (("get-open", False), (name, True)):
+                load.ask(HttpOrder(login, options.seconds))  # connections are made before the clock starts
+                rounds[row].append(_burst(pair, "go"))
+        progress(name, options.rounds, options.rounds)
+    return [Row(row, WHAT[row], tuple(found)) for row, found in rounds.items()]
+
+
+def _burst(pair: _Pair, order: object) -> Round:
+    before: Usage = pair.measured.ask("usage")
+    burst: Burst = pair.load.ask(order)
+    after: Usage = pair.measured.ask("usage")
+    return Round(_fine(burst), after.cpu_user - before.cpu_user, after.cpu_system - before.cpu_system, after.max_rss)
+
+
+def _fine(burst: Burst) -> Burst:
+    """Return a burst that did something. Raises BenchFailed with the first problems if nothing went well."""
+    if not burst.done:
+        raise BenchFailed(f"nothing succeeded: {'; '.join(burst.problems) or 'no answer'}")
+    return burst
+
+
+def _check_pushes(count: int, rounds: list[Round]) -> None:
+    """Each registration is to have pushed: a figure without its pushes would be another figure."""
+    for one in rounds:
+        if one.burst.pushes < count * one.burst.done:
+            raise BenchFailed(f"{one.burst.done} registrations made only {one.burst.pushes} pushes")

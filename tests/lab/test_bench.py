@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark as a whole, for a moment: the report has its shape and nothing fails. Nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from keyferry.cli.app import app
+from keyferry.lab.bench import _check_pushes, _fine, state_folder
+from keyferry.lab.bench_register_load import Burst
+from keyferry.lab.bench_report import Round, filesystem_of
+from keyferry.lab.bench_worker import BenchFailed
+
+MOMENT = ("--seconds", "0.1", "--rounds", "1", "--subscribers", "8", "--in-flight", "4", "--connections", "2")
+
+
+def test_a_moment_of_each_figure_has_no_errors_and_leaves_nothing(tmp_path: Path) -> None:
+    """`keyferry bench`, real processes; the report of make bench."""
+    before = set(state_folder().glob("keyferry-bench-*"))
+    output = tmp_path / "bench.json"
+    done = CliRunner().invoke(app, ["bench", *MOMENT, "--only", "register-3", "--only", "get", "--json", "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    data = json.loads(output.read_text())
+    assert json.loads(done.stdout) == data
+    assert data["ok"] is True
+    assert [figure["name"] for figure in data["figures"]] == ["register-3", "register-3-first", "get-open", "get"]
+    for figure in data["figures"]:
+        assert figure["errors"] == 0
+        assert 0 < figure["per_second"]["low"] <= figure["per_second"]["median"] <= figure["per_second"]["high"]
+        assert figure["cpu_microseconds"]["median"] > 0
+        assert figure["latency_p50_ms"] <= figure["latency_p99_ms"]
+        assert len(figure["rounds"]) == 1
+    first = data["figures"][1]["rounds"][0]
+    assert (first["done"], first["pushes"]) == (8, 24)
+    assert set(data["machine"]) == {"cpu", "cores", "kernel", "python", "openssl", "state_filesystem", "date"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", data["machine"]["date"])
+    assert {"login_microseconds", "login_share_of_open_get"} <= set(data["derived"])
+    assert data["command"].startswith("keyferry ")
+    assert multiprocessing.active_children() == []
+    assert set(state_folder().glob("keyferry-bench-*")) == before
+
+
+def test_an_unknown_figure_is_refused() -> None:
+    """`--only` names one of the figures."""
+    done = CliRunner().invoke(app, ["bench", "--only", "everything"])
+    assert done.exit_code != 0
+    assert "is not one of register" in str(done.exception)
+
+
+def burst(done: int, pushes: int = 0) -> Burst:
+    return Burst(done, 0, 1.0, 0.001, 0.002, 0.1, pushes, problems=("status 500",))
+
+
+def test_a_burst_in_which_nothing_succeeded_says_why() -> None:
+    """No figure without an operation."""
+    with pytest.raises(BenchFailed, match="status 500"):
+        _fine(burst(0))
+    assert _fine(burst(1)).done == 1
+
+
+def test_registrations_without_their_pushes_are_no_figure() -> None:
+    """A third-party REGISTER for each AS of each registration."""
+    _check_pushes(2, [Round(burst(3, 6), 0.1, 0.1, 0)])
+    with pytest.raises(BenchFailed, match="3 registrations made only 5 pushes"):
+        _check_pushes(2, [Round(burst(3, 5), 0.1, 0.1, 0)])
+
+
+def test_the_state_is_not_put_into_memory() -> None:
+    """A commit that no disk has seen costs nothing."""
+    assert filesystem_of(state_folder()) != "tmpfs" or state_folder() == Path.cwd()
