@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from keyferry.cli import bench, check, demo, keys, pki, serve, subscriber, ue
+from keyferry.cli import bench, check, demo, keys, pki, serve, subscriber, trace, ue
 from keyferry.cli.output import errors
 from keyferry.errors import ConfigError, KeyferryError, ParseError, StateError
 
@@ -24,6 +24,7 @@ app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
+app.command("trace")(trace.trace)
 app.add_typer(subscriber.app, name="subscriber")
 app.add_typer(ue.app, name="ue")
 app.add_typer(keys.app, name="keys")

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from keyferry.errors import KeyferryError
 from keyferry.ports import SipEvent
-from keyferry.protocol.digest import parse_aka_nonce, parse_authentication_info, parse_challenge, parse_credentials
-from keyferry.protocol.ims.keypush import SealedPush, parse_service_info
-from keyferry.protocol.ims.marker import RELEASE_TAG, parse_marker
-from keyferry.protocol.ims.third_party import parse_third_party_register
-from keyferry.protocol.sip.headers import parse_name_addr_list, parse_via_list
-from keyferry.protocol.sip.message import Message, Request, Response
+from keyferry.protocol.ims.notes import note_of
+from keyferry.protocol.sip.headers import parse_via_list
+from keyferry.protocol.sip.message import Message, Request
+from keyferry.wiring.tracing import short_name
+
+__all__ = ["MTU", "UDP_LIMIT", "Ladder", "Step", "draw", "note_of"]
 
 UDP_LIMIT = 1300  # octets: RFC 3261 §18.1.1 demands a congestion-controlled transport above
 MTU = 1500  # octets: above, a UDP datagram is cut into fragments
@@ -55,14 +55,14 @@ class Ladder:
         if not event.outgoing:
             return
         if isinstance(event.message, Request):
-            self.names.setdefault(_sent_by(event.message), _party(event.node))
+            self.names.setdefault(_sent_by(event.message), short_name(event.node))
             target = self.names.get((event.peer.host, event.peer.port), str(event.peer))
             what = event.message.method
         else:
             target = self.names.get(_sent_by(event.message), str(event.peer))
             what = f"{event.message.status} {event.message.reason}"
         self.add(
-            event.at, _party(event.node), target, event.peer.transport, what, event.octets, note_of(event.message), event.retransmission
+            event.at, short_name(event.node), target, event.peer.transport, what, event.octets, note_of(event.message), event.retransmission
         )
 
     def add(
@@ -74,109 +74,53 @@ class Ladder:
         self.steps.append(Step(self.phase, at - self._began, source, target, transport, what, octets, note, retransmission))
 
 
-def draw(steps: list[Step]) -> list[str]:
-    """Draw the steps as lifelines and arrows, one line each, with a heading where a phase begins."""
+def draw(steps: Sequence[Step], *, under: Mapping[int, Sequence[str]] | None = None, left: Sequence[str] = ()) -> list[str]:
+    """Draw the steps as lifelines and arrows, one line each, with a heading where a phase begins.
+
+    `under` has what is said below a step, by its place; `left` what stands left of each.
+    """
     parties = list(dict.fromkeys(party for step in steps for party in (step.source, step.target)))
     parties.sort(key=_order)
+    width = max([COLUMN, *(len(party) + 1 for party in parties)])
+    margin = max([0, *map(len, left)])
+    blank = " " * margin
     lines: list[str] = []
     phase = None
-    for step in steps:
+    for place, step in enumerate(steps):
         if step.phase != phase:
             phase = step.phase
-            lines += ["", phase, "".join(f"{party:^{COLUMN}}" for party in parties).rstrip()]
+            lines += ["", phase, blank + "".join(f"{party:^{width}}" for party in parties).rstrip()]
         again = " (again)" if step.retransmission else ""
-        arrow = _arrow(parties.index(step.source), parties.index(step.target), len(parties))
+        arrow = _arrow(parties.index(step.source), parties.index(step.target), len(parties), width)
         size = f"{step.transport:3} {step.octets:5} {step.size_mark:6}"
-        lines.append(f"{arrow} {size} {step.what}{again}  {step.note}".rstrip())
+        before = f"{left[place]:<{margin}}" if left else ""
+        lines.append(f"{before}{arrow} {size} {step.what}{again}  {step.note}".rstrip())
+        lines += [f"{blank}{''.join(_lifelines(len(parties), width))}     {line}" for line in (under or {}).get(place, ())]
     return lines
 
 
 def _order(party: str) -> int:
-    known = ("UE", "P-CSCF", "I-CSCF", "S-CSCF", "AS")
+    known = ("UE", "P-CSCF", "I-CSCF", "I/S-CSCF", "S-CSCF", "HSS", "AS")
     return next((place for place, name in enumerate(known) if party.startswith(name)), len(known))
 
 
-def _arrow(source: int, target: int, count: int) -> str:
-    line = [" "] * (COLUMN * count)
+def _lifelines(count: int, width: int) -> list[str]:
+    line = [" "] * (width * count)
     for place in range(count):
-        line[COLUMN * place + COLUMN // 2] = "│"
+        line[width * place + width // 2] = "│"
+    return line
+
+
+def _arrow(source: int, target: int, count: int, width: int) -> str:
+    line = _lifelines(count, width)
     left, right = sorted((source, target))
-    for place in range(COLUMN * left + COLUMN // 2 + 1, COLUMN * right + COLUMN // 2):
+    for place in range(width * left + width // 2 + 1, width * right + width // 2):
         line[place] = "─"
     if source < target:
-        line[COLUMN * right + COLUMN // 2 - 1] = ">"
+        line[width * right + width // 2 - 1] = ">"
     else:
-        line[COLUMN * left + COLUMN // 2 + 1] = "<"
+        line[width * left + width // 2 + 1] = "<"
     return "".join(line)
-
-
-def note_of(message: Message) -> str:
-    """Say what matters in a message; what cannot be read is said so."""
-    try:
-        return _of_request(message) if isinstance(message, Request) else _of_response(message)
-    except KeyferryError as problem:
-        return f"not readable: {problem}"
-
-
-def _of_request(request: Request) -> str:
-    if request.get("Authorization") is None and request.get("Event") is None and request.body:
-        return _of_push(request)
-    notes = ["de-registers"] if request.get("Expires") == "0" else []
-    contact = request.get("Contact")
-    if contact and contact != "*":
-        release = parse_name_addr_list(contact)[0].parameter(RELEASE_TAG)
-        notes.append(f"states release {release}" if release else "states no release")
-    if request.get("Authorization"):
-        notes += _of_credentials(request.get("Authorization") or "")
-    if request.get("Path"):
-        notes.append("Path")
-    return "; ".join(notes)
-
-
-def _of_credentials(text: str) -> list[str]:
-    credentials = parse_credentials(text)
-    protected = credentials.parameter("integrity-protected")
-    notes = [f"integrity-protected={protected}"] if protected else []
-    if credentials.auts:
-        notes.append("auts: SQN not fresh")
-    elif credentials.response:
-        notes.append("answers: response" + (f", qop={credentials.qop}" if credentials.qop else ""))
-    elif credentials.nonce:
-        notes.append("empty response: MAC wrong")
-    return notes
-
-
-def _of_push(request: Request) -> str:
-    register = parse_third_party_register(request)
-    block = parse_service_info(register.service_info) if register.service_info else None
-    ends = "ends the keys: " if register.expires == 0 else ""
-    if isinstance(block, SealedPush):
-        return f"{ends}key block for {block.as_id}, sealed by {block.scscf}, kid {block.kid}"
-    return f"{ends}service-info without a key block" if register.service_info else ends or "no service-info"
-
-
-def _of_response(response: Response) -> str:
-    challenge_text = response.get("WWW-Authenticate")
-    if challenge_text:
-        challenge = parse_challenge(challenge_text)
-        marker = parse_marker(parse_aka_nonce(challenge.nonce).server_data)
-        if marker is None:
-            shown = "no marker: Release 5"
-        else:
-            flags = marker.access_keys | marker.as_keys << 1 | marker.rspauth << 2
-            shown = f"marker: release {marker.release}, flags {flags}"
-        carried = {name.lower() for name, _ in challenge.parameters} & {"ck", "ik"}
-        masked = "CK', IK'" if marker and marker.access_keys else "CK, IK"
-        return f"{shown}; " + (f"{masked} for the P-CSCF" if carried else "no ck, ik")
-    info = response.get("Authentication-Info")
-    if info and parse_authentication_info(info).rspauth:
-        return "rspauth: the S-CSCF proves itself"
-    return ""
-
-
-def _party(node: str) -> str:
-    """Shorten `AS xcap.home1.net` to its first label: the lifelines are narrow."""
-    return node.partition(".")[0]
 
 
 def _sent_by(message: Message) -> tuple[str, int]:

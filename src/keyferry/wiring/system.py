@@ -50,6 +50,7 @@ from keyferry.transports.pki import Pki
 from keyferry.transports.resolver import TableResolver
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.observability import Metrics
+from keyferry.wiring.tracing import Tracer, both
 
 Role = Literal["pcscf", "icscf", "scscf", "as", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -87,6 +88,7 @@ class System:
     metrics: Metrics
     roles: Collection[Role] = ROLES
     observer: SipObserver | None = None
+    tracer: Tracer = field(default_factory=Tracer)
     resolver: TableResolver = field(init=False)
     pki: Pki = field(init=False)
     listeners: list[Listener] = field(default_factory=list)
@@ -132,9 +134,9 @@ class System:
         if "pcscf" in self.roles:
             await self._start_pcscf()
         if "admin" in self.roles:
-            await self._serve_http(
-                "admin", AdminApp(registry=self.metrics.registry, health=self._health), self.config.admin.listen, "", None
-            )
+            app = AdminApp(registry=self.metrics.registry, health=self._health, trace=self.tracer.follower_of(self.subscribers))
+            await self._serve_http("admin", app, self.config.admin.listen, "", None)
+            self._exit.callback(self.tracer.close)  # before the listener, so that streams end and nobody waits for them
 
     async def _start_pcscf(self) -> None:
         settings = self.config.pcscf
@@ -251,7 +253,8 @@ class System:
 
     def _node(self, name: str, handler: SipHandler) -> SipNode:
         node = SipNode(
-            name=name, clock=self.clock, random=self.random, log=self.log, handler=handler, observer=self.observer, counter=self.metrics
+            name=name, clock=self.clock, random=self.random, log=self.log, handler=handler,
+            observer=both(self.tracer.observe, self.observer), counter=self.metrics,
         )  # fmt: skip
         self._exit.push_async_callback(node.aclose)
         return node
@@ -261,6 +264,7 @@ class System:
         for peer in await node.listen(host, port):
             self.listeners.append(Listener(role, peer.transport.lower(), peer.host, peer.port, shown or name))
             self.resolver.serve(name, peer.host, peer.port)
+            self.tracer.serve(peer, role, shown or name)
 
     async def _serve_http(self, role: Role, app: AsgiApp, listen: str, name: str, tls: ssl.SSLContext | None) -> None:
         host, port = split_address(listen, f"{role}.listen")
