@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from system.serving import keyferry
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors" / "keys.toml"

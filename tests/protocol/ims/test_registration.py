@@ -37,9 +37,7 @@ ALICE = Impi("alice@home1.net")
 XRES = Secret(b"\x00\xff:\x80resp")
 CONTACT = '<sip:alice@192.0.2.1>;+sip.instance="<urn:uuid:1>";+g.keyferry.release="6"'
 FIRST = Credentials(ALICE, "home1.net", "", "sip:home1.net", "")
-MASKED = PendingChallenge(
-    "bm9uY2U=", ALICE, reg_of("<urn:uuid:1>"), "192.0.2.1", "home1.net", True, XRES, Secret(b"m" * 32), 240.0, False
-)
+MASKED = PendingChallenge("bm9uY2U=", ALICE, reg_of("<urn:uuid:1>"), "192.0.2.1", "home1.net", True, XRES, Secret(b"m" * 32), 240.0, False)
 RAW = replace(MASKED, masked=False, k_m=None)
 
 
