@@ -41,7 +41,7 @@ def test_a_moment_of_each_figure_has_no_errors_and_leaves_nothing(tmp_path: Path
     assert set(data["machine"]) == {"cpu", "cores", "kernel", "python", "openssl", "state_filesystem", "date"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", data["machine"]["date"])
     assert {"login_microseconds", "login_share_of_open_get"} <= set(data["derived"])
-    assert data["command"].startswith("keyferry ")
+    assert data["command"].startswith("keyferry")
     assert multiprocessing.active_children() == []
     assert set(state_folder().glob("keyferry-bench-*")) == before
 

@@ -44,7 +44,7 @@ def test_counts_are_kept_by_name_and_reason() -> None:
 def test_what_libraries_log_comes_in_our_format_with_its_traceback() -> None:
     stream = io.StringIO()
     logger = logging.getLogger("uvicorn.error")
-    before = logger.handlers, logger.propagate
+    before = logger.handlers, logger.propagate, logger.level
     try:
         bridge_libraries(StructLog("json", stream))
         logger.info("not this")
@@ -54,7 +54,8 @@ def test_what_libraries_log_comes_in_our_format_with_its_traceback() -> None:
         except ValueError:
             logger.exception("Exception in ASGI application")
     finally:
-        logger.handlers, logger.propagate = before
+        logger.handlers, logger.propagate, level = before
+        logger.setLevel(level)
     first, second = (json.loads(line) for line in stream.getvalue().splitlines())
     assert (first["event"], first["text"]) == ("library", "Invalid request")
     assert "traceback" not in first

@@ -27,6 +27,7 @@ MAX_IDENTITY = 255
 MAX_HOST_NAME = 253
 """Octets of a name in its text form (RFC 1035 §2.3.4)."""
 
+_CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _NAI = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\-]{1,128}@[A-Za-z0-9\-]{1,63}(?:\.[A-Za-z0-9\-]{1,63})*+")
 _LABEL = re.compile(r"(?!-)[a-z0-9_\-]{1,63}(?<!-)")
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -55,6 +56,8 @@ def parse_impu(text: str) -> Impu:
     where the character itself is not allowed. A tel URI is a global number (TS 23.003 §13.4), without visual separators
     (RFC 3966 §5.1.1). Raises ParseError.
     """
+    if _CONTROL.search(text):
+        raise ParseError("IMPU", "holds white space or control characters")
     if len(text) > MAX_IDENTITY:
         raise ParseError("IMPU", f"longer than {MAX_IDENTITY} octets")
     scheme, colon, rest = text.partition(":")

@@ -119,6 +119,7 @@ def bridge_libraries(log: Log) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [_Bridge(log)]
         logger.propagate = False
+        logger.setLevel(logging.WARNING)
 
 
 class Metrics:
