@@ -56,11 +56,17 @@ class Log(Protocol):
 
 
 class SipPeer(NamedTuple):
-    """An address on the other side, or a local one."""
+    """An address on the other side, or a local one.
 
-    transport: str  # "UDP" or "TCP"
+    Over TLS `name` is, of a next hop, whom its certificate must name, and of a peer that sent something, whom its verified certificate
+    does name; "" if it showed none. Nothing but TLS fills it.
+    """
+
+    transport: str  # "UDP", "TCP" or "TLS"
     host: str
     port: int
+    name: str = ""  # a SIP domain, lower case (RFC 5922 §7)
+    role: str = ""  # of a certificate of our CA: "scscf", "as" …; of a next hop: what it must be, "" any
 
     def __str__(self) -> str:
         return f"{self.transport.lower()}:{self.host}:{self.port}"
@@ -130,6 +136,14 @@ class Subscriber:
     profile: str = "default"  # names a set of initial filter criteria
 
 
+class Subscription(NamedTuple):
+    """What the HSS needs of a subscriber where no key is used."""
+
+    impus: tuple[SubscribedImpu, ...]
+    profile: str
+    server_name: str | None  # SIP URI of the S-CSCF assigned
+
+
 class SubscriberStore(Protocol):
     """Hold subscribers, keys sealed, and what the HSS remembers of each."""
 
@@ -141,6 +155,12 @@ class SubscriberStore(Protocol):
 
     async def get(self, impi: Impi) -> Subscriber | None:
         """Return a subscriber."""
+
+    async def with_server_name(self, impi: Impi) -> tuple[Subscriber, str | None] | None:
+        """Return a subscriber and the SIP URI of the S-CSCF assigned: `get` and `server_name` at once."""
+
+    async def subscription(self, impi: Impi) -> Subscription | None:
+        """Return what is not secret of a subscriber, as surely authentic as by `get`."""
 
     async def all(self) -> Sequence[Subscriber]:
         """Return every subscriber, by IMPI."""

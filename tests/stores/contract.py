@@ -16,6 +16,7 @@ from keyferry.ports import (
     RegistrationStore,
     SubscribedImpu,
     SubscriberStore,
+    Subscription,
     UeStore,
 )
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId
@@ -82,6 +83,25 @@ class SubscriberContract:
         assert await store.get(changed.impi) == changed
         assert (await store.seq(changed.impi), await store.server_name(changed.impi)) == (64, "sip:scscf.ims.example")
         await store.add(subscriber(2, impus=(SubscribedImpu(Impu("tel:+15550001")),)))  # the IMPU given up is free
+
+    async def test_the_server_name_comes_along(self, store: SubscriberStore) -> None:
+        one = subscriber()
+        assert (await store.with_server_name(one.impi), await store.subscription(one.impi)) == (None, None)
+        await store.add(one)
+        assert await store.with_server_name(one.impi) == (one, None)
+        assert await store.subscription(one.impi) == Subscription(one.impus, one.profile, None)
+        await store.set_server_name(one.impi, "sip:scscf.ims.example")
+        assert await store.with_server_name(one.impi) == (one, "sip:scscf.ims.example")
+        assert await store.subscription(one.impi) == Subscription(one.impus, one.profile, "sip:scscf.ims.example")
+
+    async def test_a_subscription_is_that_of_now(self, store: SubscriberStore) -> None:
+        await store.add(subscriber())
+        await store.subscription(subscriber().impi)
+        changed = subscriber(impus=(SubscribedImpu(Impu("sip:new@ims.example"), barred=True),), profile="other")
+        await store.replace(changed)
+        assert await store.subscription(changed.impi) == Subscription(changed.impus, "other", None)
+        await store.remove(changed.impi)
+        assert await store.subscription(changed.impi) is None
 
     async def test_removing_forgets_everything(self, store: SubscriberStore) -> None:
         impi = subscriber().impi

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 from collections import Counter as Tally
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from keyferry.ports import SipEvent, SipPeer
 from keyferry.protocol.sip.message import Message, Request, Response, make_response, parse_message
@@ -88,12 +89,12 @@ class Lab:
         )
         self.udp = self.tcp = SipPeer("UDP", "", 0)
 
-    async def start(self) -> Lab:
+    async def start(self) -> Self:
         """Listen on loopback."""
         self.udp, self.tcp = await self.node.listen("127.0.0.1", 0)
         return self
 
-    async def __aenter__(self) -> Lab:
+    async def __aenter__(self) -> Self:
         return await self.start()
 
     async def __aexit__(self, *_: object) -> None:
@@ -148,6 +149,72 @@ class UdpPeer:
         except BlockingIOError:
             return True
         return False
+
+
+class TcpPeer:
+    """A plain TCP client."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.port = writer.get_extra_info("sockname")[1]
+
+    @classmethod
+    async def to(cls, peer: SipPeer) -> TcpPeer:
+        return cls(*await asyncio.open_connection(peer.host, peer.port))
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def octets(self) -> bytes:
+        head = await patiently(self.reader.readuntil(b"\r\n\r\n"))
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        return head + await patiently(self.reader.readexactly(length))
+
+    async def response(self) -> Response:
+        message = parse_message(await self.octets())
+        assert isinstance(message, Response)
+        return message
+
+    async def request(self) -> Request:
+        message = parse_message(await self.octets())
+        assert isinstance(message, Request)
+        return message
+
+    async def ended(self) -> bool:
+        try:
+            return await patiently(self.reader.read()) == b""
+        except ConnectionError:
+            return True
+
+    async def close(self) -> None:
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+
+class Listener:
+    """A plain TCP server that collects its connections."""
+
+    def __init__(self) -> None:
+        self.accepted: asyncio.Queue[TcpPeer] = asyncio.Queue()
+        self.hop = SipPeer("TCP", "", 0)
+
+    async def __aenter__(self) -> Listener:
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await self.accepted.put(TcpPeer(reader, writer))
+
+        self.server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        self.hop = SipPeer("TCP", *self.server.sockets[0].getsockname()[:2])
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        while not self.accepted.empty():
+            await self.accepted.get_nowait().close()
+
+    async def connection(self) -> TcpPeer:
+        return await patiently(self.accepted.get())
 
 
 async def patiently(work: Awaitable[T]) -> T:

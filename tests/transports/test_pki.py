@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+import datetime
 import socket
 import ssl
 import threading
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
-from keyferry.errors import StateError
+from keyferry.errors import ParseError, StateError
 from keyferry.transports.http_server import tls_context
-from keyferry.transports.pki import LEAF_DAYS, RENEW_DAYS, Certificate, Pki
+from keyferry.transports.pki import LEAF_DAYS, RENEW_DAYS, Certificate, Pki, mutual_tls, peer_identity
 
 DAY = 86_400.0
 
@@ -34,8 +41,6 @@ class SettableClock:
 
 @pytest.fixture(name="clock")
 def clock_fixture() -> SettableClock:
-    import datetime
-
     return SettableClock(datetime.datetime.now(datetime.UTC).timestamp())
 
 
@@ -124,3 +129,85 @@ def test_a_file_that_is_no_certificate_is_an_error_that_says_what_to_do(pki: Pki
     made.certificate.write_text("not a certificate")
     with pytest.raises(StateError, match="Move it away"):
         pki.ensure("xcap.home1.net", "as")
+
+
+def issued(names: list[x509.GeneralName] | None, units: tuple[str, ...] = ("keyferry scscf",)) -> bytes:
+    """Return a certificate in DER that names these, whoever signed it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = [x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit) for unit in units]
+    name = x509.Name([*subject, x509.NameAttribute(NameOID.COMMON_NAME, "common.home1.net")])
+    begin = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    builder = x509.CertificateBuilder(
+        subject_name=name,
+        issuer_name=name,
+        public_key=key.public_key(),
+        serial_number=1,
+        not_valid_before=begin,
+        not_valid_after=begin + datetime.timedelta(days=1),
+    )
+    if names is not None:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+URI, DNS = x509.UniformResourceIdentifier, x509.DNSName
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([DNS("A.home1.net"), DNS("b.home1.net.")], ("a.home1.net", "b.home1.net")),
+        ([DNS("a.home1.net"), URI("sip:B.home1.net")], ("b.home1.net",)),  # a SIP URI goes before DNS names
+        ([URI("sip:b.home1.net:5061;transport=tls"), URI("sip:c.home1.net?x=y")], ("b.home1.net", "c.home1.net")),
+        ([URI("sip:user@b.home1.net"), DNS("a.home1.net")], ("a.home1.net",)),  # with a user part it is no domain
+        ([URI("sips:b.home1.net"), URI("https://b.home1.net")], ()),
+        ([DNS("*.home1.net")], ("*.home1.net",)),  # means itself, so it matches nobody
+        ([x509.RFC822Name("a@home1.net")], ()),
+        (None, ()),  # the common name is none
+    ],
+)
+def test_the_sip_domains_of_a_certificate(names: list[x509.GeneralName] | None, found: tuple[str, ...]) -> None:
+    """RFC 5922 §7.1, §7.2."""
+    assert peer_identity(issued(names)).names == found
+
+
+@pytest.mark.parametrize(
+    ("units", "role"), [(("keyferry as",), "as"), ((), ""), (("Accounting", "keyferry as"), "as"), (("keyferry as", "keyferry scscf"), "")]
+)
+def test_the_role_is_the_one_of_the_organizational_unit(units: tuple[str, ...], role: str) -> None:
+    """Two roles are none."""
+    assert peer_identity(issued([DNS("a.home1.net")], units)).role == role
+
+
+def test_a_certificate_of_ours_names_its_function(pki: Pki) -> None:
+    """What `ensure` issues, `peer_identity` reads."""
+    made = pki.ensure("scscf1.home1.net", "scscf", also=("127.0.0.1", "alias.home1.net"))
+    found = peer_identity(ssl.PEM_cert_to_DER_cert(made.certificate.read_text()))
+    assert found == (("scscf1.home1.net", "alias.home1.net"), "scscf", made.not_after.timestamp())
+
+
+@given(st.binary(max_size=300) | st.integers(0, 400).map(lambda cut: issued([DNS("a.home1.net")])[:cut]))
+def test_any_octets_are_a_certificate_or_a_parse_error(der: bytes) -> None:
+    """RFC 5280 §4.1."""
+    with pytest.raises(ParseError):
+        peer_identity(der)
+
+
+def test_contexts_show_our_certificate_and_want_the_peers(pki: Pki) -> None:
+    """TS 33.310 annex E: TLS 1.2 or later, ephemeral keys, both sides proven; no tickets."""
+    made = pki.ensure("scscf1.home1.net", "scscf")
+    tls = mutual_tls(made, pki.ca_file)
+    assert (tls.name, tls.not_after) == ("scscf1.home1.net", made.not_after.timestamp())
+    for context in (tls.server, tls.client):
+        assert context.verify_mode is ssl.CERT_REQUIRED
+        assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+        assert all(cipher["name"].startswith(("ECDHE-", "TLS_")) for cipher in context.get_ciphers())
+    assert tls.server.num_tickets == 0
+    assert mutual_tls(made, pki.ca_file, clients=ssl.CERT_NONE).server.verify_mode is ssl.CERT_NONE
+
+
+def test_a_key_that_does_not_fit_is_an_error_that_says_what_to_do(pki: Pki) -> None:
+    one, other = pki.ensure("scscf1.home1.net", "scscf"), pki.ensure("as1.home1.net", "as")
+    one.key.write_bytes(other.key.read_bytes())
+    with pytest.raises(StateError, match="made again"):
+        mutual_tls(one, pki.ca_file)

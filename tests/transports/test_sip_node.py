@@ -13,6 +13,7 @@ from keyferry.errors import LocalProtocolError, TransportError
 from keyferry.ports import SipEvent, SipPeer
 from keyferry.protocol.sip.headers import parse_via
 from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.transports import sip_server
 from keyferry.transports.sip_context import Limits
 from transports.sipkit import Lab, UdpPeer, ok, patiently, register, request, turns
 
@@ -157,9 +158,11 @@ async def test_a_port_in_use_says_what_to_do() -> None:
         other = Lab()
         with pytest.raises(TransportError, match="port in use"):
             await other.node.listen("127.0.0.1", lab.udp.port)
-        with pytest.raises(TransportError, match="UDP and TCP"):
+        with pytest.raises(TransportError, match="give `tls`"):
             await other.node.listen("127.0.0.1", 0, ("TLS",))
-        with pytest.raises(TransportError, match="UDP and TCP"):
+        with pytest.raises(TransportError, match="UDP, TCP and TLS"):
+            await other.node.listen("127.0.0.1", 0, ("SCTP",))
+        with pytest.raises(TransportError, match="UDP, TCP and TLS"):
             await other.node.listen("127.0.0.1", 0, ())
         await other.node.aclose()
 
@@ -199,15 +202,14 @@ async def test_keep_alives_are_counted_and_not_answered() -> None:
             assert peer.nothing()
 
 
-async def test_a_bug_of_ours_costs_one_message() -> None:
+async def test_a_bug_of_ours_costs_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shell's last line."""
     async with Lab(ok) as lab:
-        with UdpPeer() as peer:
-            whole = lab.clock.monotonic
-            lab.clock.monotonic = None  # type: ignore[assignment, method-assign]
+        with UdpPeer() as peer, monkeypatch.context() as bug:
+            bug.setattr(sip_server, "server_key", None)
             peer.send(register(peer.hop.port), lab.udp)
             await patiently(lab.tallies.until("sip_dropped", "internal-error"))
-            lab.clock.monotonic = whole  # type: ignore[method-assign]
+            bug.undo()
             assert lab.tallies.events[-1] == ("sip-internal-error", {"node": "node", "problem": "TypeError"})
             peer.send(register(peer.hop.port), lab.udp)
             assert (await peer.response()).status == 200

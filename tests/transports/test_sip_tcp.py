@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 
 import pytest
@@ -12,76 +11,10 @@ import pytest
 from keyferry.errors import TransportError
 from keyferry.ports import SipPeer
 from keyferry.protocol.sip.headers import parse_via
-from keyferry.protocol.sip.message import Request, Response, build_message, make_response, parse_message
+from keyferry.protocol.sip.message import Request, Response, build_message, make_response
 from keyferry.transports import sip_tcp
 from keyferry.transports.sip_context import Limits
-from transports.sipkit import PATIENCE, Lab, ok, patiently, register, request, turns
-
-
-class TcpPeer:
-    """A plain TCP client."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-        self.port = writer.get_extra_info("sockname")[1]
-
-    @classmethod
-    async def to(cls, peer: SipPeer) -> TcpPeer:
-        return cls(*await asyncio.open_connection(peer.host, peer.port))
-
-    def send(self, data: bytes) -> None:
-        self.writer.write(data)
-
-    async def octets(self) -> bytes:
-        head = await patiently(self.reader.readuntil(b"\r\n\r\n"))
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        return head + await patiently(self.reader.readexactly(length))
-
-    async def response(self) -> Response:
-        message = parse_message(await self.octets())
-        assert isinstance(message, Response)
-        return message
-
-    async def request(self) -> Request:
-        message = parse_message(await self.octets())
-        assert isinstance(message, Request)
-        return message
-
-    async def ended(self) -> bool:
-        try:
-            return await patiently(self.reader.read()) == b""
-        except ConnectionError:
-            return True
-
-    async def close(self) -> None:
-        self.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self.writer.wait_closed()
-
-
-class Listener:
-    """A plain TCP server that collects its connections."""
-
-    def __init__(self) -> None:
-        self.accepted: asyncio.Queue[TcpPeer] = asyncio.Queue()
-        self.hop = SipPeer("TCP", "", 0)
-
-    async def __aenter__(self) -> Listener:
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await self.accepted.put(TcpPeer(reader, writer))
-
-        self.server = await asyncio.start_server(accept, "127.0.0.1", 0)
-        self.hop = SipPeer("TCP", *self.server.sockets[0].getsockname()[:2])
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.server.close()
-        while not self.accepted.empty():
-            await self.accepted.get_nowait().close()
-
-    async def connection(self) -> TcpPeer:
-        return await patiently(self.accepted.get())
+from transports.sipkit import PATIENCE, Lab, Listener, TcpPeer, ok, patiently, register, request, turns
 
 
 async def test_a_request_octet_by_octet_is_answered_on_its_connection() -> None:
@@ -209,184 +142,216 @@ async def test_a_connection_with_too_much_in_progress_is_read_no_further() -> No
         await peer.close()
 
 
+class Held:
+    """A handler that answers when it is told to."""
+
+    def __init__(self, body: bytes = b"") -> None:
+        self.calls = 0
+        self.go = asyncio.Event()
+        self.body = body
+
+    async def __call__(self, request: Request, peer: SipPeer) -> Response:
+        self.calls += 1
+        await self.go.wait()
+        return make_response(request, 200, body=self.body)
+
+    async def until(self, calls: int) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while self.calls < calls:
+                await asyncio.sleep(0)
+
+
+def asking(count: int) -> bytes:
+    return b"".join(register(1, transport="TCP", branch=f"z9hG4bK{number}") for number in range(count))
+
+
+async def raw(peer: SipPeer, receive_buffer: int = 4_096) -> socket.socket:
+    """Connect a socket that reads only when it is told to."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, (peer.host, peer.port))
+    return sock
+
+
 async def test_a_peer_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MAX_BACKLOG."""
-    monkeypatch.setattr(sip_tcp, "MAX_BACKLOG", 100_000)
+    """MAX_BACKLOG: what is in progress may still answer, up to here."""
+    monkeypatch.setattr(sip_tcp, "MAX_BACKLOG", 200_000)
+    held = Held(bytes(60_000))
+    async with Lab(held) as lab:
+        sock = await raw(lab.tcp)
+        await asyncio.get_running_loop().sock_sendall(sock, asking(200))
+        await held.until(64)
+        held.go.set()
+        await lab.tallies.until("sip_dropped", "unreachable")
+        async with asyncio.timeout(PATIENCE):
+            while lab.node.connections:
+                await asyncio.sleep(0)
+        assert held.calls < 200  # the others were never begun
+        sock.close()
+
+
+async def test_a_slow_reader_gets_every_answer_and_costs_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HIGH_WATER: no further request is begun while answers wait to be read."""
+    monkeypatch.setattr(sip_tcp, "HIGH_WATER", 100_000)
+    calls = 0
+
+    async def long(received: Request, peer: SipPeer) -> Response:
+        nonlocal calls
+        calls += 1
+        return make_response(received, 200, body=bytes(60_000))
+
+    async with Lab(long) as lab:
+        sock = await raw(lab.tcp, 100_000)
+        loop = asyncio.get_running_loop()
+        sending = asyncio.create_task(loop.sock_sendall(sock, asking(600)))
+        await turns(300)
+        assert calls < 400  # the kernel's buffers and ours are full
+        answers, tail = 0, b""
+        async with asyncio.timeout(10 * PATIENCE):
+            while answers < 600:
+                got = tail + await loop.sock_recv(sock, 1_000_000)
+                answers += got.count(b"SIP/2.0 200")
+                tail = got[-10:]
+        await sending
+        assert calls == 600
+        assert lab.node.connections == 1
+        sock.close()
+
+
+async def test_a_slow_reader_that_never_reads_is_closed_as_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits.idle: back-pressure is not for ever."""
     monkeypatch.setattr(sip_tcp, "HIGH_WATER", 10_000)
 
     async def long(received: Request, peer: SipPeer) -> Response:
         return make_response(received, 200, body=bytes(60_000))
 
     async with Lab(long) as lab:
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, (lab.tcp.host, lab.tcp.port))
-        asking = b"".join(register(1, transport="TCP", branch=f"z9hG4bK{number}") for number in range(200))
-        await asyncio.get_running_loop().sock_sendall(sock, asking)
-        await lab.tallies.until("sip_dropped", "unreachable")
-        async with asyncio.timeout(PATIENCE):
-            while lab.node.connections:
-                await asyncio.sleep(0)
+        sock = await raw(lab.tcp)
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(sock, asking(1_000)))
+        await turns(100)
+        for _ in range(24):
+            lab.move(8.1)
+        await lab.tallies.until("sip_dropped", "idle-connection")
+        await asyncio.gather(sending, return_exceptions=True)
         sock.close()
 
 
-async def test_a_connection_is_made_once_and_reused() -> None:
-    """RFC 3261 §18: connections are kept open."""
-    async with Lab() as lab, Listener() as listener:
-        sending = [asyncio.create_task(lab.node.send(request(), listener.hop)) for _ in range(3)]
-        peer = await listener.connection()
-        for _ in range(3):
-            received = await peer.request()
-            via = parse_via(received.get("Via") or "")
-            assert (via.transport, via.port, via.rport) == ("TCP", lab.tcp.port, None)
-            peer.send(build_message(make_response(received, 200)))
-        assert [response.status for response in await patiently(asyncio.gather(*sending))] == [200] * 3
-        again = asyncio.create_task(lab.node.send(request(), listener.hop))
+async def test_pipelined_requests_wait_their_turn_and_none_is_lost() -> None:
+    """Limits.pipelined bounds what is in progress, however many requests one read brings."""
+    held = Held()
+    async with Lab(held, Limits(pipelined=3)) as lab:
+        peer = await TcpPeer.to(lab.tcp)
+        peer.send(asking(50))
+        await held.until(3)
+        await turns(20)
+        assert (held.calls, lab.node.in_progress) == (3, 3)
+        held.go.set()
+        branches = {parse_via((await peer.response()).get("Via") or "").branch for _ in range(50)}
+        assert branches == {f"z9hG4bK{number}" for number in range(50)}
+        await peer.close()
+
+
+async def test_a_long_pipeline_leaves_other_connections_their_turn() -> None:
+    """MAX_TURN."""
+    order: list[str] = []
+
+    async def note(received: Request, peer: SipPeer) -> Response:
+        order.append(received.get("Call-ID") or "")
+        return make_response(received, 200)
+
+    async with Lab(note) as lab:
+        greedy, modest = await TcpPeer.to(lab.tcp), await TcpPeer.to(lab.tcp)
+        greedy.send(asking(500))
+        modest.send(asking(1).replace(b"c1", b"modest"))
+        await modest.response()
+        assert order.index("modest") < 450
+        for _ in range(500):
+            await greedy.response()
+        await greedy.close()
+        await modest.close()
+
+
+async def test_a_response_does_not_wait_behind_requests() -> None:
+    """The requests may be waiting for it."""
+    held = Held()
+    async with Lab(held, Limits(pipelined=2)) as lab:
+        peer = await TcpPeer.to(lab.tcp)
+        peer.send(asking(3))
+        await held.until(2)
+        sending = asyncio.create_task(lab.node.send(request(), SipPeer("TCP", "127.0.0.1", peer.port)))
         peer.send(build_message(make_response(await peer.request(), 202)))
-        assert (await patiently(again)).status == 202
+        assert (await patiently(sending)).status == 202
+        held.go.set()
+        for _ in range(3):
+            await peer.response()
+        await peer.close()
+
+
+async def test_a_peer_that_ends_its_half_gets_its_answers() -> None:
+    """A client that sends, shuts down its side and reads to the end; then the connection is closed."""
+    held = Held()
+    async with Lab(held, Limits(pipelined=2)) as lab:
+        peer = await TcpPeer.to(lab.tcp)
+        peer.send(asking(5))
+        peer.writer.write_eof()
+        await held.until(2)
+        await turns(20)
+        held.go.set()
+        branches = {parse_via((await peer.response()).get("Via") or "").branch for _ in range(5)}
+        assert branches == {f"z9hG4bK{number}" for number in range(5)}
         assert lab.node.connections == 1
-        assert listener.accepted.empty()
+        lab.move(sip_tcp.LINGER + 0.1)
+        assert await peer.ended()
+        assert lab.tallies.counts["sip_dropped", "unreachable"] == 0
         await peer.close()
 
 
-async def test_a_connection_that_ends_fails_its_requests_and_the_next_opens_another() -> None:
-    """RFC 3261 §18.4."""
-    async with Lab() as lab, Listener() as listener:
-        sending = asyncio.create_task(lab.node.send(request(), listener.hop))
-        peer = await listener.connection()
+async def test_a_half_closed_connection_is_used_for_no_request() -> None:
+    """Its peer can send no response; the request that waits on it fails at once."""
+    held = Held()
+    async with Lab(held) as lab:
+        peer = await TcpPeer.to(lab.tcp)
+        hop = SipPeer("TCP", "127.0.0.1", peer.port)
+        peer.send(asking(1))
+        await held.until(1)
+        sending = asyncio.create_task(lab.node.send(request(), hop))
         await peer.request()
-        await peer.close()
+        peer.writer.write_eof()
         with pytest.raises(TransportError, match="the connection was closed"):
             await patiently(sending)
-        sending = asyncio.create_task(lab.node.send(request(), listener.hop))
-        peer = await listener.connection()
-        peer.send(build_message(make_response(await peer.request(), 200)))
-        assert (await patiently(sending)).status == 200
+        with pytest.raises(TransportError, match="no connection"):
+            await patiently(lab.node.send(request(), hop))
+        held.go.set()
+        assert (await peer.response()).status == 200
         await peer.close()
 
 
-async def test_over_tcp_nothing_is_retransmitted_and_timer_f_ends_it() -> None:
-    """RFC 3261 §17.1.2.2."""
-    async with Lab() as lab, Listener() as listener:
-        sending = asyncio.create_task(lab.node.send(request(), listener.hop))
-        peer = await listener.connection()
-        await peer.request()
-        lab.move(31.9)
-        assert not sending.done()
-        lab.move(0.2)
-        with pytest.raises(TransportError, match="no answer in 32 s"):
-            await patiently(sending)
-        assert [event.retransmission for event in lab.seen] == [False]
-        await peer.close()
-
-
-async def test_a_refused_connection_is_an_error_for_every_sender() -> None:
-    """RFC 3261 §18.4."""
-    async with Listener() as listener:
-        nobody = listener.hop
-    async with Lab() as lab:
-        results = await asyncio.gather(*(lab.node.send(request(), nobody) for _ in range(2)), return_exceptions=True)
-        assert all("no connection" in str(result) for result in results)
-        assert lab.node.connections == 0
-
-
-async def test_a_connection_that_is_not_made_in_time_is_an_error() -> None:
-    """Limits.connect; a listener whose queue is full does not answer."""
-    full = socket.socket()
-    full.bind(("127.0.0.1", 0))
-    full.listen(0)
-    fillers = [socket.socket() for _ in range(3)]
-    for filler in fillers:
-        filler.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            filler.connect(full.getsockname())
-    async with Lab() as lab:
-        sending = asyncio.create_task(lab.node.send(request(), SipPeer("TCP", *full.getsockname())))
-        await turns(20)
-        lab.move(5.1)
-        with pytest.raises(TransportError, match="no connection in 5 s"):
-            await patiently(sending)
-    for sock in (full, *fillers):
-        sock.close()
-
-
-async def test_aclose_ends_a_connection_being_made() -> None:
-    """Nothing is left behind."""
-    full = socket.socket()
-    full.bind(("127.0.0.1", 0))
-    full.listen(0)
-    fillers = [socket.socket() for _ in range(3)]
-    for filler in fillers:
-        filler.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            filler.connect(full.getsockname())
-    lab = await Lab().start()
-    sending = asyncio.create_task(lab.node.send(request(), SipPeer("TCP", *full.getsockname())))
-    await turns(20)
-    await patiently(lab.node.aclose())
-    with pytest.raises((TransportError, asyncio.CancelledError)):
-        await patiently(sending)
-    for sock in (full, *fillers):
-        sock.close()
-
-
-async def test_a_response_whose_connection_is_gone_goes_to_sent_by() -> None:
-    """RFC 3261 §18.2.2."""
-    go = asyncio.Event()
-
-    async def wait(received: Request, peer: SipPeer) -> Response:
-        await go.wait()
-        return make_response(received, 200)
-
-    async with Lab(wait) as lab, Listener() as listener:
+async def test_what_came_before_something_that_is_not_sip_is_answered() -> None:
+    """RFC 3261 §20.14: the stream cannot be cut from there on, up to there it can."""
+    held = Held()
+    async with Lab(held) as lab:
         peer = await TcpPeer.to(lab.tcp)
-        peer.send(register(listener.hop.port, transport="TCP", rport=False))
-        async with asyncio.timeout(PATIENCE):
-            while not lab.node.in_progress:
-                await asyncio.sleep(0)
+        peer.send(asking(2) + b"REGISTER sip:a SIP/2.0\r\n\r\n" + asking(1))
+        await lab.tallies.until("sip_dropped", "malformed-stream")
+        held.go.set()
+        for _ in range(2):
+            assert (await peer.response()).status == 200
+        assert await peer.ended()
+        assert held.calls == 2
         await peer.close()
-        async with asyncio.timeout(PATIENCE):
-            while lab.node.connections:
-                await asyncio.sleep(0)
-        go.set()
-        back = await listener.connection()
-        assert (await back.response()).status == 200
-        await back.close()
 
 
-async def test_a_response_that_cannot_go_anywhere_is_counted() -> None:
-    """RFC 3261 §18.4."""
-    go = asyncio.Event()
-
-    async def wait(received: Request, peer: SipPeer) -> Response:
-        await go.wait()
-        return make_response(received, 200)
-
-    async with Listener() as listener:
-        nobody = listener.hop
-    async with Lab(wait) as lab:
-        peer = await TcpPeer.to(lab.tcp)
-        peer.send(register(nobody.port, transport="TCP", rport=False))
-        async with asyncio.timeout(PATIENCE):
-            while not lab.node.in_progress:
-                await asyncio.sleep(0)
-        await peer.close()
-        async with asyncio.timeout(PATIENCE):
-            while lab.node.connections:
-                await asyncio.sleep(0)
-        go.set()
-        await lab.tallies.until("sip_dropped", "unreachable")
-
-
-async def test_requests_may_go_back_over_a_connection_the_peer_opened() -> None:
-    """A UE behind a NAT is reached over its own flow (RFC 5626 §5.3)."""
+@pytest.mark.parametrize(("pings", "pongs"), [(b"\r\n", b""), (b"\r\n\r\n", b"\r\n"), (b"\r\n" * 6, b"\r\n")])
+async def test_keep_alives_between_messages(pings: bytes, pongs: bytes) -> None:
+    """RFC 5626 §3.5.1, §4.4.1: a double CRLF is answered with one; a single one, and one amid requests, harms nothing."""
     async with Lab(ok) as lab:
         peer = await TcpPeer.to(lab.tcp)
-        peer.send(register(1, transport="TCP"))
+        peer.send(asking(1) + pings + asking(1).replace(b"K0", b"K1"))
         await peer.response()
-        sending = asyncio.create_task(lab.node.send(request(), SipPeer("TCP", "127.0.0.1", peer.port)))
-        peer.send(build_message(make_response(await peer.request(), 200)))
-        assert (await patiently(sending)).status == 200
-        assert lab.node.connections == 1
+        assert (await peer.octets()).endswith(b"\r\n\r\n")
+        peer.send(pings)
+        expected = pongs + pongs if pongs else b""
+        if expected:
+            assert await patiently(peer.reader.readexactly(len(pongs))) == pongs
         await peer.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from collections.abc import Callable
@@ -13,8 +14,9 @@ import pytest
 from keyferry.errors import TransportError
 from keyferry.ports import SipPeer
 from keyferry.protocol.sip.transaction import Timers
+from keyferry.transports import sip_udp
 from keyferry.transports.sip_context import Flow, Limits, SipContext
-from keyferry.transports.sip_udp import BACKLOG, DRAIN, UdpEndpoint, UdpFlow, bind
+from keyferry.transports.sip_udp import BACKLOG, DRAIN, TURN, UdpEndpoint, UdpFlow, bind
 from transports.sipkit import FakeClock, Numbers, Tallies, UdpPeer, patiently, turns
 
 
@@ -24,6 +26,8 @@ class Inbox:
     def __init__(self) -> None:
         self.got: list[tuple[bytes, Flow]] = []
         self.then: Callable[[], None] | None = None
+        self.waits: list[float] = []
+        self.refused: set[bytes] = set()
 
     def received(self, data: bytes, flow: Flow) -> None:
         self.got.append((data, flow))
@@ -32,6 +36,15 @@ class Inbox:
 
     def lost(self, flow: Flow, problem: str) -> None:
         raise AssertionError
+
+    def undelivered(self, data: bytes, flow: Flow) -> None:
+        raise AssertionError
+
+    def waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def shed(self, data: bytes, flow: Flow) -> bool:
+        return data in self.refused
 
 
 class FullSocket:
@@ -50,9 +63,9 @@ class FullSocket:
         return getattr(self._real, name)
 
 
-def endpoint(sock: Any = None) -> tuple[UdpEndpoint, Inbox, Tallies]:
+def endpoint(sock: Any = None, clock: FakeClock | None = None) -> tuple[UdpEndpoint, Inbox, Tallies]:
     tallies, inbox = Tallies(), Inbox()
-    context = SipContext("n", FakeClock(), Numbers(), tallies, tallies, None, Timers(), Limits())
+    context = SipContext("n", clock or FakeClock(), Numbers(), tallies, tallies, None, Timers(), Limits())
     return UdpEndpoint(sock or bind(socket.SOCK_DGRAM, "127.0.0.1", 0), context, inbox), inbox, tallies
 
 
@@ -83,6 +96,59 @@ async def test_a_burst_is_drained_without_starving_the_loop() -> None:
         assert len(inbox.got) >= DRAIN
         await turns(4)
         assert [data for data, _ in inbox.got] == [b"%d" % number for number in range(DRAIN + 10)]
+    end.close()
+
+
+async def test_work_is_done_in_turns_and_the_wait_is_told() -> None:
+    """TURN: other tasks of the loop run between; what was not worked on says how long it has waited."""
+    clock = FakeClock()
+    end, inbox, _ = endpoint(clock=clock)
+
+    def work() -> None:
+        clock.time += TURN
+
+    inbox.then = work
+    with UdpPeer() as peer:
+        for number in range(3):
+            peer.send(b"%d" % number, end.local)
+        seen = []
+        for _ in range(20):
+            await asyncio.sleep(0)
+            seen.append(len(inbox.got))
+        assert {1, 2, 3} <= set(seen)
+        assert [round(wait, 6) for wait in inbox.waits] == [0.0, TURN, 2 * TURN, 0.0]
+    end.close()
+
+
+async def test_what_is_refused_is_refused_as_it_is_read() -> None:
+    """Receiver.shed: it takes no place in the inbox."""
+    end, inbox, _ = endpoint()
+    inbox.refused = {b"no"}
+    with UdpPeer() as peer:
+        for data in (b"no", b"yes", b"no"):
+            peer.send(data, end.local)
+        await turns()
+        assert [data for data, _ in inbox.got] == [b"yes"]
+    end.close()
+
+
+@pytest.mark.parametrize("limit", [("MAX_INBOX", 2), ("MAX_INBOX_OCTETS", 2)])
+async def test_beyond_the_inbox_the_kernel_keeps_or_drops(monkeypatch: pytest.MonkeyPatch, limit: tuple[str, int]) -> None:
+    """MAX_INBOX, MAX_INBOX_OCTETS: memory and waiting are bounded, and nothing is lost while the kernel's buffer lasts."""
+    monkeypatch.setattr(sip_udp, *limit)
+    clock = FakeClock()
+    end, inbox, _ = endpoint(clock=clock)
+
+    def work() -> None:
+        clock.time += TURN
+
+    inbox.then = work
+    with UdpPeer() as peer:
+        for number in range(6):
+            peer.send(b"%d" % number, end.local)
+        await turns(30)
+        assert [data for data, _ in inbox.got] == [b"%d" % number for number in range(6)]
+        assert max(inbox.waits) <= 2 * TURN + 1e-6
     end.close()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from keyferry.errors import AutsRejected, CxError
-from keyferry.ports import Counter, Log, RandomSource, Resync, ServerAssignment, Subscriber, SubscriberStore
+from keyferry.ports import Counter, Log, RandomSource, Resync, ServerAssignment, SubscribedImpu, SubscriberStore, Subscription
 from keyferry.protocol.aka import DELTA, AkaAlgorithm, AuthVector, algorithm_of, generate_vector, split_sqn, sqn_of, verify_auts
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.ifc import InitialFilterCriteria
@@ -60,14 +60,17 @@ class Hss:
     async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str) -> str | None:
         """UAR (§6.1.1): return the S-CSCF assigned. Roaming is allowed everywhere: there is no list of visited networks."""
         del visited_network
-        await self._subscriber(impi, impu)
-        return await self.subscribers.server_name(impi)
+        return (await self._subscription(impi, impu)).server_name
 
     async def multimedia_auth(self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None) -> AuthVector:
         """MAR (§6.3): return one vector with a SEQ never used before, after a resynchronisation if AUTS proves one."""
-        subscriber = await self._subscriber(impi, impu)
+        found = await self.subscribers.with_server_name(impi)
+        if found is None:
+            raise user_unknown()
+        subscriber, assigned = found
+        _check_pair(subscriber.impus, impu)
         algorithm = algorithm_of(subscriber.algorithm, subscriber.k, subscriber.opc)
-        if await self.subscribers.server_name(impi) != server_name:
+        if assigned != server_name:
             await self.subscribers.set_server_name(impi, server_name)
         if resync is not None:
             await self._resynchronise(impi, algorithm, resync)
@@ -77,22 +80,21 @@ class Hss:
 
     async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
         """SAR (§6.1.2): assign the S-CSCF and return the user's profile, or end the assignment."""
-        subscriber = await self._subscriber(impi, impu)
+        subscription = await self._subscription(impi, impu)
         if assignment in ENDS_ASSIGNMENT:
-            if await self.subscribers.server_name(impi) == server_name:
+            if subscription.server_name == server_name:
                 await self.subscribers.set_server_name(impi, None)
             return b""
-        if assignment is not ServerAssignment.NO_ASSIGNMENT and await self.subscribers.server_name(impi) != server_name:
+        if assignment is not ServerAssignment.NO_ASSIGNMENT and subscription.server_name != server_name:
             await self.subscribers.set_server_name(impi, server_name)
-        return self._user_data(subscriber)
+        return self._user_data(impi, subscription)
 
-    async def _subscriber(self, impi: Impi, impu: Impu) -> Subscriber:
-        subscriber = await self.subscribers.get(impi)
-        if subscriber is None:
+    async def _subscription(self, impi: Impi, impu: Impu) -> Subscription:
+        subscription = await self.subscribers.subscription(impi)
+        if subscription is None:
             raise user_unknown()
-        if all(subscribed.impu != impu for subscribed in subscriber.impus):
-            raise identities_dont_match()
-        return subscriber
+        _check_pair(subscription.impus, impu)
+        return subscription
 
     async def _next_seq(self, impi: Impi) -> int:
         counter = await self._counter(impi)
@@ -135,8 +137,13 @@ class Hss:
             counter.ceiling = min(counter.ceiling, seq_ms)
         self.counter.count("hss_resynchronisations")
 
-    def _user_data(self, subscriber: Subscriber) -> bytes:
-        criteria = tuple(self.profiles.get(subscriber.profile, ()))
-        impus = tuple((subscribed.impu, subscribed.barred) for subscribed in subscriber.impus)
+    def _user_data(self, impi: Impi, subscription: Subscription) -> bytes:
+        criteria = tuple(self.profiles.get(subscription.profile, ()))
+        impus = tuple([(subscribed.impu, subscribed.barred) for subscribed in subscription.impus])
         profile = ServiceProfile(impus=impus, criteria=criteria, shared_ifc_sets=())
-        return build_user_profile(UserProfile(impi=subscriber.impi, profiles=(profile,)))
+        return build_user_profile(UserProfile(impi=impi, profiles=(profile,)))
+
+
+def _check_pair(impus: Sequence[SubscribedImpu], impu: Impu) -> None:
+    if all(subscribed.impu != impu for subscribed in impus):
+        raise identities_dont_match()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from keyferry.errors import StoreError
-from keyferry.ports import Document, KeyRecord, PendingPush, Registration, Subscriber, UeState
+from keyferry.ports import Document, KeyRecord, PendingPush, Registration, Subscriber, Subscription, UeState
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
 from keyferry.protocol.ims.keypush import HeldKey, HeldSet, Owner, Push, PushOutcome, after_use, erased, receive, valid
 
@@ -45,6 +45,16 @@ class MemorySubscriberStore:
     async def get(self, impi: Impi) -> Subscriber | None:
         """Return a subscriber."""
         return self._subscribers.get(impi)
+
+    async def with_server_name(self, impi: Impi) -> tuple[Subscriber, str | None] | None:
+        """Return a subscriber and the SIP URI of the S-CSCF assigned."""
+        subscriber = self._subscribers.get(impi)
+        return None if subscriber is None else (subscriber, self._server_names.get(impi))
+
+    async def subscription(self, impi: Impi) -> Subscription | None:
+        """Return what is not secret of a subscriber."""
+        subscriber = self._subscribers.get(impi)
+        return None if subscriber is None else Subscription(subscriber.impus, subscriber.profile, self._server_names.get(impi))
 
     async def all(self) -> Sequence[Subscriber]:
         """Return every subscriber, by IMPI."""

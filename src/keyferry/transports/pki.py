@@ -6,9 +6,12 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import re
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -16,13 +19,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from keyferry.errors import StateError
+from keyferry.errors import ParseError, StateError
 from keyferry.ports import Clock
 
 CA_DAYS = 3650
 LEAF_DAYS = 397  # what browsers accept at most
 RENEW_DAYS = 30  # a certificate with less left is made again at start
 ROLE_OU = "keyferry "  # organizational unit of a leaf: "keyferry as", "keyferry scscf" …
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # TLS 1.2 with forward secrecy; TLS 1.3 has no other
+
+_SIP_DOMAIN = re.compile(r"sip:([A-Za-z0-9.\-]+)(?::[0-9]+)?(?:[;?].*)?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,30 @@ class Certificate:
     key: Path
     not_after: datetime.datetime
     sha256: bytes  # of the DER
+
+
+class PeerIdentity(NamedTuple):
+    """Whom a verified certificate names."""
+
+    names: tuple[str, ...]  # SIP domain identities (RFC 5922 §7.1), lower case, as the certificate lists them
+    role: str  # of a certificate of ours: "scscf", "as" …; "" in one of another CA
+    not_after: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class MutualTls:
+    """The TLS contexts of one function: it proves its own name and role, and trusts one CA alone."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    name: str
+    not_after: float  # of our certificate, seconds since the epoch
+
+    def renew(self, certificate: Certificate) -> MutualTls:
+        """Use a new certificate of the same name from the next handshake on; return what now is known of it."""
+        for context in (self.server, self.client):
+            context.load_cert_chain(certificate.certificate, certificate.key)
+        return MutualTls(self.server, self.client, certificate.name, certificate.not_after.timestamp())
 
 
 class Pki:
@@ -135,6 +165,57 @@ class Pki:
         except (ValueError, TypeError, InvalidSignature):
             return False
         return True
+
+
+def mutual_tls(certificate: Certificate, ca_file: Path, *, clients: ssl.VerifyMode = ssl.CERT_REQUIRED) -> MutualTls:
+    """Return contexts for mutual TLS: 1.2 with forward secrecy, or 1.3; no tickets, no renegotiation.
+
+    The peer's chain is verified here, its name is not: whoever uses the client context compares it (RFC 5922 §7.2, which OpenSSL's own
+    comparison does not follow: a SIP URI goes before DNS names, and a wildcard means nothing). `clients` other than CERT_REQUIRED lets
+    clients without a certificate in, such as phones. Raises StateError.
+    """
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    server.verify_mode = clients
+    server.num_tickets = 0
+    for context in (server, client):
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(CIPHERS)
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        try:
+            context.load_cert_chain(certificate.certificate, certificate.key)
+            context.load_verify_locations(ca_file)
+        except OSError as problem:
+            raise StateError(
+                str(certificate.certificate), "does not go with its key and CA", "Move it away; it is made again at the next start"
+            ) from problem
+    return MutualTls(server, client, certificate.name, certificate.not_after.timestamp())
+
+
+def peer_identity(der: bytes) -> PeerIdentity:
+    """Read whom a certificate names (RFC 5922 §7.1): hosts of `sip:` URIs without user part, only else DNS names, never the common name.
+
+    The chain must have been verified. Raises ParseError.
+    """
+    try:
+        found = x509.load_der_x509_certificate(der)
+        units = [str(one.value) for one in found.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)]
+        names = _sip_domains(found)
+    except ValueError as problem:
+        raise ParseError("certificate", "not X.509, or with names that cannot be read") from problem
+    roles = [unit.removeprefix(ROLE_OU) for unit in units if unit.startswith(ROLE_OU)]
+    return PeerIdentity(names, roles[0] if len(roles) == 1 else "", found.not_valid_after_utc.timestamp())
+
+
+def _sip_domains(found: x509.Certificate) -> tuple[str, ...]:
+    try:
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    uris = (_SIP_DOMAIN.fullmatch(uri) for uri in names.get_values_for_type(x509.UniformResourceIdentifier))
+    domains = [uri.group(1) for uri in uris if uri is not None]
+    return tuple(domain.lower().rstrip(".") for domain in domains or names.get_values_for_type(x509.DNSName))
 
 
 def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:

@@ -22,12 +22,14 @@ class Limits:
     retry_after: int = 2  # seconds, in that 503
     completed: int = 400_000  # responses kept for timer J: 32 s at 6,000 registrations a second
     completed_octets: int = 256 * 1024 * 1024
-    connections: int = 2_000  # TCP, both directions
+    connections: int = 2_000  # TCP and as many TLS, both directions
     idle: float = 180.0  # seconds after which a TCP connection without traffic is closed
     partial: float = 32.0  # seconds a TCP peer may take for one message: 64*T1
-    connect: float = 5.0  # seconds to establish a TCP connection
+    connect: float = 5.0  # seconds to establish a connection, TLS and all
+    handshake: float = 5.0  # seconds a TLS client may take to shake hands
     datagram: int = 1_300  # octets above which a request goes over TCP: RFC 3261 §18.1.1, path MTU unknown
-    pipelined: int = 64  # requests in progress of one TCP connection before it is read no further
+    pipelined: int = 64  # requests in progress of one connection before others wait; as many wait before it is read no further
+    expiry_warning: float = 14 * 86_400.0  # seconds before a certificate ends in which the log says so, once a day
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,20 @@ class Flow(Protocol):
 class Receiver(Protocol):
     """Who takes what the sockets receive; no method raises."""
 
+    def waited(self, seconds: float) -> None:
+        """Note how long a datagram has waited for its turn."""
+
+    def shed(self, data: bytes, flow: Flow) -> bool:
+        """Refuse a message at once if the node is overloaded and the message may be refused; `received` asks this, too."""
+
     def received(self, data: bytes, flow: Flow) -> None:
         """Take one datagram, or one message of a stream."""
 
     def lost(self, flow: Flow, problem: str) -> None:
         """Take the end of a connection."""
+
+    def undelivered(self, data: bytes, flow: Flow) -> None:
+        """Take back a response whose peer had ended the connection."""
 
 
 def not_listening(transport: str) -> TransportError:

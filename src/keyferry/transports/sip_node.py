@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One SIP element without dialogs: UDP and TCP, client and server (RFC 3261 §8, §17, §18)."""
+"""One SIP element without dialogs: UDP, TCP and TLS, client and server (RFC 3261 §8, §17, §18)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from keyferry.errors import LocalProtocolError, ParseError, TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource, SipHandler, SipObserver, SipPeer
 from keyferry.protocol.sip.headers import Via, build_via
 from keyferry.protocol.sip.message import Request, Response, build_message, parse_message
+from keyferry.protocol.sip.overload import Load, OverloadPolicy, is_initial_register
 from keyferry.protocol.sip.transaction import Timers
+from keyferry.transports.pki import MutualTls
 from keyferry.transports.sip_client import SipClientSide
 from keyferry.transports.sip_context import Check, Flow, Limits, SipContext, not_listening
+from keyferry.transports.sip_overload import OverloadGate, Sheddable
 from keyferry.transports.sip_server import SipServer
-from keyferry.transports.sip_tcp import WILDCARDS, TcpTransport
+from keyferry.transports.sip_tcp import WILDCARDS, TcpConnection, TcpTransport
+from keyferry.transports.sip_tls import TlsTransport
 from keyferry.transports.sip_udp import UdpEndpoint, UdpFlow, bind
 
 SAME_PORT_ATTEMPTS: Final = 16
@@ -41,10 +45,15 @@ class SipNode:
         counter: Counter | None = None,
         timers: Timers | None = None,
         limits: Limits | None = None,
+        overload: OverloadPolicy | None = None,
+        sheddable: Sheddable = is_initial_register,
     ) -> None:
+        """With an overload policy, messages that `sheddable` says yes to get 503 while there is too much to do."""
         self._context = SipContext(name, clock, random, log, counter, observer, timers or Timers(), limits or Limits())
         self._tcp = TcpTransport(self._context, self)
-        self._server = SipServer(self._context, handler, self._tcp)
+        self._tls: TlsTransport | None = None
+        self._server = SipServer(self._context, handler)
+        self._gate = None if overload is None else OverloadGate(self._context, overload, sheddable, lambda: self._server.in_progress)
         self._client = SipClientSide(self._context)
         self._udp: list[UdpEndpoint] = []
         self._sent_by: list[tuple[socket.AddressFamily, SipPeer, str]] = []  # family, what Via says, host to connect from
@@ -63,39 +72,53 @@ class SipNode:
 
     @property
     def connections(self) -> int:
-        """How many TCP connections are open."""
-        return len(self._tcp)
+        """How many TCP and TLS connections are open."""
+        return len(self._tcp) + (len(self._tls) if self._tls else 0)
+
+    @property
+    def load(self) -> Load:
+        """What the overload control thinks; CALM without one."""
+        return Load.CALM if self._gate is None else self._gate.state
 
     async def listen(
-        self, host: str, port: int, transports: Sequence[str] = ("UDP", "TCP"), *, advertise: str | None = None
+        self,
+        host: str,
+        port: int,
+        transports: Sequence[str] = ("UDP", "TCP"),
+        *,
+        advertise: str | None = None,
+        tls: MutualTls | None = None,
     ) -> list[SipPeer]:
         """Listen on a port of `host`; 0 picks one that is free for all `transports`. Return what Via will say, one for each.
 
-        `advertise` is the host others reach us at, needed with a wildcard address. Raises TransportError that says what to do.
+        TLS takes the port after that of the others, as 5061 is after 5060, or any free one for 0. `tls` is what this node shows and
+        trusts, given once; requests may then go over TLS whether or not it listens with it. `advertise` is the host others reach us at,
+        needed with a wildcard address. Raises TransportError that says what to do.
         """
+        if tls is not None and self._tls is None:
+            self._tls = TlsTransport(self._context, self, tls)
+        if "TLS" in transports and self._tls is None:
+            raise TransportError(host, "TLS needs a certificate; give `tls`")
         sockets = _bind(host, port, transports)
-        bound = sockets[0].getsockname()
+        bound = sockets[0][1].getsockname()
         if bound[0] in WILDCARDS and advertise is None:
-            for sock in sockets:
+            for _, sock in sockets:
                 sock.close()
             raise TransportError(host, "a wildcard address says nobody where to answer; give the address to advertise")
-        found: list[SipPeer] = []
-        for sock in sockets:
-            stream = sock.type is socket.SOCK_STREAM
-            peer = SipPeer("TCP" if stream else "UDP", advertise or bound[0], bound[1])
-            if stream:
-                await self._tcp.listen(sock)
-            else:
-                self._udp.append(UdpEndpoint(sock, self._context, self))
-            self._sent_by.append((sock.family, peer, "" if bound[0] in WILDCARDS else bound[0]))
-            found.append(peer)
-        return found
+        return [await self._serve(transport, sock, advertise) for transport, sock in sockets]
+
+    def renew(self, tls: MutualTls) -> None:
+        """Note that the certificate was renewed (MutualTls.renew): warnings about the old one end."""
+        if self._tls is not None:
+            self._tls.tls = tls
 
     async def send(self, request: Request, hop: SipPeer, *, check: Check | None = None) -> Response:
         """Send a request and return the final response without our Via.
 
         Adds the top Via, retransmits over UDP, and uses TCP for a request over 1,300 octets whatever `hop` says (RFC 3261 §18.1.1;
-        it does not fall back to UDP). `check` is called with the numeric destination before every transmission and may raise.
+        it does not fall back to UDP). To a hop over TLS, whose `name` or else host name must be in its certificate, everything goes over
+        TLS. `check` is called with the numeric destination, over TLS with its verified name and role, before every transmission and may
+        raise.
         Raises TransportError (no answer within 64*T1, or no connection), LocalProtocolError, and what `check` raises.
         """
         if self._closed:
@@ -109,11 +132,11 @@ class SipNode:
             if len(data) <= self._context.limits.datagram:
                 return await self._client.run(outgoing, data, via, self._udp_flow(family, peer), check)
             peer = peer._replace(transport="TCP")
-        sent_by, local_host = self._own("TCP", family)
-        outgoing, data, via = self._prepared(request, "TCP", sent_by)
-        if check is not None:
-            check(peer)  # before a connection is made, too
-        connection = await self._tcp.connection(peer, local_host)
+        sent_by, local_host = self._own(peer.transport, family)
+        outgoing, data, via = self._prepared(request, peer.transport, sent_by)
+        if check is not None and peer.transport == "TCP":
+            check(peer)  # before a connection is made, too; over TLS, who it is with must be known first
+        connection = await self._stream(peer, local_host)
         return await self._client.run(outgoing, data, via, connection, check)
 
     def tick(self) -> int:
@@ -128,6 +151,10 @@ class SipNode:
         for endpoint in self._udp:
             endpoint.close()
         await self._tcp.aclose()
+        if self._tls is not None:
+            await self._tls.aclose()
+        if self._gate is not None:
+            self._gate.close()
         self._context.deadlines.close()
 
     # ---- sip_context.Receiver
@@ -135,7 +162,8 @@ class SipNode:
     def received(self, data: bytes, flow: Flow) -> None:
         """Take a datagram or a message of a stream; nothing that it holds stops the listener."""
         try:
-            self._take(data, flow)
+            if not self.shed(data, flow):
+                self._take(data, flow)
         except Exception as problem:  # the shell's last line: a bug of ours costs one message
             self._context.count("sip_dropped", "internal-error")
             self._context.log.warning("sip-internal-error", node=self._context.name, problem=type(problem).__name__)
@@ -144,7 +172,41 @@ class SipNode:
         """Take the end of a connection."""
         self._client.lost(flow, problem)
 
+    def undelivered(self, data: bytes, flow: Flow) -> None:
+        """Take back a response whose peer had ended the connection."""
+        self._server.undelivered(data, flow)
+
+    def shed(self, data: bytes, flow: Flow) -> bool:
+        """Refuse a message at once if there is too much to do and it may be refused."""
+        gate = self._gate
+        if gate is None or not gate.sheds(data):
+            return False
+        self._server.shed(data, flow, gate)
+        return True
+
+    def waited(self, seconds: float) -> None:
+        """Note how long a datagram has waited for its turn."""
+        if self._gate is not None:
+            self._gate.waited(seconds)
+
     # ---- inside
+
+    async def _serve(self, transport: str, sock: socket.socket, advertise: str | None) -> SipPeer:
+        bound = sock.getsockname()
+        peer = SipPeer(transport, advertise or bound[0], bound[1])
+        if transport == "UDP":
+            self._udp.append(UdpEndpoint(sock, self._context, self))
+        else:
+            await (self._tls if transport == "TLS" and self._tls is not None else self._tcp).listen(sock)
+        self._sent_by.append((sock.family, peer, "" if bound[0] in WILDCARDS else bound[0]))
+        return peer
+
+    async def _stream(self, peer: SipPeer, local_host: str) -> TcpConnection:
+        if peer.transport == "TCP":
+            return await self._tcp.connection(peer, local_host)
+        if self._tls is None:
+            raise TransportError(str(peer), "this node has no certificate for TLS; give `tls` to listen()")
+        return await self._tls.connection(peer, local_host)
 
     def _take(self, data: bytes, flow: Flow) -> None:
         try:
@@ -166,8 +228,12 @@ class SipNode:
         return outgoing, build_message(outgoing), via
 
     async def _address(self, hop: SipPeer) -> tuple[socket.AddressFamily, SipPeer]:
-        if hop.transport not in ("UDP", "TCP"):
+        if hop.transport not in ("UDP", "TCP", "TLS"):
             raise TransportError(str(hop), "a transport this node does not have")
+        if hop.transport == "TLS":
+            hop = hop._replace(name=(hop.name or hop.host).lower().rstrip("."))
+        elif hop.name or hop.role:
+            hop = hop._replace(name="", role="")
         host = hop.host.strip("[]")
         if host not in self._numeric:
             try:
@@ -195,7 +261,7 @@ class SipNode:
         for peer, local_host in same_family:
             if peer.transport == transport:
                 return peer, local_host
-        if transport == "TCP" and same_family:
+        if transport != "UDP" and same_family:
             return same_family[0]  # responses come back on the connection we open
         raise not_listening(transport)
 
@@ -206,19 +272,20 @@ class SipNode:
         raise not_listening("UDP")
 
 
-def _bind(host: str, port: int, transports: Sequence[str]) -> list[socket.socket]:
-    kinds = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
+def _bind(host: str, port: int, transports: Sequence[str]) -> list[tuple[str, socket.socket]]:
+    kinds = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM, "TLS": socket.SOCK_STREAM}
     if not transports or any(transport not in kinds for transport in transports):
-        raise TransportError(host, "transports are UDP and TCP")
+        raise TransportError(host, "transports are UDP, TCP and TLS")
     for _ in range(SAME_PORT_ATTEMPTS):
-        sockets: list[socket.socket] = []
+        sockets: list[tuple[str, socket.socket]] = []
         try:
             for transport in transports:
-                chosen = sockets[0].getsockname()[1] if sockets else port
-                sockets.append(bind(kinds[transport], host, chosen))
+                shared = [sock.getsockname()[1] for other, sock in sockets if (other == "TLS") is (transport == "TLS")]
+                chosen = shared[0] if shared else port + 1 if port and transport == "TLS" and set(transports) != {"TLS"} else port
+                sockets.append((transport, bind(kinds[transport], host, chosen)))
             return sockets
         except TransportError:
-            for sock in sockets:
+            for _, sock in sockets:
                 sock.close()
             if port != 0 or not sockets:
                 raise

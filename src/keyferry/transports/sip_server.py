@@ -13,23 +13,32 @@ from keyferry.ports import SipHandler
 from keyferry.protocol.sip.completed import CompletedResponses
 from keyferry.protocol.sip.grammar import with_parameter
 from keyferry.protocol.sip.headers import Via, build_via, top_via
-from keyferry.protocol.sip.message import Request, Response, build_message, check_request, make_response, salvage_request, with_to_tag
+from keyferry.protocol.sip.message import (
+    Request,
+    Response,
+    build_message,
+    check_request,
+    make_response,
+    parse_message,
+    salvage_request,
+    with_to_tag,
+)
 from keyferry.protocol.sip.transaction import ServerTransaction, server_key
 from keyferry.transports.sip_context import Flow, SipContext
-from keyferry.transports.sip_tcp import TcpConnection, TcpTransport
+from keyferry.transports.sip_overload import OverloadGate
+from keyferry.transports.sip_tcp import TcpConnection
 from keyferry.transports.sip_udp import UdpFlow
 
 DEFAULT_PORT = 5060
-"""RFC 3261 §18.2.2, for UDP and TCP."""
+"""RFC 3261 §18.2.2, for UDP."""
 
 
 class SipServer:
     """Run a handler for each new request and keep its answer for the retransmissions."""
 
-    def __init__(self, context: SipContext, handler: SipHandler | None, tcp: TcpTransport) -> None:
+    def __init__(self, context: SipContext, handler: SipHandler | None) -> None:
         self._context = context
         self._handler = handler
-        self._tcp = tcp
         self._secret = context.random.octets(32)
         self._active: dict[int, ServerTransaction] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,12 +76,35 @@ class SipServer:
             self._context.saw(flow, octets, request, outgoing=False)
             self._begin(key, request, flow, back)
 
+    def shed(self, data: bytes, flow: Flow, gate: OverloadGate) -> None:
+        """Answer 503 without a transaction (RFC 3261 §21.5.4), and without parsing where the message has the usual form."""
+        short = gate.refusal(data, flow)
+        if short is not None:
+            try:
+                (UdpFlow(flow.endpoint, flow.host, short.port) if isinstance(flow, UdpFlow) else flow).send(short.data)
+            except KeyferryError:
+                self._context.count("sip_dropped", "unreachable")
+            return
+        try:
+            request = parse_message(data)
+        except ParseError as problem:
+            self.malformed(data, flow, problem.status)
+            return
+        if isinstance(request, Request):
+            self._refuse(request, flow, 503, (("Retry-After", str(gate.retry_after)),))
+
     def malformed(self, data: bytes, flow: Flow, status: int) -> None:
         """Answer octets that are no message if they hold what an answer needs; else drop them."""
         self._context.count("sip_dropped", "malformed")
         request = salvage_request(data)
         if request is not None:
             self._refuse(request, flow, status)
+
+    def undelivered(self, data: bytes, flow: Flow) -> None:
+        """Send a response again, over a new connection (RFC 3261 §18.2.2)."""
+        response = parse_message(data)
+        if isinstance(flow, TcpConnection) and isinstance(response, Response):
+            self._run(self._send_anew(response, data, flow))
 
     async def aclose(self) -> None:
         """Cancel the handlers at work."""
@@ -191,7 +223,7 @@ class SipServer:
         # §18.2.2: the connection is gone, so one is opened to the same host, at the port in sent-by
         try:
             via, _ = top_via(response.get("Via") or "")
-            flow = await self._tcp.connection(back.peer._replace(port=via.port or DEFAULT_PORT), back.local_host)
+            flow = await back.again(via.port)
             flow.send(data)
         except KeyferryError:
             self._context.count("sip_dropped", "unreachable")
@@ -229,8 +261,5 @@ class SipServer:
 
 
 def _with_top_via(request: Request, via: Via) -> Request:
-    headers = list(request.headers)
-    place = next(number for number, row in enumerate(headers) if row[0] == "Via")
-    _, rest = top_via(headers[place][1])
-    headers[place] = ("Via", f"{build_via(via)}, {rest}" if rest else build_via(via))
-    return request.with_headers(headers)
+    _, rest = top_via(request.get("Via") or "")
+    return request.with_first("Via", f"{build_via(via)}, {rest}" if rest else build_via(via))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from typing import Final, cast
 
 from keyferry.errors import ParseError, TransportError
@@ -12,33 +13,45 @@ from keyferry.ports import SipPeer
 from keyferry.protocol.sip.framing import StreamFramer
 from keyferry.transports.sip_context import Receiver, SipContext
 
+CLOSED: Final = "the connection was closed"
 HIGH_WATER: Final = 256 * 1024
 """Octets waiting to be sent above which a connection is read no further."""
 WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
 """Addresses that mean any."""
 MAX_BACKLOG: Final = 1024 * 1024
 """Octets waiting to be sent above which a connection is given up: its peer does not read."""
+LINGER: Final = 0.2
+"""Seconds after the last answer to a peer that ended its half, in which a reset says that it had ended both."""
+MAX_TURN: Final = 64
+"""Requests of one connection in one turn of the loop: the others have theirs."""
 
 
 class TcpConnection(asyncio.Protocol):
-    """One connection; a Flow."""
+    """One connection; a Flow. Requests wait here while too many are in progress; a peer that stops sending still gets its answers."""
+
+    kind = "TCP"
+    default_port = 5060
 
     def __init__(self, owner: TcpTransport, local_host: str, *, outgoing: SipPeer | None = None) -> None:
         self._owner = owner
         self.local_host = local_host  # as asked for: "" is any
         self._framer = StreamFramer()
         self._transport: asyncio.Transport | None = None
+        self._queue: deque[bytes] = deque()
+        self._taking = False
         self._pongs = 0
         self._in_progress = 0
         self._writable = True
         self._reading = True
         self._active_at = 0.0
         self._partial_since: float | None = None
-        self.problem = "the connection was closed"
+        self._last: list[bytes] = []  # sent since the peer ended its half
+        self.problem = CLOSED
+        self.finished = False  # the peer sends no more, or we listen no more: what is in progress is answered, then it is closed
         self.closed = False
         self.given_up = False  # we ended it, and want no other in its place
-        self.peer = outgoing or SipPeer("TCP", "", 0)
-        self.local = SipPeer("TCP", "", 0)
+        self.peer = outgoing or SipPeer(self.kind, "", 0)
+        self.local = SipPeer(self.kind, "", 0)
 
     def send(self, data: bytes) -> None:
         """Send a message. Raises TransportError."""
@@ -49,22 +62,32 @@ class TcpConnection(asyncio.Protocol):
             self.abort("the peer does not read what we send")
             raise TransportError(str(self.peer), self.problem)
         self._active_at = self._owner.context.clock.monotonic()
-        transport.write(data)
+        if self.finished:
+            self._last.append(data)
+        self._put(data)
+
+    async def ready(self) -> None:
+        """Wait until the connection may be used. Raises TransportError."""
+
+    async def again(self, port: int | None) -> TcpConnection:
+        """Return a connection to the same peer at the port in its sent-by, None: the default (RFC 3261 §18.2.2). Raises TransportError."""
+        return await self._owner.connection(self.peer._replace(port=port or self.default_port), self.local_host)
 
     def begun(self) -> None:
-        """Note that a request of this connection is in progress; too many, and it is read no further."""
+        """Note that a request of this connection is in progress; too many, and others wait."""
         self._in_progress += 1
-        self._throttle()
 
     def ended(self) -> None:
         """Note that it no longer is."""
         self._in_progress -= 1
-        self._throttle()
+        if not self._taking:
+            self._take()
 
     def abort(self, problem: str) -> None:
         """Close without ceremony."""
         self.problem = problem
         self.given_up = True
+        self._queue.clear()
         if self._transport is not None:
             self._transport.abort()
 
@@ -89,33 +112,21 @@ class TcpConnection(asyncio.Protocol):
         stream = self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its bases
         peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         if peer and local:
-            self.peer = SipPeer("TCP", peer[0], peer[1])
-            self.local = SipPeer("TCP", local[0], local[1])
+            self.peer = self.peer._replace(host=peer[0], port=peer[1])
+            self.local = SipPeer(self.kind, local[0], local[1])
         stream.set_write_buffer_limits(high=HIGH_WATER)
         self._active_at = self._owner.context.clock.monotonic()
-        self._owner.made(self)
+        if self._owner.admitted(self):
+            self._opened()
 
     def data_received(self, data: bytes) -> None:
-        """Cut the stream and pass the messages on."""
-        now = self._owner.context.clock.monotonic()
-        self._active_at = now
-        try:
-            messages = self._framer.feed(data)
-        except ParseError:
-            messages = []
-        for message in messages:
-            self._owner.receiver.received(message, self)
-        if messages or not self._framer.partial:
-            self._partial_since = None
-        if self._framer.partial and self._partial_since is None:
-            self._partial_since = now
-        if self._framer.problem is not None:
-            self._owner.context.count("sip_dropped", "malformed-stream")
-            self.abort("the peer sent something that is not SIP")
-        elif self._framer.pings > self._pongs and not self.closed:
-            self._pongs = self._framer.pings  # one answer for the pings of one read is enough
-            if self._transport is not None and self._writable:
-                self._transport.write(b"\r\n")
+        """Take octets of the network."""
+        self._octets(data)
+
+    def eof_received(self) -> bool:
+        """Take the end of what the peer sends; true keeps our half open until the answers it waits for are sent."""
+        self._finish(CLOSED)
+        return self._busy or bool(self._last)
 
     def pause_writing(self) -> None:
         """Stop taking work from a peer that does not take our answers."""
@@ -125,17 +136,102 @@ class TcpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on."""
         self._writable = True
-        self._throttle()
+        self._take()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owner."""
         self.closed = True
-        if isinstance(exc, OSError) and exc.strerror:
+        self._queue.clear()
+        if isinstance(exc, OSError) and exc.strerror and not self.given_up:
             self.problem = exc.strerror
         self._owner.lost(self)
 
+    # ---- inside
+
+    @property
+    def _busy(self) -> bool:
+        return self._in_progress > 0 or bool(self._queue)
+
+    def _opened(self) -> None:
+        self._owner.usable(self)
+
+    def _put(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def _octets(self, data: bytes) -> None:
+        """Cut the stream into messages and pass on as many as may be in progress."""
+        if self.finished:
+            return
+        now = self._owner.context.clock.monotonic()
+        self._active_at = now
+        try:
+            messages = self._framer.feed(data)
+        except ParseError:
+            messages = []
+        for message in messages:
+            if message.startswith(b"SIP/"):
+                self._owner.receiver.received(message, self)  # a response waits for nobody: somebody waits for it
+            else:
+                self._queue.append(message)
+        if not self._framer.partial:
+            self._partial_since = None
+        elif messages or self._partial_since is None:
+            self._partial_since = now
+        self._pong()
+        if self._framer.problem is not None:
+            self._owner.context.count("sip_dropped", "malformed-stream")
+            self.given_up = True
+            self._finish("the peer sent something that is not SIP")
+        self._take()
+
+    def _pong(self) -> None:
+        if self._framer.pings > self._pongs:
+            self._pongs = self._framer.pings  # one answer for the pings of one read is enough
+            if self._writable and not self.closed:
+                self._put(b"\r\n")
+
+    def _take(self) -> None:
+        """Pass on requests that wait, a turn's worth."""
+        left, limit = MAX_TURN, self._owner.context.limits.pipelined
+        self._taking = True
+        while self._queue and self._in_progress < limit and self._writable and left and not self.closed:
+            left -= 1
+            self._owner.receiver.received(self._queue.popleft(), self)
+        self._taking = False
+        if not left and self._queue:
+            asyncio.get_running_loop().call_soon(self._take)
+        if self.finished and not self._busy and not self.closed:
+            self._leave()
+        self._throttle()
+
+    def _leave(self) -> None:
+        """Close, and if answers were sent to a peer that ended its half, first learn whether it had ended both (RFC 3261 §18.2.2)."""
+        if self._last and not self.given_up:
+            self._owner.context.deadlines.after(LINGER, self._left)
+        else:
+            self.close()
+
+    def _left(self) -> None:
+        sock = None if self._transport is None or self.closed else self._transport.get_extra_info("socket")
+        if sock is not None and not self._busy and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            last, self._last = self._last, []
+            self.abort(CLOSED)
+            for data in last:
+                self._owner.receiver.undelivered(data, self)
+        elif not self._busy:
+            self.close()
+
+    def _finish(self, problem: str) -> None:
+        """Read no more; whoever waits for a response here waits in vain."""
+        if not self.finished:
+            self.finished = True
+            self.problem = problem
+            self._owner.unusable(self)
+            self._throttle()
+
     def _throttle(self) -> None:
-        wanted = self._writable and self._in_progress < self._owner.context.limits.pipelined
+        wanted = self._writable and len(self._queue) < self._owner.context.limits.pipelined and not self.finished
         if wanted is self._reading or self._transport is None or self.closed or self._transport.is_closing():
             return
         self._reading = wanted
@@ -165,7 +261,7 @@ class TcpTransport:
         """Accept connections on a listening socket."""
         host = sock.getsockname()[0]
         local_host = "" if host in WILDCARDS else host
-        server = await asyncio.get_running_loop().create_server(lambda: TcpConnection(self, local_host), sock=sock)
+        server = await asyncio.get_running_loop().create_server(lambda: self._connection(local_host, None), sock=sock)
         self._servers.append(server)
 
     async def connection(self, peer: SipPeer, local_host: str) -> TcpConnection:
@@ -173,10 +269,16 @@ class TcpTransport:
 
         Raises TransportError.
         """
-        key = (peer, local_host)
+        found = await self._found(peer, local_host)
+        if peer.role and found.peer.role != peer.role:
+            raise TransportError(str(peer), f"its certificate is not one of the role {peer.role}")
+        return found
+
+    async def _found(self, peer: SipPeer, local_host: str) -> TcpConnection:
         known = self.known(peer, local_host)
         if known is not None:
             return known
+        key = _key(peer, local_host)
         opening = self._opening.get(key)
         if opening is None:
             if len(self._connections) + len(self._opening) >= self.context.limits.connections:
@@ -188,8 +290,8 @@ class TcpTransport:
 
     def known(self, peer: SipPeer, local_host: str) -> TcpConnection | None:
         """Return the open connection to a peer, whoever opened it."""
-        found = self._by_peer.get((peer, local_host))
-        return None if found is None or found.closed or found.given_up else found
+        found = self._by_peer.get(_key(peer, local_host))
+        return None if found is None or found.closed or found.given_up or found.finished else found
 
     async def aclose(self) -> None:
         """Close listeners and connections."""
@@ -211,25 +313,36 @@ class TcpTransport:
 
     # ---- called by connections
 
-    def made(self, connection: TcpConnection) -> None:
+    def admitted(self, connection: TcpConnection) -> bool:
         """Take in a new connection, or refuse it above the limit."""
         if self._closed or len(self._connections) >= self.context.limits.connections:
             self.context.count("sip_dropped", "too-many-connections")
             connection.abort("too many connections are open")
-            return
+            return False
         self._connections.add(connection)
-        self._by_peer[(connection.peer, connection.local_host)] = connection
         self._sweep_later()
+        return True
 
-    def lost(self, connection: TcpConnection) -> None:
-        """Forget a connection."""
-        self._connections.discard(connection)
-        key = (connection.peer, connection.local_host)
+    def usable(self, connection: TcpConnection) -> None:
+        """Let requests to its peer use a connection."""
+        self._by_peer[_key(connection.peer, connection.local_host)] = connection
+
+    def unusable(self, connection: TcpConnection) -> None:
+        """Let no request use it any more, and fail those that wait for a response on it."""
+        key = _key(connection.peer, connection.local_host)
         if self._by_peer.get(key) is connection:
             del self._by_peer[key]
         self.receiver.lost(connection, connection.problem)
 
+    def lost(self, connection: TcpConnection) -> None:
+        """Forget a connection."""
+        self._connections.discard(connection)
+        self.unusable(connection)
+
     # ---- inside
+
+    def _connection(self, local_host: str, outgoing: SipPeer | None) -> TcpConnection:
+        return TcpConnection(self, local_host, outgoing=outgoing)
 
     async def _open(self, peer: SipPeer, local_host: str) -> TcpConnection:
         loop = asyncio.get_running_loop()
@@ -245,11 +358,9 @@ class TcpTransport:
         deadline = self.context.deadlines.after(self.context.limits.connect, expire)
         try:
             _, connection = await loop.create_connection(
-                lambda: TcpConnection(self, local_host, outgoing=peer),
-                peer.host,
-                peer.port,
-                local_addr=(local_host, 0) if local_host else None,
+                lambda: self._connection(local_host, peer), peer.host, peer.port, local_addr=(local_host, 0) if local_host else None
             )
+            await connection.ready()
         except OSError as problem:
             raise TransportError(str(peer), f"no connection: {problem.strerror or type(problem).__name__}") from problem
         except asyncio.CancelledError:
@@ -279,3 +390,8 @@ class TcpTransport:
                 self.context.count("sip_dropped", "idle-connection")
                 connection.abort("the connection was idle, or a message took too long")
         self._sweep_later()
+
+
+def _key(peer: SipPeer, local_host: str) -> tuple[SipPeer, str]:
+    """Say which connections are the same: to one address, over TLS to one verified name, whatever role it was asked to have."""
+    return (peer._replace(role="") if peer.role else peer), local_host

@@ -67,7 +67,7 @@ class TestReading:
         assert read_register(register()) == RegisterView(
             impi=ALICE, impu=Impu("sip:Alice@home1.net"), credentials=FIRST, contact=CONTACT, contact_uri="sip:alice@192.0.2.1",
             reg=reg_of("<urn:uuid:1>"), release=6, expires=600, every_contact=False, call_id="c1", cseq=7,
-            path=("<sip:pcscf1.visited1.net;lr>",), source="192.0.2.1",
+            path=("<sip:pcscf1.visited1.net;lr>",), bottom_via=register().all("Via")[-1],
         )  # fmt: skip
 
     def test_the_contacts_own_lifetime_goes_before_the_header(self) -> None:

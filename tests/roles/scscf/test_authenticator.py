@@ -26,7 +26,7 @@ ALICE, BOB = Impi("alice@home1.net"), Impi("bob@home1.net")
 EMPTY = Credentials(ALICE, REALM, "", "sip:home1.net", "")
 SM1 = RegisterView(
     ALICE, Impu("sip:alice@home1.net"), EMPTY, "<sip:a@192.0.2.1>", "sip:a@192.0.2.1", Reg("r" * 12), 6, 600, False, "c", 1, (),
-    "192.0.2.1:5060",
+    "SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bKu",
 )  # fmt: skip
 
 

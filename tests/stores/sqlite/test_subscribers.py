@@ -38,6 +38,30 @@ async def test_a_column_taken_from_another_row_breaks_the_seal(store: SqliteSubs
         await store.all()
 
 
+@pytest.mark.parametrize("column", ["keys", *subscribers.KEYS.bound[1:]])
+async def test_a_row_that_was_opened_is_opened_again_once_it_has_changed(
+    store: SqliteSubscriberStore, database: Database, column: str
+) -> None:
+    """DESIGN §3: what is remembered of a row vouches for that row only."""
+    await store.add(subscriber(1))
+    await store.add(subscriber(2, algorithm="tuak", amf=b"\0\0", profile="other"))
+    assert await store.subscription(subscriber(1).impi) == await store.subscription(subscriber(1).impi)
+    execute(database.path, f"UPDATE subscriber SET {column} = (SELECT {column} FROM subscriber WHERE id = 2) WHERE id = 1")
+    with pytest.raises(SealError):
+        await store.subscription(subscriber(1).impi)
+
+
+async def test_rows_that_were_opened_are_forgotten_again(store: SqliteSubscriberStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscribers, "MAX_OPENED", 2)
+    for number in (1, 2, 3):
+        await store.add(subscriber(number))
+    for number in (1, 2, 1, 3, 1, 2):
+        found = await store.subscription(subscriber(number).impi)
+        assert found is not None
+        assert found.impus == subscriber(number).impus
+    assert len(store._opened) == 2
+
+
 async def test_a_row_renamed_breaks_the_seal(store: SqliteSubscriberStore, database: Database) -> None:
     """DESIGN §3."""
     await store.add(subscriber(1))

@@ -47,7 +47,16 @@ class RegisterView(NamedTuple):
     call_id: str
     cseq: int
     path: tuple[str, ...]
-    source: str  # where the UE sent from, as its P-CSCF saw it
+    bottom_via: str  # the last Via row
+
+    @property
+    def source(self) -> str:
+        """Where the UE sent from, as its P-CSCF saw or confirmed it (RFC 3261 §18.2.1); without the port, which is cheap to change.
+
+        Raises ParseError.
+        """
+        via = parse_via_list(self.bottom_via)[-1]
+        return via.received or via.host
 
 
 def read_register(request: Request) -> RegisterView:
@@ -77,7 +86,7 @@ def read_register(request: Request) -> RegisterView:
     return RegisterView(
         impi=impi, impu=impu, credentials=credentials, contact=contact, contact_uri=uri, reg=reg, release=release, expires=expires,
         every_contact=every, call_id=request.get("Call-ID") or "", cseq=parse_cseq(request.get("CSeq") or "").number, path=path,
-        source=_source(request),
+        bottom_via=request.all("Via")[-1],
     )  # fmt: skip
 
 
@@ -202,9 +211,3 @@ def _credentials(request: Request) -> Credentials | None:
     if len(values) > 1:
         raise ParseError("Authorization", "more than one")
     return parse_credentials(values[0]) if values else None
-
-
-def _source(request: Request) -> str:
-    """Name the UE's address: of the bottom Via, the one that its P-CSCF saw or confirmed (RFC 3261 §18.2.1); a port is cheap to change."""
-    via = parse_via_list(request.all("Via")[-1])[-1]
-    return via.received or via.host

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from keyferry.errors import ParseError
@@ -39,12 +40,19 @@ MAX_GROUPS = 16
 """Groups that one trigger may belong to."""
 MAX_NAFS = 16
 """AS_IDs named by one ServiceInfo."""
+MAX_SHAPES = 64
+"""Documents remembered that differ in more than their identities: an operator has some tens of subscription types."""
+MAX_SHAPE = 32_768
+"""Octets of one that is remembered; 20 criteria have 10,000."""
 
 T = TypeVar("T")
 
 _WHAT = "user profile"
 _WILDCARDED = frozenset({"2", "3"})  # IdentityType: wildcarded PSI, wildcarded IMPU: patterns, not identities
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_NAMED = re.compile(rb"<(PrivateID|Identity)>([^<>&\x00-\x1f\x7f]*+)</\1>")  # in plain text: nothing that reading XML would change
+_PLACE = b"placeholder.invalid"  # nobody's host (RFC 2606)
+_PLACED = re.compile(r"(?:sip:)?([0-9]{1,6})@placeholder\.invalid")
 _NAF = re.compile(r"(?:^|[\s;,])naf=([^\s;,]{1,253})")
 
 
@@ -112,7 +120,39 @@ def parse_user_profile(data: bytes) -> UserProfile:
     """Parse User-Data of an SAA or PPR.
 
     A criterion that cannot be understood is left out and counted, so that it costs a service and not the registration. Raises ParseError.
+    Users share the shape of the document and differ in their identities, so each shape is parsed once and remembered.
     """
+    # Comments and CDATA hide elements; references, IDNA and upper case could spell a placeholder that is not ours.
+    if len(data) > MAX_SHAPE or not data.isascii() or b"<!" in data or b"&#" in data or _PLACE in data.lower():
+        return _parse(data)
+    names: list[str] = []
+
+    def place(found: re.Match[bytes]) -> bytes:
+        tag, name = found.groups()
+        names.append(name.decode("ascii"))
+        return b"<%b>%b%d@%b</%b>" % (tag, b"sip:" if tag == b"Identity" else b"", len(names) - 1, _PLACE, tag)
+
+    try:
+        return _with_identities(_remembered_shape(_NAMED.sub(place, data)), names)
+    except ParseError:
+        return _parse(data)  # what is wrong is judged by the document itself
+
+
+def _with_identities(shape: UserProfile, names: Sequence[str]) -> UserProfile:
+    """Put the identities of one user where those of its shape stand. Raises ParseError."""
+
+    def real(placed: str) -> str:
+        found = _PLACED.fullmatch(placed)
+        return names[int(found[1])] if found else placed
+
+    def impus(profile: ServiceProfile) -> tuple[tuple[Impu, bool], ...]:
+        return tuple([(parse_impu(real(impu).strip()), barred) for impu, barred in profile.impus])
+
+    profiles = [replace(profile, impus=impus(profile)) for profile in shape.profiles]
+    return UserProfile(parse_impi(real(shape.impi)), tuple(profiles), shape.ignored)
+
+
+def _parse(data: bytes) -> UserProfile:
     root = xmlsafe.parse(data, what=_WHAT, max_octets=MAX_USER_DATA)
     if root.tag != "IMSSubscription":
         raise ParseError(_WHAT, "is another document")
@@ -239,6 +279,9 @@ def _boolean(text: str) -> bool:
         raise ParseError(_WHAT, "has a truth value of another form") from None
 
 
+_remembered_shape = functools.lru_cache(MAX_SHAPES)(_parse)
+
+
 # ---- writing
 
 
@@ -264,7 +307,7 @@ def _profile_text(profile: ServiceProfile) -> str:
     )
     sets = "".join([_text("SharedIFCSetID", number) for number in profile.shared_ifc_sets])
     extension = f"<Extension>{sets}</Extension>" if sets else ""
-    return f"<ServiceProfile>{impus}{''.join([_criterion_text(one) for one in profile.criteria])}{extension}</ServiceProfile>"
+    return f"<ServiceProfile>{impus}{''.join([_remembered_text(one) for one in profile.criteria])}{extension}</ServiceProfile>"
 
 
 def _criterion_text(criteria: InitialFilterCriteria) -> str:
@@ -278,6 +321,9 @@ def _criterion_text(criteria: InitialFilterCriteria) -> str:
         f"{_text('DefaultHandling', server.default_handling)}{_text('ServiceInfo', server.service_info)}{extension}</ApplicationServer>"
         f"{_text('ProfilePartIndicator', criteria.profile_part)}</InitialFilterCriteria>"
     )
+
+
+_remembered_text = functools.lru_cache(MAX_CRITERIA)(_criterion_text)  # one network's profiles share them
 
 
 def _trigger_point_text(point: TriggerPoint) -> str:

@@ -108,17 +108,14 @@ def pack(request: Request, response: Response) -> bytes | None:
     reason = b"" if response.reason == REASONS.get(response.status) else response.reason.encode("utf-8", "surrogateescape")
     if len(reason) > 255 or len(response.headers) > 0xFFFF:
         return None
-    rows = request.headers[: _SPLICED - 1]
-    numbers = dict(zip(rows, range(1, _SPLICED), strict=False))
+    given: dict[str, list[tuple[int, str]]] = {}  # name: number and value
+    for number, (name, value) in enumerate(request.headers[: _SPLICED - 1], 1):
+        given.setdefault(name, []).append((number, value))
     out = bytearray(_HEAD.pack(response.status, len(response.headers), len(reason)))
     out += reason
     try:
-        for row in response.headers:
-            number = numbers.get(row)
-            if number is None:
-                _pack_header(out, *row, [(numbers[given], given[1]) for given in rows if given[0] == row[0]])
-            else:
-                out += bytes((number, 0))
+        for name, value in response.headers:
+            _pack_header(out, name, value, given.get(name, ()))
     except OverflowError:
         return None
     return bytes(out) + response.body
@@ -140,6 +137,10 @@ def unpack(request: Request, packed: bytes) -> Response | None:
 
 
 def _pack_header(out: bytearray, name: str, value: str, echoed: Sequence[tuple[int, str]]) -> None:
+    for number, given in echoed:
+        if value == given:
+            out += bytes((number, 0))
+            return None
     for number, given in echoed:
         if value.startswith(given):
             out.append(number)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from keyferry.errors import ParseError
@@ -31,6 +32,10 @@ MAX_EXPIRES = 2**32 - 1
 """Seconds (RFC 3261 §20.19)."""
 MAX_CSEQ = 2**31 - 1
 """RFC 3261 §8.1.1.5: the sequence number MUST be less than 2**31."""
+MAX_REMEMBERED = 4_096
+"""Values of one kind that are remembered as parsed: each reader of a message, and each REGISTER of one UE, brings the same again."""
+MAX_REMEMBERED_LENGTH = 512
+"""Characters of a value that is remembered: with what is parsed, those of one kind take at most some 6 MB."""
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]*+:"
 # name-addr = [ display-name ] LAQUOT addr-spec RAQUOT; display-name = *(token LWS) / quoted-string, and unquoted UTF-8 as phones send it
@@ -96,10 +101,7 @@ def parse_name_addr(text: str) -> NameAddr:
 
     Raises ParseError.
     """
-    value, pos = _name_addr(text, 0)
-    if pos != len(text):
-        raise ParseError("name-addr", "something follows the address and its parameters")
-    return value
+    return _remembered_name_addr(text) if len(text) <= MAX_REMEMBERED_LENGTH else _one_name_addr(text)
 
 
 def parse_name_addr_list(text: str) -> list[NameAddr]:
@@ -107,14 +109,7 @@ def parse_name_addr_list(text: str) -> list[NameAddr]:
 
     Raises ParseError.
     """
-    found: list[NameAddr] = []
-    pos = 0
-    while True:
-        value, pos = _name_addr(text, pos)
-        found.append(value)
-        if pos == len(text):
-            return found
-        pos = _comma(text, pos, len(found), "name-addr")
+    return list(_remembered_name_addrs(text) if len(text) <= MAX_REMEMBERED_LENGTH else _name_addrs(text))
 
 
 def build_name_addr(value: NameAddr) -> str:
@@ -154,10 +149,7 @@ def top_via(text: str) -> tuple[Via, str]:
 
     Raises ParseError if the first value is wrong; the rest is another element's business.
     """
-    value, pos = _via(text, 0)
-    if pos == len(text):
-        return value, ""
-    return value, text[_comma(text, pos, 1, "Via") :].strip(" \t")
+    return _remembered_top_via(text) if len(text) <= MAX_REMEMBERED_LENGTH else _top_via(text)
 
 
 def build_via(value: Via) -> str:
@@ -218,6 +210,24 @@ def split_list(text: str) -> list[str]:
         pos = _comma(text, pos, len(found), "list")
 
 
+def _one_name_addr(text: str) -> NameAddr:
+    value, pos = _name_addr(text, 0)
+    if pos != len(text):
+        raise ParseError("name-addr", "something follows the address and its parameters")
+    return value
+
+
+def _name_addrs(text: str) -> tuple[NameAddr, ...]:
+    found: list[NameAddr] = []
+    pos = 0
+    while True:
+        value, pos = _name_addr(text, pos)
+        found.append(value)
+        if pos == len(text):
+            return tuple(found)
+        pos = _comma(text, pos, len(found), "name-addr")
+
+
 def _name_addr(text: str, pos: int) -> tuple[NameAddr, int]:
     found = _NAME_ADDR.match(text, pos)
     if found is not None:
@@ -232,6 +242,13 @@ def _name_addr(text: str, pos: int) -> tuple[NameAddr, int]:
         raise ParseError("name-addr", f"URI longer than {MAX_URI} characters")
     parameters, pos = scan_parameters(text, found.end(), "name-addr")
     return NameAddr(display, uri, parameters), pos
+
+
+def _top_via(text: str) -> tuple[Via, str]:
+    value, pos = _via(text, 0)
+    if pos == len(text):
+        return value, ""
+    return value, text[_comma(text, pos, 1, "Via") :].strip(" \t")
 
 
 def _via(text: str, pos: int) -> tuple[Via, int]:
@@ -249,3 +266,8 @@ def _comma(text: str, pos: int, count: int, what: str) -> int:
     if text[pos] != ",":
         raise ParseError(what, "something other than a comma follows a value")
     return skip_space(text, pos + 1)
+
+
+_remembered_name_addr = lru_cache(MAX_REMEMBERED)(_one_name_addr)
+_remembered_name_addrs = lru_cache(MAX_REMEMBERED)(_name_addrs)
+_remembered_top_via = lru_cache(MAX_REMEMBERED)(_top_via)

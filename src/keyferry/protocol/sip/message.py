@@ -86,6 +86,16 @@ class _Fields:
         key = lookup_key(name)
         return self.with_headers([row for row in self.headers if lookup_key(row[0]) != key])
 
+    def with_first(self, name: str, value: str) -> Self:
+        """Return the message with another value in the first row of a header field that is there, by its canonical name."""
+        headers = list(self.headers)
+        place = next(number for number, row in enumerate(headers) if row[0] == name)
+        headers[place] = (name, value)
+        changed = self.with_headers(headers)
+        if self._index is not None:
+            object.__setattr__(changed, "_index", {**self._index, name: [value, *self._index[name][1:]]})
+        return changed
+
     def prepending(self, name: str, value: str) -> Self:
         """Return the message with one more row on top, as a Via or a Record-Route is added."""
         return self.with_headers(((canonical_name(name), value), *self.headers))
@@ -227,6 +237,9 @@ def with_to_tag(response: Response, tag: str | Callable[[], str]) -> Response:
     """Return the response with a To tag, its own if it has one; a To that cannot be read stays as it is."""
     for number, (name, to) in enumerate(response.headers):
         if name == "To":
+            after_uri = to.rpartition(">")[2]
+            if ";tag=" in after_uri and '"' not in after_uri:  # nothing is left that could hide it: the usual case, told without parsing
+                return response
             try:
                 if parse_name_addr(to).parameter("tag") is not None:
                     return response

@@ -11,7 +11,7 @@ from typing import cast
 import msgspec
 
 from keyferry.errors import StoreError
-from keyferry.ports import SubscribedImpu, Subscriber
+from keyferry.ports import SubscribedImpu, Subscriber, Subscription
 from keyferry.protocol.aka import AkaName
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi, Impu
@@ -20,6 +20,8 @@ from keyferry.stores.sealing import Keyring, SealedColumn
 
 SLICE = 200
 """Rows opened before other tasks get their turn: 3 ms."""
+MAX_OPENED = 4_096
+"""Rows remembered as opened, 6 MB: an SAR follows its MAR within seconds, and asks for no key."""
 
 SCHEMA = (
     # seq and server_name change with every vector and every registration and say nothing about what K may be used for
@@ -33,6 +35,7 @@ SCHEMA = (
 KEYS = SealedColumn("subscriber", "keys", ("impi", "algorithm", "amf", "profile", "impus"))
 
 _COLUMNS = "keys, impi, algorithm, amf, profile, impus"
+_SELECT = f"SELECT server_name, {_COLUMNS} FROM subscriber WHERE impi = ?"  # noqa: S608
 
 
 class SqliteSubscriberStore:
@@ -42,6 +45,7 @@ class SqliteSubscriberStore:
         database.ensure(SCHEMA)
         self._database = database
         self._keyring = keyring
+        self._opened: dict[Impi, tuple[Row, Subscription]] = {}
 
     async def add(self, subscriber: Subscriber) -> None:
         """Store a new subscriber durably.
@@ -82,8 +86,41 @@ class SqliteSubscriberStore:
 
         Raises SealError if the row was tampered with.
         """
-        rows = self._database.read(f"SELECT {_COLUMNS} FROM subscriber WHERE impi = ?", (impi,))  # noqa: S608
-        return self._subscriber(rows[0]) if rows else None
+        found = await self.with_server_name(impi)
+        return None if found is None else found[0]
+
+    async def with_server_name(self, impi: Impi) -> tuple[Subscriber, str | None] | None:
+        """Return a subscriber and the SIP URI of the S-CSCF assigned.
+
+        Raises SealError if the row was tampered with.
+        """
+        rows = self._database.read(_SELECT, (impi,))
+        if not rows:
+            return None
+        return self._open(impi, rows[0][1:]), rows[0][0]
+
+    async def subscription(self, impi: Impi) -> Subscription | None:
+        """Return what is not secret of a subscriber; a row that is, octet for octet, one that was opened before is not opened again.
+
+        Raises SealError if the row was tampered with.
+        """
+        rows = self._database.read(_SELECT, (impi,))
+        if not rows:
+            return None
+        server_name, row = rows[0][0], rows[0][1:]
+        opened = self._opened.get(impi)
+        if opened is None or opened[0] != row:
+            self._open(impi, row)
+            opened = self._opened[impi]
+        return opened[1]._replace(server_name=server_name)
+
+    def _open(self, impi: Impi, row: Row) -> Subscriber:
+        subscriber = self._subscriber(row)
+        self._opened.pop(impi, None)
+        if len(self._opened) >= MAX_OPENED:
+            del self._opened[next(iter(self._opened))]
+        self._opened[impi] = row, Subscription(subscriber.impus, subscriber.profile, None)
+        return subscriber
 
     async def all(self) -> Sequence[Subscriber]:
         """Return every subscriber, by IMPI."""

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Offer a registrar more than it can do, and measure what it still gets done (DESIGN: goodput at twice the capacity).
+
+    python bench/overload.py                    a SipNode whose handler costs a fixed time
+    python bench/overload.py --server scscf     a real S-CSCF with its HSS and store, keys pushed to nobody
+    python bench/overload.py --control off      the same without overload control
+
+The server is a process of its own, the load this one; they talk over loopback UDP. First the capacity is measured: registrations a second
+with as many under way as keep the server busy. Then registrations begin at a multiple of it, evenly spaced, whatever the server does;
+a REGISTER without an answer is sent again after T1, doubled each time, and one refused with 503 is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import heapq
+import json
+import multiprocessing
+import re
+import select
+import socket
+import sys
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import NamedTuple
+
+from keyferry.config import Config, Network, Scscf
+from keyferry.lab.bench_register import HOME, Card, card
+from keyferry.ports import SipHandler, SipPeer, SubscribedImpu, Subscriber
+from keyferry.protocol.aka import Usim
+from keyferry.protocol.crypto.milenage import Milenage
+from keyferry.protocol.digest import parse_aka_nonce
+from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.protocol.sip.overload import OverloadPolicy
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.transports.sip_node import SipNode
+from keyferry.wiring.observability import Metrics, StructLog
+from keyferry.wiring.system import Role, System
+
+T1 = 0.5  # seconds (RFC 3261 §17.1.2.2)
+GIVE_UP = 8.0  # seconds without an answer, then a registration failed
+IN_FLIGHT = 32  # registrations under way while the capacity is measured
+FACTORS = (0.5, 1.0, 2.0, 4.0)
+BUFFER = 4 * 1024 * 1024  # octets
+WARM_UP = 1.0  # seconds of each run that are not counted
+
+_BRANCH = re.compile(rb"branch=z9hG4bKov([0-9a-f]{8})")
+_NONCE = re.compile(rb'nonce="([^"]*)"')
+
+
+# ---- the server
+
+
+def serve(link: Connection, kind: str, control: bool, subscribers: int, first_us: int, second_us: int) -> None:
+    """Serve until told to stop; tell the port first, then counters."""
+    policy = OverloadPolicy() if control else None
+    if kind == "scscf":
+        asyncio.run(serve_scscf(link, policy, subscribers))
+    else:
+        asyncio.run(serve_fixed(link, policy, first_us * 1e-6, second_us * 1e-6))
+
+
+async def serve_fixed(link: Connection, policy: OverloadPolicy | None, first: float, second: float) -> None:
+    """Answer the first REGISTER of a registration with 401 and the second with 200, each after so many seconds of work."""
+    metrics = Metrics()
+
+    async def handle(request: Request, _: SipPeer) -> Response:
+        answers = 'response="0' in (request.get("Authorization") or "")
+        until = perf_counter() + (second if answers else first)
+        while perf_counter() < until:
+            pass
+        if answers:
+            return make_response(request, 200)
+        return make_response(request, 401, headers=(("WWW-Authenticate", f'Digest realm="{HOME}", nonce="{"n" * 48}"'),))
+
+    node = SipNode(
+        name="bench", clock=SystemClock(), random=SystemRandom(), log=StructLog("none"), handler=handle, counter=metrics, overload=policy
+    )
+    listening = await node.listen("127.0.0.1", 0)
+    link.send(listening[0].port)
+    await answer(link, metrics)
+    await node.aclose()
+
+
+async def serve_scscf(link: Connection, policy: OverloadPolicy | None, subscribers: int) -> None:
+    """Run the S-CSCF and the HSS of `keyferry serve`."""
+
+    class Loaded(System):
+        """A system whose S-CSCF has an overload policy."""
+
+        def _node(self, name: str, handler: SipHandler) -> SipNode:
+            node = SipNode(
+                name=name, clock=self.clock, random=self.random, log=self.log, handler=handler, counter=self.metrics, overload=policy
+            )
+            self._exit.push_async_callback(node.aclose)
+            return node
+
+    random, metrics = SystemRandom(), Metrics()
+    config = Config(network=Network(home_domain=HOME), scscf=Scscf(listen="127.0.0.1:0"))
+    with tempfile.TemporaryDirectory() as folder, open_state(Path(folder) / "state", random=random, exclusive=True) as state:
+        roles: tuple[Role, ...] = ("scscf",)
+        system = Loaded(config, state, SystemClock(), random, StructLog("none"), metrics, roles)
+        try:
+            port = next(one.port for one in await system.start() if one.proto == "udp")
+            for start in range(0, subscribers, 500):
+                await asyncio.gather(
+                    *(system.subscribers.add(subscriber(number)) for number in range(start, min(start + 500, subscribers)))
+                )
+            link.send(port)
+            await answer(link, metrics)
+        finally:
+            await system.stop()
+
+
+def subscriber(number: int) -> Subscriber:
+    """Return what the HSS stores of a card."""
+    one = card(number)
+    return Subscriber(one.impi, (SubscribedImpu(one.impu, barred=False),), "milenage", one.k, one.opc, b"\x80\x00")
+
+
+async def answer(link: Connection, metrics: Metrics) -> None:
+    """Tell the processor time used, as often as asked, and at the end the counters."""
+    while await asyncio.get_running_loop().run_in_executor(None, link.recv) != "stop":
+        link.send(process_time())
+    link.send({"shed": metrics.value("sip_shed", "initial"), "full": metrics.value("sip_dropped", "overload")})
+
+
+# ---- the load
+
+
+class Phone(NamedTuple):
+    """One UE."""
+
+    card: Card
+    usim: Usim
+    call_id: str
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A REGISTER without an answer so far."""
+
+    phone: Phone
+    began: float  # when the registration did
+    data: bytes
+    challenged: bool
+    interval: float = T1
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one run did."""
+
+    offered: int = 0
+    latencies: list[tuple[float, float]] = field(default_factory=list)  # when it ended, how long it took
+    refused: int = 0
+    failed: int = 0
+    resent: int = 0
+    statuses: Counter[int] = field(default_factory=Counter)  # of those that failed with an answer
+
+
+class Load:
+    """Begin registrations, answer challenges, send again what got no answer."""
+
+    def __init__(self, port: int, phones: int, *, real: bool) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        self._socket.connect(("127.0.0.1", port))
+        self._socket.setblocking(False)
+        self._port = self._socket.getsockname()[1]
+        self._real = real
+        self._idle = deque(self._phone(number) for number in range(phones))
+        self._waiting: dict[bytes, Waiting] = {}
+        self._timers: list[tuple[float, bytes]] = []
+        self._sent = 0
+        self.outcome = Outcome()
+
+    def run(self, seconds: float, due: Callable[[float, int], int]) -> Outcome:
+        """Begin, at each moment, as many registrations as `due` of (seconds since the start, under way) says; then wait for the last."""
+        self.outcome = Outcome()
+        start = perf_counter()
+        while (now := perf_counter()) < start + seconds or (self._waiting and now < start + seconds + GIVE_UP):
+            if now < start + seconds:
+                for _ in range(min(due(now - start, len(self._waiting)), 64, len(self._idle))):
+                    self._begin()
+            busy = self._receive()
+            self._resend(perf_counter())
+            if not busy:
+                select.select([self._socket], [], [], 0.0005)
+        self.outcome.failed += len(self._waiting)
+        self._idle.extend(one.phone for one in self._waiting.values())
+        self._waiting.clear()
+        self._timers.clear()
+        return self.outcome
+
+    @staticmethod
+    def _phone(number: int) -> Phone:
+        one = card(number)
+        return Phone(one, Usim(Milenage(one.k, one.opc)), hashlib.sha256(one.impi.encode()).hexdigest()[:24])
+
+    def _begin(self) -> None:
+        self.outcome.offered += 1
+        phone = self._idle.popleft()
+        self._send(phone, perf_counter(), f'nonce="", uri="sip:{HOME}", response=""', challenged=False)
+
+    def _send(self, phone: Phone, began: float, credentials: str, *, challenged: bool) -> None:
+        self._sent += 1
+        branch, impu = f"{self._sent:08x}", phone.card.impu
+        data = (
+            f"REGISTER sip:scscf1.{HOME} SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:{self._port};rport;branch=z9hG4bKov{branch}\r\n"
+            f"Via: SIP/2.0/UDP 127.0.0.1:5060;rport=5060;branch=z9hG4bKp0fb23f60dcc8e2ed{branch};received=127.0.0.1\r\n"
+            f"Via: SIP/2.0/UDP 127.0.0.1:5070;rport=5070;branch=z9hG4bKu3ac8bdb21d402d66{branch};received=127.0.0.1\r\n"
+            f"Max-Forwards: 68\r\nFrom: <{impu}>;tag={branch}\r\nTo: <{impu}>\r\n"
+            f"Call-ID: {phone.call_id}\r\nCSeq: {self._sent} REGISTER\r\n"
+            f'Contact: <sip:127.0.0.1:5070>;+sip.instance="<urn:uuid:{phone.call_id}>"\r\nExpires: 600000\r\n'
+            f'Authorization: Digest username="{phone.card.impi}", realm="{HOME}", {credentials}, integrity-protected="no"\r\n'
+            f'Supported: path\r\nRequire: path\r\nPath: <sip:pcscf1.{HOME};lr>\r\nP-Visited-Network-ID: "{HOME}"\r\n'
+            f'P-Charging-Vector: icid-value="58421833954f32c862677aee{branch}"\r\nContent-Length: 0\r\n\r\n'
+        ).encode()
+        key = branch.encode()
+        self._waiting[key] = Waiting(phone, began, data, challenged)
+        heapq.heappush(self._timers, (perf_counter() + T1, key))
+        self._transmit(data)
+
+    def _transmit(self, data: bytes) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionRefusedError):  # sent again when its time comes
+            self._socket.send(data)
+
+    def _receive(self) -> bool:
+        busy = False
+        for _ in range(64):
+            try:
+                data = self._socket.recv(65_536)
+            except (BlockingIOError, ConnectionRefusedError):
+                break
+            busy = True
+            branch = _BRANCH.search(data)
+            waiting = self._waiting.pop(branch[1], None) if branch else None
+            if waiting is not None:
+                self._answered(waiting, data)
+        return busy
+
+    def _answered(self, waiting: Waiting, data: bytes) -> None:
+        status = int(data[8:11])
+        if status == 401 and not waiting.challenged:
+            self._send(waiting.phone, waiting.began, self._credentials(waiting.phone, data), challenged=True)
+            return
+        now = perf_counter()
+        if status == 200:
+            self.outcome.latencies.append((now, now - waiting.began))
+        elif status == 503:
+            self.outcome.refused += 1
+        else:
+            self.outcome.failed += 1
+            self.outcome.statuses[status] += 1
+        self._idle.append(waiting.phone)
+
+    def _credentials(self, phone: Phone, data: bytes) -> str:
+        found = _NONCE.search(data)
+        nonce = found[1].decode() if found else ""
+        if not self._real:
+            return f'nonce="{nonce}", uri="sip:{HOME}", response="{"0" * 32}"'
+        parts = parse_aka_nonce(nonce)
+        res = phone.usim.authenticate(parts.rand, parts.autn).res.reveal()
+        ha1 = hashlib.md5(f"{phone.card.impi}:{HOME}:".encode() + res).hexdigest()  # noqa: S324 - RFC 3310
+        ha2 = hashlib.md5(f"REGISTER:sip:{HOME}".encode()).hexdigest()  # noqa: S324
+        response = hashlib.md5(f"{ha1}:{nonce}:{ha2}".encode()).hexdigest()  # noqa: S324
+        return f'nonce="{nonce}", uri="sip:{HOME}", response="{response}", algorithm=AKAv1-MD5'
+
+    def _resend(self, now: float) -> None:
+        while self._timers and self._timers[0][0] <= now:
+            _, key = heapq.heappop(self._timers)
+            waiting = self._waiting.get(key)
+            if waiting is None:
+                continue
+            if now - waiting.began >= GIVE_UP:
+                del self._waiting[key]
+                self._idle.append(waiting.phone)
+                self.outcome.failed += 1
+                continue
+            self.outcome.resent += 1
+            self._transmit(waiting.data)
+            waiting.interval = min(2 * waiting.interval, 4.0)
+            heapq.heappush(self._timers, (now + waiting.interval, key))
+
+
+# ---- the measurement
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    factor: float  # 0: the measurement of the capacity
+    offered: float  # registrations a second
+    goodput: float  # registrations a second that ended in the time in which registrations began
+    share: float  # of the capacity, for the same processor time: on a shared machine the server does not always get its own
+    p50: float  # seconds
+    p99: float
+    refused: int
+    failed: int
+    resent: int
+    cpu: float  # of one processor, what the server got
+
+
+def measure(load: Load, link: Connection, seconds: float, factor: float, capacity: Row | None) -> Row:
+    """Run once; a factor of 0 keeps IN_FLIGHT registrations under way."""
+
+    def closed(_: float, under_way: int) -> int:
+        return max(0, IN_FLIGHT - under_way)
+
+    def opened(elapsed: float, _: int) -> int:
+        return int(elapsed * factor * (capacity.goodput if capacity else 0.0)) - load.outcome.offered
+
+    used = cpu_of(link)
+    begin = perf_counter()
+    outcome = load.run(seconds, opened if factor else closed)
+    elapsed = perf_counter() - begin
+    used = cpu_of(link) - used
+    taken = sorted(took for ended, took in outcome.latencies if ended >= begin + WARM_UP) or [0.0]
+    counted = sum(1 for ended, _ in outcome.latencies if begin + WARM_UP <= ended < begin + seconds)
+    goodput = counted / (seconds - WARM_UP)
+    cpu = used / elapsed
+    if outcome.statuses:
+        sys.stderr.write(f"failed with {dict(outcome.statuses)}\n")
+    share = goodput / cpu / capacity.goodput * capacity.cpu if capacity and capacity.goodput else 1.0
+    return Row(
+        factor, outcome.offered / seconds, goodput, share, taken[len(taken) // 2],
+        taken[int(len(taken) * 0.99)], outcome.refused, outcome.failed, outcome.resent, cpu,
+    )  # fmt: skip
+
+
+def cpu_of(link: Connection) -> float:
+    """Ask the server for the processor time it used, seconds."""
+    link.send("cpu")
+    answer: float = link.recv()
+    return answer
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Start the server and measure."""
+    here, there = multiprocessing.Pipe()
+    settings = (there, options.server, options.control == "on", options.phones, options.first_us, options.second_us)
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=settings, daemon=True)
+    process.start()
+    try:
+        load = Load(here.recv(), options.phones, real=options.server == "scscf")
+        measure(load, here, 3.0, 0.0, None)  # warms caches up, and the store
+        for factor in FACTORS:  # each after a measurement of its own: a shared machine does not stay the same
+            capacity = measure(load, here, options.seconds, 0.0, None)
+            yield capacity
+            yield measure(load, here, options.seconds, factor, capacity)
+        here.send("stop")
+        sys.stderr.write(f"server: {here.recv()}\n")
+        process.join(10)
+    finally:
+        process.kill()
+
+
+def main() -> None:
+    """Print a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", choices=("fixed", "scscf"), default="fixed")
+    parser.add_argument("--control", choices=("on", "off"), default="on")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each run")
+    parser.add_argument("--phones", type=int, default=20_000)
+    parser.add_argument("--first-us", type=int, default=150, help="microseconds of work of the fixed handler for a first REGISTER")
+    parser.add_argument("--second-us", type=int, default=250, help="microseconds for a second one")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if not options.json:
+        print("offered      reg/s   goodput   share    p50 ms    p99 ms   refused  failed  resent   cpu")
+    for row in rows(options):
+        if options.json:
+            print(json.dumps(row._asdict()))
+            continue
+        name = f"{row.factor:g}x" if row.factor else "capacity"
+        print(
+            f"{name:8} {row.offered:9.0f} {row.goodput:9.0f} {row.share:6.0%} {row.p50 * 1e3:9.1f} {row.p99 * 1e3:9.1f}"
+            f" {row.refused:9} {row.failed:7} {row.resent:7} {row.cpu:5.0%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a registrar refuses new work, and how it says so for little (RFC 3261 §21.5.4; RFC 6357 §4).
+
+A registration takes two REGISTERs. Once the first is challenged, work was spent that only the second turns into a registration,
+so under load the first ones are refused and the second ones never: goodput stays where it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from keyferry.protocol.sip.grammar import MAX_HEADERS, MAX_MESSAGE
+
+
+class OverloadPolicy(NamedTuple):
+    """When shedding begins and ends; delay is what a request waits before its handler begins."""
+
+    delay_high: float = 0.05  # seconds; a tenth of T1, so nothing is sent twice because of us
+    delay_low: float = 0.01  # seconds
+    in_progress_high: int = 500  # requests
+    in_progress_low: int = 250
+    patience: float = 0.05  # seconds of strain before shedding: a pause of the interpreter is no overload
+    memory: float = 2.0  # seconds after shedding in which it begins again at once
+    retry_after: int = 5  # seconds at least, twice that at most: those refused together do not come back together
+
+
+class Load(Enum):
+    """The states of the control."""
+
+    CALM = auto()
+    STRAINED = auto()  # over a high mark, but not for long
+    SHEDDING = auto()
+    WARY = auto()  # shedding has just ended
+
+
+class Level(Enum):
+    """Where the measurements are."""
+
+    LOW = auto()  # all under their low marks
+    BETWEEN = auto()
+    HIGH = auto()  # one over its high mark
+
+
+_C, _T, _S, _W = Load.CALM, Load.STRAINED, Load.SHEDDING, Load.WARY
+TRANSITIONS: Final[dict[tuple[Load, Level, bool], Load]] = {  # the last part: the state's time is over
+    **{(_C, level, over): _C for level in (Level.LOW, Level.BETWEEN) for over in (False, True)},
+    **{(_C, Level.HIGH, over): _T for over in (False, True)},
+    **{(_T, level, over): _C for level in (Level.LOW, Level.BETWEEN) for over in (False, True)},
+    (_T, Level.HIGH, False): _T,
+    (_T, Level.HIGH, True): _S,  # after `patience`
+    **{(_S, level, over): _S for level in (Level.BETWEEN, Level.HIGH) for over in (False, True)},
+    **{(_S, Level.LOW, over): _W for over in (False, True)},
+    **{(_W, Level.HIGH, over): _S for over in (False, True)},
+    **{(_W, level, False): _W for level in (Level.LOW, Level.BETWEEN)},
+    **{(_W, level, True): _C for level in (Level.LOW, Level.BETWEEN)},  # after `memory`
+}
+
+
+class OverloadControl:
+    """Decide from measurements whether new work is refused; `now` is in seconds of any origin that never goes back."""
+
+    __slots__ = ("_policy", "_until", "shedding", "state")
+
+    def __init__(self, policy: OverloadPolicy) -> None:
+        self._policy = policy
+        self._until = 0.0  # when the state's time is over
+        self.state = Load.CALM
+        self.shedding = False
+
+    def observe(self, delay: float, in_progress: int, now: float) -> Load:
+        """Take measurements, seconds and requests; return the state."""
+        policy = self._policy
+        if delay >= policy.delay_high or in_progress >= policy.in_progress_high:
+            level = Level.HIGH
+        elif delay <= policy.delay_low and in_progress <= policy.in_progress_low:
+            level = Level.LOW
+        else:
+            level = Level.BETWEEN
+        after = TRANSITIONS[self.state, level, now >= self._until]
+        if after is not self.state:
+            self.state = after
+            self.shedding = after is Load.SHEDDING
+            self._until = now + (policy.patience if after is Load.STRAINED else policy.memory if after is Load.WARY else 0.0)
+        return after
+
+
+# ---- what may be refused
+
+_AUTHORIZATION = re.compile(rb"\r\nAuthorization[ \t]*+:((?:[^\r]++|\r\n[ \t])*+)", re.IGNORECASE)
+_NONCE = re.compile(rb'(?<![A-Za-z0-9\-])nonce\s*+=\s*+"?[^"\s,]', re.IGNORECASE)
+
+
+def is_initial_register(data: bytes) -> bool:
+    """Tell whether a message is a REGISTER that answers no challenge: no Authorization with a nonce that is not empty.
+
+    A re-registration with credentials, and one that reports a synchronisation failure (AUTS), is none. Looks at the header only, without
+    parsing; what is not of the usual form counts as no initial REGISTER.
+    """
+    if not data.startswith(b"REGISTER "):
+        return False
+    end = data.find(b"\r\n\r\n") + 2
+    rows = data[:end].lower().count(b"\r\nauthorization")
+    start = data.find(b"\r\nAuthorization:", 0, end)
+    usual = _AUTHORIZATION.match(data, start, end) if rows == 1 and start >= 0 else None
+    found = (usual,) if usual is not None else _AUTHORIZATION.finditer(data, 0, end) if rows else ()
+    return end > 1 and not any(_NONCE.search(row.group(1)) for row in found)
+
+
+# ---- how it is refused
+
+_ECHOED = re.compile(rb"\r\n(?:(Via|v)|(From|f)|(To|t)|(Call-ID|i)|(CSeq))[ \t]*+:[^\r\n]*+", re.IGNORECASE)
+_TAG = re.compile(rb";\s*+tag\s*+=", re.IGNORECASE)
+_TOP_VIA = re.compile(rb'SIP/2\.0/[A-Z]++ ([A-Za-z0-9.\-]++|\[[0-9A-Fa-f:.]++\])(?::([0-9]{1,5}))?+((?:;[^,;"\s]++)*+)(,.*+)?')
+_RPORT = re.compile(rb";rport(?=;|$)", re.IGNORECASE)
+_SET_BY_US = re.compile(rb";(?:received|rport)=", re.IGNORECASE)
+_DEFAULT_PORT: Final = 5060
+
+
+class Refusal(NamedTuple):
+    """A 503 and, over UDP, the port of the source address it goes to."""
+
+    data: bytes
+    port: int
+
+
+def refusal(data: bytes, *, host: str, port: int, retry_after: int, key: bytes) -> Refusal | None:
+    """Build the 503 to a REGISTER from `host`:`port` out of its own octets, for a third of what parsing costs.
+
+    The same request always gets the same answer (RFC 3261 §8.2.7). Return None for what is not of the usual form: whoever asks goes the
+    long way. `key`, at most 64 octets, makes the To tag unpredictable.
+    """
+    end = data.find(b"\r\n\r\n")
+    if end < 0 or len(data) > MAX_MESSAGE:
+        return None
+    head = data[:end]
+    text = head.replace(b"\r\n", b"")
+    if len(head) - len(text) > 2 * MAX_HEADERS or b"\r" in text or b"\n" in text or b"\0" in text or b"\n " in head or b"\n\t" in head:
+        return None
+    if not head.startswith(b"REGISTER ") or not head[: head.find(b"\r\n")].endswith(b" SIP/2.0"):
+        return None
+    rows: tuple[list[bytes], ...] = ([], [], [], [], [])
+    for row in _ECHOED.finditer(head):
+        rows[(row.lastindex or 1) - 1].append(row.group())
+    if not rows[0] or not len(rows[1]) == len(rows[2]) == len(rows[3]) == len(rows[4]) == 1:
+        return None
+    via = _routed(rows[0][0], host.encode(), port)
+    if via is None:
+        return None
+    digest = hashlib.blake2b(b"\n".join((rows[1][0], rows[3][0], rows[4][0])), digest_size=8, key=key, person=b"shed")
+    to = rows[2][0]
+    if _TAG.search(to.rpartition(b">")[2]) is None:
+        to += b";tag=" + digest.hexdigest().encode()
+    seconds = retry_after + digest.digest()[0] % (retry_after + 1)
+    answer = b"".join((b"SIP/2.0 503 Service Unavailable", via[0], *rows[0][1:], rows[1][0], to, rows[3][0], rows[4][0]))
+    return Refusal(answer + b"\r\nRetry-After: %d\r\nContent-Length: 0\r\n\r\n" % seconds, via[1])
+
+
+def _routed(row: bytes, host: bytes, port: int) -> tuple[bytes, int] | None:
+    """Note the source in the top Via (RFC 3261 §18.2.1; RFC 3581 §4); return it and the port the answer goes to."""
+    name, _, value = row.partition(b":")
+    found = _TOP_VIA.fullmatch(value.strip(b" \t"))
+    if found is None:
+        return None
+    sent_by, sent_port, parameters, rest = found.groups()
+    back = int(sent_port) if sent_port else _DEFAULT_PORT
+    if _SET_BY_US.search(parameters) or back > 65_535:
+        return None
+    noted = _RPORT.sub(b";received=%b;rport=%d" % (host, port), parameters, count=1)
+    if noted != parameters:
+        back = port
+    elif sent_by.strip(b"[]") != host:
+        noted += b";received=" + host
+    begin = value[: len(value) - len(value.lstrip(b" \t")) + found.start(3)]
+    return name + b":" + begin + noted + (rest or b""), back

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure how loaded a node is, and refuse what it may (RFC 3261 §21.5.4; DESIGN §11)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from keyferry.protocol.sip.overload import Load, OverloadControl, OverloadPolicy, Refusal, refusal
+from keyferry.transports.sip_context import Flow, SipContext
+
+PROBE: Final = 0.02
+"""Seconds between two looks at the event loop's lag, while there is work."""
+
+Sheddable: TypeAlias = Callable[[bytes], bool]
+"""Whether a message, whole and unparsed, may be refused under load; it must cost little."""
+
+
+class OverloadGate:
+    """Feed the control with the time datagrams wait, the lag of the loop and the number of requests in progress."""
+
+    def __init__(self, context: SipContext, policy: OverloadPolicy, sheddable: Sheddable, in_progress: Callable[[], int]) -> None:
+        self._context = context
+        self._policy = policy
+        self._sheddable = sheddable
+        self._in_progress = in_progress
+        self._control = OverloadControl(policy)
+        self._key = context.random.octets(32)
+        self._waited = 0.0
+        self._lag = 0.0
+        self._busy = False
+        self._due = 0.0
+        self._handle: asyncio.TimerHandle | None = None
+
+    @property
+    def state(self) -> Load:
+        """What the control thinks."""
+        return self._control.state
+
+    def waited(self, seconds: float) -> None:
+        """Note how long a datagram has waited; 0 when none does."""
+        self._waited = seconds
+        self._busy = True
+        self._observe()
+        if self._handle is None:
+            self._probe_later()
+
+    def sheds(self, data: bytes) -> bool:
+        """Tell whether this message is to be refused."""
+        return self._control.shedding and self._sheddable(data)
+
+    def refusal(self, data: bytes, flow: Flow) -> Refusal | None:
+        """Return the 503 to a message, None if it is so unusual that it must be parsed to be answered."""
+        peer = flow.peer
+        self._context.count("sip_shed", "initial")
+        return refusal(data, host=peer.host, port=peer.port, retry_after=self._policy.retry_after, key=self._key)
+
+    @property
+    def retry_after(self) -> int:
+        """Return what a 503 that is not built here says, seconds."""
+        return self._policy.retry_after
+
+    def close(self) -> None:
+        """Stop measuring."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _observe(self) -> None:
+        before = self._control.state
+        after = self._control.observe(max(self._waited, self._lag), self._in_progress(), self._context.clock.monotonic())
+        if after is before:
+            return
+        if after is Load.SHEDDING and before is Load.STRAINED:
+            self._context.count("sip_overload", "begun")
+            self._context.log.warning("sip-overload-begun", node=self._context.name, in_progress=self._in_progress())
+        elif after is Load.CALM and before is Load.WARY:
+            self._context.log.info("sip-overload-ended", node=self._context.name)
+
+    def _probe_later(self) -> None:
+        self._due = self._context.clock.monotonic() + PROBE
+        self._handle = asyncio.get_running_loop().call_later(PROBE, self._probe)
+
+    def _probe(self) -> None:
+        self._handle = None
+        self._lag = max(0.0, self._context.clock.monotonic() - self._due)
+        self._observe()
+        if self._busy or self._control.state is not Load.CALM or self._in_progress():
+            self._busy = False
+            self._probe_later()
+        else:
+            self._lag = 0.0

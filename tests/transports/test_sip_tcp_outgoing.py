@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIP over TCP: connections that we make (RFC 3261 §18.1, §18.4)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+
+from keyferry.errors import TransportError
+from keyferry.ports import SipPeer
+from keyferry.protocol.sip.headers import parse_via
+from keyferry.protocol.sip.message import Request, Response, build_message, make_response
+from keyferry.transports import sip_tcp
+from transports.sipkit import PATIENCE, Lab, Listener, TcpPeer, ok, patiently, register, request, turns
+
+
+async def test_a_connection_is_made_once_and_reused() -> None:
+    """RFC 3261 §18: connections are kept open."""
+    async with Lab() as lab, Listener() as listener:
+        sending = [asyncio.create_task(lab.node.send(request(), listener.hop)) for _ in range(3)]
+        peer = await listener.connection()
+        for _ in range(3):
+            received = await peer.request()
+            via = parse_via(received.get("Via") or "")
+            assert (via.transport, via.port, via.rport) == ("TCP", lab.tcp.port, None)
+            peer.send(build_message(make_response(received, 200)))
+        assert [response.status for response in await patiently(asyncio.gather(*sending))] == [200] * 3
+        again = asyncio.create_task(lab.node.send(request(), listener.hop))
+        peer.send(build_message(make_response(await peer.request(), 202)))
+        assert (await patiently(again)).status == 202
+        assert lab.node.connections == 1
+        assert listener.accepted.empty()
+        await peer.close()
+
+
+async def test_a_connection_that_ends_fails_its_requests_and_the_next_opens_another() -> None:
+    """RFC 3261 §18.4."""
+    async with Lab() as lab, Listener() as listener:
+        sending = asyncio.create_task(lab.node.send(request(), listener.hop))
+        peer = await listener.connection()
+        await peer.request()
+        await peer.close()
+        with pytest.raises(TransportError, match="the connection was closed"):
+            await patiently(sending)
+        sending = asyncio.create_task(lab.node.send(request(), listener.hop))
+        peer = await listener.connection()
+        peer.send(build_message(make_response(await peer.request(), 200)))
+        assert (await patiently(sending)).status == 200
+        await peer.close()
+
+
+async def test_over_tcp_nothing_is_retransmitted_and_timer_f_ends_it() -> None:
+    """RFC 3261 §17.1.2.2."""
+    async with Lab() as lab, Listener() as listener:
+        sending = asyncio.create_task(lab.node.send(request(), listener.hop))
+        peer = await listener.connection()
+        await peer.request()
+        lab.move(31.9)
+        assert not sending.done()
+        lab.move(0.2)
+        with pytest.raises(TransportError, match="no answer in 32 s"):
+            await patiently(sending)
+        assert [event.retransmission for event in lab.seen] == [False]
+        await peer.close()
+
+
+async def test_a_refused_connection_is_an_error_for_every_sender() -> None:
+    """RFC 3261 §18.4."""
+    async with Listener() as listener:
+        nobody = listener.hop
+    async with Lab() as lab:
+        results = await asyncio.gather(*(lab.node.send(request(), nobody) for _ in range(2)), return_exceptions=True)
+        assert all("no connection" in str(result) for result in results)
+        assert lab.node.connections == 0
+
+
+async def test_a_connection_that_is_not_made_in_time_is_an_error() -> None:
+    """Limits.connect; a listener whose queue is full does not answer."""
+    full = socket.socket()
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    fillers = [socket.socket() for _ in range(3)]
+    for filler in fillers:
+        filler.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            filler.connect(full.getsockname())
+    async with Lab() as lab:
+        sending = asyncio.create_task(lab.node.send(request(), SipPeer("TCP", *full.getsockname())))
+        await turns(20)
+        lab.move(5.1)
+        with pytest.raises(TransportError, match="no connection in 5 s"):
+            await patiently(sending)
+    for sock in (full, *fillers):
+        sock.close()
+
+
+async def test_aclose_ends_a_connection_being_made() -> None:
+    """Nothing is left behind."""
+    full = socket.socket()
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    fillers = [socket.socket() for _ in range(3)]
+    for filler in fillers:
+        filler.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            filler.connect(full.getsockname())
+    lab = await Lab().start()
+    sending = asyncio.create_task(lab.node.send(request(), SipPeer("TCP", *full.getsockname())))
+    await turns(20)
+    await patiently(lab.node.aclose())
+    with pytest.raises((TransportError, asyncio.CancelledError)):
+        await patiently(sending)
+    for sock in (full, *fillers):
+        sock.close()
+
+
+async def test_a_response_whose_connection_is_gone_goes_to_sent_by() -> None:
+    """RFC 3261 §18.2.2."""
+    go = asyncio.Event()
+
+    async def wait(received: Request, peer: SipPeer) -> Response:
+        await go.wait()
+        return make_response(received, 200)
+
+    async with Lab(wait) as lab, Listener() as listener:
+        peer = await TcpPeer.to(lab.tcp)
+        peer.send(register(listener.hop.port, transport="TCP", rport=False))
+        async with asyncio.timeout(PATIENCE):
+            while not lab.node.in_progress:
+                await asyncio.sleep(0)
+        await peer.close()
+        await turns(20)
+        go.set()
+        async with asyncio.timeout(PATIENCE):
+            while lab.node.in_progress:
+                await asyncio.sleep(0)
+        lab.move(sip_tcp.LINGER + 0.1)
+        back = await listener.connection()
+        assert (await back.response()).status == 200
+        await back.close()
+
+
+async def test_a_response_that_cannot_go_anywhere_is_counted() -> None:
+    """RFC 3261 §18.4."""
+    go = asyncio.Event()
+
+    async def wait(received: Request, peer: SipPeer) -> Response:
+        await go.wait()
+        return make_response(received, 200)
+
+    async with Listener() as listener:
+        nobody = listener.hop
+    async with Lab(wait) as lab:
+        peer = await TcpPeer.to(lab.tcp)
+        peer.send(register(nobody.port, transport="TCP", rport=False))
+        async with asyncio.timeout(PATIENCE):
+            while not lab.node.in_progress:
+                await asyncio.sleep(0)
+        await peer.close()
+        await turns(20)
+        go.set()
+        async with asyncio.timeout(PATIENCE):
+            while lab.node.in_progress:
+                await asyncio.sleep(0)
+        lab.move(sip_tcp.LINGER + 0.1)
+        await lab.tallies.until("sip_dropped", "unreachable")
+
+
+async def test_requests_may_go_back_over_a_connection_the_peer_opened() -> None:
+    """A UE behind a NAT is reached over its own flow (RFC 5626 §5.3)."""
+    async with Lab(ok) as lab:
+        peer = await TcpPeer.to(lab.tcp)
+        peer.send(register(1, transport="TCP"))
+        await peer.response()
+        sending = asyncio.create_task(lab.node.send(request(), SipPeer("TCP", "127.0.0.1", peer.port)))
+        peer.send(build_message(make_response(await peer.request(), 200)))
+        assert (await patiently(sending)).status == 200
+        assert lab.node.connections == 1
+        await peer.close()
