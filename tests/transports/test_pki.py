@@ -186,7 +186,13 @@ def test_a_certificate_of_ours_names_its_function(pki: Pki) -> None:
     assert found == (("scscf1.home1.net", "alias.home1.net"), "scscf", made.not_after.timestamp())
 
 
-@given(st.binary(max_size=300) | st.integers(0, 400).map(lambda cut: issued([DNS("a.home1.net")])[:cut]))
+def cut_off(octets: int) -> bytes:
+    """Return a certificate that lacks at least its last octet; its length varies with the signature."""
+    whole = issued([DNS("a.home1.net")])
+    return whole[: min(octets, len(whole) - 1)]
+
+
+@given(st.binary(max_size=300) | st.integers(0, 400).map(cut_off))
 def test_any_octets_are_a_certificate_or_a_parse_error(der: bytes) -> None:
     """RFC 5280 §4.1."""
     with pytest.raises(ParseError):

@@ -27,6 +27,7 @@ from keyferry.stores.state_dir import StateDir, open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.http_server import HttpServer, tls_context
 from keyferry.wiring.observability import Metrics, StructLog
+from keyferry.wiring.serving import spare_the_collector
 from keyferry.wiring.system import Role, System
 
 AS_ID = AsId(f"xcap.{HOME}")
@@ -127,6 +128,7 @@ async def _open_beside(link: Link, system: System, state: StateDir, users: list[
         await _store_documents(documents, users, link)
         door = HttpServer(OpenDoor(XcapApp(XcapServer(documents)), users), tls=tls_context(certificate.certificate, certificate.key))
         try:
+            spare_the_collector()
             link.send(Doors(login, await door.listen("127.0.0.1", 0), certificate.sha256, str(system.pki.ca_file)))
             await answer_usage(link)
         finally:

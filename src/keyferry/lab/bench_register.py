@@ -16,6 +16,7 @@ from keyferry.protocol.identity import Impi, Impu
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.wiring.observability import Metrics, StructLog
+from keyferry.wiring.serving import spare_the_collector
 from keyferry.wiring.system import Role, System
 
 HOME = "home1.net"
@@ -56,6 +57,7 @@ async def serve_registrations(link: Link, setup: RegisterSetup) -> None:
         try:
             listeners = await system.start()
             await _provision(system.subscribers, setup.subscribers, link)
+            spare_the_collector()
             door = next(one for one in listeners if one.role == roles[0] and one.proto == "udp")
             link.send((door.host, door.port))
             await answer_usage(link)

@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from typing import Literal, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry
-from prometheus_client import Counter as PrometheusCounter
+from prometheus_client.core import CounterMetricFamily
 
 from keyferry.ports import Log
 
@@ -123,22 +124,29 @@ def bridge_libraries(log: Log) -> None:
 
 
 class Metrics:
-    """Count by name and reason; the names and reasons are words of the code, so their number is bounded."""
+    """Count by name and reason; the names and reasons are words of the code, so their number is bounded.
+
+    Counting is for the loop's thread alone, and cheap: Prometheus sees the numbers when it asks.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._counters: dict[str, PrometheusCounter] = {}
-        self._children: dict[tuple[str, str], PrometheusCounter] = {}
+        self.registry.register(self)
+        self._counts: dict[tuple[str, str], int] = {}
 
     def count(self, name: str, reason: str = "") -> None:
         """Add one."""
-        child = self._children.get((name, reason))
-        if child is None:
-            if name not in self._counters:
-                self._counters[name] = PrometheusCounter(f"keyferry_{name}", name.replace("_", " "), ["reason"], registry=self.registry)
-            child = self._children[name, reason] = self._counters[name].labels(reason)
-        child.inc()
+        self._counts[name, reason] = self._counts.get((name, reason), 0) + 1
 
     def value(self, name: str, reason: str = "") -> float:
         """Return a count."""
-        return self.registry.get_sample_value(f"keyferry_{name}_total", {"reason": reason}) or 0.0
+        return float(self._counts.get((name, reason), 0))
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        """Yield one family a name: what the registry asks for."""
+        families: dict[str, CounterMetricFamily] = {}
+        for (name, reason), count in sorted(self._counts.items()):
+            if name not in families:
+                families[name] = CounterMetricFamily(f"keyferry_{name}", name.replace("_", " "), labels=["reason"])
+            families[name].add_metric([reason], count)
+        return families.values()
