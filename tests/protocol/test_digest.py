@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import keyferry.protocol.digest as module
@@ -151,6 +151,7 @@ def test_an_nc_is_hashed_as_received() -> None:
         check_response(ha1, replace(answer, nc="000000af"), algorithm="SHA-256", method="GET")
 
 
+@example(nonce="", uri="", response="", cnonce="\ud800")
 @given(TEXT, TEXT, TEXT, TEXT)
 def test_any_credentials_are_refused_without_another_exception(nonce: str, uri: str, response: str, cnonce: str) -> None:
     ha1, credentials = signed()

@@ -268,4 +268,7 @@ def _prf(algorithm: str, key: bytes, data: bytes) -> bytes:
 
 
 def _octets(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a surrogate pair: no octets decode to it
+        raise DigestRejected("a field holds a character that no header can carry") from None
