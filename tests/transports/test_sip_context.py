@@ -36,3 +36,15 @@ async def test_an_observer_that_fails_stops_nothing() -> None:
 def test_a_missing_transport_is_named() -> None:
     """An error says what to do."""
     assert str(not_listening("TCP")) == "tcp: this node does not listen on it; call listen() first"
+
+
+def test_no_event_is_made_while_nobody_looks() -> None:
+    """Thousands of messages a second pass while one operator in a month looks on."""
+    seen: list[SipEvent] = []
+    looking = [False]
+    context = SipContext("n", FakeClock(), Numbers(), Tallies(), None, seen.append, Timers(), Limits(), lambda: looking[0])
+    context.saw(Nowhere(), 5, Response(200, "OK", ()), outgoing=True)
+    assert seen == []
+    looking[0] = True
+    context.saw(Nowhere(), 5, Response(200, "OK", ()), outgoing=True)
+    assert [event.octets for event in seen] == [5]

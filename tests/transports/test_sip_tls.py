@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import socket
 import ssl
+import struct
 from pathlib import Path
 
 import pytest
@@ -244,6 +246,20 @@ async def test_what_is_not_tls_is_refused(pki: Pki, data: bytes) -> None:
         await server.gone()
         assert server.seen == []
         await plain.close()
+
+
+async def test_a_reset_amid_the_handshake_is_survived(pki: Pki) -> None:
+    """RFC 9293 §3.5.2."""
+    async with TlsLab(tls_of(pki, AS, "as"), ok) as server:
+        rude = await client_of(server.tls, None)
+        async with asyncio.timeout(PATIENCE):
+            while not server.node.connections:
+                await asyncio.sleep(0)
+        rude.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        rude.writer.transport.abort()
+        await server.tallies.until("sip_dropped", "tls-handshake")
+        await server.gone()
+        assert server.tallies.events == []  # strangers do not fill the log
 
 
 async def test_a_server_that_does_not_shake_hands_is_an_error(pki: Pki) -> None:

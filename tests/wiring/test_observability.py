@@ -8,6 +8,8 @@ import json
 import logging
 import os
 
+from prometheus_client import generate_latest
+
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.wiring.observability import MAX_A_SECOND, MAX_QUEUED, BackgroundStream, Metrics, StructLog, bridge_libraries
 
@@ -96,3 +98,16 @@ def test_one_event_does_not_fill_the_disk() -> None:
     lines = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
     assert MAX_A_SECOND <= lines.count("cx-error") <= 2 * MAX_A_SECOND  # a second may end meanwhile
     assert "registered" in lines
+
+
+def test_counts_are_collected_by_name_and_reason() -> None:
+    """Prometheus's text format: what is scraped."""
+    metrics = Metrics()
+    for reason in ("b", "a", "b"):
+        metrics.count("sip_dropped", reason)
+    metrics.count("hss_vectors")
+    text = generate_latest(metrics.registry).decode()
+    assert 'keyferry_sip_dropped_total{reason="a"} 1.0' in text
+    assert 'keyferry_sip_dropped_total{reason="b"} 2.0' in text
+    assert 'keyferry_hss_vectors_total{reason=""} 1.0' in text
+    assert (metrics.value("sip_dropped", "b"), metrics.value("never")) == (2.0, 0.0)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 
 
@@ -24,4 +24,4 @@ class SystemRandom:
 
     def octets(self, count: int) -> bytes:
         """Return `count` unpredictable octets."""
-        return secrets.token_bytes(count)
+        return os.urandom(count)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from keyferry.errors import LocalProtocolError, ParseError, TransportError
@@ -42,14 +42,18 @@ class SipNode:
         log: Log,
         handler: SipHandler | None = None,
         observer: SipObserver | None = None,
+        observed: Callable[[], bool] = lambda: True,
         counter: Counter | None = None,
         timers: Timers | None = None,
         limits: Limits | None = None,
         overload: OverloadPolicy | None = None,
         sheddable: Sheddable = is_initial_register,
     ) -> None:
-        """With an overload policy, messages that `sheddable` says yes to get 503 while there is too much to do."""
-        self._context = SipContext(name, clock, random, log, counter, observer, timers or Timers(), limits or Limits())
+        """Events are made for the observer while `observed` says that it looks.
+
+        With an overload policy, messages that `sheddable` says yes to get 503 while there is too much to do.
+        """
+        self._context = SipContext(name, clock, random, log, counter, observer, timers or Timers(), limits or Limits(), observed)
         self._tcp = TcpTransport(self._context, self)
         self._tls: TlsTransport | None = None
         self._server = SipServer(self._context, handler)

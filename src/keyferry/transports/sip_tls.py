@@ -179,7 +179,8 @@ class TlsConnection(TcpConnection):
         if self._shaken or self.given_up:
             return
         self._context.count("sip_dropped", reason)
-        self._context.log.warning("sip-tls-refused", node=self._context.name, peer=str(self.peer), problem=problem)
+        if self._expected is not None or reason == "tls-peer":  # a stranger who cannot even shake hands does not fill the log
+            self._context.log.warning("sip-tls-refused", node=self._context.name, peer=str(self.peer), problem=problem)
         if gently and self._transport is not None:
             self.problem, self.given_up = problem, True
             self._transport.close()  # after the alert

@@ -255,6 +255,7 @@ class System:
         node = SipNode(
             name=name, clock=self.clock, random=self.random, log=self.log, handler=handler,
             observer=both(self.tracer.observe, self.observer), counter=self.metrics,
+            observed=lambda: self.observer is not None or self.tracer.following > 0,
         )  # fmt: skip
         self._exit.push_async_callback(node.aclose)
         return node

@@ -23,6 +23,7 @@ from keyferry.protocol.ims.ifc import (
     TriggerPoint,
 )
 from keyferry.protocol.ims.user_profile import (
+    MAX_SHAPE,
     MAX_USER_DATA,
     ServiceProfile,
     UserProfile,
@@ -284,3 +285,51 @@ def test_the_largest_profile_takes_no_time() -> None:
     )
     assert len(user.profiles[0].criteria) == 100
     assert time.perf_counter() - started < 0.5
+
+
+def shaped(first: str, second: str, impi: str = "a@home1.net", *, info: str = "naf=xcap.home1.net") -> bytes:
+    """Return User-Data with two identities as they are written."""
+    return (
+        f"<IMSSubscription><PrivateID>{impi}</PrivateID><ServiceProfile><PublicIdentity><Identity>{first}</Identity></PublicIdentity>"
+        f"<PublicIdentity><BarringIndication>1</BarringIndication><Identity>{second}</Identity></PublicIdentity><InitialFilterCriteria>"
+        f"<Priority>0</Priority><ApplicationServer><ServerName>sip:as</ServerName><ServiceInfo>{info}</ServiceInfo></ApplicationServer>"
+        "</InitialFilterCriteria></ServiceProfile></IMSSubscription>"
+    ).encode()
+
+
+def test_users_of_one_shape_keep_their_own_identities() -> None:
+    for user in ("a", "b", "a"):
+        profile = parse_user_profile(shaped(f"sip:{user}@HOME1.net", "tel:+15550001", f"{user}@home1.net"))
+        assert profile.impi == f"{user}@home1.net"
+        assert profile.profiles[0].impus == ((f"sip:{user}@home1.net", False), ("tel:+15550001", True))
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("sip:1@placeholder.invalid", "sip:1@placeholder.invalid"),
+        ("sip:1@PLACEHOLDER.invalid", "sip:1@placeholder.invalid"),
+        ("sip:1@placeholder&#46;invalid", "sip:1@placeholder.invalid"),
+        ("sip:1@\uff50laceholder.invalid", "sip:1@placeholder.invalid"),
+        ("sip:a&amp;b@home1.net", "sip:a&b@home1.net"),
+        ("<![CDATA[sip:c@home1.net]]>", "sip:c@home1.net"),
+        (" sip:d@home1.net\n", "sip:d@home1.net"),
+    ],
+)
+def test_no_writing_of_an_identity_passes_for_a_place_of_the_shape(written: str, read: str) -> None:
+    """Users share a shape, never an identity."""
+    profile = parse_user_profile(shaped(written, "sip:z@home1.net"))
+    assert profile.profiles[0].impus == ((read, False), ("sip:z@home1.net", True))
+
+
+def test_an_identity_that_cannot_be_read_costs_itself_only() -> None:
+    parse_user_profile(shaped("sip:a@home1.net", "sip:b@home1.net"))
+    profile = parse_user_profile(shaped("mailto:a@home1.net", "sip:b@home1.net"))
+    assert (profile.profiles[0].impus, profile.ignored) == ((("sip:b@home1.net", True),), 1)
+    with pytest.raises(ParseError):
+        parse_user_profile(shaped("sip:a@home1.net", "sip:b@home1.net", "no impi"))
+
+
+def test_a_shape_too_long_to_be_remembered_is_read_all_the_same() -> None:
+    profile = parse_user_profile(shaped("sip:a@home1.net", "sip:b@home1.net", info="x" * MAX_SHAPE))
+    assert profile.impus == ("sip:a@home1.net",)

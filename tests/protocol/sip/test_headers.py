@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from keyferry.errors import ParseError
 from keyferry.protocol.sip.headers import (
+    MAX_REMEMBERED_LENGTH,
     CSeq,
     NameAddr,
     Via,
@@ -225,3 +226,15 @@ def test_hostile_values_take_linear_time(parse: Callable[[str], object]) -> None
         with contextlib.suppress(ParseError):
             parse(text)
         assert time.perf_counter() - begun < 0.5
+
+
+def test_a_value_too_long_to_be_remembered_is_read_the_same() -> None:
+    long = "x" * MAX_REMEMBERED_LENGTH
+    assert parse_name_addr(f"<sip:{long}@a>;tag=1") == NameAddr("", f"sip:{long}@a", (("tag", "1"),))
+    assert parse_name_addr_list(f"<sip:{long}@a>, <sip:b@c>") == [NameAddr("", f"sip:{long}@a"), NameAddr("", "sip:b@c")]
+    assert top_via(f"SIP/2.0/UDP a;branch={long}, rest") == (Via("UDP", "a", None, (("branch", long),)), "rest")
+
+
+def test_what_is_remembered_cannot_be_changed_by_a_reader() -> None:
+    parse_name_addr_list("<sip:a@b>").clear()
+    assert parse_name_addr_list("<sip:a@b>") == [NameAddr("", "sip:a@b")]

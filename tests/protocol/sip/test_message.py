@@ -346,3 +346,26 @@ def test_64_kb_of_hostile_octets_take_linear_time(data: bytes) -> None:
         check_request(message)
     salvage_request(data)
     assert time.perf_counter() - begun < 0.5
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_the_first_row_of_a_field_is_exchanged(indexed: bool) -> None:
+    request = Request("REGISTER", "sip:a", (("To", "t"), ("Via", "one"), ("Via", "two")))
+    if indexed:
+        assert request.all("Via") == ["one", "two"]
+    changed = request.with_first("Via", "new")
+    assert changed.headers == (("To", "t"), ("Via", "new"), ("Via", "two"))
+    assert (changed.all("Via"), request.all("Via"), changed.get("To")) == (["new", "two"], ["one", "two"], "t")
+
+
+@pytest.mark.parametrize(
+    ("to", "tagged"),
+    [
+        ("<sip:a@b>;tag=1", True), ("sip:a@b;tag=1", True), ("<sip:a@b>;TAG=1", True), ('<sip:a@b>;x="\\"";tag=1', True),
+        ('<sip:a@b>;x=";tag=1"', False), ('";tag=1" <sip:a@b>', False), ("<sip:a@b;tag=1>", False),
+    ],
+)  # fmt: skip
+def test_a_tag_is_told_from_what_looks_like_one(to: str, tagged: bool) -> None:
+    """RFC 3261 §8.2.6.2."""
+    response = Response(200, "OK", (("To", to),))
+    assert with_to_tag(response, "new").get("To") == (to if tagged else f"{to};tag=new")

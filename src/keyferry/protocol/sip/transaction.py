@@ -236,12 +236,12 @@ class ServerTransaction:
 def server_key(request: Request, via: Via, source: str, secret: bytes) -> int:
     """Return the 64-bit name of the server transaction a request belongs to (RFC 3261 §17.2.3).
 
-    Branch, sent-by, method and the source address; for a branch without the magic cookie what RFC 2543 compared
-    instead. `secret` (at most 64 octets) makes the name unpredictable, so nobody can aim at another's.
+    Branch, sent-by, method and the source address; for a branch without the magic cookie, or with nothing after it (RFC 4475 §3.2.1),
+    what RFC 2543 compared instead. `secret` (at most 64 octets) makes the name unpredictable, so nobody can aim at another's.
     """
     sent_by = via.host if via.port is None else f"{via.host}:{via.port}"
     parts = [via.branch, sent_by, request.method, source]
-    if not via.branch.startswith(MAGIC_COOKIE):
+    if not via.branch.startswith(MAGIC_COOKIE) or via.branch == MAGIC_COOKIE:
         parts += [request.uri, *(request.get(name) or "" for name in ("To", "From", "Call-ID", "CSeq"))]
     text = "\n".join(parts).encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=secret).digest())

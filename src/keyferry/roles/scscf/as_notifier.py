@@ -236,6 +236,7 @@ class AsNotifier:
 
     def _request(self, push: PendingPush, target: AsTarget, registration: Registration | None, call_id: str, cseq: int) -> Request:
         expires = 0 if push.erase or registration is None else max(1, round(registration.expires_at - self.clock.now()))
+        register, response = (None, None) if push.erase else (target.register, target.response)
         info = self._sealed(push, target, registration) if push.as_id else (None if push.erase else target.service_info)
         return build_third_party_register(
             server_name=push.server_name,
@@ -246,10 +247,10 @@ class AsNotifier:
             cseq=cseq,
             from_tag=self.random.octets(6).hex(),
             service_info=info,
-            register=None if push.erase else target.register,
-            response=None if push.erase else target.response,
+            register=register,
+            response=response,
             p_associated_uri=target.impus,
-            boundary=self.random.octets(12).hex(),
+            boundary=self.random.octets(12).hex() if register or response else None,
         )
 
     def _sealed(self, push: PendingPush, target: AsTarget, registration: Registration | None) -> str:
