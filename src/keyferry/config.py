@@ -69,6 +69,9 @@ class Scscf(_Section, frozen=True, kw_only=True):
     mask: Annotated[bool, Meta(description="give the P-CSCF CK', IK' where the UE states Release 6 or later")] = True
     min_expires: Annotated[int, Meta(ge=0, description="seconds; a shorter registration is answered 423")] = 60
     max_expires: Annotated[int, Meta(ge=1, description="seconds granted at most")] = 600_000
+    p_associated_uri: Annotated[
+        Literal["combined", "separate"], Meta(description="P-Associated-URI of a 200: one header field with a list, or one per identity")
+    ] = "combined"
     reg_await_auth: Annotated[Seconds, Meta(description="seconds that a challenge waits for its answer")] = 240.0
     push_wait: Annotated[Seconds, Meta(le=0.45, description="seconds that a 200 waits for its pushes; under T1 (0.5 s)")] = 0.25
     key_max_age: Annotated[Seconds, Meta(le=604_800, description="seconds after its AKA run that an AS key ends at the latest")] = 86_400.0

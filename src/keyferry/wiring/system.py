@@ -166,7 +166,7 @@ class System:
         registrar = Registrar(
             authenticator=Authenticator(hss, self.clock, policy, self.log, self.metrics), notifier=notifier, registrations=registrations,
             cx=hss, clock=self.clock, random=self.random, log=self.log, counter=self.metrics,
-            policy=RegistrarPolicy(settings.min_expires, settings.max_expires),
+            policy=RegistrarPolicy(settings.min_expires, settings.max_expires, associated=settings.p_associated_uri),
         )  # fmt: skip
         self.registrar = registrar
         self._exit.push_async_callback(notifier.aclose)

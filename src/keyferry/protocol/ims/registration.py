@@ -27,6 +27,7 @@ DEFAULT_EXPIRES = 600_000  # seconds; what TS 24.229 §5.1.1.2.1 lets a UE ask f
 MIN_MASKED_RES = 8  # octets; a shorter RES can be searched off line, so it carries no AS keys (DESIGN §5)
 MIN_CNONCE = 16  # characters, for a masked AV (DESIGN §5 step 4)
 MAX_CONTACTS = 10  # in one REGISTER; a UE registers one
+MAX_CONTACT = 2_048  # octets; a 200 lists the Contacts of 16 devices and fits one message
 MAX_PATH = 10  # entries; one proxy adds one
 
 ReleaseInfo = Literal["always", "capable"]
@@ -73,6 +74,8 @@ def read_register(request: Request) -> RegisterView:
     path = tuple(request.all("Path"))
     if len(contacts) > MAX_CONTACTS or len(path) > MAX_PATH:
         raise ParseError("REGISTER", "too many Contact or Path values")
+    if any(len(contact) > MAX_CONTACT for contact in contacts):
+        raise ParseError("Contact", f"is over {MAX_CONTACT} octets")
     if contacts == ["*"]:
         if expires != 0:
             raise ParseError("Contact", '"*" needs Expires: 0 (RFC 3261 §10.2.2)')

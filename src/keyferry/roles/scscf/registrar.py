@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
 from keyferry.errors import CxError, KeyferryError, ParseError
 from keyferry.ports import (
@@ -23,11 +24,12 @@ from keyferry.ports import (
 from keyferry.protocol.digest import AuthenticationInfo, build_authentication_info
 from keyferry.protocol.identity import AsId, Impu
 from keyferry.protocol.ims.ifc import ApplicationServer, InitialFilterCriteria, RegistrationType, SessionCase, matching
-from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, granted_contact, key_not_after, read_register
+from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, key_not_after, read_register
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, parse_user_profile
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
 from keyferry.roles.scscf.authenticator import Authenticator, Challenged, Proven, Refused
+from keyferry.roles.scscf.bindings import check_order, contacts_of, held_of, with_device
 from keyferry.roles.scscf.turns import Turns
 
 EXPIRY_BATCH = 500  # registrations ended per sweep; more wait for the next
@@ -40,6 +42,7 @@ class RegistrarPolicy:
     min_expires: int = 60  # seconds
     max_expires: int = 600_000  # seconds
     max_devices: int = 16  # of one IMPI; a phone without an instance id that changes its address counts as a new one
+    associated: Literal["combined", "separate"] = "combined"  # P-Associated-URI: one header with a list, or one per identity
 
 
 @lru_cache(maxsize=4096)
@@ -126,9 +129,11 @@ class Registrar:
         if proven.k_m is not None:
             # A registration that outlived its keys would leave a user who believes to have some (DESIGN §5 step 6: then challenge).
             grant = min(grant, int(self.notifier.policy.key_max_age))
-        previous = await self.registrations.get(view.impi, view.reg)
+        devices = await self.registrations.of_impi(view.impi)
+        previous = held_of(devices, view.reg)
+        check_order(previous, view)
         if previous is None:
-            await self._make_room(view, request)
+            devices = await self._make_room(devices, view)
         assignment = ServerAssignment.RE_REGISTRATION if previous else ServerAssignment.REGISTRATION
         server_name = self.authenticator.policy.server_name
         user_data = await self.cx.server_assignment(view.impi, view.impu, server_name, assignment)
@@ -142,7 +147,7 @@ class Registrar:
             realm=self.authenticator.policy.realm, expires_at=now + grant, aka_time=now, key_not_before=now, release=view.release,
             k_m=proven.k_m, user_data=user_data,
         )  # fmt: skip
-        response = self._ok(request, view, proven, profile, grant)
+        response = self._ok(request, view, proven, profile, with_device(devices, registration))
         kind = RegistrationType.RE_REGISTRATION if previous else RegistrationType.INITIAL_REGISTRATION
         targets = select_targets(self._servers(user_data, request, (kind,)), self.notifier.policy, request, response)
         owed = await self._owe(registration, targets, had_keys=previous is not None and previous.k_m is not None)
@@ -155,24 +160,28 @@ class Registrar:
         self.log.info("registered", impi=view.impi, impu=view.impu, reg=view.reg, masked=proven.masked, expires=grant, pushes=len(owed))
         return response
 
-    async def _make_room(self, view: RegisterView, request: Request) -> None:
+    async def _make_room(self, devices: Sequence[Registration], view: RegisterView) -> Sequence[Registration]:
         """End the device that would expire first if the user has MAX_DEVICES: one that names itself anew each time fills no store."""
-        devices = await self.registrations.of_impi(view.impi)
         if len(devices) < self.policy.max_devices:
-            return
+            return devices
         oldest = min(devices, key=lambda registration: registration.expires_at)
         await self._end(oldest, ServerAssignment.NO_ASSIGNMENT, _expiry_request(oldest), wait=False)
         self.counter.count("scscf_registrations", "displaced")
-        self.log.warning("device-displaced", impi=view.impi, reg=oldest.reg, by=view.reg, call_id=request.get("Call-ID"))
+        self.log.warning("device-displaced", impi=view.impi, reg=oldest.reg, by=view.reg, call_id=view.call_id)
+        return [each for each in devices if each.reg != oldest.reg]
 
     async def _deregister(self, request: Request, view: RegisterView, proven: Proven) -> Response:
         """§5.4.1.4: end one device's registration, or with `Contact: *` each of the IMPI's."""
-        for registration in await self.registrations.of_impi(view.impi):
-            if view.every_contact or registration.reg == view.reg:
-                await self._end(registration, ServerAssignment.USER_DEREGISTRATION, request)
-                self.log.info("deregistered", impi=view.impi, reg=registration.reg)
+        devices = await self.registrations.of_impi(view.impi)
+        ending = [each for each in devices if view.every_contact or each.reg == view.reg]
+        for registration in ending:
+            check_order(registration, view)  # of all before any: the request fails whole
+        for registration in ending:
+            await self._end(registration, ServerAssignment.USER_DEREGISTRATION, request)
+            self.log.info("deregistered", impi=view.impi, reg=registration.reg)
         self.counter.count("scscf_registrations", "ended")
-        return make_response(request, 200, headers=_authentication_info(view, proven), to_tag=self._tag())
+        left = contacts_of([each for each in devices if each not in ending], self.clock.now())
+        return make_response(request, 200, headers=(*left, *_authentication_info(view, proven)), to_tag=self._tag())
 
     async def _end(self, registration: Registration, assignment: ServerAssignment, request: Request, *, wait: bool = True) -> None:
         servers = self._servers(registration.user_data, request, (RegistrationType.DE_REGISTRATION,))
@@ -238,14 +247,16 @@ class Registrar:
                 found[server.server_name] = (server, tuple(dict.fromkeys((*before, *usable))))
         return list(found.values())
 
-    def _ok(self, request: Request, view: RegisterView, proven: Proven, profile: UserProfile, grant: int) -> Response:
-        """§5.4.1.2.2F: Path as received, Service-Route, P-Associated-URI with the default identity first."""
-        associated = ", ".join(f"<{impu}>" for impu in profile.impus)
+    def _ok(self, request: Request, view: RegisterView, proven: Proven, profile: UserProfile, devices: Sequence[Registration]) -> Response:
+        """§5.4.1.2.2F: Path as received, Service-Route, P-Associated-URI with the default identity first, every binding."""
+        associated = [f"<{impu}>" for impu in profile.impus]
+        if self.policy.associated == "combined" and associated:
+            associated = [", ".join(associated)]
         headers = [
             *(("Path", value) for value in view.path),
             ("Service-Route", f"<{self.authenticator.policy.server_name.replace('sip:', 'sip:orig@', 1)};lr>"),
-            *((("P-Associated-URI", associated),) if associated else ()),
-            ("Contact", granted_contact(view.contact, grant)),
+            *(("P-Associated-URI", value) for value in associated),
+            *contacts_of(devices, self.clock.now(), view.reg),
             *_authentication_info(view, proven),
         ]
         return make_response(request, 200, headers=tuple(headers), to_tag=self._tag())

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""S-CSCF: the bindings of one user, as a REGISTER meets and a 200 lists them (RFC 3261 §10.3 steps 7, 8; TS 24.229 §5.4.1.2, Release 17)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from keyferry.errors import RemoteProtocolError
+from keyferry.ports import Registration
+from keyferry.protocol.identity import Reg
+from keyferry.protocol.ims.registration import RegisterView, granted_contact
+
+
+def held_of(devices: Iterable[Registration], reg: Reg) -> Registration | None:
+    """Return a device's registration out of its user's."""
+    return next((each for each in devices if each.reg == reg), None)
+
+
+def with_device(devices: Sequence[Registration], registration: Registration) -> list[Registration]:
+    """Return a user's registrations after one was committed, in the order of the store."""
+    return sorted([*(each for each in devices if each.reg != registration.reg), registration], key=lambda each: each.reg)
+
+
+def check_order(held: Registration | None, view: RegisterView) -> None:
+    """Refuse a REGISTER that was sent before the one that made the binding (RFC 3261 §10.3 step 7; 500 as in §12.2.2).
+
+    Raises RemoteProtocolError.
+    """
+    if held is not None and held.call_id == view.call_id and view.cseq <= held.cseq:
+        raise RemoteProtocolError("CSeq is not higher than that of the binding", status=500)
+
+
+def contacts_of(devices: Sequence[Registration], now: float, first: Reg | None = None) -> tuple[tuple[str, str], ...]:
+    """Return one Contact for each current binding with the seconds it has left (§10.3 step 8); that of `first` in front."""
+    current = [each for each in devices if each.expires_at > now]
+    current.sort(key=lambda each: each.reg != first)  # stable: a client that reads one value reads its own
+    return tuple(("Contact", granted_contact(each.contact, max(1, round(each.expires_at - now)))) for each in current)
