@@ -75,6 +75,10 @@ class Scscf(_Section, frozen=True, kw_only=True):
     reg_await_auth: Annotated[Seconds, Meta(description="seconds that a challenge waits for its answer")] = 240.0
     push_wait: Annotated[Seconds, Meta(le=0.45, description="seconds that a 200 waits for its pushes; under T1 (0.5 s)")] = 0.25
     key_max_age: Annotated[Seconds, Meta(le=604_800, description="seconds after its AKA run that an AS key ends at the latest")] = 86_400.0
+    reauth_age: Annotated[
+        Seconds,
+        Meta(description="seconds after its AKA run that a re-REGISTER over a protected Gm passes without a challenge; 0: challenge all"),
+    ] = 43_200.0
     trusted_peers: Trusted = msgspec.field(default_factory=list)
     sweep: Annotated[float, Meta(gt=0, description="seconds between looks for expired registrations")] = 1.0
 

@@ -97,6 +97,7 @@ class Home:
     subscribers: MemorySubscriberStore = field(default_factory=MemorySubscriberStore)
     registrations: MemoryRegistrationStore = field(default_factory=MemoryRegistrationStore)
     servers: dict[AsId, Server] = field(default_factory=dict)
+    trusted: set[SipPeer] = field(default_factory=set)  # whose `integrity-protected` the S-CSCF believes
     hss: Hss = field(init=False)
     pcscf: Pcscf = field(init=False)
     icscf: Icscf = field(init=False)
@@ -142,7 +143,7 @@ class Home:
         self.scscf = Registrar(
             authenticator=Authenticator(self.hss, self.clock, self.auth, self.log, self.counter), notifier=notifier,
             registrations=self.registrations, cx=self.hss, clock=self.clock, random=self.random, log=self.log, counter=self.counter,
-            policy=self.registrar_policy,
+            policy=self.registrar_policy, trusts=lambda peer: peer in self.trusted,
         )  # fmt: skip
 
     async def restart_scscf(self) -> None:

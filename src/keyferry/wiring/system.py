@@ -166,7 +166,11 @@ class System:
         registrar = Registrar(
             authenticator=Authenticator(hss, self.clock, policy, self.log, self.metrics), notifier=notifier, registrations=registrations,
             cx=hss, clock=self.clock, random=self.random, log=self.log, counter=self.metrics,
-            policy=RegistrarPolicy(settings.min_expires, settings.max_expires, associated=settings.p_associated_uri),
+            policy=RegistrarPolicy(
+                settings.min_expires, settings.max_expires, associated=settings.p_associated_uri, reauth_age=settings.reauth_age
+            ),
+            # Where Gm is not protected nobody can say that it is; and this machine's own users can reach the loopback addresses.
+            trusts=lambda peer: str(self.config.network.gm) != "off" and self._is_trusted(settings.trusted_peers, peer),
         )  # fmt: skip
         self.registrar = registrar
         self._exit.push_async_callback(notifier.aclose)
@@ -243,13 +247,17 @@ class System:
         """Answer 403 to whoever is neither on this machine nor trusted (TS 33.210: within the network, peers are known)."""
 
         async def handle(request: Request, peer: SipPeer) -> Response:
-            if peer.host not in trusted and not _is_loopback(peer):
+            if not self._is_trusted(trusted, peer):
                 self.metrics.count("sip_untrusted")
                 self.log.warning("peer-not-trusted", peer=str(peer))
                 return make_response(request, 403)
             return await handler(request, peer)
 
         return handle
+
+    @staticmethod
+    def _is_trusted(trusted: Collection[str], peer: SipPeer) -> bool:
+        return peer.host in trusted or _is_loopback(peer)
 
     def _node(self, name: str, handler: SipHandler) -> SipNode:
         node = SipNode(

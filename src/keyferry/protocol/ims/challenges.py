@@ -27,6 +27,9 @@ class PendingChallenges:
     def __len__(self) -> int:
         return len(self._by_nonce)
 
+    def __contains__(self, nonce: str) -> bool:
+        return nonce in self._by_nonce
+
     def put(self, challenge: PendingChallenge) -> None:
         """Remember a challenge; the oldest of the same source goes first, then the oldest of the IMPI, then the oldest of all."""
         of_source = self._by_source.get((challenge.impi, challenge.source), ())

@@ -93,6 +93,14 @@ def read_register(request: Request) -> RegisterView:
     )  # fmt: skip
 
 
+def integrity_protected(view: RegisterView) -> bool:
+    """Tell whether the P-CSCF says that the REGISTER came over security associations (§7.2A.2); to be believed of a trusted peer only."""
+    if view.credentials is None:
+        return False
+    values = [value for name, value in view.credentials.parameters if name.lower() == "integrity-protected"]
+    return values == ["yes"]
+
+
 def impi_of(impu: Impu) -> Impi:
     """Derive the IMPI that a REGISTER without Authorization means (TS 24.229 §5.4.1.1)."""
     scheme, _, rest = impu.partition(":")

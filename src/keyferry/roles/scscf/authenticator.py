@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from keyferry.errors import CxError, DigestRejected, ParseError
-from keyferry.ports import Clock, Counter, CxClient, Log, Resync
+from keyferry.ports import Clock, Counter, CxClient, Log, Registration, Resync
 from keyferry.protocol.aka import AuthVector
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import Credentials, aka_nonce, decode_base64, parse_aka_nonce
@@ -44,6 +44,7 @@ class Proven(NamedTuple):
     masked: bool
     rspauth: str | None
     qop: str | None
+    held: Registration | None = None  # what stays as it is, where the REGISTER needed no challenge
 
 
 class Challenged(NamedTuple):
@@ -82,6 +83,11 @@ class Authenticator:
         if credentials.auts is not None:
             return await self._resynchronise(view, pending, credentials.auts)
         return self._verify(view, pending, credentials)
+
+    def awaits(self, view: RegisterView) -> bool:
+        """Tell whether a REGISTER answers a challenge, rightly or not."""
+        credentials = view.credentials
+        return credentials is not None and (credentials.auts is not None or credentials.nonce in self.challenges)
 
     def _verify(self, view: RegisterView, pending: PendingChallenge, credentials: Credentials) -> Proven | Refused:
         if not credentials.response:

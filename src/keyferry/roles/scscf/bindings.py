@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""S-CSCF: the bindings of one user, as a REGISTER meets and a 200 lists them (RFC 3261 §10.3 steps 7, 8; TS 24.229 §5.4.1.2, Release 17)."""
+"""S-CSCF: the bindings of one user, as a 200 lists them (RFC 3261 §10.3 steps 7, 8; TS 24.229 §5.4.1.2, Release 17)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from keyferry.errors import RemoteProtocolError
 from keyferry.ports import Registration
 from keyferry.protocol.identity import Reg
 from keyferry.protocol.ims.registration import RegisterView, granted_contact
+from keyferry.protocol.sip.headers import parse_name_addr
 
 
 def held_of(devices: Iterable[Registration], reg: Reg) -> Registration | None:
@@ -35,3 +36,19 @@ def contacts_of(devices: Sequence[Registration], now: float, first: Reg | None =
     current = [each for each in devices if each.expires_at > now]
     current.sort(key=lambda each: each.reg != first)  # stable: a client that reads one value reads its own
     return tuple(("Contact", granted_contact(each.contact, max(1, round(each.expires_at - now)))) for each in current)
+
+
+def may_stay(held: Registration | None, view: RegisterView, now: float, *, reauth_age: float) -> bool:
+    """Tell whether a REGISTER that came protected belongs to the AKA run of a registration, so that no challenge is needed (§5.4.1.2.2).
+
+    The associations that protected it were made by that run, between that address and that P-CSCF: whatever came another way, or asks
+    for another release than the keys were made for, is challenged.
+    """
+    return (
+        held is not None
+        and not view.every_contact
+        and now < held.expires_at
+        and now < held.aka_time + reauth_age
+        and (view.impu, view.path, view.release) == (held.impu, held.path, held.release)
+        and view.contact_uri == parse_name_addr(held.contact).uri
+    )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -24,12 +24,12 @@ from keyferry.ports import (
 from keyferry.protocol.digest import AuthenticationInfo, build_authentication_info
 from keyferry.protocol.identity import AsId, Impu
 from keyferry.protocol.ims.ifc import ApplicationServer, InitialFilterCriteria, RegistrationType, SessionCase, matching
-from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, key_not_after, read_register
+from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, integrity_protected, key_not_after, read_register
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, parse_user_profile
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
 from keyferry.roles.scscf.authenticator import Authenticator, Challenged, Proven, Refused
-from keyferry.roles.scscf.bindings import check_order, contacts_of, held_of, with_device
+from keyferry.roles.scscf.bindings import check_order, contacts_of, held_of, may_stay, with_device
 from keyferry.roles.scscf.turns import Turns
 
 EXPIRY_BATCH = 500  # registrations ended per sweep; more wait for the next
@@ -43,6 +43,13 @@ class RegistrarPolicy:
     max_expires: int = 600_000  # seconds
     max_devices: int = 16  # of one IMPI; a phone without an instance id that changes its address counts as a new one
     associated: Literal["combined", "separate"] = "combined"  # P-Associated-URI: one header with a list, or one per identity
+    reauth_age: float = 43_200.0  # seconds after its AKA run that a protected re-REGISTER needs no challenge; 0: never
+
+
+def trusts_nobody(peer: SipPeer) -> bool:
+    """Believe nobody's `integrity-protected`: what holds where Gm is not protected."""
+    del peer
+    return False
 
 
 @lru_cache(maxsize=4096)
@@ -67,16 +74,19 @@ class Registrar:
     log: Log
     counter: Counter
     policy: RegistrarPolicy
+    trusts: Callable[[SipPeer], bool] = trusts_nobody  # whose word on `integrity-protected` counts
     turns: Turns = field(default_factory=Turns)
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
         """Answer one request that the node has checked; the S-CSCF here is a registrar and nothing else."""
-        del peer
         if request.method != "REGISTER":
             return make_response(request, 405, headers=(("Allow", "REGISTER"),))
         view = read_register(request)
         try:
             grant = granted(view.expires, minimum=self.policy.min_expires, maximum=self.policy.max_expires)
+            answer = await self._unchallenged(request, view, grant) if integrity_protected(view) and self.trusts(peer) else None
+            if answer is not None:
+                return answer
             outcome = await self.authenticator.authenticate(view)
             match outcome:
                 case Challenged():
@@ -91,6 +101,29 @@ class Registrar:
         except CxError as problem:
             self.log.warning("cx-error", impi=view.impi, impu=view.impu, cx=problem.name)
             return make_response(request, 403 if problem.code in {5001, 5002, 5004} else 504, to_tag=self._tag())
+
+    async def _unchallenged(self, request: Request, view: RegisterView, grant: int) -> Response | None:
+        """§5.4.1.2.2, §5.4.1.4: answer what came protected and needs no new AKA run, with the keys it has; None: it does need one."""
+        if self.authenticator.awaits(view):
+            return None
+        async with self.turns.turn(view.impi):
+            now = self.clock.now()
+            held = await self.registrations.get(view.impi, view.reg)
+            if held is None or not may_stay(held, view, now, reauth_age=self.policy.reauth_age):
+                return None
+            proven = Proven(held.k_m, held.k_m is not None, None, None, held)
+            if not grant:
+                return await self._deregister(request, view, proven)
+            if self._bounded(grant, proven, held.aka_time, now) < self.policy.min_expires:
+                return None  # its keys are at their end
+            return await self._register(request, view, proven, grant)
+
+    def _bounded(self, grant: int, proven: Proven, aka_time: float, now: float) -> int:
+        """Return the seconds that may be granted.
+
+        A registration that outlived its keys would leave a user who believes to have some (DESIGN §5 step 6: then challenge).
+        """
+        return grant if proven.k_m is None else min(grant, int(aka_time + self.notifier.policy.key_max_age - now))
 
     async def sweep(self) -> int:
         """End registrations whose time is over (§5.4.1.4 by expiry) and take up owed pushes; return how many ended."""
@@ -126,9 +159,8 @@ class Registrar:
 
     async def _register(self, request: Request, view: RegisterView, proven: Proven, grant: int) -> Response:
         now = self.clock.now()
-        if proven.k_m is not None:
-            # A registration that outlived its keys would leave a user who believes to have some (DESIGN §5 step 6: then challenge).
-            grant = min(grant, int(self.notifier.policy.key_max_age))
+        aka_time = now if proven.held is None else proven.held.aka_time
+        grant = self._bounded(grant, proven, aka_time, now)
         devices = await self.registrations.of_impi(view.impi)
         previous = held_of(devices, view.reg)
         check_order(previous, view)
@@ -144,8 +176,8 @@ class Registrar:
             raise ParseError("User-Data", "does not hold the public identity that registers", status=500)
         registration = Registration(
             impi=view.impi, reg=view.reg, impu=view.impu, contact=view.contact, path=view.path, call_id=view.call_id, cseq=view.cseq,
-            realm=self.authenticator.policy.realm, expires_at=now + grant, aka_time=now, key_not_before=now, release=view.release,
-            k_m=proven.k_m, user_data=user_data,
+            realm=self.authenticator.policy.realm if proven.held is None else proven.held.realm, expires_at=now + grant,
+            aka_time=aka_time, key_not_before=aka_time, release=view.release, k_m=proven.k_m, user_data=user_data,
         )  # fmt: skip
         response = self._ok(request, view, proven, profile, with_device(devices, registration))
         kind = RegistrationType.RE_REGISTRATION if previous else RegistrationType.INITIAL_REGISTRATION
@@ -157,7 +189,16 @@ class Registrar:
         await self.registrations.commit(registration, [push for push, _ in owed])
         await self.notifier.notify(owed, registration)
         self.counter.count("scscf_registrations", "re" if previous else "initial")
-        self.log.info("registered", impi=view.impi, impu=view.impu, reg=view.reg, masked=proven.masked, expires=grant, pushes=len(owed))
+        self.log.info(
+            "registered",
+            impi=view.impi,
+            impu=view.impu,
+            reg=view.reg,
+            masked=proven.masked,
+            challenged=proven.held is None,
+            expires=grant,
+            pushes=len(owed),
+        )
         return response
 
     async def _make_room(self, devices: Sequence[Registration], view: RegisterView) -> Sequence[Registration]:
