@@ -92,6 +92,18 @@ async def test_the_visited_network_is_asked_for(home: Home) -> None:
     assert asked == ['"visited1.net"']
 
 
+@pytest.mark.parametrize(("code", "status"), [(5001, 403), (5006, 403), (5012, 500), (5010, 500), (3002, 504), (3004, 504)])
+async def test_what_the_hss_says_decides_the_answer(home: Home, code: int, status: int) -> None:
+    """§5.3.1.2; TS 29.229 §6.2; RFC 6733 §7.1."""
+
+    class Refusing:
+        async def user_authorization(self, impi: Impi, impu: str, visited_network: str) -> str | None:
+            raise CxError(code, "DIAMETER_ERROR")
+
+    object.__setattr__(home.icscf, "cx", Refusing())
+    assert (await ask(home)).status == status
+
+
 async def test_a_silent_s_cscf_is_504(home: Home) -> None:
     home.network.down("S")
     assert (await ask(home)).status == 504

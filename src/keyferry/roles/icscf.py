@@ -14,6 +14,7 @@ from keyferry.protocol.sip.headers import parse_name_addr
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.roles.cx_status import status_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,8 @@ class Icscf:
         try:
             server_name = await self.cx.user_authorization(impi, impu, request.get("P-Visited-Network-ID") or "")
         except CxError as problem:
-            # §5.3.1.2: a user that the HSS does not know, or a pair that does not belong together, is 403.
             self.log.warning("register-refused", impi=impi, impu=impu, cx=problem.name)
-            return make_response(request, 403)
+            return make_response(request, status_of(problem))
         target = server_name or self.default_scscf
         onward = forwarded(request, uri=target)
         try:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.identity import Impi, Reg, reg_of
+from keyferry.protocol.identity import Impi, Impu, Reg, reg_of
 from keyferry.protocol.ims.challenges import PendingChallenges
 from keyferry.protocol.ims.registration import PendingChallenge
 
@@ -20,7 +20,9 @@ PHONE, TABLET = reg_of("<urn:uuid:1>"), reg_of("<urn:uuid:2>")
 def challenge(
     nonce: str, impi: Impi = ALICE, source: str = "192.0.2.1:5060", expires_at: float = 240.0, reg: Reg = PHONE
 ) -> PendingChallenge:
-    return PendingChallenge(nonce, impi, reg, source, "home1.net", True, Secret(b"x" * 8), Secret(b"m" * 32), expires_at, False)
+    return PendingChallenge(
+        nonce, impi, Impu("sip:a@home1.net"), reg, source, "home1.net", True, Secret(b"x" * 8), Secret(b"m" * 32), expires_at, False
+    )
 
 
 def left(held: PendingChallenges, *nonces: str, now: float = 0.0) -> list[str]:

@@ -37,7 +37,10 @@ ALICE = Impi("alice@home1.net")
 XRES = Secret(b"\x00\xff:\x80resp")
 CONTACT = '<sip:alice@192.0.2.1>;+sip.instance="<urn:uuid:1>";+g.keyferry.release="6"'
 FIRST = Credentials(ALICE, "home1.net", "", "sip:home1.net", "")
-MASKED = PendingChallenge("bm9uY2U=", ALICE, reg_of("<urn:uuid:1>"), "192.0.2.1", "home1.net", True, XRES, Secret(b"m" * 32), 240.0, False)
+MASKED = PendingChallenge(
+    nonce="bm9uY2U=", impi=ALICE, impu=Impu("sip:alice@home1.net"), reg=reg_of("<urn:uuid:1>"), source="192.0.2.1", realm="home1.net",
+    masked=True, xres=XRES, k_m=Secret(b"m" * 32), expires_at=240.0, after_resync=False,
+)  # fmt: skip
 RAW = replace(MASKED, masked=False, k_m=None)
 
 

@@ -56,14 +56,14 @@ class TestReRegistration:
 
     async def test_it_may_carry_the_last_credentials(self, pair: tuple[Home, Manual]) -> None:
         """§5.1.1.4: a UE repeats what it answered last."""
-        home, ue = pair
+        _, ue = pair
         given = ue.answer(await ue.send())
         await ue.send(given)
         answer = await again(ue, nonce=given.nonce)
         assert (answer.status, answer.get("Authentication-Info")) == (200, None)
 
     async def test_an_answer_to_a_challenge_is_checked_whoever_protected_it(self, pair: tuple[Home, Manual]) -> None:
-        home, ue = pair
+        _, ue = pair
         await ue.procedure()
         given = ue.answer(await ue.send())
         assert (await again(ue, nonce=given.nonce)).status == 403

@@ -30,6 +30,10 @@ class PendingChallenges:
     def __contains__(self, nonce: str) -> bool:
         return nonce in self._by_nonce
 
+    def of_impi(self, impi: Impi) -> int:
+        """Return how many challenges of a user wait."""
+        return len(self._by_impi.get(impi, {}))
+
     def put(self, challenge: PendingChallenge) -> None:
         """Remember a challenge; the oldest of the same source goes first, then the oldest of the IMPI, then the oldest of all."""
         of_source = self._by_source.get((challenge.impi, challenge.source), ())

@@ -135,6 +135,7 @@ class PendingChallenge:
 
     nonce: str
     impi: Impi
+    impu: Impu
     reg: Reg
     source: str
     realm: str

@@ -134,6 +134,7 @@ class Authenticator:
         pending = PendingChallenge(
             nonce=aka_nonce(vector.rand, vector.autn, build_marker(marker) if marker else b""),
             impi=view.impi,
+            impu=view.impu,
             reg=view.reg,
             source=view.source,
             realm=policy.realm,

@@ -22,17 +22,19 @@ from keyferry.ports import (
     SipPeer,
 )
 from keyferry.protocol.digest import AuthenticationInfo, build_authentication_info
-from keyferry.protocol.identity import AsId, Impu
+from keyferry.protocol.identity import AsId, Impi, Impu
 from keyferry.protocol.ims.ifc import ApplicationServer, InitialFilterCriteria, RegistrationType, SessionCase, matching
 from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, integrity_protected, key_not_after, read_register
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, parse_user_profile
 from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.roles.cx_status import status_of
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
 from keyferry.roles.scscf.authenticator import Authenticator, Challenged, Proven, Refused
 from keyferry.roles.scscf.bindings import check_order, contacts_of, held_of, may_stay, with_device
 from keyferry.roles.scscf.turns import Turns
 
 EXPIRY_BATCH = 500  # registrations ended per sweep; more wait for the next
+REPORT_BATCH = 500  # users per sweep whose unanswered challenge the HSS is told of; of more it learns with their next attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class Registrar:
                 case Challenged():
                     return make_response(request, 401, headers=(("WWW-Authenticate", outcome.www_authenticate),), to_tag=self._tag())
                 case Refused():
+                    await self._report_failure(view.impi, view.impu, ServerAssignment.AUTHENTICATION_FAILURE)
                     return make_response(request, 403, to_tag=self._tag())
                 case Proven():
                     async with self.turns.turn(view.impi):
@@ -100,7 +103,7 @@ class Registrar:
             return make_response(request, 423, headers=(("Min-Expires", str(problem.minimum)),), to_tag=self._tag())
         except CxError as problem:
             self.log.warning("cx-error", impi=view.impi, impu=view.impu, cx=problem.name)
-            return make_response(request, 403 if problem.code in {5001, 5002, 5004} else 504, to_tag=self._tag())
+            return make_response(request, status_of(problem), to_tag=self._tag())
 
     async def _unchallenged(self, request: Request, view: RegisterView, grant: int) -> Response | None:
         """§5.4.1.2.2, §5.4.1.4: answer what came protected and needs no new AKA run, with the keys it has; None: it does need one."""
@@ -127,7 +130,9 @@ class Registrar:
 
     async def sweep(self) -> int:
         """End registrations whose time is over (§5.4.1.4 by expiry) and take up owed pushes; return how many ended."""
-        self.authenticator.challenges.sweep(self.clock.now())
+        unanswered = {over.impi: over.impu for over in self.authenticator.challenges.sweep(self.clock.now())}
+        for impi, impu in list(unanswered.items())[:REPORT_BATCH]:
+            await self._report_failure(impi, impu, ServerAssignment.AUTHENTICATION_TIMEOUT)
         ended = 0
         for over in await self.registrations.expired(self.clock.now(), EXPIRY_BATCH):
             try:
@@ -137,6 +142,18 @@ class Registrar:
                 self.log.warning("expiry-failed", impi=over.impi, reg=over.reg, problem=str(problem))
         await self.notifier.resume()
         return ended
+
+    async def _report_failure(self, impi: Impi, impu: Impu, assignment: ServerAssignment) -> None:
+        """Let the HSS free the user whose registration came to nothing (§5.4.1.2.1, §5.4.1.2.3; TS 29.228 §6.1.2.1).
+
+        Not while a device of the user is registered or being challenged: a stranger who answers wrongly must not end those.
+        """
+        try:
+            async with self.turns.turn(impi):
+                if not self.authenticator.challenges.of_impi(impi) and not await self.registrations.of_impi(impi):
+                    await self.cx.server_assignment(impi, impu, self.authenticator.policy.server_name, assignment)
+        except KeyferryError as problem:  # the user has been answered, and a sweep has others to see to
+            self.log.warning("authentication-report-failed", impi=impi, problem=str(problem))
 
     async def _expire(self, over: Registration) -> int:
         registration = await self.registrations.get(over.impi, over.reg)
