@@ -10,10 +10,11 @@ import pytest
 
 from keyferry.errors import CxError
 from keyferry.ports import ServerAssignment
-from keyferry.protocol.digest import Credentials
+from keyferry.protocol.digest import Credentials, parse_aka_nonce, parse_challenge
 from keyferry.protocol.identity import Impi, Impu
+from keyferry.protocol.ims.marker import parse_marker
 from roles.home import SCSCF, Home, open_home
-from roles.manual import SIP_ALICE, Manual
+from roles.manual import DEVICE, SIP_ALICE, Manual
 
 
 @pytest.fixture
@@ -103,3 +104,63 @@ async def test_an_answer_without_a_challenge_is_no_failure(home: Home) -> None:
     told, ue = watch(home), Manual(home)
     assert (await ue.send(Credentials(ue.impi, "home1.net", "x", "sip:home1.net", "0" * 32))).status == 401
     assert told.seen == []
+
+
+OLD = DEVICE.partition(";+g")[0]  # states no release
+
+
+async def bare(ue: Manual, contact: str = OLD) -> bool:
+    """Tell whether the next challenge has no marker; it is answered rightly."""
+    challenged = await ue.send(contact=contact)
+    nonce = parse_aka_nonce(parse_challenge(challenged.get("WWW-Authenticate") or "").nonce)
+    assert (await ue.send(ue.answer(challenged), contact=contact)).status == 200
+    return parse_marker(nonce.server_data) is None
+
+
+async def fail(ue: Manual, contact: str = OLD) -> None:
+    given = ue.answer(await ue.send(contact=contact))
+    assert (await ue.send(replace(given, response=""), contact=contact)).status == 403
+
+
+class TestBareNonce:
+    """DESIGN §4."""
+
+    async def test_after_a_failed_answer_the_next_challenge_is_bare_and_so_for_a_day(self, home: Home) -> None:
+        ue = Manual(home)
+        assert not await bare(ue)
+        await fail(ue)
+        assert await bare(ue)
+        await home.clock.advance(86_399)
+        assert await bare(ue)  # which is remembered anew
+        await home.clock.advance(86_401)
+        assert not await bare(ue)
+
+    async def test_an_answer_with_part_of_the_nonce_is_a_failed_one(self, home: Home) -> None:
+        ue = Manual(home)
+        given = ue.answer(await ue.send(contact=OLD))
+        challenged = await ue.send(replace(given, nonce=given.nonce[:44]), contact=OLD)
+        nonce = parse_aka_nonce(parse_challenge(challenged.get("WWW-Authenticate") or "").nonce)
+        assert nonce.server_data == b""
+
+    async def test_it_is_never_for_a_register_that_states_a_release(self, home: Home) -> None:
+        ue = Manual(home)
+        await fail(ue, DEVICE)
+        await fail(ue)
+        assert not await bare(ue, DEVICE)
+
+    async def test_a_stranger_who_fails_makes_one_challenge_bare_and_nothing_lasts(self, home: Home) -> None:
+        ue, stranger = Manual(home), Manual(home)
+        stranger.usim = ue.usim
+        await fail(stranger)
+        challenged = await stranger.send(contact=OLD)
+        assert challenged.status == 401
+        assert not await bare(ue)
+        assert home.counter["scscf_bare_challenges"] == 1
+
+    async def test_a_network_that_marks_only_the_capable_needs_none(self) -> None:
+        async with open_home(auth={"release_info": "capable"}) as home:
+            home.network.attach("X", "x.invalid", None)
+            ue = Manual(home)
+            await fail(ue)
+            assert await bare(ue)
+            assert home.counter["scscf_bare_challenges"] == 0

@@ -144,6 +144,7 @@ class PendingChallenge:
     k_m: Secret | None
     expires_at: float  # reg-await-auth, TS 24.229 §5.4.1.2.1
     after_resync: bool
+    bare: bool = False  # without a marker that it would have had (DESIGN §4)
 
 
 def build_aka_challenge(pending: PendingChallenge, ck: Secret, ik: Secret) -> str:

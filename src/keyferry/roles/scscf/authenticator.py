@@ -11,6 +11,7 @@ from keyferry.ports import Clock, Counter, CxClient, Log, Registration, Resync
 from keyferry.protocol.aka import AuthVector
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import Credentials, aka_nonce, decode_base64, parse_aka_nonce
+from keyferry.protocol.ims.bare_nonce import BareNonces
 from keyferry.protocol.ims.challenges import PendingChallenges
 from keyferry.protocol.ims.keys import AccessKeys, access_keys, application_master_key
 from keyferry.protocol.ims.marker import build_marker
@@ -69,6 +70,7 @@ class Authenticator:
     log: Log
     counter: Counter
     challenges: PendingChallenges = field(default_factory=PendingChallenges)
+    bare: BareNonces = field(default_factory=BareNonces)
 
     async def authenticate(self, view: RegisterView) -> Proven | Challenged | Refused:
         """Decide about one REGISTER. Raises CxError."""
@@ -79,6 +81,7 @@ class Authenticator:
         if pending is None or pending.impi != view.impi:
             # After a restart, an eviction or reg-await-auth: the UE did nothing wrong, so it gets a new challenge.
             self.counter.count("scscf_challenge_unknown")
+            self._suspect(view)  # or it echoes only part of the nonce
             return await self._challenge(view)
         if credentials.auts is not None:
             return await self._resynchronise(view, pending, credentials.auts)
@@ -97,6 +100,8 @@ class Authenticator:
             rspauth = check_answer(pending, credentials)
         except DigestRejected as problem:
             return self._refuse(view, problem.problem)
+        if pending.bare and view.release is None:
+            self.bare.proven(pending.impi, pending.reg, self.clock.now())
         self.challenges.supersede(pending, None if view.every_contact else view.reg)
         if view.release is not None and not pending.masked and self.policy.release >= 6 and self.policy.mask:
             self.counter.count("scscf_capability_lost")
@@ -104,7 +109,13 @@ class Authenticator:
         self.counter.count("scscf_authenticated", "masked" if pending.masked else "raw")
         return Proven(pending.k_m, pending.masked, rspauth, credentials.qop)
 
+    def _suspect(self, view: RegisterView) -> None:
+        """DESIGN §4: the next challenge may be one that this stack can read."""
+        if view.release is None and not view.every_contact:
+            self.bare.failed(view.impi, view.reg, self.clock.now())
+
     def _refuse(self, view: RegisterView, reason: str) -> Refused:
+        self._suspect(view)
         self.counter.count("scscf_authentication_failed")
         self.log.warning("authentication-failed", impi=view.impi, reason=reason)
         return Refused(reason)
@@ -131,6 +142,10 @@ class Authenticator:
         vector = await self.cx.multimedia_auth(view.impi, view.impu, policy.server_name, resync)
         masked = masks(stated=view.release, own_release=policy.release, policy=policy.mask, xres=vector.xres)
         marker = marker_for(masked=masked, stated=view.release, own_release=policy.release, release_info=policy.release_info)
+        bare = marker is not None and view.release is None and self.bare.take(view.impi, view.reg, self.clock.now())
+        if bare:
+            marker = None
+            self.counter.count("scscf_bare_challenges")
         pending = PendingChallenge(
             nonce=aka_nonce(vector.rand, vector.autn, build_marker(marker) if marker else b""),
             impi=view.impi,
@@ -143,6 +158,7 @@ class Authenticator:
             k_m=application_master_key(vector.ck, vector.ik, vector.rand, view.impi) if masked else None,
             expires_at=self.clock.now() + policy.reg_await_auth,
             after_resync=resync is not None,
+            bare=bare,
         )
         self.challenges.put(pending)
         self.counter.count("scscf_challenges", "masked" if masked else "raw")
