@@ -31,6 +31,7 @@ class Network(_Section, frozen=True, kw_only=True):
     """The home network."""
 
     home_domain: Annotated[str, Meta(description="home network domain name; also the realm of the SIP challenge")] = "home1.net"
+    amf_bit: Annotated[bool, Meta(description="HSS: set AMF bit 15 (proprietary) in vectors whose keys the S-CSCF will mask")] = True
     gm: Annotated[Literal["off"], Meta(description="protection of Gm; only `off` is built so far")] = "off"
 
 

@@ -207,8 +207,10 @@ class CxClient(Protocol):
     async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str) -> str | None:
         """UAR (§6.1.1): return the Server-Name of the S-CSCF assigned, None if the I-CSCF shall choose one."""
 
-    async def multimedia_auth(self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None) -> AuthVector:
-        """MAR (§6.3): return one authentication vector."""
+    async def multimedia_auth(
+        self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False
+    ) -> AuthVector:
+        """MAR (§6.3): return one authentication vector; `masked` says that the P-CSCF will get CK', IK' (DESIGN §4), and may be ignored."""
 
     async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
         """SAR (§6.1.2): return User-Data, the Cx XML (annex B); empty where the assignment ends."""

@@ -287,3 +287,12 @@ class TestServerAssignment:
         assert await hss.user_authorization(ALICE, ALICE_SIP, "") == SCSCF
         assert await self.sar(hss, assignment) == b""
         assert await hss.user_authorization(ALICE, ALICE_SIP, "") is None
+
+
+@pytest.mark.parametrize(("option", "masked", "amf"), [(True, True, "8001"), (True, False, "8000"), (False, True, "8000")])
+async def test_amf_says_that_a_vector_will_be_masked(store: Store, option: bool, masked: bool, amf: str) -> None:
+    """DESIGN §4; TS 33.102 annex H."""
+    hss = start(store)
+    hss.amf_bit = option
+    vector = await hss.multimedia_auth(ALICE, ALICE_SIP, SCSCF, masked=masked)
+    assert vector.autn[6:8].hex() == amf

@@ -12,6 +12,7 @@ from keyferry.ports import Counter, Log, RandomSource, Resync, ServerAssignment,
 from keyferry.protocol.aka import DELTA, AkaAlgorithm, AuthVector, algorithm_of, generate_vector, split_sqn, sqn_of, verify_auts
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.ifc import InitialFilterCriteria
+from keyferry.protocol.ims.registration import with_amf_bit
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
 
 IND_COUNT = 32  # TS 33.102 annex C.3: five bits
@@ -55,6 +56,7 @@ class Hss:
     log: Log
     counter: Counter
     max_counters: int = MAX_COUNTERS
+    amf_bit: bool = False  # say in AUTN that a vector will be masked (DESIGN §4)
     _counters: OrderedDict[Impi, _Counter] = field(default_factory=OrderedDict)
 
     async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str) -> str | None:
@@ -62,7 +64,9 @@ class Hss:
         del visited_network
         return (await self._subscription(impi, impu)).server_name
 
-    async def multimedia_auth(self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None) -> AuthVector:
+    async def multimedia_auth(
+        self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False
+    ) -> AuthVector:
         """MAR (§6.3): return one vector with a SEQ never used before, after a resynchronisation if AUTS proves one."""
         found = await self.subscribers.with_server_name(impi)
         if found is None:
@@ -76,7 +80,8 @@ class Hss:
             await self._resynchronise(impi, algorithm, resync)
         seq = await self._next_seq(impi)
         self.counter.count("hss_vectors")
-        return generate_vector(algorithm, self.random.octets(16), sqn_of(seq, seq % IND_COUNT), subscriber.amf)
+        amf = with_amf_bit(subscriber.amf) if masked and self.amf_bit else subscriber.amf
+        return generate_vector(algorithm, self.random.octets(16), sqn_of(seq, seq % IND_COUNT), amf)
 
     async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
         """SAR (§6.1.2): assign the S-CSCF and return the user's profile, or end the assignment."""

@@ -119,7 +119,7 @@ class System:
 
     async def _start(self) -> None:
         self.subscribers = SqliteSubscriberStore(self._database("hss"), self.state.keyring)
-        hss = Hss(self.subscribers, {"default": self._criteria()}, self.random, self.log, self.metrics)
+        hss = Hss(self.subscribers, {"default": self._criteria()}, self.random, self.log, self.metrics, amf_bit=self.config.network.amf_bit)
         await provision(self.subscribers, self.config.subscribers)
         # Backwards along the path of a REGISTER, so that nobody is asked before it can answer.
         if "as" in self.roles:

@@ -139,3 +139,13 @@ def test_gm_uses_masked_keys_if_stated_and_promised(run: AkaRun, masked: bool) -
     """DESIGN §5 step 3."""
     assert run.masked is masked
     assert run.gm_keys() == (access_keys(CK, IK, RAND, ALICE) if masked else AccessKeys(CK, IK))
+
+
+@pytest.mark.parametrize(("amf", "activated"), [(b"\x80\x01", True), (b"\x80\x00", False), (b"\x00\x03", True), (b"\x01\x80", False)])
+def test_a_ue_may_want_the_amf_bit(amf: bytes, activated: bool) -> None:
+    """DESIGN §4; TS 33.102 annex H: bit 15 is the last one."""
+    run = replace(RUN, amf=amf)
+    done = activate(run, ANSWER, home_realm=REALM, authentication_info=[proof()], elapsed=0.1, amf_bit="required")
+    assert (done.k_m is not None) is activated
+    assert ("AMF" in done.refused_because) is not activated
+    assert activate(run, ANSWER, home_realm=REALM, authentication_info=[proof()], elapsed=0.1).k_m is not None

@@ -45,7 +45,10 @@ class Cx:
     async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: object) -> bytes:
         raise NotImplementedError
 
-    async def multimedia_auth(self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None) -> AuthVector:
+    async def multimedia_auth(
+        self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False
+    ) -> AuthVector:
+        del masked
         if impi == BOB:
             raise CxError(5001, "DIAMETER_ERROR_USER_UNKNOWN")
         if resync is not None:

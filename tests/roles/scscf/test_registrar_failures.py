@@ -164,3 +164,11 @@ class TestBareNonce:
             await fail(ue)
             assert await bare(ue)
             assert home.counter["scscf_bare_challenges"] == 0
+
+
+async def test_the_hss_is_told_which_vectors_will_be_masked(home: Home) -> None:
+    """DESIGN §4: AMF bit 15."""
+    home.hss.amf_bit = True
+    for contact, amf in ((DEVICE, b"\x80\x01"), (OLD, b"\x80\x00")):
+        challenged = await Manual(home).send(contact=contact)
+        assert parse_aka_nonce(parse_challenge(challenged.get("WWW-Authenticate") or "").nonce).autn[6:8] == amf

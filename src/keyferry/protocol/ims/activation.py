@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from keyferry.errors import DigestRejected, ParseError
 from keyferry.protocol.crypto.secret import Secret
@@ -11,8 +12,9 @@ from keyferry.protocol.digest import Challenge, Credentials, check_rspauth, hash
 from keyferry.protocol.identity import Impi
 from keyferry.protocol.ims.keys import AccessKeys, access_keys, application_master_key
 from keyferry.protocol.ims.marker import Marker
-from keyferry.protocol.ims.registration import AKA_ALGORITHM, MIN_MASKED_RES
+from keyferry.protocol.ims.registration import AKA_ALGORITHM, MIN_MASKED_RES, has_amf_bit
 
+AmfBit: TypeAlias = Literal["ignored", "required"]
 MAX_ANSWER_TIME = 32.0  # seconds from sending SM7 to its 2xx; 64*T1 of RFC 3261
 
 
@@ -28,6 +30,7 @@ class AkaRun:
     res: Secret
     ck: Secret
     ik: Secret
+    amf: bytes = bytes(2)  # of AUTN, under its MAC
 
     @property
     def masked(self) -> bool:
@@ -48,13 +51,17 @@ class Activation:
     rspauth: bool  # it verified, whether or not keys were activated
 
 
-def activate(run: AkaRun, answer: Credentials, *, home_realm: str, authentication_info: list[str], elapsed: float) -> Activation:
+def activate(
+    run: AkaRun, answer: Credentials, *, home_realm: str, authentication_info: list[str], elapsed: float, amf_bit: AmfBit = "ignored"
+) -> Activation:
     """Decide after the 2xx whether this run yields AS keys; never later (S2).
 
     `answer` is what SM7 carried, `authentication_info` every such header of the 2xx, `elapsed` seconds since SM7 was sent.
     """
     proven = _rspauth_verifies(run, answer, authentication_info)
     reason = _refusal(run, answer, home_realm=home_realm, elapsed=elapsed, proven=proven)
+    if not reason and amf_bit == "required" and not has_amf_bit(run.amf):
+        reason = "AUTN's AMF does not say that the HSS meant this authentication for AS keys"
     if reason:
         return Activation(None, reason, proven)
     return Activation(application_master_key(run.ck, run.ik, run.rand, run.impi), "", proven)

@@ -26,6 +26,7 @@ AKA_ALGORITHM = "AKAv1-MD5"
 DEFAULT_EXPIRES = 600_000  # seconds; what TS 24.229 §5.1.1.2.1 lets a UE ask for
 MIN_MASKED_RES = 8  # octets; a shorter RES can be searched off line, so it carries no AS keys (DESIGN §5)
 MIN_CNONCE = 16  # characters, for a masked AV (DESIGN §5 step 4)
+AMF_BIT = 0x01  # of the second octet
 MAX_CONTACTS = 10  # in one REGISTER; a UE registers one
 MAX_CONTACT = 2_048  # octets; a 200 lists the Contacts of 16 devices and fits one message
 MAX_PATH = 10  # entries; one proxy adds one
@@ -120,6 +121,16 @@ def stated_release(contact: NameAddr) -> int | None:
 def masks(*, stated: int | None, own_release: int, policy: bool, xres: Secret) -> bool:
     """Decide whether this AV's 401 carries CK', IK' (DESIGN §5 step 1); once per AV."""
     return policy and own_release >= 6 and stated is not None and stated >= 6 and len(xres) >= MIN_MASKED_RES
+
+
+def with_amf_bit(amf: bytes) -> bytes:
+    """Return an AMF (2 octets) whose bit 15, proprietary, says that its AV will be masked (TS 33.102 annex H; DESIGN §4)."""
+    return amf[:1] + bytes([amf[1] | AMF_BIT])
+
+
+def has_amf_bit(amf: bytes) -> bool:
+    """Tell whether an AMF (2 octets) says that its AV is masked."""
+    return bool(amf[1] & AMF_BIT)
 
 
 def marker_for(*, masked: bool, stated: int | None, own_release: int, release_info: ReleaseInfo) -> Marker | None:

@@ -139,7 +139,8 @@ class Authenticator:
     async def _challenge(self, view: RegisterView, resync: Resync | None = None) -> Challenged:
         """§5.4.1.2.1, DESIGN §5 steps 1 and 2: one AV, in exactly one 401."""
         policy = self.policy
-        vector = await self.cx.multimedia_auth(view.impi, view.impu, policy.server_name, resync)
+        meant = policy.mask and policy.release >= 6 and view.release is not None
+        vector = await self.cx.multimedia_auth(view.impi, view.impu, policy.server_name, resync, masked=meant)
         masked = masks(stated=view.release, own_release=policy.release, policy=policy.mask, xres=vector.xres)
         marker = marker_for(masked=masked, stated=view.release, own_release=policy.release, release_info=policy.release_info)
         bare = marker is not None and view.release is None and self.bare.take(view.impi, view.reg, self.clock.now())
