@@ -268,6 +268,9 @@ class RegistrationStore(Protocol):
     async def of_impi(self, impi: Impi) -> Sequence[Registration]:
         """Return every device's registration."""
 
+    async def of_impu(self, impu: Impu) -> Impi | None:
+        """Return whose registrations name a public identity in their profile, barred or not; None where nobody's do."""
+
     async def expired(self, now: float, limit: int = 1000) -> Sequence[Registration]:
         """Return registrations whose time is over, the oldest first."""
 

@@ -25,6 +25,8 @@ from keyferry.roles.icscf import Icscf
 from keyferry.roles.pcscf import Pcscf
 from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy, TransportKey
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
+from keyferry.roles.scscf.node import Scscf
+from keyferry.roles.scscf.reg_event import RegEventNotifier, RegEventPolicy
 from keyferry.roles.scscf.registrar import Registrar, RegistrarPolicy
 from keyferry.roles.ue import Ue, UeProfile
 from keyferry.stores.memory import MemoryKeyStore, MemoryRegistrationStore, MemorySubscriberStore
@@ -102,6 +104,7 @@ class Home:
     pcscf: Pcscf = field(init=False)
     icscf: Icscf = field(init=False)
     scscf: Registrar = field(init=False)
+    reg_event: RegEventNotifier = field(init=False)
 
     def __post_init__(self) -> None:
         self.hss = Hss(self.subscribers, self.profiles, self.random, self.log, self.counter)
@@ -134,16 +137,20 @@ class Home:
 
     def start_scscf(self) -> None:
         """Start the S-CSCF, or start it again: its challenges are gone, its registrations are not."""
-        sip = self.network.attach("S", "scscf1.home1.net", lambda request, peer: self.scscf.handle(request, peer))
+        sip = self.network.attach("S", "scscf1.home1.net", lambda request, peer: Scscf(self.scscf, self.reg_event).handle(request, peer))
         notifier = AsNotifier(
             sip=sip, resolver=self.network, registrations=self.registrations, clock=self.clock, random=self.random, log=self.log,
             counter=self.counter, policy=self.push_policy, targets_of=lambda registration: self.scscf.targets_of(registration),
             sleep=self.clock.sleep,
         )  # fmt: skip
+        self.reg_event = RegEventNotifier(
+            sip=sip, resolver=self.network, registrations=self.registrations, owner_of=self.registrations.of_impu, trusts=lambda _: True,
+            clock=self.clock, random=self.random, log=self.log, counter=self.counter, policy=RegEventPolicy(SCSCF), sleep=self.clock.sleep,
+        )  # fmt: skip
         self.scscf = Registrar(
             authenticator=Authenticator(self.hss, self.clock, self.auth, self.log, self.counter), notifier=notifier,
             registrations=self.registrations, cx=self.hss, clock=self.clock, random=self.random, log=self.log, counter=self.counter,
-            policy=self.registrar_policy, trusts=lambda peer: peer in self.trusted,
+            policy=self.registrar_policy, changed=self.reg_event.changed, trusts=lambda peer: peer in self.trusted,
         )  # fmt: skip
 
     async def restart_scscf(self) -> None:
@@ -152,6 +159,7 @@ class Home:
 
     async def aclose(self) -> None:
         await self.scscf.notifier.aclose()
+        await self.reg_event.aclose()
         assert self.network.failures == []
 
     def device(self, user: str = "alice", number: int = 1, **profile: Any) -> Device:

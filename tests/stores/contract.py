@@ -21,6 +21,7 @@ from keyferry.ports import (
 )
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId
 from keyferry.protocol.ims.keypush import GRACE, MAX_AHEAD, MAX_KEY_LIFE, Push, PushOutcome
+from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
 from stores.made import (
     AS_ID,
     IMPI,
@@ -149,6 +150,22 @@ class RegistrationContract:
         odd = b"\xff\xfe\x00\n".decode("utf-8", "surrogateescape")
         await store.commit(registration(contact=odd, call_id=odd, path=(odd, "", odd)), [])
         assert await store.get(IMPI, REG) == registration(contact=odd, call_id=odd, path=(odd, "", odd))
+
+    async def test_whose_an_identity_is(self, store: RegistrationStore) -> None:
+        """TS 24.229 §5.4.2.1.1: a subscription names a public identity."""
+        hidden, other = Impu("sip:hidden@ims.example"), Impu("sip:other@ims.example")
+        profiles = (ServiceProfile(((hidden, True), (other, False))),)
+        data = build_user_profile(UserProfile(IMPI, profiles))
+        await store.commit(registration(user_data=data), [])
+        await store.commit(registration(reg=OTHER_REG, user_data=data), [])
+        found = [await store.of_impu(impu) for impu in (hidden, other, registration().impu, Impu("sip:nobody@ims.example"))]
+        assert found == [IMPI, IMPI, IMPI, None]
+        await store.remove(IMPI, REG, [])
+        assert await store.of_impu(other) == IMPI
+        await store.commit(registration(reg=OTHER_REG, user_data=b"<new/>"), [])
+        assert [await store.of_impu(other), await store.of_impu(registration().impu)] == [None, IMPI]
+        await store.remove(IMPI, OTHER_REG, [])
+        assert await store.of_impu(registration().impu) is None
 
     async def test_a_registration_is_replaced(self, store: RegistrationStore) -> None:
         await store.commit(registration(), [])

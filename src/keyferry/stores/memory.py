@@ -9,6 +9,7 @@ from keyferry.errors import StoreError
 from keyferry.ports import Document, KeyRecord, PendingPush, Registration, Subscriber, Subscription, UeState
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
 from keyferry.protocol.ims.keypush import HeldKey, HeldSet, Owner, Push, PushOutcome, after_use, erased, receive, valid
+from keyferry.protocol.ims.user_profile import identities_of
 
 
 class MemorySubscriberStore:
@@ -137,6 +138,11 @@ class MemoryRegistrationStore:
         """Return every device's registration, by reg."""
         devices = self._registrations.get(impi, {})
         return [devices[reg] for reg in sorted(devices)]
+
+    async def of_impu(self, impu: Impu) -> Impi | None:
+        """Return whose registrations name a public identity; None where nobody's do."""
+        held = (each for devices in self._registrations.values() for each in devices.values())
+        return next((each.impi for each in held if impu == each.impu or impu in identities_of(each.user_data)), None)
 
     async def expired(self, now: float, limit: int = 1000) -> Sequence[Registration]:
         """Return registrations whose time is over, the oldest first."""

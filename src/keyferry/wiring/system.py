@@ -29,6 +29,7 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.crypto.tuak import derive_topc
 from keyferry.protocol.identity import AsId, parse_as_id, parse_impi, parse_impu
 from keyferry.protocol.ims import ifc
+from keyferry.protocol.ims.user_profile import cached_user_profile
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.appserver import KeyAgent, PushedKeys, Pusher
@@ -37,6 +38,8 @@ from keyferry.roles.icscf import Icscf
 from keyferry.roles.pcscf import Pcscf
 from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy, TransportKey
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
+from keyferry.roles.scscf.node import Scscf
+from keyferry.roles.scscf.reg_event import RegEventNotifier, RegEventPolicy
 from keyferry.roles.scscf.registrar import Registrar, RegistrarPolicy
 from keyferry.roles.xcap_server import XcapServer
 from keyferry.stores.database import Database
@@ -150,7 +153,7 @@ class System:
 
     async def _start_scscf(self, hss: Hss) -> None:
         settings = self.config.scscf
-        node = self._node("S-CSCF", self._trusting(settings.trusted_peers, lambda request, peer: registrar.handle(request, peer)))
+        node = self._node("S-CSCF", self._trusting(settings.trusted_peers, lambda request, peer: scscf.handle(request, peer)))
         registrations = SqliteRegistrationStore(self._database("scscf"), self.state.keyring)
         self.registrations = registrations
         port = split_address(settings.listen, "scscf.listen")[1]
@@ -163,6 +166,11 @@ class System:
             sip=node, resolver=self.resolver, registrations=registrations, clock=self.clock, random=self.random, log=self.log,
             counter=self.metrics, policy=self._push_policy(server_name), targets_of=lambda registration: registrar.targets_of(registration),
         )  # fmt: skip
+        reg_event = RegEventNotifier(
+            sip=node, resolver=self.resolver, registrations=registrations, owner_of=registrations.of_impu,
+            trusts=lambda peer: self._is_trusted(settings.trusted_peers, peer), clock=self.clock, random=self.random, log=self.log,
+            counter=self.metrics, policy=RegEventPolicy(server_name), profile_of=cached_user_profile,
+        )  # fmt: skip
         registrar = Registrar(
             authenticator=Authenticator(hss, self.clock, policy, self.log, self.metrics), notifier=notifier, registrations=registrations,
             cx=hss, clock=self.clock, random=self.random, log=self.log, counter=self.metrics,
@@ -171,15 +179,18 @@ class System:
             ),
             # Where Gm is not protected nobody can say that it is; and this machine's own users can reach the loopback addresses.
             trusts=lambda peer: str(self.config.network.gm) != "off" and self._is_trusted(settings.trusted_peers, peer),
+            changed=reg_event.changed,
         )  # fmt: skip
         self.registrar = registrar
+        scscf = Scscf(registrar, reg_event)
+        self._exit.push_async_callback(reg_event.aclose)
         self._exit.push_async_callback(notifier.aclose)
         await self._serve_sip("scscf", node, settings.name, settings.listen)
         try:
-            await registrar.sweep()
+            await scscf.sweep()
         except KeyferryError as problem:  # a store that fails for one user must not keep the others out
             self.log.warning("first-sweep-failed", problem=str(problem))
-        self._every(settings.sweep, registrar.sweep)
+        self._every(settings.sweep, scscf.sweep)
 
     def _push_policy(self, server_name: str) -> PushPolicy:
         settings = self.config.scscf

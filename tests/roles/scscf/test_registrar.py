@@ -288,7 +288,7 @@ class TestAnswers:
     async def test_another_method_is_405(self, home: Home) -> None:
         headers = (("From", "<sip:a@b.net>;tag=1"), ("To", "<sip:a@b.net>"), ("Call-ID", "c"), ("CSeq", "1 INVITE"))
         answer = await home.network.carry("X", Request("INVITE", "sip:a@b.net", headers), home.network.peer("S"))
-        assert (answer.status, answer.get("Allow")) == (405, "REGISTER")
+        assert (answer.status, answer.get("Allow")) == (405, "REGISTER, SUBSCRIBE")
 
 
 class TestInterval:

@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeVar
 
 from keyferry.errors import ParseError
@@ -161,6 +162,19 @@ def _parse(data: bytes) -> UserProfile:
     if not profiles:
         raise ParseError(_WHAT, "has no ServiceProfile")
     return UserProfile(parse_impi(_required(root, "PrivateID")), profiles, ignored[0])
+
+
+cached_user_profile = lru_cache(maxsize=4096)(parse_user_profile)
+"""`parse_user_profile`, remembered: a registration and each of its refreshes bring the same octets."""
+
+
+def identities_of(user_data: bytes) -> tuple[Impu, ...]:
+    """Return every identity of User-Data, barred or not; none where it cannot be read."""
+    try:
+        profile = cached_user_profile(user_data)
+    except ParseError:
+        return ()
+    return tuple(dict.fromkeys(impu for service in profile.profiles for impu, _ in service.impus))
 
 
 def _profile(element: xmlsafe.Element, ignored: list[int]) -> ServiceProfile:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Literal
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
 
 from keyferry.errors import CxError, KeyferryError, ParseError
 from keyferry.ports import (
@@ -22,17 +21,24 @@ from keyferry.ports import (
     SipPeer,
 )
 from keyferry.protocol.digest import AuthenticationInfo, build_authentication_info
-from keyferry.protocol.identity import AsId, Impi, Impu
+from keyferry.protocol.identity import AsId, Impi, Impu, Reg
 from keyferry.protocol.ims.ifc import ApplicationServer, InitialFilterCriteria, RegistrationType, SessionCase, matching
 from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, integrity_protected, key_not_after, read_register
-from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, parse_user_profile
+from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, cached_user_profile
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.roles.cx_status import status_of
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
 from keyferry.roles.scscf.authenticator import Authenticator, Challenged, Proven, Refused
 from keyferry.roles.scscf.bindings import check_order, contacts_of, held_of, may_stay, with_device
+from keyferry.roles.scscf.reauthentication import Reauthentications
+from keyferry.roles.scscf.reg_document import ContactNews
 from keyferry.roles.scscf.turns import Turns
 
+Changed: TypeAlias = Callable[
+    [Impi, Sequence[Registration], Sequence[Registration], Mapping[Reg, ContactNews] | None], Coroutine[object, object, None]
+]
+EndEvent: TypeAlias = Literal["deactivated", "rejected", "probation"]
+REAUTH_WITHIN = 60  # seconds that a UE has to authenticate again (§5.4.1.6)
 EXPIRY_BATCH = 500  # registrations ended per sweep; more wait for the next
 REPORT_BATCH = 500  # users per sweep whose unanswered challenge the HSS is told of; of more it learns with their next attempt
 
@@ -54,11 +60,10 @@ def trusts_nobody(peer: SipPeer) -> bool:
     return False
 
 
-@lru_cache(maxsize=4096)
 def profile_of(user_data: bytes) -> UserProfile:
-    """Parse User-Data; the cache spares the second parse of one registration and every one of its refreshes."""
+    """Parse User-Data, or remember it. Raises ParseError with 500."""
     try:
-        return parse_user_profile(user_data)
+        return cached_user_profile(user_data)
     except ParseError as problem:  # the HSS's fault, not the UE's
         raise ParseError("User-Data", problem.problem, status=500) from problem
 
@@ -77,6 +82,8 @@ class Registrar:
     counter: Counter
     policy: RegistrarPolicy
     trusts: Callable[[SipPeer], bool] = trusts_nobody  # whose word on `integrity-protected` counts
+    changed: Changed | None = None  # whom to tell of what the store has: the reg event notifier
+    reauthentications: Reauthentications = field(default_factory=Reauthentications)
     turns: Turns = field(default_factory=Turns)
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
@@ -105,6 +112,64 @@ class Registrar:
             self.log.warning("cx-error", impi=view.impi, impu=view.impu, cx=problem.name)
             return make_response(request, status_of(problem), to_tag=self._tag())
 
+    async def network_deregister(
+        self, impi: Impi, reg: Reg | None = None, event: EndEvent = "deactivated", retry_after: int | None = None
+    ) -> int:
+        """End one device's registration, or each of the user's, by the network's will (§5.4.1.5); return how many.
+
+        `deactivated` asks the UE to register anew, `rejected` not to, `probation` to do so after `retry_after` seconds.
+        """
+        async with self.turns.turn(impi):
+            ending = [each for each in await self.registrations.of_impi(impi) if reg in {None, each.reg}]
+            for registration in ending:
+                news = ContactNews(event, retry_after if event == "probation" else None)
+                assignment = ServerAssignment.ADMINISTRATIVE_DEREGISTRATION
+                await self._end(registration, assignment, _expiry_request(registration), wait=False, news=news)
+                self.counter.count("scscf_registrations", "network-ended")
+                self.log.info("network-deregistered", impi=impi, reg=registration.reg, kind=event)
+        return len(ending)
+
+    async def shorten(self, impi: Impi, reg: Reg | None = None, seconds: int = REAUTH_WITHIN) -> int:
+        """Give one device, or each of the user's, `seconds` to authenticate again (§5.4.1.6); return how many were told.
+
+        No push: what the AS holds ends with the registration, or is replaced by the new authentication's keys.
+        """
+        async with self.turns.turn(impi):
+            now, told = self.clock.now(), 0
+            for registration in await self.registrations.of_impi(impi):
+                if reg not in {None, registration.reg} or registration.expires_at <= now:
+                    continue
+                shorter = replace(registration, expires_at=min(registration.expires_at, now + seconds))
+                self.reauthentications.require(impi, registration.reg)
+                await self.registrations.commit(shorter, [])
+                await self._tell(impi, [registration], [shorter], {registration.reg: ContactNews("shortened")})
+                self.log.info("reauthentication-asked", impi=impi, reg=registration.reg, seconds=seconds)
+                told += 1
+        return told
+
+    async def _tell(
+        self,
+        impi: Impi,
+        before: Sequence[Registration],
+        after: Sequence[Registration],
+        events: Mapping[Reg, ContactNews] | None = None,
+    ) -> None:
+        if self.changed is None:
+            return
+        try:
+            await self.changed(impi, before, after, events)
+        except KeyferryError as problem:  # who watches is nothing to who registers
+            self.log.warning("reg-event-not-told", impi=impi, problem=str(problem))
+
+    def _until_masked(self, grant: int, view: RegisterView, proven: Proven, now: float) -> int:
+        """DESIGN §5 step 4: a UE that states a release, after a raw challenge, authenticates again soon; once, for it may stay so."""
+        policy = self.authenticator.policy
+        lost = view.release is not None and not proven.masked and policy.mask and policy.release >= 6
+        if not lost or not self.reauthentications.first(view.impi, view.reg, now):
+            return grant
+        self.reauthentications.require(view.impi, view.reg)
+        return min(grant, max(REAUTH_WITHIN, self.policy.min_expires))
+
     async def _unchallenged(self, request: Request, view: RegisterView, grant: int) -> Response | None:
         """§5.4.1.2.2, §5.4.1.4: answer what came protected and needs no new AKA run, with the keys it has; None: it does need one."""
         if self.authenticator.awaits(view):
@@ -113,6 +178,8 @@ class Registrar:
             now = self.clock.now()
             held = await self.registrations.get(view.impi, view.reg)
             if held is None or not may_stay(held, view, now, reauth_age=self.policy.reauth_age):
+                return None
+            if grant and self.reauthentications.is_required(view.impi, view.reg):
                 return None
             proven = Proven(held.k_m, held.k_m is not None, None, None, held)
             if not grant:
@@ -178,6 +245,9 @@ class Registrar:
         now = self.clock.now()
         aka_time = now if proven.held is None else proven.held.aka_time
         grant = self._bounded(grant, proven, aka_time, now)
+        if proven.held is None:
+            self.reauthentications.done(view.impi, view.reg)
+            grant = self._until_masked(grant, view, proven, now)
         devices = await self.registrations.of_impi(view.impi)
         previous = held_of(devices, view.reg)
         check_order(previous, view)
@@ -205,6 +275,7 @@ class Registrar:
         # DESIGN §5 step 4, in this order: durable, then the pushes, then the 200.
         await self.registrations.commit(registration, [push for push, _ in owed])
         await self.notifier.notify(owed, registration)
+        await self._tell(view.impi, devices, with_device(devices, registration))
         self.counter.count("scscf_registrations", "re" if previous else "initial")
         self.log.info(
             "registered",
@@ -241,7 +312,15 @@ class Registrar:
         left = contacts_of([each for each in devices if each not in ending], self.clock.now())
         return make_response(request, 200, headers=(*left, *_authentication_info(view, proven)), to_tag=self._tag())
 
-    async def _end(self, registration: Registration, assignment: ServerAssignment, request: Request, *, wait: bool = True) -> None:
+    async def _end(
+        self,
+        registration: Registration,
+        assignment: ServerAssignment,
+        request: Request,
+        *,
+        wait: bool = True,
+        news: ContactNews | None = None,
+    ) -> None:
         servers = self._servers(registration.user_data, request, (RegistrationType.DE_REGISTRATION,))
         targets = select_targets(servers, self.notifier.policy, None, None)
         told = {(target.server_name, target.as_id) for target in targets}
@@ -252,7 +331,10 @@ class Registrar:
         give_up_at = max(registration.expires_at, self.clock.now()) + 120
         owed = [(await self._pending(registration, target, erase=True, give_up_at=give_up_at), target) for target in targets]
         await self.registrations.remove(registration.impi, registration.reg, [push for push, _ in owed])
-        if assignment is not ServerAssignment.NO_ASSIGNMENT and not await self.registrations.of_impi(registration.impi):
+        self.reauthentications.done(registration.impi, registration.reg)
+        left = await self.registrations.of_impi(registration.impi)
+        await self._tell(registration.impi, [*left, registration], left, {registration.reg: news} if news else None)
+        if assignment is not ServerAssignment.NO_ASSIGNMENT and not left:
             try:
                 await self.cx.server_assignment(registration.impi, registration.impu, self.authenticator.policy.server_name, assignment)
             except CxError as problem:  # the user may be gone from the HSS; the registration ends all the same

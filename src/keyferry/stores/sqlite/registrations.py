@@ -14,6 +14,7 @@ from keyferry.errors import SealError
 from keyferry.ports import PendingPush, Registration
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
+from keyferry.protocol.ims.user_profile import identities_of
 from keyferry.stores.database import Database, Row, octets, text
 from keyferry.stores.sealing import Keyring, SealedColumn
 
@@ -36,6 +37,10 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS registration_expires_at ON registration (expires_at)",
     # apart from the row, for a refresh brings it again; devices of one IMPI share it. registration.user_data is its SHA-256
     "CREATE TABLE IF NOT EXISTS user_data (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    # whose an identity is; it comes and goes with the user data that name it
+    "CREATE TABLE IF NOT EXISTS identity (impu TEXT NOT NULL, body_id INTEGER NOT NULL, PRIMARY KEY (impu, body_id)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS identity_body_id ON identity (body_id)",
+    "CREATE INDEX IF NOT EXISTS registration_body_id ON registration (body_id)",
     # a row outlives its push, for its seq; only a start looks for those owed, and then through the whole table
     "CREATE TABLE IF NOT EXISTS push ("
     " impi TEXT NOT NULL, reg TEXT NOT NULL, as_id TEXT NOT NULL, server_name TEXT NOT NULL, seq INTEGER NOT NULL, owed INTEGER NOT NULL,"
@@ -104,6 +109,14 @@ class SqliteRegistrationStore:
         """
         rows = self._database.read(f"{_SELECT} WHERE impi = ? ORDER BY reg LIMIT ?", (impi, MAX_DEVICES))
         return [self._registration(row) for row in rows]
+
+    async def of_impu(self, impu: Impu) -> Impi | None:
+        """Return whose registrations name a public identity; None where nobody's do."""
+        rows = self._database.read(
+            "SELECT impi FROM identity JOIN registration ON registration.body_id = identity.body_id WHERE identity.impu = ? LIMIT 1",
+            (impu,),
+        )
+        return Impi(rows[0][0]) if rows else None
 
     async def expired(self, now: float, limit: int = 1000) -> Sequence[Registration]:
         """Return registrations whose time is over, the oldest first.
@@ -209,18 +222,20 @@ def _keep_body(connection: sqlite3.Connection, registration: Registration, diges
             break
     else:
         place = connection.execute("INSERT INTO user_data (body) VALUES (?)", (registration.user_data,)).lastrowid
+        impus = {registration.impu, *identities_of(registration.user_data)}
+        connection.executemany("INSERT INTO identity (impu, body_id) VALUES (?, ?)", [(impu, place) for impu in impus])
     for reg, _, body_id in old:
         if reg == registration.reg and body_id != place and sum(other == body_id for _, _, other in old) == 1:
             connection.execute("DELETE FROM user_data WHERE id = ?", (body_id,))
+            connection.execute("DELETE FROM identity WHERE body_id = ?", (body_id,))
     return place
 
 
 def _drop_body(connection: sqlite3.Connection, impi: Impi, body_id: int) -> None:
     """Delete user data that no other device of the IMPI has."""
-    connection.execute(
-        "DELETE FROM user_data WHERE id = ? AND NOT EXISTS (SELECT 1 FROM registration WHERE impi = ? AND body_id = ?)",
-        (body_id, impi, body_id),
-    )
+    if connection.execute("SELECT 1 FROM registration WHERE impi = ? AND body_id = ?", (impi, body_id)).fetchone() is None:
+        connection.execute("DELETE FROM user_data WHERE id = ?", (body_id,))
+        connection.execute("DELETE FROM identity WHERE body_id = ?", (body_id,))
 
 
 def _push_row(push: PendingPush) -> Row:
