@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from keyferry.asgi.exchange import Receive, Scope, Send, headers_named, respond
+from keyferry.asgi.registrations import RegistrationsApp
 from keyferry.errors import KeyferryError, LocalProtocolError, RemoteProtocolError
 from keyferry.protocol.identity import parse_impi
 
@@ -32,18 +33,29 @@ class AdminApp:
     """
 
     def __init__(
-        self, *, registry: CollectorRegistry, health: Callable[[], Awaitable[Mapping[str, object]]], trace: Follow | None = None
+        self,
+        *,
+        registry: CollectorRegistry,
+        health: Callable[[], Awaitable[Mapping[str, object]]],
+        trace: Follow | None = None,
+        registrations: RegistrationsApp | None = None,
     ) -> None:
-        """Take the metrics, what to say of the system's health (a JSON object whose "ok" decides between 200 and 503), and the tracer."""
+        """Take metrics, health (a JSON object whose "ok" decides between 200 and 503), the tracer, and what an operator may do."""
         self._registry = registry
         self._health = health
         self._trace = trace
+        self._registrations = registrations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
         if scope["type"] != "http":
             raise LocalProtocolError("AdminApp serves http alone")
-        if scope["path"] not in {"/health", "/metrics", "/trace"}:
+        if self._registrations is not None and scope["path"].startswith("/registrations"):
+            if _from_here(scope):
+                await self._registrations(scope, receive, send)
+            else:
+                await respond(send, 403, b"Registrations name subscribers: ask from the machine itself, by its loopback address.\n")
+        elif scope["path"] not in {"/health", "/metrics", "/trace"}:
             await respond(send, 404, b"There are /health, /metrics and /trace?impi=IMPI.\n")
         elif scope["method"] not in {"GET", "HEAD"}:
             await respond(send, 405, b"Read only.\n", headers=[(b"allow", b"GET, HEAD")])

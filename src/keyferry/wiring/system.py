@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, cast, get_args
 from keyferry.asgi.admin import AdminApp
 from keyferry.asgi.auth import SimLogin
 from keyferry.asgi.notes import Notes
+from keyferry.asgi.registrations import RegistrationsApp
 from keyferry.asgi.xcap import XcapApp
 from keyferry.config import ApplicationServer, Config, Subscriber, split_address
 from keyferry.errors import ConfigError, KeyferryError, TransportError
@@ -53,6 +54,7 @@ from keyferry.transports.pki import Pki
 from keyferry.transports.resolver import TableResolver
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.observability import Metrics
+from keyferry.wiring.registrations import RegistrarOperations
 from keyferry.wiring.tracing import Tracer, both
 
 Role = Literal["pcscf", "icscf", "scscf", "as", "admin"]
@@ -137,7 +139,13 @@ class System:
         if "pcscf" in self.roles:
             await self._start_pcscf()
         if "admin" in self.roles:
-            app = AdminApp(registry=self.metrics.registry, health=self._health, trace=self.tracer.follower_of(self.subscribers))
+            operations = RegistrationsApp(RegistrarOperations(self.registrar)) if self.registrar is not None else None
+            app = AdminApp(
+                registry=self.metrics.registry,
+                health=self._health,
+                trace=self.tracer.follower_of(self.subscribers),
+                registrations=operations,
+            )
             await self._serve_http("admin", app, self.config.admin.listen, "", None)
             self._exit.callback(self.tracer.close)  # before the listener, so that streams end and nobody waits for them
 

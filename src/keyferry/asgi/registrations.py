@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registrations for operators: who is registered, end it, ask for a new authentication (TS 24.229 §5.4.1.5, §5.4.1.6, Release 17)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, TypeAlias, get_args
+from urllib.parse import parse_qs, unquote
+
+from keyferry.asgi.exchange import Receive, Scope, Send, headers_named, read_body, respond
+from keyferry.errors import KeyferryError, RemoteProtocolError
+from keyferry.protocol.identity import Impi, Reg, parse_impi
+
+JSON = "application/json"
+PATH = "/registrations"
+MAX_BODY = 1_024
+"""Octets of a command."""
+MAX_QUERY = 2_048
+"""Octets; an IMPI has at most 255, three times as many escaped."""
+MAX_SECONDS = 86_400
+
+EndEvent: TypeAlias = Literal["deactivated", "rejected", "probation"]
+FIELDS = {"deregister": {"reg": str, "event": str, "retry_after": int}, "reauthenticate": {"reg": str, "seconds": int}}
+
+
+class Operations(Protocol):
+    """What an S-CSCF lets its operator do."""
+
+    async def list(self, impi: Impi) -> Sequence[Mapping[str, object]]:
+        """Return a user's registrations without keys."""
+
+    async def deregister(self, impi: Impi, reg: Reg | None, event: EndEvent, retry_after: int | None) -> int:
+        """End registrations; return how many."""
+
+    async def reauthenticate(self, impi: Impi, reg: Reg | None, seconds: int) -> int:
+        """Ask for a new authentication; return of how many devices."""
+
+
+class RegistrationsApp:
+    """Answer GET /registrations?impi=… and POST /registrations/IMPI/deregister and …/reauthenticate; the caller checks who asks.
+
+    A command is `application/json`, which no page of another site can send without asking first.
+    """
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one http scope."""
+        try:
+            answer = await self._answer(scope, receive)
+        except RemoteProtocolError as problem:
+            await respond(send, problem.status, f"{problem}\n".encode())
+        except KeyferryError:
+            await respond(send, 503, b"The registrations cannot be read.\n")
+        else:
+            await respond(send, 200, json.dumps(answer).encode("ascii") + b"\n", JSON, [(b"cache-control", b"no-store")])
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Mapping[str, object]:
+        path = bytes(scope.get("raw_path") or scope["path"].encode("utf-8")).decode("latin-1")
+        if path == PATH:
+            _want(scope, "GET")
+            return {"registrations": list(await self._operations.list(_asked(scope)))}
+        parts = path.removeprefix(f"{PATH}/").split("/")
+        if len(parts) != 2 or parts[1] not in FIELDS:
+            raise RemoteProtocolError("There are /registrations?impi=IMPI, /registrations/IMPI/deregister and …/reauthenticate.", 404)
+        _want(scope, "POST")
+        impi = parse_impi(unquote(parts[0]))
+        command = await _command(scope, receive, FIELDS[parts[1]])
+        reg = Reg(str(command["reg"])) if "reg" in command else None
+        if parts[1] == "reauthenticate":
+            return {"devices": await self._operations.reauthenticate(impi, reg, _seconds(command.get("seconds", 60)))}
+        event = command.get("event", "deactivated")
+        if event not in get_args(EndEvent):
+            raise RemoteProtocolError(f"event is one of {', '.join(get_args(EndEvent))}.")
+        after = _seconds(command["retry_after"]) if "retry_after" in command else None
+        kind: EndEvent = "rejected" if event == "rejected" else "probation" if event == "probation" else "deactivated"
+        return {"devices": await self._operations.deregister(impi, reg, kind, after)}
+
+
+def _want(scope: Scope, method: str) -> None:
+    if scope["method"] != method:
+        raise RemoteProtocolError(f"Use {method}.", 405)
+
+
+def _asked(scope: Scope) -> Impi:
+    query = bytes(scope.get("query_string", b""))
+    try:
+        values = parse_qs(query.decode("latin-1"), max_num_fields=8).get("impi", []) if len(query) <= MAX_QUERY else []
+    except ValueError:
+        values = []
+    if len(values) != 1:
+        raise RemoteProtocolError("Ask for /registrations?impi=IMPI.", 400)
+    return parse_impi(values[0])
+
+
+async def _command(scope: Scope, receive: Receive, fields: Mapping[str, type]) -> dict[str, object]:
+    """Read a JSON object of known members, each of its type. Raises RemoteProtocolError."""
+    if [value.split(b";")[0].strip().lower() for value in headers_named(scope, b"content-type")] != [JSON.encode("ascii")]:
+        raise RemoteProtocolError("Send application/json.", 415)
+    try:
+        command = json.loads(await read_body(receive, MAX_BODY) or b"{}")
+    except (ValueError, RecursionError):
+        raise RemoteProtocolError("The body is not JSON.") from None
+    if not isinstance(command, dict) or any(type(value) is not fields.get(name) for name, value in command.items()):
+        raise RemoteProtocolError(f"The body is an object with {', '.join(fields)}, each optional.")
+    return command
+
+
+def _seconds(value: object) -> int:
+    if not isinstance(value, int) or not 1 <= value <= MAX_SECONDS:
+        raise RemoteProtocolError(f"Seconds go from 1 to {MAX_SECONDS}.")
+    return value

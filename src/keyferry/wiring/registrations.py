@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operator's listener shows and does of registrations (TS 24.229 §5.4.1.5, §5.4.1.6, Release 17)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from keyferry.asgi.registrations import EndEvent
+from keyferry.ports import Registration
+from keyferry.protocol.identity import Impi, Reg
+from keyferry.protocol.ims.user_profile import identities_of
+from keyferry.roles.scscf.registrar import Registrar
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrarOperations:
+    """Implement asgi.registrations.Operations."""
+
+    registrar: Registrar
+
+    async def list(self, impi: Impi) -> Sequence[Mapping[str, object]]:
+        """Return a user's registrations without keys."""
+        return [_shown(each) for each in await self.registrar.registrations.of_impi(impi)]
+
+    async def deregister(self, impi: Impi, reg: Reg | None, event: EndEvent, retry_after: int | None) -> int:
+        """End registrations; return how many."""
+        return await self.registrar.network_deregister(impi, reg, event, retry_after)
+
+    async def reauthenticate(self, impi: Impi, reg: Reg | None, seconds: int) -> int:
+        """Ask for a new authentication; return of how many devices."""
+        return await self.registrar.shorten(impi, reg, seconds)
+
+
+def _shown(registration: Registration) -> dict[str, object]:
+    return {
+        "impi": registration.impi,
+        "impu": registration.impu,
+        "identities": list(identities_of(registration.user_data)),
+        "reg": registration.reg,
+        "contact": registration.contact.encode("utf-8", "replace").decode("utf-8"),
+        "release": registration.release,
+        "keys": registration.k_m is not None,
+        "authenticated": datetime.fromtimestamp(registration.aka_time, UTC).isoformat(timespec="seconds"),
+        "expires": datetime.fromtimestamp(registration.expires_at, UTC).isoformat(timespec="seconds"),
+    }
