@@ -141,7 +141,7 @@ class Home:
         notifier = AsNotifier(
             sip=sip, resolver=self.network, registrations=self.registrations, clock=self.clock, random=self.random, log=self.log,
             counter=self.counter, policy=self.push_policy, targets_of=lambda registration: self.scscf.targets_of(registration),
-            sleep=self.clock.sleep,
+            sleep=self.clock.sleep, terminate=lambda impi, reg: self.scscf.network_deregister(impi, reg),
         )  # fmt: skip
         self.reg_event = RegEventNotifier(
             sip=sip, resolver=self.network, registrations=self.registrations, owner_of=self.registrations.of_impu, trusts=lambda _: True,

@@ -173,6 +173,7 @@ class System:
         notifier = AsNotifier(
             sip=node, resolver=self.resolver, registrations=registrations, clock=self.clock, random=self.random, log=self.log,
             counter=self.metrics, policy=self._push_policy(server_name), targets_of=lambda registration: registrar.targets_of(registration),
+            terminate=lambda impi, reg: registrar.network_deregister(impi, reg),
         )  # fmt: skip
         reg_event = RegEventNotifier(
             sip=node, resolver=self.resolver, registrations=registrations, owner_of=registrations.of_impu,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -31,6 +32,12 @@ MAX_UNDER_WAY = 100_000  # deliveries; above, an owed push waits in the store fo
 SetKey: TypeAlias = tuple[Impi, AsId, str, Reg]
 
 
+ACCESS_HEADERS = ("P-Access-Network-Info", "P-Visited-Network-ID", "P-Charging-Vector")
+Access: TypeAlias = tuple[str | None, str | None, str | None]  # their values in the REGISTER, for an AS of the trust domain (RFC 7315)
+MAX_TERMINATIONS = 10  # within TERMINATIONS_IN: an AS that is down must not put a whole network out
+TERMINATIONS_IN = 60.0  # seconds
+
+
 class AsTarget(NamedTuple):
     """One AS that gets a third-party REGISTER for a registration; `as_id` is "" for one that takes no keys."""
 
@@ -40,6 +47,8 @@ class AsTarget(NamedTuple):
     service_info: str | None
     register: bytes | None = None  # the REGISTER, where the criterion asks for it
     response: bytes | None = None  # the 200
+    default_handling: int = 0  # 1: an AS that does not answer ends the registration (§5.4.1.7)
+    access: Access = (None, None, None)
 
 
 class TransportKey(NamedTuple):
@@ -79,9 +88,16 @@ def select_targets(
                 service_info=server.service_info,
                 register=build_message(register) if register and server.include_register_request else None,
                 response=build_message(response) if response and server.include_register_response else None,
+                default_handling=server.default_handling,
+                access=_access(register) if register and listed else (None, None, None),
             )
             found.append(target)
     return found
+
+
+def _access(register: Request) -> Access:
+    network, visited, charging = (", ".join(register.all(name)) or None for name in ACCESS_HEADERS)
+    return network, visited, charging
 
 
 @dataclass(slots=True)
@@ -99,11 +115,13 @@ class AsNotifier:
     targets_of: Callable[[Registration], Sequence[AsTarget]]  # for a delivery that was interrupted
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     max_under_way: int = MAX_UNDER_WAY
+    terminate: Callable[[Impi, Reg], Awaitable[object]] | None = None  # ends a registration where DefaultHandling wants it
     _latest: dict[SetKey, int] = field(default_factory=dict)
     _refused: dict[SetKey, int] = field(default_factory=dict)  # what an AS, or we, will not have: not tried again before a restart
     _given: dict[tuple[Impi, AsId, Reg], int] = field(default_factory=dict)  # seqs that are not yet in the store
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _down: set[str] = field(default_factory=set)
+    _terminations: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_TERMINATIONS))  # when
     _left_owed: bool = True  # the store may hold pushes that nobody is delivering
 
     async def next_seq(self, impi: Impi, as_id: AsId, reg: Reg) -> int:
@@ -204,6 +222,8 @@ class AsNotifier:
                 return
             if await self._attempt(push, self._request(push, target, registration, f"{call_id}@{self.policy.scscf_name}", cseq)):
                 return
+            if cseq == 1 and target.default_handling == 1 and registration is not None and not push.erase and key not in self._refused:
+                await self._terminate(push)
             await self.sleep(pause)
             pause = min(2 * pause, RETRY_MOST)
 
@@ -231,6 +251,16 @@ class AsNotifier:
             self._refused[set_key(push)] = push.seq
         return final
 
+    async def _terminate(self, push: PendingPush) -> None:
+        """§5.4.1.7: no answer, 408 or 5xx, and DefaultHandling is SESSION_TERMINATED."""
+        now = self.clock.now()
+        if self.terminate is None or (len(self._terminations) == MAX_TERMINATIONS and self._terminations[0] > now - TERMINATIONS_IN):
+            self.counter.count("scscf_terminations", "spared")
+            return
+        self._terminations.append(now)
+        self.counter.count("scscf_terminations", "ended")
+        await self.terminate(push.impi, push.reg)
+
     def _alarm(self, push: PendingPush, problem: str) -> None:
         self.log.warning("third-party-register-not-delivered", impi=push.impi, server=push.server_name, as_id=push.as_id, problem=problem)
 
@@ -250,6 +280,9 @@ class AsNotifier:
             register=register,
             response=response,
             p_associated_uri=target.impus,
+            p_access_network_info=target.access[0],
+            p_visited_network_id=target.access[1],
+            p_charging_vector=target.access[2],
             boundary=self.random.octets(12).hex() if register or response else None,
         )
 

@@ -24,7 +24,7 @@ from keyferry.protocol.digest import AuthenticationInfo, build_authentication_in
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
 from keyferry.protocol.ims.ifc import ApplicationServer, InitialFilterCriteria, RegistrationType, SessionCase, matching
 from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, integrity_protected, key_not_after, read_register
-from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, cached_user_profile
+from keyferry.protocol.ims.user_profile import UserProfile, cached_user_profile, criteria_of
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.roles.cx_status import status_of
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
@@ -52,6 +52,7 @@ class RegistrarPolicy:
     max_devices: int = 16  # of one IMPI; a phone without an instance id that changes its address counts as a new one
     associated: Literal["combined", "separate"] = "combined"  # P-Associated-URI: one header with a list, or one per identity
     reauth_age: float = 43_200.0  # seconds after its AKA run that a protected re-REGISTER needs no challenge; 0: never
+    shared_ifc: Mapping[int, Sequence[InitialFilterCriteria]] = field(default_factory=dict)  # by SharedIFCSetID
 
 
 def trusts_nobody(peer: SipPeer) -> bool:
@@ -381,7 +382,8 @@ class Registrar:
         found: dict[str, tuple[ApplicationServer, tuple[Impu, ...]]] = {}
         for service in profile_of(user_data).profiles:
             usable = tuple(impu for impu, barred in service.impus if not barred)
-            for criterion in service.criteria if request is None else _matching(service, request, kinds):
+            criteria = criteria_of(service, self.policy.shared_ifc)
+            for criterion in criteria if request is None else _matching(criteria, request, kinds):
                 server = criterion.application_server
                 _, before = found.get(server.server_name, (server, ()))
                 found[server.server_name] = (server, tuple(dict.fromkeys((*before, *usable))))
@@ -405,12 +407,12 @@ class Registrar:
         return self.random.octets(6).hex()
 
 
-def _matching(service: ServiceProfile, request: Request, kinds: Sequence[RegistrationType]) -> list[InitialFilterCriteria]:
+def _matching(
+    criteria: Sequence[InitialFilterCriteria], request: Request, kinds: Sequence[RegistrationType]
+) -> list[InitialFilterCriteria]:
     case = SessionCase.ORIGINATING
     return [
-        criterion
-        for kind in kinds
-        for criterion in matching(service.criteria, request, session_case=case, registration_type=kind, registered=True)
+        criterion for kind in kinds for criterion in matching(criteria, request, session_case=case, registration_type=kind, registered=True)
     ]
 
 

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TS 24.229 §5.4.1.7: DefaultHandling, what is passed on, shared sets of criteria (TS 29.228 §6.1.2.1)."""
+
+from __future__ import annotations
+
+import pytest
+
+from keyferry.protocol.ims.third_party import parse_third_party_register
+from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
+from keyferry.protocol.sip.message import parse_message
+from keyferry.roles.scscf.as_notifier import MAX_TERMINATIONS, TERMINATIONS_IN
+from roles.home import NOTES, XCAP, Home, criterion, open_home
+from roles.manual import SIP_ALICE, Manual, requests
+from roles.network import settle
+
+NAMES = ("P-Access-Network-Info", "P-Visited-Network-ID", "P-Charging-Vector")
+
+
+async def fails(home: Home, status: int) -> None:
+    if status:
+        home.servers[XCAP].answers[:] = [status]
+    else:
+        home.network.down("AS1")
+    await home.device().register()
+    home.network.up("AS1")
+    await settle()
+
+
+class TestDefaultHandling:
+    """SESSION_TERMINATED: network-initiated de-registration."""
+
+    @pytest.mark.parametrize("status", [0, 408, 480, 500, 503])
+    async def test_an_as_that_does_not_serve_ends_the_registration(self, status: int) -> None:
+        async with open_home(
+            criteria=[criterion(XCAP, default_handling=1), criterion(NOTES, priority=1)], push={"push_wait": 0.01}
+        ) as home:
+            await fails(home, status)
+            assert (await home.registrations.count(), await home.keys_at(NOTES)) == (0, 0)
+
+    async def test_one_that_refuses_does_not(self) -> None:
+        async with open_home(criteria=[criterion(XCAP, default_handling=1)], push={"push_wait": 0.01}) as home:
+            await fails(home, 403)
+            assert await home.registrations.count() == 1
+
+    async def test_session_continued_goes_on(self) -> None:
+        async with open_home(criteria=[criterion(XCAP)], push={"push_wait": 0.01}) as home:
+            await fails(home, 503)
+            assert await home.registrations.count() == 1
+
+    async def test_an_as_that_is_down_does_not_put_the_network_out(self) -> None:
+        async with open_home(criteria=[criterion(XCAP, default_handling=1)], push={"push_wait": 0.001}) as home:
+            home.network.down("AS1")
+            for number in range(MAX_TERMINATIONS + 3):
+                await home.device(number=number).register()
+                await settle()
+            assert await home.registrations.count() == 3
+            assert home.counter["scscf_terminations", "spared"] == 3
+            await home.clock.advance(TERMINATIONS_IN)
+            await home.device(number=100).register()
+            await settle()
+            assert await home.registrations.count() == 3
+
+
+class TestPassedOn:
+    """§5.4.1.7 g to k; RFC 7315."""
+
+    async def test_an_as_of_the_trust_domain_learns_of_access_and_charging(self) -> None:
+        values = ("3GPP-E-UTRAN-FDD", '"visited1.net"', "icid-value=1")
+        async with open_home(criteria=[criterion(XCAP)]) as home:
+            home.network.attach("X", "x.invalid", None)
+            await Manual(home).procedure(**dict(zip(NAMES, values, strict=True)))
+            (sent,) = requests(home, "S", "AS1")
+            assert tuple(sent.get(name) for name in NAMES) == values
+
+    async def test_another_does_not(self) -> None:
+        async with open_home(criteria=[criterion(XCAP)], push={"as_ids": {}}) as home:
+            home.network.attach("X", "x.invalid", None)
+            await Manual(home).procedure(**dict.fromkeys(NAMES, "x"))
+            (sent,) = requests(home, "S", "AS1")
+            assert [sent.get(name) for name in NAMES] == [None] * 3
+
+
+async def test_shared_sets_of_criteria_are_evaluated() -> None:
+    """TS 29.228 §6.1.2.1; a set that the S-CSCF was not given is left out."""
+    async with open_home(criteria=[], registrar={"shared_ifc": {7: [criterion(XCAP)]}}) as home:
+        home.network.attach("X", "x.invalid", None)
+        ue = Manual(home)
+        data = build_user_profile(UserProfile(ue.impi, (ServiceProfile(((SIP_ALICE, False),), (), (7, 8)),)))
+
+        class Sharing:
+            async def server_assignment(self, *args: object) -> bytes:
+                return data
+
+        object.__setattr__(home.scscf, "cx", Sharing())
+        assert (await ue.procedure()).status == 200
+        assert await home.keys_at() == 1
+
+
+async def test_copies_and_keys_travel_in_one_multipart_body() -> None:
+    """§5.4.1.7A: IncludeRegisterRequest, IncludeRegisterResponse, from the criterion to what the AS reads."""
+    criteria = [criterion(XCAP, include_register_request=True, include_register_response=True)]
+    async with open_home(criteria=criteria) as home:
+        home.network.attach("X", "x.invalid", None)
+        assert (await Manual(home).procedure()).status == 200
+        (sent,) = requests(home, "S", "AS1")
+        read = parse_third_party_register(sent)
+        assert read.register is not None
+        assert read.response is not None
+        assert b"kf:sealed" in (read.service_info or "").encode()
+        assert 'response=""' in (parse_message(read.register).get("Authorization") or "")
+        assert parse_message(read.response).get("Authentication-Info") is None
+        assert await home.keys_at() == 1
