@@ -32,7 +32,10 @@ class Network(_Section, frozen=True, kw_only=True):
 
     home_domain: Annotated[str, Meta(description="home network domain name; also the realm of the SIP challenge")] = "home1.net"
     amf_bit: Annotated[bool, Meta(description="HSS: set AMF bit 15 (proprietary) in vectors whose keys the S-CSCF will mask")] = True
-    gm: Annotated[Literal["off"], Meta(description="protection of Gm; only `off` is built so far")] = "off"
+    gm: Annotated[
+        Literal["off", "optional", "required"],
+        Meta(description="security agreement and ESP between UE and P-CSCF: none, for UEs that ask for it, or for all"),
+    ] = "off"
 
 
 class Pcscf(_Section, frozen=True, kw_only=True):
@@ -40,6 +43,9 @@ class Pcscf(_Section, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(description="host name in its SIP URI")] = "pcscf1.home1.net"
     listen: Address = "127.0.0.1:5060"
+    gm_listen: Annotated[str, Meta(description="`HOST:PORT` for ESP in UDP, unless `network.gm` is `off`; an address UEs reach")] = (
+        "127.0.0.1:14500"
+    )
     icscf: Annotated[str, Meta(description="SIP URI of the home network's I-CSCF")] = "sip:icscf.home1.net:5062"
 
 
@@ -153,6 +159,11 @@ class Ue(_Section, frozen=True, kw_only=True):
     home_domain: Annotated[str, Meta(description="home network domain name")] = "home1.net"
     pcscf: Address = "127.0.0.1:5060"
     transport: Annotated[Literal["udp", "tcp"], Meta(description="towards the P-CSCF")] = "udp"
+    gm: Annotated[
+        Literal["off", "required"],
+        Meta(description="`required`: security agreement, and every REGISTER after the challenge through ESP, or no registration"),
+    ] = "off"
+    pcscf_gm: Annotated[str, Meta(description="`HOST:PORT` where the P-CSCF takes ESP in UDP")] = "127.0.0.1:14500"
     release: Annotated[int, Meta(ge=5, le=255, description="3GPP release to state; 5 states none")] = 6
     expires: Annotated[int, Meta(ge=1, description="seconds of registration to ask for")] = 600_000
     require_keys: Annotated[bool, Meta(description="fail where the network gives no AS keys")] = False
@@ -196,6 +207,7 @@ def load_ue_config(path: Path) -> UeConfig:
     _checked(f"{path}: ue.impu", parse_impu, config.ue.impu)
     _check_keys(f"{path}: ue", config.ue)
     split_address(config.ue.pcscf, f"{path}: ue.pcscf")
+    split_address(config.ue.pcscf_gm, f"{path}: ue.pcscf_gm")
     return config
 
 
@@ -293,6 +305,7 @@ def _check_names(path: Path, config: Config) -> None:
             split_address(getattr(server, listen), f"{where}.{listen}")
     for name in ("pcscf", "icscf", "scscf", "admin"):
         split_address(getattr(config, name).listen, f"{path}: {name}.listen")
+    split_address(config.pcscf.gm_listen, f"{path}: pcscf.gm_listen")
     for place, subscriber in enumerate(config.subscribers):
         where = f"{path}: subscribers[{place}]"
         _checked(f"{where}.impi", parse_impi, subscriber.impi)

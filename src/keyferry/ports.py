@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol, TypeAlias
 
 from keyferry.protocol.aka import AkaName, AuthVector
 from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.esp import EspKeys
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
+from keyferry.protocol.ims.gm_association import AssociationSet, Endpoint
 from keyferry.protocol.ims.keypush import Push, PushOutcome
+from keyferry.protocol.ip_packet import IpAddress
 from keyferry.protocol.sip.message import Message, Request, Response
 from keyferry.protocol.sip.uri import SipUri
 
@@ -60,13 +63,15 @@ class SipPeer(NamedTuple):
 
     Over TLS `name` is, of a next hop, whom its certificate must name, and of a peer that sent something, whom its verified certificate
     does name; "" if it showed none. Nothing but TLS fills it.
+    A peer over "ESP" is at its protected server port inside the tunnel, and `spi` says over which set of SAs.
     """
 
-    transport: str  # "UDP", "TCP" or "TLS"
+    transport: str  # "UDP", "TCP", "TLS" or "ESP"
     host: str
     port: int
     name: str = ""  # a SIP domain, lower case (RFC 5922 §7)
     role: str = ""  # of a certificate of our CA: "scscf", "as" …; of a next hop: what it must be, "" any
+    spi: int = 0  # of our protected server port, by which `GmProtection` finds the set
 
     def __str__(self) -> str:
         return f"{self.transport.lower()}:{self.host}:{self.port}"
@@ -110,6 +115,55 @@ class Resolver(Protocol):
 
         Raises TransportError if the host is unknown.
         """
+
+
+class GmProtection(Protocol):
+    """The protected side of Gm: sets of security associations, and ESP under them (TS 33.203 §7)."""
+
+    @property
+    def address(self) -> IpAddress:
+        """Our address inside the tunnel."""
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """Our protected client and server ports inside the tunnel."""
+
+    @property
+    def remote(self) -> IpAddress | None:
+        """Where the tunnel always ends, for a UE: its P-CSCF."""
+
+    def watch(self, dropped: Callable[[AssociationSet], None]) -> None:
+        """Call `dropped` with every set as it ends."""
+
+    def allocate(self, avoid: Collection[int] = ()) -> tuple[int, int]:
+        """Return two free SPIs (client, server), not in `avoid`."""
+
+    def begin(self, user: str, ue: Endpoint, pcscf: Endpoint, keys: EspKeys) -> AssociationSet:
+        """Set up a temporary set; its user's temporary set before it ends.
+
+        Raises LocalProtocolError, RemoteProtocolError.
+        """
+
+    def of_peer(self, peer: SipPeer) -> AssociationSet:
+        """Return the set that a message from this peer came over.
+
+        Raises EspRejected if it has ended since.
+        """
+
+    def hop(self, association: AssociationSet) -> SipPeer:
+        """Return the other side of a set, as a next hop."""
+
+    def sending(self, user: str) -> AssociationSet | None:
+        """Return the set for a new request to the other side."""
+
+    def confirmed(self, association: AssociationSet, registration: float) -> None:
+        """Take the 2xx to a REGISTER over this set, which grants `registration` seconds."""
+
+    def failed(self, association: AssociationSet) -> None:
+        """Take the refusal of a REGISTER over a temporary set."""
+
+    def ended(self, user: str) -> None:
+        """Take the end of a registration; retransmissions are still let through for 64*T1."""
 
 
 # ---- HSS

@@ -22,7 +22,7 @@ from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.roles.appserver import KeyAgent, Pusher
 from keyferry.roles.hss import Hss
 from keyferry.roles.icscf import Icscf
-from keyferry.roles.pcscf import Pcscf
+from keyferry.roles.pcscf.proxy import Pcscf
 from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy, TransportKey
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
 from keyferry.roles.scscf.node import Scscf

@@ -163,7 +163,7 @@ async def _observe(lab: Lab) -> Observed:
     async with _system(lab, observe) as system, ue_session(config, lab.ue.parent / "ue", StructLog("none"), observer=observe) as session:
         observed.state = await session.client.register()
         assert system.pcscf is not None
-        observed.pcscf_keys = [held.keys.reveal() for held in system.pcscf.gm_keys.values()]
+        observed.pcscf_keys = [held.reveal() for held in system.pcscf.gm_keys.values()]
         for server in system.servers:
             observed.key_counts[server.as_id] = await server.keys.count(system.clock.now())
         _scan(observed, lab.state, _aka(config, observed.challenge()))

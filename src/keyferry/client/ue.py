@@ -15,7 +15,7 @@ from keyferry.protocol.aka import AkaName, Usim, algorithm_of
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, KeyId
 from keyferry.protocol.ims.keys import as_key, digest_password, digest_realm, key_id, ua_key
-from keyferry.roles.ue import Ue, UeProfile
+from keyferry.roles.ue import Ue, UeProfile, UeSecurity
 from keyferry.transports.sip_node import SipNode
 
 FRESH_SQN = (0,) * 32
@@ -89,9 +89,12 @@ class UeClient:
 @asynccontextmanager
 async def open_ue(
     profile: UeProfile, isim: Isim, *, pcscf: SipPeer, store: UeStore, clock: Clock, random: RandomSource, log: Log,
-    local_host: str = "127.0.0.1", name: str = "UE", observer: SipObserver | None = None,
+    local_host: str = "127.0.0.1", name: str = "UE", observer: SipObserver | None = None, gm: SipPeer | None = None,
 ) -> AsyncIterator[UeClient]:  # fmt: skip
-    """Open a UE on a free port of `local_host`. Raises ParseError (K, OPc), TransportError."""
+    """Open a UE on free ports of `local_host`; `gm` is where its P-CSCF takes ESP, None for a Gm without protection.
+
+    Raises ParseError (K, OPc), TransportError.
+    """
     algorithm = algorithm_of(isim.algorithm, isim.k, isim.opc)
     before = await store.load(profile.impi)
     usim = Usim(algorithm, before.seq_ms if before else FRESH_SQN)
@@ -99,11 +102,13 @@ async def open_ue(
     try:
         address = (await node.listen(local_host, 0))[0]
         host = f"[{address.host}]" if ":" in address.host else address.host
+        sas = None if gm is None else await node.protect(local_host, 0, pcscf=gm)
+        port = address.port if sas is None else sas.ports[1]  # TS 24.229 §5.1.1.2.1: the protected server port
         user = profile.impu.partition(":")[2].partition("@")[0]
         ue = Ue(
-            profile=profile, usim=usim, sip=node, pcscf=pcscf, contact_uri=f"sip:{user}@{host}:{address.port}",
+            profile=profile, usim=usim, sip=node, pcscf=pcscf, contact_uri=f"sip:{user}@{host}:{port}",
             instance=f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'keyferry:{profile.impi}')}", clock=clock, random=random, log=log,
-            keep=store.save,
+            keep=store.save, security=None if sas is None else UeSecurity(sas, profile.impi),
         )  # fmt: skip
         yield UeClient(ue, store, clock)
     finally:

@@ -78,8 +78,8 @@ def demo_config(names: Names, subscribers: list[Subscriber]) -> Config:
         for app in ("xcap", "notes")
     ]
     return Config(
-        network=Network(home_domain=home),
-        pcscf=Pcscf(name=f"pcscf1.{home}", listen=any_port, icscf=f"sip:icscf.{home}"),
+        network=Network(home_domain=home, gm="required"),
+        pcscf=Pcscf(name=f"pcscf1.{home}", listen=any_port, gm_listen=any_port, icscf=f"sip:icscf.{home}"),
         icscf=Icscf(name=f"icscf.{home}", listen=any_port, scscf=f"sip:scscf1.{home}"),
         scscf=Scscf(name=f"scscf1.{home}", listen=any_port),
         admin=AdminSettings(listen=any_port),
@@ -144,7 +144,7 @@ class Demo:
         pcscf = self.system.pcscf
         marker = parse_marker(state.release_marker)
         _promise(state.k_m is not None, f"AS keys are active ({state.no_keys_because})")
-        held = pcscf.fingerprint(state.contact) if pcscf else None
+        held = pcscf.fingerprint(state.impi, state.contact) if pcscf else None
         mine = state.gm_keys.fingerprint() if state.gm_keys else None
         _promise(held is not None and held == mine, "UE and P-CSCF hold the same Gm keys")
         self.result.registration = {
@@ -248,7 +248,8 @@ async def _built(names: Names, result: DemoResult) -> AsyncIterator[Demo]:
         stack.push_async_callback(system.stop)
         for listener in await system.start():
             result.ladder.names[listener.host, listener.port] = FUNCTIONS.get(listener.role) or _as_name(listener.name)
-        pcscf = next(one for one in system.listeners if one.role == "pcscf")
+        pcscf = next(one for one in system.listeners if one.role == "pcscf" and one.proto == "udp")
+        tunnel = next(one for one in system.listeners if one.role == "pcscf" and one.proto == "esp")
         phones = []
         for name, settings, (k, opc) in zip(("UE A", "UE B"), subscribers, cards, strict=True):
             profile = UeProfile(parse_impi(settings.impi), parse_impu(settings.impus[0]), HOME[names])
@@ -256,7 +257,7 @@ async def _built(names: Names, result: DemoResult) -> AsyncIterator[Demo]:
             hop = SipPeer("UDP", pcscf.host, pcscf.port)
             opened = open_ue(
                 profile, isim, pcscf=hop, store=MemoryUeStore(), clock=clock, random=random, log=log, name=name,
-                observer=result.ladder.observe,
+                observer=result.ladder.observe, gm=SipPeer("UDP", tunnel.host, tunnel.port),
             )  # fmt: skip
             phones.append(Phone(name, profile.impu, await stack.enter_async_context(opened)))
         demo = Demo(names, system, phones[0], phones[1], result)

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from keyferry.errors import MacFailure, ParseError, RegistrationFailed, SyncFailure
-from keyferry.ports import Clock, Log, RandomSource, SipClient, SipPeer, UeState
+from keyferry.errors import KeyferryError, MacFailure, ParseError, RegistrationFailed, RemoteProtocolError, SyncFailure
+from keyferry.ports import Clock, GmProtection, Log, RandomSource, SipClient, SipPeer, UeState
 from keyferry.protocol.aka import Usim
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import (
@@ -20,10 +20,20 @@ from keyferry.protocol.digest import (
     parse_challenge,
     respond,
 )
+from keyferry.protocol.esp import ENCRYPTION, INTEGRITY, expand_keys
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.activation import Activation, AkaRun, activate
+from keyferry.protocol.ims.gm_association import AssociationSet, Endpoint
+from keyferry.protocol.ims.keys import AccessKeys
 from keyferry.protocol.ims.marker import RELEASE_TAG, Marker, parse_marker
 from keyferry.protocol.ims.registration import AKA_ALGORITHM
+from keyferry.protocol.ims.security_agreement import (
+    Mechanism,
+    build_mechanisms,
+    choose,
+    ipsec_3gpp,
+    parse_mechanisms,
+)
 from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list
 from keyferry.protocol.sip.message import Request, Response
 
@@ -44,6 +54,86 @@ class UeProfile:
 
 
 @dataclass(slots=True)
+class UeSecurity:
+    """The UE's side of the security agreement (RFC 3329; TS 24.229 §5.1.1.2, §5.1.1.5; TS 33.203 §7).
+
+    A UE that has it registers through ESP or not at all. The sets live as long as this object: who opens the UE anew
+    registers from the beginning, without one.
+    """
+
+    gm: GmProtection
+    user: str
+    _offer: tuple[Mechanism, ...] = ()
+    _temporary: AssociationSet | None = None  # of the challenge that is being answered
+    _server: dict[int, tuple[str, ...]] = field(default_factory=dict)  # Security-Server as received, by spi_us
+
+    def __post_init__(self) -> None:
+        self.gm.watch(lambda association: self._forget(association.spi_us))
+
+    def begin(self) -> None:
+        """Make a new offer: every combination, under SPIs of its own."""
+        self.refused()
+        (spi_c, spi_s), (port_c, port_s) = self.gm.allocate(), self.gm.ports
+        self._offer = tuple(
+            ipsec_3gpp(alg=alg, ealg=ealg, spi_c=spi_c, spi_s=spi_s, port_c=port_c, port_s=port_s)
+            for alg in INTEGRITY
+            for ealg in ENCRYPTION
+        )
+
+    def prepared(self, request: Request, unprotected: SipPeer) -> tuple[Request, SipPeer]:
+        """Return a REGISTER with the agreement's header fields, and where it goes: through a tunnel if there is one."""
+        headers = [("Require", "sec-agree"), ("Proxy-Require", "sec-agree"), ("Security-Client", build_mechanisms(self._offer))]
+        association = self._association
+        if association is None:
+            return request.with_headers((*request.headers, *headers)), unprotected
+        headers += [("Security-Verify", value) for value in self._server[association.spi_us]]
+        return request.with_headers((*request.headers, *headers)), self.gm.hop(association)
+
+    def challenged(self, response: Response, pair: AccessKeys) -> None:
+        """Set up the SAs of a challenge that was found right. Raises RegistrationFailed."""
+        self.refused()
+        fields = tuple(response.all("Security-Server"))
+        try:
+            agreed = choose(self._offer, parse_mechanisms(fields))
+        except RemoteProtocolError as problem:
+            raise RegistrationFailed(f"the network does not agree on the protection of Gm: {problem.problem}", 401) from problem
+        client, server = agreed
+        remote = self.gm.remote or self.gm.address
+        self._temporary = self.gm.begin(
+            self.user,
+            Endpoint(self.gm.address, client.spi_c, client.spi_s, client.port_c, client.port_s),
+            Endpoint(remote, server.spi_c, server.spi_s, server.port_c, server.port_s),
+            expand_keys(pair.ck, pair.ik, alg=server.alg, ealg=server.ealg),
+        )
+        self._server[client.spi_s] = fields
+
+    def refused(self) -> None:
+        """Drop the temporary set, if there is one; those before it stay."""
+        if self._temporary is not None:
+            temporary, self._temporary = self._temporary, None
+            if temporary.spi_us in self._server:
+                self.gm.failed(temporary)
+
+    def accepted(self, granted: int) -> None:
+        """Take the 2xx, which grants so many seconds, 0 for a de-registration. Raises RegistrationFailed if nothing protected it."""
+        association = self._association
+        if association is None:
+            raise RegistrationFailed("the network answered without protection of Gm, which this UE requires")
+        self._temporary = None
+        if granted:
+            self.gm.confirmed(association, granted)
+        else:
+            self.gm.ended(self.user)
+
+    @property
+    def _association(self) -> AssociationSet | None:
+        return self._temporary or self.gm.sending(self.user)
+
+    def _forget(self, spi: int) -> None:
+        self._server.pop(spi, None)
+
+
+@dataclass(slots=True)
 class Ue:
     """Register and de-register one IMPU of one ISIM from one contact address."""
 
@@ -58,6 +148,7 @@ class Ue:
     log: Log
     keep: Callable[[UeState], Awaitable[None]] | None = None
     """Store what must survive a kill between a challenge and its answer: an AUTN is never accepted twice."""
+    security: UeSecurity | None = None  # None: Gm is not protected
 
     async def register(self, state: UeState | None = None) -> UeState:
         """Register or re-register (§5.1.1.2, §5.1.1.4); return the state to keep.
@@ -83,8 +174,12 @@ class Ue:
     async def _procedure(self, state: UeState, expires: int) -> UeState:
         try:
             return await self._rounds(state, expires)
-        except ParseError as problem:
-            raise RegistrationFailed(f"the network's answer cannot be read: {problem}") from problem
+        except KeyferryError as problem:
+            if self.security is not None:
+                self.security.refused()
+            if isinstance(problem, ParseError):
+                raise RegistrationFailed(f"the network's answer cannot be read: {problem}") from problem
+            raise
 
     async def _rounds(self, state: UeState, expires: int) -> UeState:
         """Send REGISTERs until a final answer; each challenge yields a new AKA run and each run its own keys."""
@@ -92,20 +187,26 @@ class Ue:
         credentials = first
         run: AkaRun | None = None
         invalid = 0
+        self._begin_agreement()
         for _ in range(MAX_ROUNDS):
             state = replace(state, cseq=state.cseq + 1, contact=self._contact())
             sent_at = self.clock.monotonic()
-            response = await self.sip.send(self._request(state, credentials, expires), self.pcscf)
+            response = await self._send(self._request(state, credentials, expires))
             if response.status == 423 and expires and response.get("Min-Expires"):
                 # RFC 3261 §10.2.8. From the beginning: an answer is sent once, and the time for its 2xx runs from then (S2).
                 expires = max(expires + 1, parse_expires(response.get("Min-Expires") or ""))
                 credentials, run = first, None
+                self._begin_agreement()
                 continue
             if response.status != 401:
                 elapsed = self.clock.monotonic() - sent_at
-                return self._final(state, response, run, credentials, expires, elapsed)
+                done = self._final(state, response, run, credentials, expires, elapsed)
+                if self.security is not None:
+                    self.security.accepted(max(int(done.expires_at - self.clock.now()), 1) if done.expires_at else 0)
+                return done
             challenge = self._challenge(response)
             run, credentials = self._answer(challenge)
+            self._agree(response, run)
             state = replace(state, seq_ms=self.usim.seq_ms)
             if self.keep is not None:
                 await self.keep(replace(state, k_m=None, no_keys_because="a registration was begun and not finished"))
@@ -113,6 +214,24 @@ class Ue:
             if invalid > MAX_INVALID_CHALLENGES:
                 raise RegistrationFailed("the network's challenges are not valid for this ISIM: compare K, OPc and SQN", 401)
         raise RegistrationFailed("the network challenges again and again", 401)
+
+    def _begin_agreement(self) -> None:
+        if self.security is not None:
+            self.security.begin()
+
+    def _agree(self, response: Response, run: AkaRun | None) -> None:
+        if self.security is None:
+            return
+        if run is None:  # TS 24.229 §5.1.1.5.3: without keys of this challenge, the word that it is wrong goes the way SM1 went
+            self.security.refused()
+        else:
+            self.security.challenged(response, run.gm_keys())
+
+    async def _send(self, request: Request) -> Response:
+        hop = self.pcscf
+        if self.security is not None:
+            request, hop = self.security.prepared(request, hop)
+        return await self.sip.send(request, hop)
 
     def _challenge(self, response: Response) -> Challenge:
         for text in response.all("WWW-Authenticate"):

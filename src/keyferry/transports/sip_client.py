@@ -12,6 +12,7 @@ from keyferry.protocol.sip.headers import CSeq, Via, parse_cseq, top_via
 from keyferry.protocol.sip.message import Request, Response
 from keyferry.protocol.sip.transaction import MAGIC_COOKIE, ClientTransaction, Deliver, Effect, Failed, Input, Transmit
 from keyferry.transports.deadlines import Deadline
+from keyferry.transports.esp_sas import ESP
 from keyferry.transports.sip_context import Check, Flow, SipContext
 
 BRANCH_OCTETS = 12
@@ -30,7 +31,7 @@ class Call:
         self.cseq = cseq
         self.flow = flow
         self.check = check
-        self.transaction = ClientTransaction(reliable=flow.peer.transport != "UDP", timers=context.timers)
+        self.transaction = ClientTransaction(reliable=flow.peer.transport not in ("UDP", ESP), timers=context.timers)
         self.future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self.deadline: Deadline | None = None
 
@@ -54,6 +55,9 @@ class SipClientSide:
         parameters: tuple[tuple[str, str | None], ...] = (("branch", branch),)
         if transport == "UDP":
             parameters = (("rport", None), *parameters)
+        elif transport == ESP:
+            # TS 24.229 §5.1.1.2.2: the protected server port, without rport, which would ask for the answer at the client port
+            transport = "UDP"
         return Via(transport, host, sent_by.port, parameters)
 
     async def run(self, request: Request, data: bytes, via: Via, flow: Flow, check: Check | None) -> Response:
@@ -74,7 +78,7 @@ class SipClientSide:
 
     def received(self, response: Response, octets: int, flow: Flow) -> None:
         """Take a response; one that belongs to no request is dropped (§18.1.2)."""
-        call = self._match(response)
+        call = self._match(response, flow)
         self._context.saw(flow, octets, response, outgoing=False, retransmission=call is None)
         if call is None:
             self._context.count("sip_dropped", "stray-response")
@@ -94,7 +98,7 @@ class SipClientSide:
         for call in list(self._calls.values()):
             self._fail(call, TransportError(str(call.flow.peer), "this node was closed"))
 
-    def _match(self, response: Response) -> Call | None:
+    def _match(self, response: Response, flow: Flow) -> Call | None:
         # §17.1.3: the branch, our sent-by, and the method of CSeq; its number too
         try:
             via, _ = top_via(response.get("Via") or "")
@@ -104,6 +108,8 @@ class SipClientSide:
         call = self._calls.get(via.branch)
         if call is None or (via.host, via.port) != (call.via.host, call.via.port) or cseq != call.cseq:
             return None
+        if call.flow.peer.transport == ESP and flow.peer != call.flow.peer:
+            return None  # TS 33.203 §7: what was asked under a set of SAs is answered under it, or by a stranger
         return call
 
     def _carry_out(self, call: Call, effects: list[Effect]) -> None:

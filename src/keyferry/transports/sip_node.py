@@ -9,12 +9,15 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from keyferry.errors import LocalProtocolError, ParseError, TransportError
+from keyferry.errors import EspRejected, LocalProtocolError, ParseError, TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource, SipHandler, SipObserver, SipPeer
+from keyferry.protocol.ims.gm_association import GmAssociations
 from keyferry.protocol.sip.headers import Via, build_via
 from keyferry.protocol.sip.message import Request, Response, build_message, parse_message
 from keyferry.protocol.sip.overload import Load, OverloadPolicy, is_initial_register
 from keyferry.protocol.sip.transaction import Timers
+from keyferry.transports.esp_sas import ESP, EspSas, Outer
+from keyferry.transports.esp_udp import EspEndpoint, EspFlow
 from keyferry.transports.pki import MutualTls
 from keyferry.transports.sip_client import SipClientSide
 from keyferry.transports.sip_context import Check, Flow, Limits, SipContext, not_listening
@@ -60,6 +63,7 @@ class SipNode:
         self._gate = None if overload is None else OverloadGate(self._context, overload, sheddable, lambda: self._server.in_progress)
         self._client = SipClientSide(self._context)
         self._udp: list[UdpEndpoint] = []
+        self._esp: EspEndpoint | None = None
         self._sent_by: list[tuple[socket.AddressFamily, SipPeer, str]] = []  # family, what Via says, host to connect from
         self._numeric: set[str] = set()
         self._closed = False
@@ -111,6 +115,26 @@ class SipNode:
             raise TransportError(host, "a wildcard address says nobody where to answer; give the address to advertise")
         return [await self._serve(transport, sock, advertise) for transport, sock in sockets]
 
+    async def protect(self, host: str, port: int, *, pcscf: SipPeer | None = None) -> EspSas:
+        """Carry SIP in ESP in UDP, too, at a numeric `host`; return the sets of SAs, for the role (ports.GmProtection).
+
+        As a UE towards the `pcscf`, else as a P-CSCF. Inside the tunnel our protected server port has the number of this socket's port,
+        and the client port the next: neither is bound. Raises TransportError.
+        """
+        fixed = None if pcscf is None else (await self._address(pcscf._replace(transport="UDP")))[1]
+        sock = bind(socket.SOCK_DGRAM, host, port)
+        bound = sock.getsockname()
+        if bound[0] in WILDCARDS:
+            sock.close()
+            raise TransportError(host, "a tunnel ends at one address; give it")
+        sas = EspSas(
+            GmAssociations("ue" if fixed else "pcscf"), self._context.clock, self._context.random, ipaddress.ip_address(bound[0]),
+            (bound[1] + 1 if bound[1] < 65_535 else bound[1] - 1, bound[1]), Outer(fixed.host, fixed.port) if fixed else None,
+            ipaddress.ip_address(fixed.host) if fixed else None,
+        )  # fmt: skip
+        self._esp = EspEndpoint(sock, sas, self._context, self)
+        return sas
+
     def renew(self, tls: MutualTls) -> None:
         """Note that the certificate was renewed (MutualTls.renew): warnings about the old one end."""
         if self._tls is not None:
@@ -121,14 +145,16 @@ class SipNode:
 
         Adds the top Via, retransmits over UDP, and uses TCP for a request over 1,300 octets whatever `hop` says (RFC 3261 §18.1.1;
         it does not fall back to UDP). To a hop over TLS, whose `name` or else host name must be in its certificate, everything goes over
-        TLS. `check` is called with the numeric destination, over TLS with its verified name and role, before every transmission and may
-        raise.
+        TLS. Over ESP, `hop` is what `protect` returned says of a set, and any size goes through the tunnel. `check` is called with the
+        numeric destination, over TLS with its verified name and role, before every transmission and may raise.
         Raises TransportError (no answer within 64*T1, or no connection), LocalProtocolError, and what `check` raises.
         """
         if self._closed:
             raise TransportError(str(hop), "this node was closed")
         if request.get("CSeq") is None:
             raise LocalProtocolError("a request without CSeq")
+        if hop.transport == ESP:
+            return await self._send_protected(request, hop, check)
         family, peer = await self._address(hop)
         if peer.transport == "UDP":
             sent_by, _ = self._own("UDP", family)
@@ -154,6 +180,8 @@ class SipNode:
         await self._server.aclose()
         for endpoint in self._udp:
             endpoint.close()
+        if self._esp is not None:
+            self._esp.close()
         await self._tcp.aclose()
         if self._tls is not None:
             await self._tls.aclose()
@@ -204,6 +232,16 @@ class SipNode:
             await (self._tls if transport == "TLS" and self._tls is not None else self._tcp).listen(sock)
         self._sent_by.append((sock.family, peer, "" if bound[0] in WILDCARDS else bound[0]))
         return peer
+
+    async def _send_protected(self, request: Request, hop: SipPeer, check: Check | None) -> Response:
+        if self._esp is None:
+            raise not_listening(ESP)
+        try:
+            flow = EspFlow(self._esp, self._esp.sas.tunnel_of(hop.spi))
+        except EspRejected as problem:
+            raise TransportError(str(hop), "there is no such set of security associations, or no longer") from problem
+        outgoing, data, via = self._prepared(request, ESP, flow.local)
+        return await self._client.run(outgoing, data, via, flow, check)
 
     async def _stream(self, peer: SipPeer, local_host: str) -> TcpConnection:
         if peer.transport == "TCP":

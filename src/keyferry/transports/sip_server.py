@@ -70,7 +70,9 @@ class SipServer:
             self._context.count("sip_dropped", "malformed")
             self._refuse(request, flow, problem.status)
             return
-        key = server_key(request, via, str(flow.peer), self._secret)
+        peer = flow.peer
+        # Two UEs may have one address inside their tunnels.
+        key = server_key(request, via, f"{peer}/{peer.spi}" if peer.spi else str(peer), self._secret)
         request, back = self._routed(request, via, flow)
         if not self._again(key, request, octets, flow, back):
             self._context.saw(flow, octets, request, outgoing=False)

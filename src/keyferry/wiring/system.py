@@ -36,7 +36,8 @@ from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.appserver import KeyAgent, PushedKeys, Pusher
 from keyferry.roles.hss import Hss
 from keyferry.roles.icscf import Icscf
-from keyferry.roles.pcscf import Pcscf
+from keyferry.roles.pcscf.proxy import Pcscf
+from keyferry.roles.pcscf.security import SecurityAgreement
 from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy, TransportKey
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
 from keyferry.roles.scscf.node import Scscf
@@ -65,7 +66,7 @@ class Listener(NamedTuple):
     """One socket that `serve` tells of."""
 
     role: Role
-    proto: str  # udp, tcp, http or https
+    proto: str  # udp, tcp, esp (in UDP), http or https
     host: str
     port: int
     name: str  # the function's host name; for an AS its AS_ID
@@ -157,6 +158,10 @@ class System:
             visited_network=self.config.network.home_domain, log=self.log, counter=self.metrics,
         )  # fmt: skip
         self.pcscf = pcscf
+        if self.config.network.gm != "off":
+            sas = await node.protect(*split_address(settings.gm_listen, "pcscf.gm_listen"))
+            self.listeners.append(Listener("pcscf", "esp", str(sas.address), sas.ports[1], settings.name))
+            pcscf.security = SecurityAgreement(sas, self.metrics, required=self.config.network.gm == "required")
         await self._serve_sip("pcscf", node, settings.name, settings.listen)
 
     async def _start_scscf(self, hss: Hss) -> None:

@@ -70,13 +70,14 @@ async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: 
         release=settings.release if settings.release >= 6 else None, require_keys=settings.require_keys,
     )  # fmt: skip
     host, port = split_address(settings.pcscf, "ue.pcscf")
+    gm = split_address(settings.pcscf_gm, "ue.pcscf_gm")
     with open_state(state_path, random=random) as state, Database(state.path("ue.db")) as database:
         store = SqliteUeStore(database, state.keyring)
         isim = Isim(settings.algorithm, settings.k, opc)
         local = "::1" if ":" in host else "127.0.0.1"
         async with open_ue(
             profile, isim, pcscf=SipPeer(settings.transport.upper(), host, port), store=store, clock=clock, random=random, log=log,
-            local_host=local, observer=observer,
+            local_host=local, observer=observer, gm=SipPeer("UDP", *gm) if settings.gm == "required" else None,
         ) as client:  # fmt: skip
             ca = Path(settings.ca) if settings.ca else state_path / "ca.pem"
             yield UeSession(config, client, random, ca)

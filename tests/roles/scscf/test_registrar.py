@@ -57,7 +57,7 @@ class TestLadder:
         alice = home.device()
         state = await alice.register()
         assert state.gm_keys is not None
-        assert home.pcscf.fingerprint(state.contact) == state.gm_keys.fingerprint()
+        assert home.pcscf.fingerprint(state.impi, state.contact) == state.gm_keys.fingerprint()
         (challenge,) = [parse_challenge(each.get("WWW-Authenticate") or "") for each in answers(home, "S", "I") if each.status == 401]
         nonce, own = parse_aka_nonce(challenge.nonce), subscriber("alice")
         f2345 = algorithm_of("milenage", own.k, own.opc).f2345(nonce.rand)
@@ -109,7 +109,7 @@ class TestMatrix:
             assert (state.k_m is not None) is masked
             assert await home.keys_at() == masked
             assert state.gm_keys is not None
-            assert home.pcscf.fingerprint(state.contact) == state.gm_keys.fingerprint()  # Gm works in every cell
+            assert home.pcscf.fingerprint(state.impi, state.contact) == state.gm_keys.fingerprint()  # Gm works in every cell
             blocks = [push for each in (XCAP, NOTES) for push in home.servers[each].keys.pushes]
             assert len(blocks) == (2 if masked else 0)
 
@@ -171,7 +171,7 @@ class TestMiddlemen:
         state = await alice.register()
         assert state.k_m is None
         assert state.gm_keys is not None
-        assert home.pcscf.fingerprint(state.contact) != state.gm_keys.fingerprint()  # Gm would fail: denial, not exposure
+        assert home.pcscf.fingerprint(state.impi, state.contact) != state.gm_keys.fingerprint()  # Gm would fail: denial, not exposure
 
     async def test_a_lost_or_changed_rspauth_leaves_the_ue_without_keys(self, home: Home) -> None:
         home.network.responses["I", "S"] = lambda response: response.without("Authentication-Info")

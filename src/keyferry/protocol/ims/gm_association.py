@@ -240,6 +240,11 @@ class GmAssociations:
             self._enter(other, Input.SUPERSEDED)
             self._until(other, min(other.expires_at, now + self.overlap))
 
+    def end(self, user: str, now: float) -> None:
+        """Take the end of a registration whose last response may be lost: the sets live `overlap` seconds at most."""
+        for association in self.sets(user):
+            self._until(association, min(association.expires_at, now + self.overlap))
+
     def remove(self, user: str) -> list[AssociationSet]:
         """Take the end of a registration; return the sets that were dropped."""
         gone = self.sets(user)

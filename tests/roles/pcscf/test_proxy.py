@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,11 +12,12 @@ from keyferry.ports import SipPeer
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import parse_challenge, parse_credentials
 from keyferry.protocol.sip.message import Request, Response, build_message, make_response
-from keyferry.roles.pcscf import Pcscf
+from keyferry.roles.pcscf.proxy import Pcscf
 from roles.network import FakeClock, Network, RecordingCounter, RecordingLog, SeededRandom
 
 CONTACT = '<sip:alice@192.0.2.1>;+sip.instance="<urn:uuid:1>"'
 CREDENTIALS = 'Digest username="alice@home1.net", realm="home1.net", nonce="", uri="sip:home1.net", response=""'
+ANSWER = CREDENTIALS.replace('nonce=""', 'nonce="bm9uY2U="').replace('response=""', 'response="0"')
 CK, IK = "0123456789abcdef" * 2, "FEDCBA9876543210" * 2
 CHALLENGE = f'Digest realm="home1.net", nonce="bm9uY2U=", algorithm=AKAv1-MD5, qop="auth", ck="{CK}", ik="{IK}"'
 KEYS = Secret(bytes.fromhex(CK + IK)).fingerprint()
@@ -48,7 +49,7 @@ class Visited:
 
     @property
     def gm(self) -> str | None:
-        return self.pcscf.fingerprint(CONTACT)
+        return self.pcscf.fingerprint("alice@home1.net", CONTACT)
 
 
 @pytest.fixture
@@ -176,7 +177,6 @@ class TestTowardsTheUe:
         assert not has_keys(answer)
         challenge = parse_challenge(answer.get("WWW-Authenticate") or "")
         assert (challenge.nonce, challenge.algorithm, challenge.qop, challenge.parameters) == ("bm9uY2U=", "AKAv1-MD5", ("auth",), ())
-        assert visited.gm == KEYS
 
     @pytest.mark.parametrize(
         "headers",
@@ -236,48 +236,68 @@ class TestTowardsTheUe:
 
 
 class TestGmKeys:
-    """TS 33.203 §7.4: what protects Gm, by device."""
+    """TS 33.203 §7.4: what protects Gm, by subscriber and device."""
 
-    async def challenged(self, visited: Visited, contact: str = CONTACT) -> None:
-        await visited.ask(register(contact=contact), 401, ("WWW-Authenticate", CHALLENGE))
+    async def challenged(self, visited: Visited, contact: str = CONTACT, user: str = "alice", key: str = CK) -> None:
+        credentials = CREDENTIALS.replace("alice", user)
+        await visited.ask(register(("Authorization", credentials), contact=contact), 401, ("WWW-Authenticate", CHALLENGE.replace(CK, key)))
 
-    @pytest.mark.parametrize(("status", "confirmed"), [(200, True), (403, False)])
-    async def test_a_2xx_confirms_them(self, visited: Visited, status: int, confirmed: bool) -> None:
+    async def answered(self, visited: Visited, contact: str = CONTACT, *, status: int = 200, expires: str = "600") -> None:
+        await visited.ask(register(("Authorization", ANSWER), contact=contact, expires=expires), status)
+
+    @pytest.mark.parametrize(("status", "held"), [(200, KEYS), (403, None)])
+    async def test_a_2xx_to_the_answer_confirms_them(self, visited: Visited, status: int, held: str | None) -> None:
         await self.challenged(visited)
-        assert [held.confirmed for held in visited.pcscf.gm_keys.values()] == [False]
-        await visited.ask(register(), status)
-        assert [held.confirmed for held in visited.pcscf.gm_keys.values()] == [confirmed]
+        assert visited.gm is None
+        await self.answered(visited, status=status)
+        assert visited.gm == held
+
+    async def test_a_challenge_alone_replaces_nothing(self, visited: Visited) -> None:
+        """Anybody can cause one in another's name."""
+        await self.challenged(visited)
+        await self.answered(visited)
+        await self.challenged(visited, key="00" * 16)
+        assert visited.gm == KEYS
+
+    async def test_those_of_another_subscriber_on_the_device_are_others(self, visited: Visited) -> None:
+        await self.challenged(visited, user="bobby")
+        await self.answered(visited)
+        assert visited.gm is None
 
     async def test_a_2xx_without_a_challenge_makes_none(self, visited: Visited) -> None:
-        await visited.ask(register(), 200)
+        await self.answered(visited)
         assert visited.gm is None
 
     @pytest.mark.parametrize(("contact", "expires"), [(CONTACT, "0"), (CONTACT + ";expires=0", "600")])
     async def test_a_de_registration_ends_them(self, visited: Visited, contact: str, expires: str) -> None:
         await self.challenged(visited)
-        await visited.ask(register(contact=contact, expires=expires), 200)
+        await self.answered(visited)
+        await self.answered(visited, contact, expires=expires)
         assert visited.gm is None
-        await visited.ask(register(contact=contact, expires=expires), 200)  # and again: nothing is left to end
+        await self.answered(visited, contact, expires=expires)  # and again: nothing is left to end
 
     async def test_two_devices_have_their_own(self, visited: Visited) -> None:
         other = CONTACT.replace("uuid:1", "uuid:2")
-        await self.challenged(visited)
-        await self.challenged(visited, other)
-        await visited.ask(register(expires="0"), 200)
-        assert (visited.gm, visited.pcscf.fingerprint(other)) == (None, KEYS)
+        for contact in (CONTACT, other):
+            await self.challenged(visited, contact)
+            await self.answered(visited, contact)
+        await self.answered(visited, expires="0")
+        assert (visited.gm, visited.pcscf.fingerprint("alice@home1.net", other)) == (None, KEYS)
 
     async def test_a_device_without_an_instance_is_its_contact(self, visited: Visited) -> None:
         await self.challenged(visited, "<sip:alice@192.0.2.1>;q=1")
-        assert visited.pcscf.fingerprint("<sip:alice@192.0.2.1>") == KEYS
+        await self.answered(visited, "<sip:alice@192.0.2.1>")
+        assert visited.pcscf.fingerprint("alice@home1.net", "<sip:alice@192.0.2.1>") == KEYS
 
     async def test_the_oldest_goes_when_there_are_too_many(self, visited: Visited) -> None:
         visited.pcscf.max_devices = 2
         for number in (1, 2, 1, 3):
             await self.challenged(visited, f"<sip:a{number}@192.0.2.1>")
-        held: Callable[[int], str | None] = lambda number: visited.pcscf.fingerprint(f"<sip:a{number}@192.0.2.1>")  # noqa: E731
-        assert [held(number) for number in (1, 2, 3)] == [KEYS, None, KEYS]
+            await self.answered(visited, f"<sip:a{number}@192.0.2.1>")
+        held = [visited.pcscf.fingerprint("alice@home1.net", f"<sip:a{number}@192.0.2.1>") for number in (1, 2, 3)]
+        assert held == [KEYS, None, KEYS]
 
     async def test_a_2xx_whose_request_states_no_lifetime_counts_as_a_registration(self, visited: Visited) -> None:
         await self.challenged(visited)
-        await visited.ask(register().without("Expires"), 200)
+        await visited.ask(register(("Authorization", ANSWER)).without("Expires"), 200)
         assert visited.gm == KEYS

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P-CSCF: the UE's first hop, keeper of the Gm keys (TS 24.229 §5.2.2, Release 17; TS 33.203 §6.1)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from keyferry.errors import ParseError, RemoteProtocolError, TransportError
+from keyferry.ports import Clock, Counter, Log, RandomSource, Resolver, SipClient, SipPeer
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.digest import build_challenge, build_credentials, parse_challenge, parse_credentials, with_parameter
+from keyferry.protocol.esp import KEY_OCTETS
+from keyferry.protocol.identity import Reg, reg_of
+from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list, parse_via_list
+from keyferry.protocol.sip.message import Request, Response, check_request, make_response
+from keyferry.protocol.sip.proxy import forwarded
+from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.roles.pcscf.security import (
+    PROTECTED,
+    SEC_AGREE,
+    UNPROTECTED,
+    Device,
+    Protection,
+    SecurityAgreement,
+    SecurityRefused,
+    required_tags,
+    tags_of,
+    without_agreement,
+    without_server_list,
+)
+
+MAX_DEVICES = 200_000  # Gm key pairs held; the oldest goes first
+UNTRUSTED = ("Path", "P-Visited-Network-ID", "P-Charging-Vector", "P-Charging-Function-Addresses", "P-Asserted-Identity", "Service-Route")
+"""What only the network may write (RFC 3455, RFC 7315, RFC 3325): from a UE it is taken out."""
+CHALLENGE_HEADERS = ("WWW-Authenticate", "Proxy-Authenticate")
+
+
+@dataclass(slots=True)
+class Pcscf:
+    """Forward REGISTERs, mark them as (un)protected, keep ck and ik and let neither through; protect Gm with them."""
+
+    sip: SipClient
+    resolver: Resolver
+    uri: str  # our SIP URI, for Path
+    icscf: str  # SIP URI of the home network's entry point
+    visited_network: str
+    clock: Clock
+    random: RandomSource
+    log: Log
+    counter: Counter
+    max_devices: int = MAX_DEVICES
+    security: SecurityAgreement | None = None  # None: Gm is not protected
+    gm_keys: OrderedDict[Device, Secret] = field(default_factory=OrderedDict)
+    """CK || IK as received from the S-CSCF: of the challenge whose answer got a 2xx."""
+    _offered: OrderedDict[tuple[Device, str], Secret] = field(default_factory=OrderedDict)
+    """Those of challenges without security agreement that wait for it, by nonce: anybody can cause a challenge in another's name."""
+
+    async def handle(self, request: Request, peer: SipPeer) -> Response:
+        """Answer a REGISTER with what the home network answers."""
+        check_request(request)
+        if request.method != "REGISTER":
+            return make_response(request, 405, headers=(("Allow", "REGISTER"),))
+        if len([via for text in request.all("Via") for via in parse_via_list(text)]) > 1:
+            # A UE is the first hop. What it wrote below its own Via would pass for an address that we saw.
+            return make_response(request, 400)
+        device = _device(request)
+        try:
+            protection = self._protection(request, peer, device)
+        except SecurityRefused as refusal:
+            return make_response(request, refusal.status, headers=refusal.headers)
+        onward = self._onward(request, protected=protection.association is not None)
+        response = await self._ask_home(request, onward)
+        return self._towards_ue(request, response, device, protection)
+
+    def fingerprint(self, impi: str, contact: str) -> str | None:
+        """Return the fingerprint of the Gm keys held for a device, for comparison with the UE's."""
+        held = self.gm_keys.get(Device(impi, _reg_of(contact)))
+        return held.fingerprint() if held else None
+
+    def _protection(self, request: Request, peer: SipPeer, device: Device | None) -> Protection:
+        if self.security is not None:
+            return self.security.of_request(request, peer, device)
+        if peer.transport == PROTECTED or SEC_AGREE in required_tags(request):
+            # RFC 3329 §2.3.1: a server that does not do security agreement says so; the UE then goes on without, or gives up.
+            raise SecurityRefused("no security agreement", 420, (("Unsupported", SEC_AGREE),))
+        return UNPROTECTED
+
+    async def _ask_home(self, request: Request, onward: Request) -> Response:
+        try:
+            return await self.sip.send(onward, self.resolver.resolve(parse_sip_uri(self.icscf)))
+        except TransportError as problem:
+            self.log.warning("home-network-unreachable", problem=problem.problem)
+            return make_response(request, 504)
+
+    def _onward(self, request: Request, *, protected: bool) -> Request:
+        onward = without_agreement(forwarded(request))
+        for name in UNTRUSTED:
+            onward = onward.without(name)
+        authorization = request.all("Authorization")
+        if authorization:
+            word = "yes" if protected else "no"
+            marked = (build_credentials(with_parameter(parse_credentials(text), "integrity-protected", word)) for text in authorization)
+            onward = onward.replacing("Authorization", *marked)
+        icid = self.random.octets(16).hex()
+        return onward.with_headers(
+            (
+                *onward.without("Require").headers,
+                ("Require", _with_token(tags_of(onward, "Require"), "path")),
+                ("Path", f"<{self.uri};lr>"),
+                ("P-Visited-Network-ID", f'"{self.visited_network}"'),
+                ("P-Charging-Vector", f'icid-value="{icid}"'),
+            )
+        )
+
+    def _towards_ue(self, request: Request, response: Response, device: Device | None, protection: Protection) -> Response:
+        response = without_server_list(response.without("P-Charging-Vector").without("P-Charging-Function-Addresses"))
+        if response.status == 401:
+            try:
+                return self._challenge(response, device, protection)
+            except RemoteProtocolError as problem:
+                # What cannot be read cannot be searched for keys, so it does not pass (TS 33.203 §6.1: SM6 holds RAND and AUTN only).
+                self.counter.count("pcscf_challenge_unreadable")
+                self.log.warning("challenge-unreadable", problem=problem.problem)
+                self._failed(protection)
+                return make_response(request, 503 if problem.status == 503 else 500)
+        for name in CHALLENGE_HEADERS:
+            response = response.without(name)
+        if 200 <= response.status < 300:
+            if device is not None:
+                self._after_success(request, response, device, protection)
+        else:
+            self._failed(protection)
+        return response
+
+    def _failed(self, protection: Protection) -> None:
+        if self.security is not None and protection.association is not None:
+            self.security.failed(protection.association)
+
+    def _challenge(self, response: Response, device: Device | None, protection: Protection) -> Response:
+        """Take the keys out; with them protect Gm, if the UE asked for it."""
+        found: list[tuple[str, Secret]] = []
+        for name in CHALLENGE_HEADERS:
+            values = response.all(name)
+            if values:
+                response = response.replacing(name, *(_without_keys(text, found) for text in values))
+        if self.security is not None and protection.offer is not None:
+            return response.with_headers(
+                (*response.headers, self.security.challenged(protection.offer, found[0][1] if len(found) == 1 else None))
+            )
+        if device is not None:
+            for nonce, keys in found:
+                _keep(self._offered, (device, nonce), keys, self.max_devices)
+        return response
+
+    def _after_success(self, request: Request, response: Response, device: Device, protection: Protection) -> None:
+        granted = 0 if _expires(request) == 0 else _granted(response, request, device)
+        keys: Secret | None = None
+        if self.security is not None and protection.association is not None:
+            keys = self.security.confirmed(protection.association, granted)
+        for text in request.all("Authorization"):
+            keys = keys or self._offered.pop((device, parse_credentials(text).nonce), None)
+        if not granted:
+            self.gm_keys.pop(device, None)
+        elif keys is not None:
+            _keep(self.gm_keys, device, keys, self.max_devices)
+        self.log.info("registered" if granted else "deregistered", to=response.get("To"))
+
+
+Key = TypeVar("Key")
+
+
+def _keep(held: OrderedDict[Key, Secret], key: Key, keys: Secret, limit: int) -> None:
+    held[key] = keys
+    held.move_to_end(key)
+    if len(held) > limit:
+        held.popitem(last=False)
+
+
+def _without_keys(text: str, found: list[tuple[str, Secret]]) -> str:
+    """Return a challenge without ck and ik; note them in `found`, with the nonce, if both are there."""
+    challenge = parse_challenge(text)
+    keys = {name.lower(): value for name, value in challenge.parameters if name.lower() in {"ck", "ik"}}
+    if keys.keys() == {"ck", "ik"}:
+        try:
+            pair = Secret(bytes.fromhex(keys["ck"]) + bytes.fromhex(keys["ik"]))
+        except ValueError:
+            raise ParseError("WWW-Authenticate", "ck or ik is not hexadecimal") from None
+        if len(bytes.fromhex(keys["ck"])) != KEY_OCTETS or len(pair) != 2 * KEY_OCTETS:
+            raise ParseError("WWW-Authenticate", "ck and ik are not 16 octets each")
+        found.append((challenge.nonce, pair))
+    rest = tuple((name, value) for name, value in challenge.parameters if name.lower() not in {"ck", "ik"})
+    return build_challenge(challenge.with_parameters(rest))
+
+
+def _with_token(values: list[str], token: str) -> str:
+    return ", ".join(values if token in values else [*values, token])
+
+
+def _device(request: Request) -> Device | None:
+    contact, authorization = request.get("Contact"), request.get("Authorization")
+    if not contact or contact == "*":
+        return None
+    return Device(parse_credentials(authorization).username if authorization else "", _reg_of(contact))
+
+
+def _reg_of(contact: str) -> Reg:
+    address = parse_name_addr_list(contact)[0]
+    return reg_of(address.parameter("+sip.instance") or address.uri)
+
+
+def _granted(response: Response, request: Request, device: Device) -> int:
+    """Return the seconds that the 2xx grants this device (RFC 3261 §10.3 step 8), or else what it asked for; at least 1."""
+    text = response.get("Expires")
+    with contextlib.suppress(ParseError):  # the registration stands, whatever we can read of it
+        for value in response.all("Contact"):
+            for address in parse_name_addr_list(value):
+                if reg_of(address.parameter("+sip.instance") or address.uri) == device.reg:
+                    text = address.parameter("expires") or text
+        return max(parse_expires(text) if text else _expires(request) or 0, 1)
+    return max(_expires(request) or 0, 1)
+
+
+def _expires(request: Request) -> int | None:
+    contact = request.get("Contact")
+    own = parse_name_addr_list(contact)[0].parameter("expires") if contact and contact != "*" else None
+    text = own or request.get("Expires")
+    return parse_expires(text) if text else None
