@@ -137,13 +137,13 @@ class SecurityAgreement:
     def _unprotected(self, request: Request, peer: SipPeer, device: Device | None) -> Protection:
         if not request.all("Security-Client"):
             if SEC_AGREE in required_tags(request):
-                raise self._refused("sec-agree without a Security-Client", SECURITY_AGREEMENT_REQUIRED)
+                raise self._refusal("sec-agree without a Security-Client", SECURITY_AGREEMENT_REQUIRED)
             if self.required:
-                raise self._refused("no Security-Client", EXTENSION_REQUIRED, ("Require", SEC_AGREE))
+                raise self._refusal("no Security-Client", EXTENSION_REQUIRED, ("Require", SEC_AGREE))
             return UNPROTECTED
         if _answers(request):
             # Who agreed on protection and answers in clear has a middleman, or skips it.
-            raise self._refused("an answer outside the security associations", 403)
+            raise self._refusal("an answer outside the security associations", 403)
         return Protection(None, self._offer(request, peer.host, device))
 
     def _offer(self, request: Request, address: str, device: Device | None) -> Offer:
@@ -154,7 +154,7 @@ class SecurityAgreement:
         try:
             chosen = choose(client, server)
         except RemoteProtocolError as problem:
-            raise self._refused(problem.problem, problem.status) from problem
+            raise self._refusal(problem.problem, problem.status) from problem
         # The address is in it: a stranger who names another's IMPI has sets of its own, and ends none of the other's.
         return Offer(f"{device.impi} {device.reg} {address}", device, address, client, server, chosen)
 
@@ -172,9 +172,9 @@ class SecurityAgreement:
         except RemoteProtocolError as problem:  # unreadable or different: somebody changed a list before protection began
             if temporary:
                 self.gm.failed(association)
-            raise self._refused(problem.problem, SECURITY_AGREEMENT_REQUIRED) from problem
+            raise self._refusal(problem.problem, SECURITY_AGREEMENT_REQUIRED) from problem
 
-    def _refused(self, problem: str, status: int, *headers: tuple[str, str]) -> SecurityRefused:
+    def _refusal(self, problem: str, status: int, *headers: tuple[str, str]) -> SecurityRefused:
         """RFC 3329 §2.3.1: the refusal lists what this server has."""
         self.counter.count("gm_agreement", str(status))
         return SecurityRefused(problem, status, (*headers, ("Security-Server", build_mechanisms(self._own_list(())))))
