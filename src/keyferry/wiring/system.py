@@ -158,11 +158,13 @@ class System:
             visited_network=self.config.network.home_domain, log=self.log, counter=self.metrics,
         )  # fmt: skip
         self.pcscf = pcscf
-        if self.config.network.gm != "off":
+        tunnel = []
+        if self.config.network.gm != "off":  # before anybody can ask
             sas = await node.protect(*split_address(settings.gm_listen, "pcscf.gm_listen"))
-            self.listeners.append(Listener("pcscf", "esp", str(sas.address), sas.ports[1], settings.name))
+            tunnel = [Listener("pcscf", "esp", str(sas.address), sas.ports[1], settings.name)]
             pcscf.security = SecurityAgreement(sas, self.metrics, required=self.config.network.gm == "required")
         await self._serve_sip("pcscf", node, settings.name, settings.listen)
+        self.listeners += tunnel
 
     async def _start_scscf(self, hss: Hss) -> None:
         settings = self.config.scscf
