@@ -88,7 +88,9 @@ async def test_a_dead_pcscf_is_a_transport_error() -> None:
     async with _opened(MemoryUeStore(), SipPeer("TCP", "127.0.0.1", 9)) as client:
         with pytest.raises(TransportError):
             await client.register()
-        assert await client.state() is None
+        kept = await client.state()
+        assert kept is not None
+        assert (kept.expires_at, kept.k_m, kept.cseq) == (0.0, None, 1)
 
 
 def _opened(store: MemoryUeStore, pcscf: SipPeer, isim: Isim = ISIM) -> AbstractAsyncContextManager[UeClient]:

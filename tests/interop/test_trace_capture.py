@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from interop.conftest import clear
 from interop.peers import program
 from system.serving import Lab, Served, keyferry, make_lab, serving, ue, until
 
@@ -46,7 +45,7 @@ def test_a_real_registration_is_explained(served: Served, lab: Lab, tmp_path: Pa
 
 def test_every_message_that_tshark_sees_over_udp_and_tcp_is_found(tmp_path: Path) -> None:
     """A push over 1,300 octets goes over TCP (RFC 3261 §18.1.1); pcap and pcapng, whole and cut to 200 octets a frame."""
-    lab = make_lab(tmp_path, lambda text: text.replace('app = "xcap" ', f'service_info = "{"x" * 400}"\napp = "xcap" '), clear)
+    lab = make_lab(tmp_path, lambda text: text.replace('app = "xcap" ', f'service_info = "{"x" * 400}"\napp = "xcap" '))
     file = tmp_path / "tcp.pcapng"
     with serving(lab.serve, lab.state), _capturing(lab, file, "lo"):
         ue(lab, "register")

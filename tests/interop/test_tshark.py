@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from interop.conftest import clear
 from interop.peers import program
 from system.serving import Lab, Served, make_lab, serving, ue, until
 
@@ -77,7 +76,7 @@ def test_the_seal_of_one_server_does_not_open_with_the_key_of_another(lab: Lab, 
 def test_tshark_sees_a_large_push_over_tcp(tmp_path: Path) -> None:
     """RFC 3261 §18.1.1: over 1,300 octets, a congestion-controlled transport."""
     info = "x" * 400
-    lab = make_lab(tmp_path, lambda text: text.replace('app = "xcap" ', f'service_info = "{info}"\napp = "xcap" '), clear)
+    lab = make_lab(tmp_path, lambda text: text.replace('app = "xcap" ', f'service_info = "{info}"\napp = "xcap" '))
     with serving(lab.serve, lab.state), _capturing(tmp_path / "lo.pcapng") as file:
         ue(lab, "register")
         _complete(lab, file)

@@ -238,9 +238,24 @@ class TestInterval:
 
         bench.ue.keep = keep
         await bench.register()
-        assert sent_when_kept == [1]
-        assert kept[0].seq_ms == bench.ue.usim.seq_ms
-        assert (kept[0].k_m, kept[0].no_keys_because) == (None, "a registration was begun and not finished")
+        assert sent_when_kept == [0, 1, 1]  # the CSeq before each REGISTER, the card between challenge and answer
+        assert kept[1].seq_ms == bench.ue.usim.seq_ms
+        assert (kept[1].k_m, kept[1].no_keys_because) == (None, "a registration was begun and not finished")
+        assert [state.cseq for state in kept] == [1, 1, 2]
+
+    async def test_a_cseq_is_used_once_whatever_becomes_of_the_answer(self) -> None:
+        """RFC 3261 §10.2: a registrar refuses a number that is not higher."""
+        kept: list[UeState] = []
+        bench = Bench(status(500))
+
+        async def keep(state: UeState) -> None:
+            kept.append(state)
+
+        bench.ue.keep = keep
+        await fails(bench)
+        bench.steps = ladder()
+        await bench.register(kept[-1])
+        assert [request.get("CSeq") for request in bench.seen] == ["1 REGISTER", "2 REGISTER", "3 REGISTER"]
 
     async def test_a_minimum_that_is_none_still_asks_for_more(self) -> None:
         bench = Bench(status(423, ("Min-Expires", "1")), *ladder(), expires=60)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-EXAMPLE_PORTS = ("5060", "5062", "6060", "8080", "5090", "8443", "5091", "8444", "14500")
+EXAMPLE_PORTS = ("5060", "5062", "6060", "8080", "5090", "8443", "5091", "8444")
 START_LIMIT = 30.0  # seconds; two cores may be busy with other tests
 STOP_LIMIT = 15.0
 RUN_LIMIT = 60.0

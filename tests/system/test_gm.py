@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
-from keyferry.client.ue import Isim, UeClient, open_ue
+from keyferry.client.ue import Isim, UeClient, http_credentials, open_ue
 from keyferry.config import Subscriber
 from keyferry.errors import RegistrationFailed
 from keyferry.lab.demo import demo_config
@@ -83,17 +84,45 @@ class Visited:
             yield client
 
 
-@pytest.fixture
-async def visited(tmp_path: Path) -> AsyncIterator[Visited]:
+@asynccontextmanager
+async def network(tmp_path: Path, reauth_age: float) -> AsyncIterator[Visited]:
+    """Serve with Gm protected; `reauth_age` 0 challenges every REGISTER."""
     random, events = SystemRandom(), list[SipEvent]()
     subscribers = [Subscriber(impi=f"a@{HOME}", impus=[f"sip:a@{HOME}"], k=K, opc=OPC)]
     with open_state(tmp_path / "state", random=random, exclusive=True) as state:
-        system = System(demo_config("short", subscribers), state, SystemClock(), random, LOG, Metrics(), observer=events.append)
+        config = demo_config("short", subscribers)
+        config = structs.replace(
+            config,
+            network=structs.replace(config.network, gm="required"),
+            pcscf=structs.replace(config.pcscf, gm_listen="127.0.0.1:0"),
+            scscf=structs.replace(config.scscf, reauth_age=reauth_age),
+        )
+        system = System(config, state, SystemClock(), random, LOG, Metrics(), observer=events.append)
         await system.start()
         try:
             yield Visited(system, events)
         finally:
             await system.stop()
+
+
+@pytest.fixture
+async def visited(tmp_path: Path) -> AsyncIterator[Visited]:
+    async with network(tmp_path, 0.0) as opened:
+        yield opened
+
+
+async def test_a_protected_re_register_keeps_its_keys_and_needs_no_challenge(tmp_path: Path) -> None:
+    """DESIGN §5 step 6; TS 24.229 §5.4.1.2.2: the association proves who asks."""
+    async with network(tmp_path, 43_200.0) as visited, visited.ue() as client:
+        state = await client.register()
+        again = await client.register()
+        assert visited.at_pcscf == ["UDP REGISTER", "ESP REGISTER", "ESP REGISTER"]
+        assert (again.k_m, again.gm_keys, again.masked, again.rspauth) == (state.k_m, state.gm_keys, True, True)
+        assert again.cseq == state.cseq + 1
+        assert again.expires_at > state.expires_at - 2  # the network grants whole seconds
+        credentials = http_credentials(again, visited.system.servers[0].as_id)
+        keys = visited.system.servers[0].keys
+        assert await keys.lookup(credentials.username, credentials.as_id, visited.system.clock.now()) is not None
 
 
 class RawKeys(Ue):

@@ -78,8 +78,8 @@ def demo_config(names: Names, subscribers: list[Subscriber]) -> Config:
         for app in ("xcap", "notes")
     ]
     return Config(
-        network=Network(home_domain=home, gm="required"),
-        pcscf=Pcscf(name=f"pcscf1.{home}", listen=any_port, gm_listen=any_port, icscf=f"sip:icscf.{home}"),
+        network=Network(home_domain=home),
+        pcscf=Pcscf(name=f"pcscf1.{home}", listen=any_port, icscf=f"sip:icscf.{home}"),
         icscf=Icscf(name=f"icscf.{home}", listen=any_port, scscf=f"sip:scscf1.{home}"),
         scscf=Scscf(name=f"scscf1.{home}", listen=any_port),
         admin=AdminSettings(listen=any_port),
@@ -249,7 +249,6 @@ async def _built(names: Names, result: DemoResult) -> AsyncIterator[Demo]:
         for listener in await system.start():
             result.ladder.names[listener.host, listener.port] = FUNCTIONS.get(listener.role) or _as_name(listener.name)
         pcscf = next(one for one in system.listeners if one.role == "pcscf" and one.proto == "udp")
-        tunnel = next(one for one in system.listeners if one.role == "pcscf" and one.proto == "esp")
         phones = []
         for name, settings, (k, opc) in zip(("UE A", "UE B"), subscribers, cards, strict=True):
             profile = UeProfile(parse_impi(settings.impi), parse_impu(settings.impus[0]), HOME[names])
@@ -257,7 +256,7 @@ async def _built(names: Names, result: DemoResult) -> AsyncIterator[Demo]:
             hop = SipPeer("UDP", pcscf.host, pcscf.port)
             opened = open_ue(
                 profile, isim, pcscf=hop, store=MemoryUeStore(), clock=clock, random=random, log=log, name=name,
-                observer=result.ladder.observe, gm=SipPeer("UDP", tunnel.host, tunnel.port),
+                observer=result.ladder.observe,
             )  # fmt: skip
             phones.append(Phone(name, profile.impu, await stack.enter_async_context(opened)))
         demo = Demo(names, system, phones[0], phones[1], result)

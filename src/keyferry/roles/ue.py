@@ -22,7 +22,7 @@ from keyferry.protocol.digest import (
 )
 from keyferry.protocol.esp import ENCRYPTION, INTEGRITY, expand_keys
 from keyferry.protocol.identity import Impi, Impu
-from keyferry.protocol.ims.activation import Activation, AkaRun, activate
+from keyferry.protocol.ims.activation import Activation, AkaRun, AmfBit, activate
 from keyferry.protocol.ims.gm_association import AssociationSet, Endpoint
 from keyferry.protocol.ims.keys import AccessKeys
 from keyferry.protocol.ims.marker import RELEASE_TAG, Marker, parse_marker
@@ -51,6 +51,7 @@ class UeProfile:
     release: int | None = 6  # what to state; None is a Release 5 UE
     expires: int = 600_000  # seconds to ask for
     require_keys: bool = False  # refuse to be registered without AS keys
+    amf_bit: AmfBit = "ignored"  # "required": AUTN's AMF must say that the HSS meant the vector for AS keys (DESIGN §4)
 
 
 @dataclass(slots=True)
@@ -190,8 +191,9 @@ class Ue:
         self._begin_agreement()
         for _ in range(MAX_ROUNDS):
             state = replace(state, cseq=state.cseq + 1, contact=self._contact())
+            await self._kept(state)  # a CSeq is used once, whatever becomes of the answer (RFC 3261 §10.2)
             sent_at = self.clock.monotonic()
-            response = await self._send(self._request(state, credentials, expires))
+            response, protected = await self._send(self._request(state, credentials, expires))
             if response.status == 423 and expires and response.get("Min-Expires"):
                 # RFC 3261 §10.2.8. From the beginning: an answer is sent once, and the time for its 2xx runs from then (S2).
                 expires = max(expires + 1, parse_expires(response.get("Min-Expires") or ""))
@@ -200,20 +202,25 @@ class Ue:
                 continue
             if response.status != 401:
                 elapsed = self.clock.monotonic() - sent_at
-                done = self._final(state, response, run, credentials, expires, elapsed)
-                if self.security is not None:
-                    self.security.accepted(max(int(done.expires_at - self.clock.now()), 1) if done.expires_at else 0)
+                if run is None and protected and expires and response.status == 200:
+                    done = self._refreshed(state, response)
+                else:
+                    done = self._final(state, response, run, credentials, expires, elapsed)
+                self._agreement_lasts(done)
                 return done
             challenge = self._challenge(response)
             run, credentials = self._answer(challenge)
             self._agree(response, run)
             state = replace(state, seq_ms=self.usim.seq_ms)
-            if self.keep is not None:
-                await self.keep(replace(state, k_m=None, no_keys_because="a registration was begun and not finished"))
+            await self._kept(replace(state, k_m=None, no_keys_because="a registration was begun and not finished"))
             invalid = 0 if run else invalid + 1
             if invalid > MAX_INVALID_CHALLENGES:
                 raise RegistrationFailed("the network's challenges are not valid for this ISIM: compare K, OPc and SQN", 401)
         raise RegistrationFailed("the network challenges again and again", 401)
+
+    async def _kept(self, state: UeState) -> None:
+        if self.keep is not None:
+            await self.keep(state)
 
     def _begin_agreement(self) -> None:
         if self.security is not None:
@@ -227,11 +234,12 @@ class Ue:
         else:
             self.security.challenged(response, run.gm_keys())
 
-    async def _send(self, request: Request) -> Response:
+    async def _send(self, request: Request) -> tuple[Response, bool]:
+        """Send one REGISTER; tell whether it went, and its answer came, through ESP."""
         hop = self.pcscf
         if self.security is not None:
             request, hop = self.security.prepared(request, hop)
-        return await self.sip.send(request, hop)
+        return await self.sip.send(request, hop), hop.transport == "ESP"
 
     def _challenge(self, response: Response) -> Challenge:
         for text in response.all("WWW-Authenticate"):
@@ -260,7 +268,7 @@ class Ue:
             return None, self._signed(challenge, self._credentials(challenge), Secret(b""), auts)
         run = AkaRun(
             impi=self.profile.impi, challenge=challenge, rand=nonce.rand, marker=parse_marker(nonce.server_data),
-            stated_release=self.profile.release, res=aka.res, ck=aka.ck, ik=aka.ik,
+            stated_release=self.profile.release, res=aka.res, ck=aka.ck, ik=aka.ik, amf=aka.amf,
         )  # fmt: skip
         return run, self._signed(challenge, self._credentials(challenge), aka.res, None)
 
@@ -289,7 +297,9 @@ class Ue:
             gm_keys, marker = state.gm_keys, None
         else:
             info = response.all("Authentication-Info")
-            outcome = activate(run, answer, home_realm=self.profile.home_domain, authentication_info=info, elapsed=elapsed)
+            outcome = activate(run, answer, home_realm=self.profile.home_domain, authentication_info=info, elapsed=elapsed,
+                amf_bit=self.profile.amf_bit,
+            )  # fmt: skip
             pair = run.gm_keys()
             gm_keys, marker = Secret(pair.ck.reveal() + pair.ik.reveal()), run.marker
         granted = _granted(response, self.contact_uri) if expires else 0
@@ -304,6 +314,17 @@ class Ue:
             associated=_associated(response), service_route=tuple(response.all("Service-Route")),
         )  # fmt: skip
         return self._pin(done, marker)
+
+    def _agreement_lasts(self, state: UeState) -> None:
+        if self.security is not None:
+            self.security.accepted(max(int(state.expires_at - self.clock.now()), 1) if state.expires_at else 0)
+
+    def _refreshed(self, state: UeState, response: Response) -> UeState:
+        """Take a 200 to a protected re-REGISTER that was not challenged: same keys, new lifetime (DESIGN §5 step 6)."""
+        granted = _granted(response, self.contact_uri)
+        if not granted:
+            raise RegistrationFailed("the network answered 200, but not with a registration of this UE", response.status)
+        return replace(state, expires_at=self.clock.now() + granted, associated=_associated(response))
 
     def _pin(self, state: UeState, marker: Marker | None) -> UeState:
         """Remember a home network that proved flags 7, and say so when it no longer does (DESIGN §4)."""

@@ -67,7 +67,7 @@ async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: 
     opc = settings.opc if settings.opc is not None else opc_of(settings.algorithm, settings.k, settings.op or settings.k)
     profile = UeProfile(
         impi=parse_impi(settings.impi), impu=parse_impu(settings.impu), home_domain=settings.home_domain, expires=settings.expires,
-        release=settings.release if settings.release >= 6 else None, require_keys=settings.require_keys,
+        release=settings.release if settings.release >= 6 else None, require_keys=settings.require_keys, amf_bit=settings.amf_bit,
     )  # fmt: skip
     host, port = split_address(settings.pcscf, "ue.pcscf")
     gm = split_address(settings.pcscf_gm, "ue.pcscf_gm")
