@@ -201,7 +201,7 @@ async def test_a_slow_reader_gets_every_answer_and_costs_a_bounded_memory(monkey
         calls += 1
         return make_response(received, 200, body=bytes(60_000))
 
-    async with Lab(long) as lab:
+    async with Lab(long, Limits(pipelined=8)) as lab:
         sock = await raw(lab.tcp, 100_000)
         loop = asyncio.get_running_loop()
         sending = asyncio.create_task(loop.sock_sendall(sock, asking(600)))
@@ -210,7 +210,9 @@ async def test_a_slow_reader_gets_every_answer_and_costs_a_bounded_memory(monkey
         answers, tail = 0, b""
         async with asyncio.timeout(10 * PATIENCE):
             while answers < 600:
-                got = tail + await loop.sock_recv(sock, 1_000_000)
+                received = await loop.sock_recv(sock, 1_000_000)
+                assert received
+                got = tail + received
                 answers += got.count(b"SIP/2.0 200")
                 tail = got[-10:]
         await sending
@@ -226,7 +228,7 @@ async def test_a_slow_reader_that_never_reads_is_closed_as_idle(monkeypatch: pyt
     async def long(received: Request, peer: SipPeer) -> Response:
         return make_response(received, 200, body=bytes(60_000))
 
-    async with Lab(long) as lab:
+    async with Lab(long, Limits(pipelined=2)) as lab:
         sock = await raw(lab.tcp)
         sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(sock, asking(1_000)))
         await turns(100)
