@@ -190,7 +190,10 @@ class AsNotifier:
         work = self._deliver(push, target, registration)
         loop = asyncio.get_running_loop()
         # begun now where Python can (3.12): a turn of the loop less before the key is on its way
-        task = asyncio.Task(work, loop=loop, eager_start=True) if sys.version_info >= (3, 12) else loop.create_task(work)
+        if sys.version_info >= (3, 12):
+            task = asyncio.Task(work, loop=loop, eager_start=True)
+        else:
+            task = loop.create_task(work)
         if not task.done():
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
