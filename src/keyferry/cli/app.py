@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from keyferry.cli import bench, check, demo, keys, pki, serve, subscriber, trace, ue
+from keyferry.cli import bench, check, demo, keys, lab, pki, serve, subscriber, trace, ue
 from keyferry.cli.output import errors
 from keyferry.errors import ConfigError, KeyferryError, ParseError, StateError
 
@@ -29,6 +29,7 @@ app.add_typer(subscriber.app, name="subscriber")
 app.add_typer(ue.app, name="ue")
 app.add_typer(keys.app, name="keys")
 app.add_typer(pki.app, name="pki")
+app.add_typer(lab.app, name="lab")
 
 
 def main() -> None:
