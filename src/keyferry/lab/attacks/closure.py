@@ -7,6 +7,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import NamedTuple
@@ -61,10 +62,8 @@ class View:
     def add_value(self, value: str) -> None:
         """Add the value of a header parameter as text, and as what it may be the hex or the base64 of."""
         self.octets.add(value.encode())
-        try:
+        with suppress(ValueError, binascii.Error):  # text that encodes nothing
             self.add(bytes.fromhex(value) if HEX.fullmatch(value) else base64.b64decode(value, altchars=b"-_", validate=True))
-        except (ValueError, binascii.Error):
-            pass  # text that encodes nothing
         try:
             self.rands.add(parse_aka_nonce(value).rand)
         except KeyferryError:

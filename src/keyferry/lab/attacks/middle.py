@@ -15,6 +15,9 @@ from keyferry.roles.pcscf import Pcscf
 Upward = Callable[[Request], Awaitable[Request]]
 Downward = Callable[[Request, Response], Awaitable[Response]]
 
+NOWHERE = SipPeer("UDP", "127.0.0.1", 0)
+"""Where a P-CSCF listens that was not started."""
+
 
 async def _same_request(request: Request) -> Request:
     return request
@@ -30,7 +33,7 @@ class HostilePcscf:
     """A P-CSCF between UE and I-CSCF that reads everything in clear; three hooks change what passes."""
 
     sip: SipClient | None = None
-    address: SipPeer = SipPeer("UDP", "127.0.0.1", 0)
+    address: SipPeer = NOWHERE
     seen: list[Message] = field(default_factory=list)  # its whole view: Gm and Mw in clear
     requests: int = 0
     from_ue: Upward = _same_request  # a REGISTER as the UE sent it, before the P-CSCF works on it
