@@ -95,7 +95,7 @@ def pcscf_view(town: Town) -> View:
     for message in town.middle.seen:
         view.add_message(message)
     for held in town.middle.pcscf.gm_keys.values() if town.middle.pcscf else ():
-        view.add(held.keys.reveal())
+        view.add(held.reveal())
     return view
 
 

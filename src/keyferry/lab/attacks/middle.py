@@ -10,7 +10,7 @@ from keyferry.ports import SipClient, SipPeer
 from keyferry.protocol.sip.message import Message, Request, Response, make_response
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.roles.pcscf import Pcscf
+from keyferry.roles.pcscf.proxy import Pcscf
 
 Upward = Callable[[Request], Awaitable[Request]]
 Downward = Callable[[Request, Response], Awaitable[Response]]

@@ -90,7 +90,7 @@ async def alter_keys(town: Town) -> Outcome:
 
     town.middle.from_home = down
     state = await town.alice.register()
-    held = town.middle.pcscf.fingerprint(state.contact) if state and town.middle.pcscf else None
+    held = town.middle.pcscf.fingerprint(state.impi, state.contact) if state and town.middle.pcscf else None
     mine = state.gm_keys.fingerprint() if state and state.gm_keys else None
     return Outcome("UE and P-CSCF hold different Gm keys, a protected SM7 would not arrive; AS keys do not depend on them", held != mine)
 

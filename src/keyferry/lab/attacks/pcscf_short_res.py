@@ -62,9 +62,11 @@ class ShortCx:
         """UAR."""
         return await self.whole.user_authorization(impi, impu, visited_network)
 
-    async def multimedia_auth(self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None) -> AuthVector:
+    async def multimedia_auth(
+        self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False
+    ) -> AuthVector:
         """MAR."""
-        vector = await self.whole.multimedia_auth(impi, impu, server_name, resync)
+        vector = await self.whole.multimedia_auth(impi, impu, server_name, resync, masked=masked)
         self.found.append(Secret(vector.xres.reveal()[:SHORT]))
         return replace(vector, xres=self.found[-1])
 

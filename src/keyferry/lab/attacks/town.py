@@ -25,7 +25,7 @@ from keyferry.protocol.identity import AsId, parse_impi, parse_impu
 from keyferry.protocol.ims.keypush import Push, SealedPush, open_push, parse_service_info
 from keyferry.protocol.ims.third_party import build_third_party_register, parse_third_party_register
 from keyferry.protocol.sip.message import Request, build_message, parse_message
-from keyferry.roles.pcscf import Pcscf
+from keyferry.roles.pcscf.proxy import Pcscf
 from keyferry.roles.ue import UeProfile
 from keyferry.stores.memory import MemoryUeStore
 from keyferry.stores.state_dir import open_state
