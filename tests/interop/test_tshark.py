@@ -81,7 +81,7 @@ def test_tshark_sees_a_large_push_over_tcp(tmp_path: Path) -> None:
         ue(lab, "register")
         _complete(lab, file)
         ports = {host: port for host, port in _fields(lab, file, 'sip.Method == "REGISTER" && xml', "sip.r-uri.host", "tcp.dstport")}
-        assert ports == {"xcap-as.home1.net": str(lab.ports["5090"]), "notes-as.home1.net": ""}
+        assert ports == {"xcap-as.home1.net": str(lab.ports["5090"]), "notes-as.home1.net": str(lab.ports["5091"])}
         sealed = _sealed(lab, file, SERVERS[0])
         assert _open(lab, SERVERS[0], sealed) == [ue(lab, "status", "--show-http-password", SERVERS[0])["fingerprint"]]
 
