@@ -21,6 +21,7 @@ from keyferry.protocol.aka import Usim
 from keyferry.protocol.crypto.milenage import Milenage
 from keyferry.protocol.digest import parse_aka_nonce
 from keyferry.protocol.sip.framing import StreamFramer
+from keyferry.transports.sip_node import bind_alike
 
 DRAIN = 64  # datagrams read at a wake-up
 T1 = 0.5  # seconds until a REGISTER is sent again (RFC 3261 §17.1.2.2)
@@ -260,7 +261,9 @@ class AnsweringAs:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._socket = udp_socket()
+        (_, self._socket), (_, self._listener) = bind_alike("127.0.0.1", 0, ("UDP", "TCP"))
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         self.address: tuple[str, int] = self._socket.getsockname()
         self._tcp: asyncio.Server | None = None
         self.pushes = 0
@@ -269,13 +272,15 @@ class AnsweringAs:
     async def listen(self) -> None:
         """Begin."""
         self._loop.add_reader(self._socket.fileno(), self._readable)
-        self._tcp = await self._loop.create_server(lambda: _AsStream(self), *self.address)
+        self._tcp = await self._loop.create_server(lambda: _AsStream(self), sock=self._listener)
 
     def close(self) -> None:
         """End."""
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
-        if self._tcp is not None:
+        if self._tcp is None:
+            self._listener.close()
+        else:
             self._tcp.close()
 
     def _readable(self) -> None:

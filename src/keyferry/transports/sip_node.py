@@ -107,7 +107,7 @@ class SipNode:
             self._tls = TlsTransport(self._context, self, tls)
         if "TLS" in transports and self._tls is None:
             raise TransportError(host, "TLS needs a certificate; give `tls`")
-        sockets = _bind(host, port, transports)
+        sockets = bind_alike(host, port, transports)
         bound = sockets[0][1].getsockname()
         if bound[0] in WILDCARDS and advertise is None:
             for _, sock in sockets:
@@ -314,7 +314,8 @@ class SipNode:
         raise not_listening("UDP")
 
 
-def _bind(host: str, port: int, transports: Sequence[str]) -> list[tuple[str, socket.socket]]:
+def bind_alike(host: str, port: int, transports: Sequence[str]) -> list[tuple[str, socket.socket]]:
+    """Return bound sockets by transport, UDP and TCP on one port; 0 tries ports until one is free for both. Raises TransportError."""
     kinds = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM, "TLS": socket.SOCK_STREAM}
     if not transports or any(transport not in kinds for transport in transports):
         raise TransportError(host, "transports are UDP, TCP and TLS")
