@@ -44,7 +44,8 @@ from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.observability import Metrics, StructLog
-from keyferry.wiring.system import Role, System
+from keyferry.wiring.services import Role
+from keyferry.wiring.system import System
 
 T1 = 0.5  # seconds (RFC 3261 §17.1.2.2)
 GIVE_UP = 8.0  # seconds without an answer, then a registration failed

@@ -12,7 +12,7 @@ import typer
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, fail, show_json
 from keyferry.config import load_config, load_ue_config
 from keyferry.errors import KeyferryError
-from keyferry.wiring.system import subscriber_of
+from keyferry.wiring.hss import subscriber_of
 
 
 def check(

@@ -12,7 +12,7 @@ from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console,
 from keyferry.config import load_config
 from keyferry.errors import ConfigError
 from keyferry.wiring import serving
-from keyferry.wiring.system import ROLES, Role
+from keyferry.wiring.services import ROLES, Role
 
 
 def serve(

@@ -27,8 +27,9 @@ from keyferry.stores.state_dir import StateDir, open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.http_server import HttpServer, tls_context
 from keyferry.wiring.observability import Metrics, StructLog
+from keyferry.wiring.services import Role
 from keyferry.wiring.serving import spare_the_collector
-from keyferry.wiring.system import Role, System
+from keyferry.wiring.system import System
 
 AS_ID = AsId(f"xcap.{HOME}")
 AUID = "simservs.ngn.etsi.org"

@@ -16,8 +16,9 @@ from keyferry.protocol.identity import Impi, Impu
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.wiring.observability import Metrics, StructLog
+from keyferry.wiring.services import Role
 from keyferry.wiring.serving import spare_the_collector
-from keyferry.wiring.system import Role, System
+from keyferry.wiring.system import System
 
 HOME = "home1.net"
 ANY_PORT = "127.0.0.1:0"

@@ -30,7 +30,7 @@ from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.pki import Pki
-from keyferry.wiring.system import subscriber_of
+from keyferry.wiring.hss import subscriber_of
 
 
 @asynccontextmanager

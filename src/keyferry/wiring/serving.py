@@ -16,7 +16,8 @@ from keyferry.config import Config
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.wiring.observability import BackgroundStream, LogFormat, Metrics, StructLog, bridge_libraries
-from keyferry.wiring.system import ROLES, Role, System
+from keyferry.wiring.services import ROLES, Role
+from keyferry.wiring.system import System
 
 Announce = Callable[[dict[str, object]], None]
 GC_THRESHOLDS = (50_000, 50, 1_000)

@@ -22,7 +22,7 @@ from keyferry.stores.database import Database
 from keyferry.stores.sqlite.ue import SqliteUeStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
-from keyferry.wiring.system import opc_of
+from keyferry.wiring.hss import opc_of
 
 
 @dataclass(frozen=True, slots=True)

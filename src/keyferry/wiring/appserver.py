@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One application server of a process: the SIP side for pushes, the HTTPS door, the application behind it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import cast
+
+from keyferry.asgi.auth import SimLogin
+from keyferry.asgi.notes import Notes
+from keyferry.asgi.xcap import XcapApp
+from keyferry.config import ApplicationServer
+from keyferry.errors import ConfigError
+from keyferry.ports import KeyStore
+from keyferry.protocol.identity import AsId, parse_as_id
+from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.roles.appserver import KeyAgent, PushedKeys, Pusher
+from keyferry.roles.xcap_server import XcapServer
+from keyferry.stores.database import Database
+from keyferry.stores.sqlite.documents import SqliteDocumentStore
+from keyferry.stores.sqlite.keys import SqliteKeyStore
+from keyferry.transports.http_server import AsgiApp, tls_context
+from keyferry.wiring.services import Services
+
+
+@dataclass(slots=True)
+class AsParts:
+    """One application server, put together."""
+
+    settings: ApplicationServer
+    as_id: AsId
+    keys: KeyStore
+    agent: KeyAgent
+
+
+async def start_appserver(services: Services, settings: ApplicationServer) -> AsParts:
+    """Start one application server. Raises ConfigError, StateError, TransportError."""
+    as_id = parse_as_id(settings.as_id)
+    database = services.database(f"as-{as_id}")
+    keys = SqliteKeyStore(database, services.state.keyring)
+    pushers = {name: _pusher(services, name, as_id) for name in settings.pushers or [services.config.scscf.name]}
+    agent = KeyAgent(frozenset({as_id}), pushers, keys, services.clock, services.log, services.metrics)
+    node = services.node(f"AS {as_id}", agent.handle)
+    await services.serve_sip("as", node, parse_sip_uri(settings.sip_uri).host, settings.listen_sip, shown=as_id)
+    services.every(60.0, lambda: keys.sweep(services.clock.now()))
+    certificate = services.pki.ensure(as_id, "as")
+    door = SimLogin(
+        _application(settings, database), as_id=as_id, keys=PushedKeys(keys, services.clock), clock=services.clock,
+        random=services.random, counter=services.metrics, algorithms=tuple(settings.algorithms),
+        certificate_hashes=(certificate.sha256,),
+    )  # fmt: skip
+    await services.serve_http("as", door, settings.listen_https, as_id, tls_context(certificate.certificate, certificate.key))
+    return AsParts(settings, as_id, keys, agent)
+
+
+def _pusher(services: Services, name: str, as_id: AsId) -> Pusher:
+    keys = {(as_id, kid): key for kid, key in services.state.isc_keys(name, as_id).items()}
+    home = services.config.network.home_domain
+    return Pusher(name=name, realm=home, transport_keys=keys, domains=frozenset({home}))
+
+
+def _application(settings: ApplicationServer, database: Database) -> AsgiApp:
+    if settings.app == "xcap":
+        return XcapApp(XcapServer(SqliteDocumentStore(database)))
+    if settings.app == "notes":
+        return Notes()
+    return load_application(settings.app)
+
+
+def load_application(reference: str) -> AsgiApp:
+    """Import `module:attribute`. Raises ConfigError."""
+    module, colon, attribute = reference.partition(":")
+    if not colon:
+        raise ConfigError("app", f"{reference!r} is neither xcap, notes nor module:attribute")
+    try:
+        app = cast("AsgiApp", getattr(importlib.import_module(module), attribute))
+    except (ImportError, AttributeError) as problem:
+        raise ConfigError("app", f"{reference!r} cannot be imported: {problem}", "Is its folder on PYTHONPATH?") from problem
+    return app

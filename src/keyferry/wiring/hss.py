@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HSS of a process: its subscribers and their filter criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from keyferry.config import ApplicationServer, Subscriber
+from keyferry.ports import SubscribedImpu as PortImpu
+from keyferry.ports import Subscriber as PortSubscriber
+from keyferry.ports import SubscriberStore
+from keyferry.protocol.aka import algorithm_of
+from keyferry.protocol.crypto.milenage import derive_opc
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.crypto.tuak import derive_topc
+from keyferry.protocol.identity import parse_impi, parse_impu
+from keyferry.protocol.ims import ifc
+from keyferry.roles.hss import Hss
+from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
+from keyferry.wiring.services import Services
+
+
+class HssParts(NamedTuple):
+    """The HSS, put together."""
+
+    hss: Hss
+    subscribers: SubscriberStore
+
+
+async def start_hss(services: Services) -> HssParts:
+    """Open the subscribers' store and provision the file's. Raises ConfigError, StateError, ParseError."""
+    subscribers = SqliteSubscriberStore(services.database("hss"), services.state.keyring)
+    criteria = _criteria(services.config.application_servers)
+    amf_bit = services.config.network.amf_bit
+    hss = Hss(subscribers, {"default": criteria}, services.random, services.log, services.metrics, amf_bit=amf_bit)
+    await provision(subscribers, services.config.subscribers)
+    return HssParts(hss, subscribers)
+
+
+def _criteria(servers: Sequence[ApplicationServer]) -> tuple[ifc.InitialFilterCriteria, ...]:
+    """One criterion per AS, for every REGISTER: initial, again and at the end (specs: RegistrationType absent means all)."""
+    trigger = ifc.TriggerPoint(cnf=True, triggers=(ifc.ServicePointTrigger(ifc.OnMethod("REGISTER")),))
+    return tuple(
+        ifc.InitialFilterCriteria(
+            priority=place,
+            trigger=trigger,
+            application_server=ifc.ApplicationServer(
+                server_name=server.sip_uri, default_handling=server.default_handling, service_info=server.service_info
+            ),
+        )
+        for place, server in enumerate(servers)
+    )
+
+
+def subscriber_of(settings: Subscriber) -> PortSubscriber:
+    """Return what the HSS stores, OPc derived where the file gives OP. Raises ParseError."""
+    opc = settings.opc
+    if opc is None:
+        opc = opc_of(settings.algorithm, settings.k, settings.op or Secret(b""))
+    algorithm_of(settings.algorithm, settings.k, opc)
+    barred = {parse_impu(text) for text in settings.barred}
+    impus = tuple(PortImpu(parse_impu(text), parse_impu(text) in barred) for text in settings.impus)
+    return PortSubscriber(parse_impi(settings.impi), impus, settings.algorithm, settings.k, opc, bytes.fromhex(settings.amf))
+
+
+def opc_of(algorithm: Literal["milenage", "tuak"], k: Secret, op: Secret) -> Secret:
+    """Return OPc from OP, or TOPc from TOP. Raises ParseError."""
+    return derive_opc(k, op) if algorithm == "milenage" else derive_topc(k, op)
+
+
+async def provision(store: SubscriberStore, subscribers: Sequence[Subscriber]) -> None:
+    """Store the file's subscribers where they differ from what is there; SEQ is kept."""
+    for settings in subscribers:
+        wanted = subscriber_of(settings)
+        if await store.get(wanted.impi) != wanted:
+            await store.replace(wanted)

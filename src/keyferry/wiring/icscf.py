@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The I-CSCF of a process."""
+
+from __future__ import annotations
+
+from keyferry.ports import CxClient
+from keyferry.roles.icscf import Icscf
+from keyferry.wiring.services import Services
+
+
+async def start_icscf(services: Services, cx: CxClient) -> Icscf:
+    """Start the I-CSCF. Raises ConfigError, TransportError."""
+    settings = services.config.icscf
+    node = services.node("I-CSCF", services.trusting(settings.trusted_peers, lambda request, peer: icscf.handle(request, peer)))
+    icscf = Icscf(cx=cx, sip=node, resolver=services.resolver, default_scscf=settings.scscf, log=services.log)
+    await services.serve_sip("icscf", node, settings.name, settings.listen)
+    return icscf

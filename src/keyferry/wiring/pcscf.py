@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The P-CSCF of a process, with what protects Gm."""
+
+from __future__ import annotations
+
+from keyferry.config import split_address
+from keyferry.roles.pcscf.proxy import Pcscf
+from keyferry.roles.pcscf.security import SecurityAgreement
+from keyferry.wiring.services import Listener, Services
+
+
+async def start_pcscf(services: Services) -> Pcscf:
+    """Start the P-CSCF. Raises ConfigError, TransportError."""
+    settings, network = services.config.pcscf, services.config.network
+    node = services.node("P-CSCF", lambda request, peer: pcscf.handle(request, peer))
+    pcscf = Pcscf(
+        sip=node, resolver=services.resolver, uri=f"sip:{settings.name}", icscf=settings.icscf, clock=services.clock,
+        random=services.random, visited_network=network.home_domain, log=services.log, counter=services.metrics,
+    )  # fmt: skip
+    tunnel = []
+    if network.gm != "off":  # before anybody can ask
+        sas = await node.protect(*split_address(settings.gm_listen, "pcscf.gm_listen"))
+        tunnel = [Listener("pcscf", "esp", str(sas.address), sas.ports[1], settings.name)]
+        pcscf.security = SecurityAgreement(sas, services.metrics, required=network.gm == "required")
+    await services.serve_sip("pcscf", node, settings.name, settings.listen)
+    services.listeners += tunnel
+    return pcscf

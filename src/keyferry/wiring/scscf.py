@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The S-CSCF of a process: authentication, registrar, pushes, reg event package and the look for what has expired."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from keyferry.config import split_address
+from keyferry.errors import KeyferryError
+from keyferry.ports import CxClient, RegistrationStore
+from keyferry.protocol.crypto.aes import Siv
+from keyferry.protocol.identity import AsId, parse_as_id
+from keyferry.protocol.ims.user_profile import cached_user_profile
+from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy, TransportKey
+from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
+from keyferry.roles.scscf.node import Scscf
+from keyferry.roles.scscf.reg_event import RegEventNotifier, RegEventPolicy
+from keyferry.roles.scscf.registrar import Registrar, RegistrarPolicy
+from keyferry.stores.sqlite.registrations import SqliteRegistrationStore
+from keyferry.transports.sip_node import SipNode
+from keyferry.wiring.services import Services, is_trusted, only_loopback
+
+
+class ScscfParts(NamedTuple):
+    """The S-CSCF, put together."""
+
+    registrar: Registrar
+    registrations: RegistrationStore
+
+
+async def start_scscf(services: Services, cx: CxClient) -> ScscfParts:
+    """Start the S-CSCF. Raises ConfigError, StateError, TransportError."""
+    settings = services.config.scscf
+    node = services.node("S-CSCF", services.trusting(settings.trusted_peers, lambda request, peer: scscf.handle(request, peer)))
+    registrations = SqliteRegistrationStore(services.database("scscf"), services.state.keyring)
+    port = split_address(settings.listen, "scscf.listen")[1]
+    server_name = f"sip:{settings.name}:{port}" if port else f"sip:{settings.name}"
+    notifier = AsNotifier(
+        sip=node, resolver=services.resolver, registrations=registrations, clock=services.clock, random=services.random,
+        log=services.log, counter=services.metrics, policy=_push_policy(services, server_name),
+        targets_of=lambda registration: registrar.targets_of(registration),
+        terminate=lambda impi, reg: registrar.network_deregister(impi, reg),
+    )  # fmt: skip
+    reg_event = _reg_event(services, node, registrations, server_name)
+    registrar = Registrar(
+        authenticator=Authenticator(cx, services.clock, _auth_policy(services, server_name), services.log, services.metrics),
+        notifier=notifier, registrations=registrations,
+        cx=cx, clock=services.clock, random=services.random, log=services.log, counter=services.metrics,
+        policy=RegistrarPolicy(
+            settings.min_expires, settings.max_expires, associated=settings.p_associated_uri, reauth_age=settings.reauth_age
+        ),
+        # Where Gm is not protected nobody can say that it is; and this machine's own users can reach the loopback addresses.
+        trusts=lambda peer: str(services.config.network.gm) != "off" and is_trusted(settings.trusted_peers, peer),
+        changed=reg_event.changed,
+    )  # fmt: skip
+    scscf = Scscf(registrar, reg_event)
+    services.exit.push_async_callback(reg_event.aclose)
+    services.exit.push_async_callback(notifier.aclose)
+    await services.serve_sip("scscf", node, settings.name, settings.listen)
+    try:
+        await scscf.sweep()
+    except KeyferryError as problem:  # a store that fails for one user must not keep the others out
+        services.log.warning("first-sweep-failed", problem=str(problem))
+    services.every(settings.sweep, scscf.sweep)
+    return ScscfParts(registrar, registrations)
+
+
+def _reg_event(services: Services, node: SipNode, registrations: RegistrationStore, server_name: str) -> RegEventNotifier:
+    trusted = services.config.scscf.trusted_peers
+    return RegEventNotifier(
+        sip=node, resolver=services.resolver, registrations=registrations, owner_of=registrations.of_impu,
+        trusts=lambda peer: is_trusted(trusted, peer), clock=services.clock, random=services.random, log=services.log,
+        counter=services.metrics, policy=RegEventPolicy(server_name), profile_of=cached_user_profile,
+    )  # fmt: skip
+
+
+def _auth_policy(services: Services, server_name: str) -> AuthPolicy:
+    settings = services.config.scscf
+    return AuthPolicy(
+        realm=services.config.network.home_domain, server_name=server_name, release=settings.release, release_info=settings.release_info,
+        mask=settings.mask, reg_await_auth=settings.reg_await_auth,
+    )  # fmt: skip
+
+
+def _push_policy(services: Services, server_name: str) -> PushPolicy:
+    settings = services.config.scscf
+    as_ids: dict[str, tuple[AsId, ...]] = {}
+    transport_keys: dict[AsId, TransportKey] = {}
+    for server in services.config.application_servers:
+        as_id = parse_as_id(server.as_id)
+        as_ids[server.sip_uri] = (*as_ids.get(server.sip_uri, ()), as_id)
+        kid, key = list(services.state.isc_keys(settings.name, as_id).items())[-1]
+        transport_keys[as_id] = TransportKey(kid, Siv(key))
+    return PushPolicy(
+        scscf_uri=server_name, scscf_name=settings.name, as_ids=as_ids, transport_keys=transport_keys, check_peer=only_loopback,
+        key_max_age=settings.key_max_age, push_wait=settings.push_wait,
+    )  # fmt: skip

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every function of a process shares: settings, stores, names, sockets, periodic work, and the order in which it all ends."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal, NamedTuple, get_args
+
+from keyferry.config import Config, split_address
+from keyferry.errors import KeyferryError, TransportError
+from keyferry.ports import Clock, Log, RandomSource, SipHandler, SipObserver, SipPeer
+from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.stores.database import Database
+from keyferry.stores.state_dir import StateDir
+from keyferry.transports.http_server import AsgiApp, HttpServer
+from keyferry.transports.pki import Pki
+from keyferry.transports.resolver import TableResolver
+from keyferry.transports.sip_node import SipNode
+from keyferry.wiring.observability import Metrics
+from keyferry.wiring.tracing import Tracer, both
+
+Role = Literal["pcscf", "icscf", "scscf", "as", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class Listener(NamedTuple):
+    """One socket that `serve` tells of."""
+
+    role: Role
+    proto: str  # udp, tcp, esp (in UDP), http or https
+    host: str
+    port: int
+    name: str  # the function's host name; for an AS its AS_ID
+
+
+@dataclass(slots=True)
+class Services:
+    """Hand a function what it needs to be put together; what is opened here is closed, backwards, by `exit`."""
+
+    config: Config
+    state: StateDir
+    clock: Clock
+    random: RandomSource
+    log: Log
+    metrics: Metrics
+    observer: SipObserver | None = None
+    tracer: Tracer = field(default_factory=Tracer)
+    resolver: TableResolver = field(init=False)
+    pki: Pki = field(init=False)
+    listeners: list[Listener] = field(default_factory=list)
+    exit: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    def __post_init__(self) -> None:
+        """Prepare what needs no socket."""
+        self.resolver = TableResolver(self.config.hosts)
+        self.pki = Pki(self.state.root, self.clock)
+
+    def database(self, name: str) -> Database:
+        """Open a database of the state directory. Raises StateError."""
+        database = Database(self.state.path(f"{name}.db"))
+        self.exit.callback(database.close)
+        return database
+
+    def node(self, name: str, handler: SipHandler) -> SipNode:
+        """Return a SIP node that listens nowhere yet."""
+        node = SipNode(
+            name=name, clock=self.clock, random=self.random, log=self.log, handler=handler,
+            observer=both(self.tracer.observe, self.observer), counter=self.metrics,
+            observed=lambda: self.observer is not None or self.tracer.following > 0,
+        )  # fmt: skip
+        self.exit.push_async_callback(node.aclose)
+        return node
+
+    def trusting(self, trusted: Collection[str], handler: SipHandler) -> SipHandler:
+        """Answer 403 to whoever is neither on this machine nor trusted (TS 33.210: within the network, peers are known)."""
+
+        async def handle(request: Request, peer: SipPeer) -> Response:
+            if not is_trusted(trusted, peer):
+                self.metrics.count("sip_untrusted")
+                self.log.warning("peer-not-trusted", peer=str(peer))
+                return make_response(request, 403)
+            return await handler(request, peer)
+
+        return handle
+
+    async def serve_sip(self, role: Role, node: SipNode, name: str, listen: str, shown: str = "") -> None:
+        """Listen, and make `name` known to the other functions of this process. Raises ConfigError, TransportError."""
+        host, port = split_address(listen, f"{role}.listen")
+        for peer in await node.listen(host, port):
+            self.listeners.append(Listener(role, peer.transport.lower(), peer.host, peer.port, shown or name))
+            self.resolver.serve(name, peer.host, peer.port)
+            self.tracer.serve(peer, role, shown or name)
+
+    async def serve_http(self, role: Role, app: AsgiApp, listen: str, name: str, tls: ssl.SSLContext | None) -> None:
+        """Listen for HTTP, over TLS where there is a context. Raises ConfigError, TransportError."""
+        host, port = split_address(listen, f"{role}.listen")
+        server = HttpServer(app, tls=tls)
+        self.exit.push_async_callback(server.aclose)
+        address = await server.listen(host, port)
+        self.listeners.append(Listener(role, "https" if tls else "http", *address, name))
+
+    def every(self, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+        """Do some work again and again until the end; the first time after `seconds`."""
+
+        async def run() -> None:
+            while True:
+                await asyncio.sleep(seconds)
+                try:
+                    await work()
+                except KeyferryError as problem:
+                    self.log.warning("periodic-work-failed", problem=str(problem))
+
+        task = asyncio.get_running_loop().create_task(run())
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        self.exit.push_async_callback(end)
+
+
+def is_trusted(trusted: Collection[str], peer: SipPeer) -> bool:
+    """Tell whether a peer is on this machine or on the list."""
+    return peer.host in trusted or _host_is_loopback(peer.host)
+
+
+def only_loopback(peer: SipPeer) -> None:
+    """Let no key leave the machine: the protection policy `loopback` (DESIGN §6). Raises TransportError."""
+    if not _host_is_loopback(peer.host):
+        raise TransportError(str(peer), "the policy `loopback` lets no key leave this machine")
+
+
+@lru_cache(maxsize=1024)
+def _host_is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host.strip("[]")).is_loopback
