@@ -73,6 +73,9 @@ class Scscf(_Section, frozen=True, kw_only=True):
     release_info: Annotated[
         Literal["always", "capable"], Meta(description="put the release marker in every nonce, or only for UEs that state a release")
     ] = "always"
+    marker_octets: Annotated[
+        int, Meta(ge=4, le=64, description="octets of the marker, filled up with zeros: for testing how peers take a long nonce")
+    ] = 4
     mask: Annotated[bool, Meta(description="give the P-CSCF CK', IK' where the UE states Release 6 or later")] = True
     min_expires: Annotated[int, Meta(ge=0, description="seconds; a shorter registration is answered 423")] = 60
     max_expires: Annotated[int, Meta(ge=1, description="seconds granted at most")] = 600_000

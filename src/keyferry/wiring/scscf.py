@@ -78,7 +78,7 @@ def _auth_policy(services: Services, server_name: str) -> AuthPolicy:
     settings = services.config.scscf
     return AuthPolicy(
         realm=services.config.network.home_domain, server_name=server_name, release=settings.release, release_info=settings.release_info,
-        mask=settings.mask, reg_await_auth=settings.reg_await_auth,
+        marker_octets=settings.marker_octets, mask=settings.mask, reg_await_auth=settings.reg_await_auth,
     )  # fmt: skip
 
 

@@ -28,6 +28,19 @@ def test_any_octets_are_a_marker_or_none(server_data: bytes) -> None:
         assert build_marker(marker)[:3] == server_data[:3]
 
 
+@given(MARKERS, st.integers(4, MAX_SERVER_DATA))
+def test_a_marker_is_filled_up_with_zeros_to_the_length_that_is_asked_for(marker: Marker, octets: int) -> None:
+    built = build_marker(marker, octets)
+    assert built == build_marker(marker) + bytes(octets - 4)
+    assert parse_marker(built) == marker
+
+
+@pytest.mark.parametrize("octets", [-1, 0, 3, 65])
+def test_a_marker_of_another_length_is_refused(octets: int) -> None:
+    with pytest.raises(LocalProtocolError):
+        build_marker(Marker(6, access_keys=True, as_keys=True, rspauth=True), octets)
+
+
 def test_the_octets_are_those_of_the_definition() -> None:
     assert build_marker(Marker(6, access_keys=True, as_keys=True, rspauth=True)) == b"3G\x06\x07"
     assert build_marker(Marker(17, access_keys=True, as_keys=False, rspauth=False)) == b"3G\x11\x01"

@@ -155,8 +155,9 @@ class TestChallenges:
             (None, {"release": 5}, 8, raw, b"", ()),
             (6, {"mask": False}, 8, raw, flags(False), ()),
             (6, {}, 4, raw, flags(False), ()),
+            (6, {"marker_octets": 64}, 8, masked, flags(True) + bytes(60), ("auth",)),
         ],
-        ids=["6/6", "5/6", "5/6 capable", "6/6 capable", "6/5", "5/5", "policy off", "short RES"],
+        ids=["6/6", "5/6", "5/6 capable", "6/6 capable", "6/5", "5/5", "policy off", "short RES", "long marker"],
     )
     async def test_what_the_401_holds(
         self, stated: int | None, policy: dict[str, Any], octets: int, keys: Any, marker: bytes, qop: tuple[str, ...]

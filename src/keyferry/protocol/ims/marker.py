@@ -13,6 +13,8 @@ FIRST_RELEASE = 6
 """A network of Release 5 sends no marker, so none may claim that release."""
 MAX_SERVER_DATA = 64
 """Octets of server-specific data; keeps a nonce within 96 octets, 128 characters."""
+MARKER_OCTETS = 4
+"""Octets of a marker that says all there is to say in this release."""
 
 _MAGIC = b"3G"
 _ACCESS_KEYS, _AS_KEYS, _RSPAUTH = 1, 2, 4
@@ -33,15 +35,17 @@ class Marker:
         return self.access_keys and self.as_keys and self.rspauth
 
 
-def build_marker(marker: Marker) -> bytes:
-    """Return the 4 octets of a marker: "3G", release, flags.
+def build_marker(marker: Marker, octets: int = MARKER_OCTETS) -> bytes:
+    """Return a marker of 4 to 64 octets: "3G", release, flags, and zeros, which only try what peers make of a long nonce.
 
     Raises LocalProtocolError.
     """
+    if not MARKER_OCTETS <= octets <= MAX_SERVER_DATA:
+        raise LocalProtocolError(f"a marker has {MARKER_OCTETS} to {MAX_SERVER_DATA} octets")
     if not FIRST_RELEASE <= marker.release <= 255:
         raise LocalProtocolError(f"a marker states a release from {FIRST_RELEASE} to 255")
     flags = marker.access_keys * _ACCESS_KEYS | marker.as_keys * _AS_KEYS | marker.rspauth * _RSPAUTH
-    return _MAGIC + bytes((marker.release, flags))
+    return (_MAGIC + bytes((marker.release, flags))).ljust(octets, b"\0")
 
 
 def parse_marker(server_data: bytes) -> Marker | None:
@@ -49,7 +53,7 @@ def parse_marker(server_data: bytes) -> Marker | None:
 
     Octets after the fourth and flags not known here are ignored: a later release may use them.
     """
-    if not 4 <= len(server_data) <= MAX_SERVER_DATA or server_data[:2] != _MAGIC or server_data[2] < FIRST_RELEASE:
+    if not MARKER_OCTETS <= len(server_data) <= MAX_SERVER_DATA or server_data[:2] != _MAGIC or server_data[2] < FIRST_RELEASE:
         return None
     flags = server_data[3]
     return Marker(server_data[2], bool(flags & _ACCESS_KEYS), bool(flags & _AS_KEYS), bool(flags & _RSPAUTH))

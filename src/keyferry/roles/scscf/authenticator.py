@@ -14,7 +14,7 @@ from keyferry.protocol.digest import Credentials, aka_nonce, decode_base64, pars
 from keyferry.protocol.ims.bare_nonce import BareNonces
 from keyferry.protocol.ims.challenges import PendingChallenges
 from keyferry.protocol.ims.keys import AccessKeys, access_keys, application_master_key
-from keyferry.protocol.ims.marker import build_marker
+from keyferry.protocol.ims.marker import MARKER_OCTETS, build_marker
 from keyferry.protocol.ims.registration import (
     PendingChallenge,
     RegisterView,
@@ -34,6 +34,7 @@ class AuthPolicy:
     server_name: str  # our SIP URI, as the HSS knows us
     release: int = 6  # 5 behaves as a Release 5 S-CSCF: no marker, raw keys, no push
     release_info: ReleaseInfo = "always"
+    marker_octets: int = MARKER_OCTETS  # 4…64; more than 4 only tries how peers take a long nonce
     mask: bool = True
     reg_await_auth: float = 240.0  # seconds, TS 24.229 §5.4.1.2.1
 
@@ -148,7 +149,7 @@ class Authenticator:
             marker = None
             self.counter.count("scscf_bare_challenges")
         pending = PendingChallenge(
-            nonce=aka_nonce(vector.rand, vector.autn, build_marker(marker) if marker else b""),
+            nonce=aka_nonce(vector.rand, vector.autn, build_marker(marker, policy.marker_octets) if marker else b""),
             impi=view.impi,
             impu=view.impu,
             reg=view.reg,
