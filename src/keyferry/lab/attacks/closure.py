@@ -6,9 +6,10 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from itertools import permutations
 from typing import NamedTuple
 
@@ -84,63 +85,111 @@ class View:
         return View(f"{self.name} + {other.name}", self.octets | other.octets, self.rands | other.rands)
 
 
-def closure(view: View, world: World, *, depth: int = 1) -> set[bytes]:
+def closure(view: View, world: World, *, depth: int = 1, keys_only: bool = False) -> set[bytes]:
     """Return every value that the derivations yield from a view, the view included.
 
-    Any two of its values of 16 octets are tried as CK and IK, with every RAND and IMPI; any value of 32 octets as K_M, K_AS and K_UA.
-    With a depth of 2 the halves of what came out are tried as CK and IK too. Guesses (RES by search) are no derivation.
+    It is closed under the table: whatever follows from a value by a chain of derivations, each given the kind of key that it
+    takes, is there. Of the view nobody knows what is what: any two of its values of 16 octets are tried as CK and IK, with every
+    RAND and IMPI, any of 32 octets as every kind of key; so is what follows from CK, IK. A `depth` of n takes, n - 1 times,
+    every result for a key of another kind too, its halves as CK and IK. Without that bound no closure ends: there is always
+    the KDF of the last result. Halves of two results are not tried together. Guesses (RES by search) are no derivation.
+
+    With `keys_only`, names, nonces and passwords, from which nothing follows, are left out: they are most of it.
+    Raises OverflowError above MAX_ATOMS and MAX_KNOWN.
     """
     known = set(view.octets)
     atoms = sorted(one for one in known if len(one) == 16)
     if len(atoms) > MAX_ATOMS:
         raise OverflowError("this view has more values of 16 octets than are tried")
-    pairs = set(permutations(atoms, 2)) | _halves(known)
-    rands = view.rands or {bytes(16)}
-    for level in range(depth):
-        made = _from_pairs(pairs, rands, world)
-        if level:
-            made |= _from_passwords(known, world)
-        else:
-            made |= _aka_v2(atoms, passwords=depth > 1)
-        made -= known
-        made |= _from_keys({one for one in known | made if len(one) == 32}, world)
-        known |= made
-        if len(known) > MAX_KNOWN:
-            raise OverflowError("the closure of this view is larger than its bound")
-        pairs = _halves(made)
+    closed = _Closed(world, view.rands or {bytes(16)}, known, keys_only)
+    known |= _aka_v2(atoms, passwords=depth > 1)
+    closed.close([*_confused(known), *((Kind.CK_IK, left + right) for left, right in permutations(atoms, 2))])
+    known |= _from_passwords(view.octets, world)
+    for _ in range(depth - 1):
+        before = len(known)
+        closed.close(list(_confused(known)))
+        if len(known) == before:
+            break
     return known
 
 
-def _halves(values: Iterable[bytes]) -> set[tuple[bytes, bytes]]:
-    pairs = {(one[:16], one[16:]) for one in values if len(one) == 32}
-    return pairs | {(right, left) for left, right in pairs}
+class Kind(Enum):
+    """What a value is taken for; the rows of the table of keys (DESIGN §3)."""
+
+    CK_IK = auto()
+    K_M = auto()
+    K_AS = auto()
+    K_UA = auto()
+    HALF = auto()  # CK' or IK' alone
+    END = auto()  # a name, a nonce, a password: no key is derived from it
 
 
-def _from_pairs(pairs: set[tuple[bytes, bytes]], rands: set[bytes], world: World) -> set[bytes]:
-    made: set[bytes] = set()
-    for left, right in pairs:
-        ck, ik = Secret(left), Secret(right)
-        for rand in rands:
-            for impi in world.impis:
-                masked = access_keys(ck, ik, rand, impi)
-                made |= {masked.ck.reveal(), masked.ik.reveal(), masked.ck.reveal() + masked.ik.reveal()}
-                made.add(application_master_key(ck, ik, rand, impi).reveal())
-    return made
+KEYS = (Kind.K_M, Kind.K_AS, Kind.K_UA)
+Taken = tuple[Kind, bytes]
 
 
-def _from_keys(keys: set[bytes], world: World) -> set[bytes]:
-    """Try every value of 32 octets as K_M, as K_AS and as K_UA."""
-    made: set[bytes] = set()
-    for octets in keys:
-        key = Secret(octets)
-        as_keys = [as_key(key, as_id) for as_id in world.as_ids]
-        made.update(one.reveal() for one in as_keys)
-        for k_as in (key, *as_keys):
-            made.update(ua_key(k_as, ua_id).reveal() for ua_id in (UA_DIGEST, UA_TLS13_PSK))
-        made.add(first_nonce(key).encode())
-        made.add(digest_password(key).reveal())
-        made.update(key_id(key, realm).encode() for realm in world.realms)
-    return made
+@dataclass(slots=True)
+class _Closed:
+    """A set of values, closed again after each addition."""
+
+    world: World
+    rands: set[bytes]
+    known: set[bytes]
+    keys_only: bool
+    _taken: set[Taken] = field(default_factory=set)
+
+    def close(self, waiting: list[Taken]) -> None:
+        """Take values as what they are said to be, and all that follows."""
+        while waiting:
+            taken = waiting.pop()
+            kind, octets = taken
+            if kind is Kind.END and self.keys_only:
+                continue
+            self.known.add(octets)
+            if len(self.known) > MAX_KNOWN:
+                raise OverflowError("the closure of this view is larger than its bound")
+            if kind in DERIVATIONS and taken not in self._taken and not (kind is Kind.K_UA and self.keys_only):
+                self._taken.add(taken)
+                waiting += DERIVATIONS[kind](octets, self.world, self.rands)
+
+
+def _confused(values: Iterable[bytes]) -> Iterator[Taken]:
+    for octets in values:
+        if len(octets) == 32:
+            yield from ((kind, octets) for kind in KEYS)
+            yield from ((Kind.CK_IK, octets), (Kind.CK_IK, octets[16:] + octets[:16]))
+
+
+def _of_ck_ik(octets: bytes, world: World, rands: set[bytes]) -> Iterator[Taken]:
+    ck, ik = Secret(octets[:16]), Secret(octets[16:])
+    for rand in rands:
+        for impi in world.impis:
+            masked = access_keys(ck, ik, rand, impi)
+            yield from ((Kind.HALF, masked.ck.reveal()), (Kind.HALF, masked.ik.reveal()))
+            both = masked.ck.reveal() + masked.ik.reveal()
+            master = application_master_key(ck, ik, rand, impi).reveal()
+            yield from ((kind, one) for kind in KEYS for one in (both, master))
+
+
+def _of_k_m(octets: bytes, world: World, rands: set[bytes]) -> Iterator[Taken]:
+    del rands
+    return ((Kind.K_AS, as_key(Secret(octets), as_id).reveal()) for as_id in world.as_ids)
+
+
+def _of_k_as(octets: bytes, world: World, rands: set[bytes]) -> Iterator[Taken]:
+    del rands
+    yield from ((Kind.K_UA, ua_key(Secret(octets), ua_id).reveal()) for ua_id in (UA_DIGEST, UA_TLS13_PSK))
+    yield from ((Kind.END, key_id(Secret(octets), realm).encode()) for realm in world.realms)
+
+
+def _of_k_ua(octets: bytes, world: World, rands: set[bytes]) -> Iterator[Taken]:
+    del world, rands
+    yield Kind.END, first_nonce(Secret(octets)).encode()
+    yield Kind.END, digest_password(Secret(octets)).reveal()
+
+
+DERIVATIONS = {Kind.CK_IK: _of_ck_ik, Kind.K_M: _of_k_m, Kind.K_AS: _of_k_as, Kind.K_UA: _of_k_ua}
+"""The KDF table: what each kind of key yields."""
 
 
 def _aka_v2(atoms: list[bytes], *, passwords: bool) -> set[bytes]:
@@ -154,10 +203,10 @@ def _aka_v2(atoms: list[bytes], *, passwords: bool) -> set[bytes]:
 
 
 def _from_passwords(known: set[bytes], world: World) -> set[bytes]:
-    """Try values as Digest passwords of the users and of key ids: hashes are keys to somebody who confuses them."""
+    """Try the values of a view as Digest passwords of the users: hashes are keys to somebody who confuses them."""
     made: set[bytes] = set()
     realms = (*world.realms, *(digest_realm(as_id) for as_id in world.as_ids))
-    for octets in [one for one in known if len(one) in {8, 16, 32, 44}][: 64 * MAX_ATOMS]:
+    for octets in [one for one in known if len(one) in {8, 16, 32, 44}][: 4 * MAX_ATOMS]:
         for algorithm in ("AKAv1-MD5", "SHA-256"):
             for realm in realms:
                 for user in world.impis:

@@ -153,6 +153,6 @@ async def _s4(town: Town, states: list[UeState], *, depth: int) -> list[str]:
     for as_id, other in ((XCAP, NOTES), (NOTES, XCAP)):
         foreign = foreign_keys(town, as_id, states)
         view = pcscf | as_view(town, other) | observer_view(town) | ue_view(town, "bob")
-        if foreign and foreign & closure(view, world, depth=depth):
+        if foreign and foreign & closure(view, world, depth=depth, keys_only=True):
             problems.append(f"S4: a key for {as_id} follows from what {view.name} know together")
     return problems

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from keyferry.lab.attacks.attack import Attack, Outcome
-from keyferry.lab.attacks.judge import pcscf_view, world_of
+from keyferry.lab.attacks.closure import View, closure
+from keyferry.lab.attacks.judge import foreign_keys, pcscf_view, runs, world_of
 from keyferry.lab.attacks.pcscf_marker import COMPLETE, forged_200, with_server_data
-from keyferry.lab.attacks.town import NOTES, XCAP, Town
+from keyferry.lab.attacks.town import ALICE, NOTES, XCAP, Town
+from keyferry.ports import UeState
 from keyferry.protocol.digest import build_challenge, parse_challenge
 from keyferry.protocol.ims.activation import MAX_ANSWER_TIME
 from keyferry.protocol.ims.marker import RELEASE_TAG
@@ -146,7 +148,19 @@ async def guess_keys(town: Town) -> Outcome:
     view, world = pcscf_view(town), world_of(town)
     have = all(state is not None and state.k_m is not None for state in states)
     tried = f"{len(view.octets)} values of the P-CSCF alone, {len(view.rands)} RANDs, {len(world.impis)} IMPIs"
+    if _follows_twice(town, states[0]):
+        return Outcome("a key follows from CK', IK', taken for what they are not", held=False)
     return Outcome(f"{tried}, and with the other AS, the other UE and the wires: K_AS is not among what follows", have)
+
+
+def _follows_twice(town: Town, state: UeState | None) -> bool:
+    """Tell whether a key of the UE's follows from its Gm keys and RANDs with every result taken for a key of another kind too."""
+    if state is None or state.gm_keys is None:
+        return False
+    held = View("Gm keys", rands={run.rand for run in runs(town) if run.user == ALICE})
+    held.add(state.gm_keys.reveal())
+    found = closure(held, world_of(town), depth=2)
+    return any(foreign_keys(town, as_id, [state]) & found for as_id in (XCAP, NOTES))
 
 
 def _between(text: str, start: str) -> str:
