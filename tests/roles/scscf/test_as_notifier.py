@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from keyferry.errors import LocalProtocolError, StoreError, TransportError
-from keyferry.ports import PendingPush, Registration, SipPeer, SubscribedImpu
-from keyferry.protocol.identity import AsId, Impi, Impu, Reg
+from keyferry.ports import PendingPush, SipPeer, SubscribedImpu
+from keyferry.protocol.identity import AsId, Impu
 from keyferry.protocol.ims.ifc import ApplicationServer
 from keyferry.protocol.ims.keypush import SealedPush, parse_service_info
 from keyferry.protocol.ims.third_party import parse_third_party_register
 from keyferry.protocol.sip.message import Request
-from keyferry.roles.scscf.as_notifier import RETRY_MOST, AsTarget, select_targets
+from keyferry.roles.scscf.as_notifier import AsTarget, select_targets
 from roles.home import NOTES, REALM, SIP_OF, XCAP, Device, Home, criterion, open_home, subscriber
 from roles.network import Fault, settle
 
@@ -191,6 +191,31 @@ class TestKeyFirst:
         await asyncio.wait_for(registered(home, user="bobby"), timeout=5)
         assert len(await home.owed()) == 2
 
+    async def test_one_200_waits_in_vain_for_an_as_that_swallows_pushes_and_the_next_do_not(self, hasty: Home) -> None:
+        """No answer is no refusal: it takes 32 s to know that it is down, and the others do not wait until then."""
+        gate = hasty.network.gates["AS1"] = asyncio.Event()
+        await registered(hasty)
+        hasty.scscf.notifier.policy = replace(hasty.push_policy, push_wait=1e9)
+        await asyncio.wait_for(registered(hasty, user="bobby"), timeout=5)
+        assert hasty.scscf.notifier.gate(SIP_OF[XCAP]).silent
+        gate.set()
+        await settle()
+        assert not hasty.scscf.notifier.gate(SIP_OF[XCAP]).silent
+        hasty.network.ladder()
+        await registered(hasty)
+        ladder = hasty.network.ladder()
+        assert ladder.index("AS1 > S 200") < ladder.index("S > I 200")
+
+    async def test_an_as_that_answers_others_meanwhile_is_not_silent(self, hasty: Home) -> None:
+        """One datagram was lost: everybody else is still waited for."""
+        notifier = hasty.scscf.notifier
+        gate = notifier.gate(SIP_OF[XCAP])
+        before = hasty.clock.monotonic()
+        hasty.clock.time += 1
+        gate.answered()
+        gate.waited_in_vain(before)
+        assert not gate.silent
+
     async def test_an_as_that_answers_again_is_waited_for_again(self, hasty: Home) -> None:
         hasty.network.down("AS1")
         await registered(hasty)
@@ -202,228 +227,6 @@ class TestKeyFirst:
         await registered(hasty, user="bobby")
         ladder = hasty.network.ladder()
         assert ladder.index("AS1 > S 200") < ladder.index("S > I 200")
-
-
-class TestRetries:
-    """DESIGN §6: at least once, with back-off."""
-
-    async def test_a_down_as_is_tried_again_with_back_off_until_it_answers(self, hasty: Home) -> None:
-        hasty.network.down("AS1")
-        alice = await registered(hasty)
-        await hasty.clock.advance(200)
-        assert hasty.clock.pauses[:8] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, RETRY_MOST, RETRY_MOST]
-        hasty.network.up("AS1")
-        await hasty.clock.advance(RETRY_MOST)
-        assert await hasty.key_of(alice) is not None
-        assert await hasty.owed() == []
-        assert [request.get("CSeq") for request in pushes(hasty)][:3] == ["1 REGISTER", "2 REGISTER", "3 REGISTER"]
-        assert len({request.get("Call-ID") for request in pushes(hasty)}) == 1
-
-    async def test_each_failure_is_an_alarm(self, hasty: Home) -> None:
-        hasty.network.down("AS1")
-        await registered(hasty)
-        assert hasty.log.warnings == ["third-party-register-not-delivered"]
-        assert hasty.counter["scscf_push_failed", "unreachable"] == 1
-
-    @pytest.mark.parametrize("status", [500, 503, 408, 480, 600])
-    async def test_an_as_in_trouble_is_tried_again(self, hasty: Home, status: int) -> None:
-        hasty.servers[XCAP].answers = [status]
-        alice = await registered(hasty)
-        assert await hasty.key_of(alice) is None
-        await hasty.clock.advance(0.5)
-        assert await hasty.key_of(alice) is not None
-        assert isc(hasty) == ["S > AS1 REGISTER", f"AS1 > S {status}", "S > AS1 REGISTER", "AS1 > S 200"]
-
-    @pytest.mark.parametrize("status", [403, 404, 302])
-    async def test_an_as_that_says_no_is_not_asked_again_before_a_restart(self, home: Home, status: int) -> None:
-        """§5.4.1.7; no key follows a 3xx; no storm of one REGISTER a sweep."""
-        home.servers[XCAP].answers = [status]
-        alice = await registered(home)
-        for _ in range(5):
-            await home.clock.advance(60)
-            await home.scscf.sweep()
-        assert isc(home) == ["S > AS1 REGISTER", f"AS1 > S {status}"]
-        assert home.counter["scscf_push_failed", "refused"] == 1
-        assert len(await home.owed()) == 1
-        await home.restart_scscf()
-        await home.scscf.sweep()
-        await settle()
-        assert await home.key_of(alice) is not None
-
-    async def test_the_next_authentication_asks_it_again(self, home: Home) -> None:
-        home.servers[XCAP].answers = [403]
-        alice = await registered(home)
-        await alice.register()
-        assert await home.key_of(alice) is not None
-        assert await home.owed() == []
-
-    async def test_a_refused_de_registration_is_forgotten_when_its_keys_are_over(self, home: Home) -> None:
-        alice = await registered(home, expires=600)
-        home.servers[XCAP].answers = [403]
-        await alice.deregister()
-        await home.clock.advance(900)
-        await home.scscf.sweep()
-        await settle()
-        assert await home.owed() == []
-
-    async def test_a_push_that_was_lost_on_its_way_back_is_repeated_and_changes_nothing(self, hasty: Home) -> None:
-        hasty.network.next_to("AS1", Fault.ANSWER_LOST)
-        alice = await registered(hasty)
-        await hasty.clock.advance(0.5)
-        first, second = hasty.servers[XCAP].keys.pushes
-        assert first == second
-        assert await hasty.key_of(alice) is not None
-        assert await hasty.keys_at() == 1
-
-    async def test_a_newer_authentication_ends_the_older_delivery(self, hasty: Home) -> None:
-        hasty.network.down("AS1")
-        alice = await registered(hasty)
-        await alice.register()
-        assert len(await hasty.owed()) == 1
-        hasty.network.up("AS1")
-        await hasty.clock.advance(2)
-        assert [push.seq for push in hasty.servers[XCAP].keys.pushes] == [max(push.seq for push in hasty.servers[XCAP].keys.pushes)]
-        assert await hasty.key_of(alice) is not None
-        assert await hasty.keys_at() == 1
-
-    async def test_an_older_one_that_is_started_later_is_not_sent(self, hasty: Home) -> None:
-        hasty.network.down("AS1")
-        alice = await registered(hasty)
-        (newer,) = await hasty.owed()
-        sent = len(pushes(hasty))
-        target = AsTarget(newer.server_name, newer.as_id, (), None)
-        await hasty.scscf.notifier.notify([(replace(newer, seq=newer.seq - 1), target)], await hasty.registration(alice))
-        await settle()
-        assert len(pushes(hasty)) == sent
-        hasty.network.up("AS1")
-        await hasty.clock.advance(1)
-        assert [push.seq for push in hasty.servers[XCAP].keys.pushes] == [newer.seq]
-
-    async def test_pushes_that_overtake_each_other_leave_the_newer_key(self, hasty: Home) -> None:
-        """The first REGISTER arrives last: it is stale."""
-        hasty.network.next_to("AS1", Fault.HELD)
-        alice = await registered(hasty)
-        await alice.register()
-        assert await hasty.network.release() == 200
-        assert hasty.counter["as_pushes", "stale"] == 1
-        assert await hasty.key_of(alice) is not None
-        assert await hasty.keys_at() == 1
-
-    async def test_a_push_delayed_past_the_de_registration_revives_nothing(self, hasty: Home) -> None:
-        hasty.network.next_to("AS1", Fault.HELD)
-        alice = await registered(hasty)
-        await alice.deregister()
-        assert await hasty.network.release() == 200
-        await hasty.clock.advance(60)
-        assert await hasty.keys_at() == 0
-
-    async def test_it_is_given_up_when_its_keys_are_past_their_time(self, hasty: Home) -> None:
-        hasty.network.down("AS1")
-        await registered(hasty, expires=600)
-        await hasty.clock.advance(700)  # the sweep that would end the registration does not run here
-        assert await hasty.owed() == []
-        assert "given up" in str(hasty.log.fields("third-party-register-not-delivered")["problem"])
-        sent = len(pushes(hasty))
-        await hasty.clock.advance(700)
-        assert len(pushes(hasty)) == sent
-
-
-class TestResume:
-    """DESIGN §6: a pending push survives the S-CSCF; it holds no key."""
-
-    async def test_a_restart_takes_up_what_is_owed_with_the_same_seq(self, hasty: Home) -> None:
-        hasty.network.down("AS1")
-        alice = await registered(hasty)
-        (owed,) = await hasty.owed()
-        await hasty.restart_scscf()
-        hasty.network.up("AS1")
-        assert await hasty.scscf.notifier.resume() == 1
-        await settle()
-        (push,) = hasty.servers[XCAP].keys.pushes
-        assert push.seq == owed.seq
-        assert push.impus == (Impu("sip:alice@home1.net"), Impu("tel:+15550510"))
-        assert await hasty.key_of(alice) is not None
-        assert await hasty.owed() == []
-
-    async def test_an_owed_erasure_is_taken_up_too(self, hasty: Home) -> None:
-        alice = await registered(hasty)
-        hasty.network.down("AS1")
-        await alice.deregister()
-        await hasty.restart_scscf()
-        hasty.network.up("AS1")
-        assert await hasty.scscf.notifier.resume() == 1
-        await settle()
-        assert (await hasty.keys_at(), await hasty.owed()) == (0, [])
-
-    async def test_what_is_under_way_is_left_alone(self, hasty: Home) -> None:
-        hasty.network.down("AS1")
-        await registered(hasty)
-        assert await hasty.scscf.notifier.resume() == 0
-
-    async def test_what_began_while_the_store_was_asked_is_left_alone(self, hasty: Home) -> None:
-        hasty.network.down("AS1")
-        alice = await registered(hasty)
-        await hasty.restart_scscf()
-        notifier = hasty.scscf.notifier
-        (owed,) = await hasty.owed()
-        get = hasty.registrations.get
-
-        async def slow(impi: Impi, reg: Reg) -> Registration | None:
-            found = await get(impi, reg)
-            notifier._start(replace(owed, seq=owed.seq + 1), AsTarget(owed.server_name, owed.as_id, (), None), found)
-            return found
-
-        hasty.registrations.get = slow  # type: ignore[method-assign]
-        assert await notifier.resume() == 0
-        assert notifier._latest == {(alice.impi, XCAP, SIP_OF[XCAP], alice.reg): owed.seq + 1}
-
-    async def test_a_push_of_a_registration_that_is_gone_is_dropped(self, home: Home) -> None:
-        alice = await registered(home)
-        push = PendingPush(alice.impi, XCAP, alice.reg, 1, False, SIP_OF[XCAP], Impu("sip:alice@home1.net"), home.clock.now() + 60)
-        await home.registrations.remove(alice.impi, alice.reg, [push])
-        assert await home.scscf.notifier.resume() == 0
-        assert await home.owed() == []
-
-    async def test_an_as_that_our_configuration_lists_no_more_gets_nothing(self, hasty: Home) -> None:
-        hasty.network.down("AS1")
-        await registered(hasty)
-        hasty.push_policy = replace(hasty.push_policy, as_ids={})
-        await hasty.restart_scscf()
-        hasty.network.up("AS1")
-        hasty.network.ladder()
-        assert await hasty.scscf.notifier.resume() == 0
-        await settle()
-        assert (isc(hasty), await hasty.owed()) == ([], [])
-
-    async def test_a_profile_that_names_the_as_no_more_leaves_it_an_empty_set(self, hasty: Home) -> None:
-        alice = await registered(hasty)
-        hasty.network.down("AS1")
-        await alice.register()
-        hasty.scscf.notifier.targets_of = lambda registration: []
-        await hasty.scscf.notifier.aclose()
-        hasty.network.up("AS1")
-        assert await hasty.scscf.notifier.resume() == 1
-        await settle()
-        assert await hasty.keys_at() == 0
-
-    async def test_no_more_are_under_way_than_the_bound(self, hasty: Home) -> None:
-        hasty.network.down("AS1")
-        for user in ("alice", "bobby"):
-            await registered(hasty, user=user)
-        await hasty.restart_scscf()
-        hasty.scscf.notifier.max_under_way = 1
-        assert await hasty.scscf.notifier.resume() == 1
-        hasty.network.up("AS1")
-        await hasty.clock.advance(1)
-        assert await hasty.scscf.notifier.resume() == 1
-        await settle()
-        assert await hasty.owed() == []
-
-    async def test_closing_leaves_what_is_owed(self, hasty: Home) -> None:
-        hasty.network.down("AS1")
-        await registered(hasty)
-        await hasty.scscf.notifier.aclose()
-        assert len(await hasty.owed()) == 1
 
 
 class TestPolicy:

@@ -109,7 +109,7 @@ async def test_one_row_that_does_not_open_stops_no_sweep(home: Home) -> None:
 async def test_one_row_that_does_not_open_stops_no_other_push(home: Home) -> None:
     """After a restart the pushes owed to the other users go out."""
     alice, bob = home.device("alice"), home.device("bobby")
-    home.servers[XCAP].answers += [503] * 2
+    home.servers[XCAP].answers += [500] * 2
     await alice.register()
     await bob.register()
     store(home).broken.add(alice.impi)

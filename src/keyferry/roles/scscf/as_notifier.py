@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
@@ -23,10 +25,10 @@ from keyferry.protocol.ims.third_party import build_third_party_register
 from keyferry.protocol.ims.user_profile import naf_of
 from keyferry.protocol.sip.message import Request, Response, build_message
 from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.roles.scscf.as_gate import RETRY_FIRST, AsGate
 
 _server_uri = lru_cache(maxsize=256)(parse_sip_uri)  # the ServerNames of one network's profiles
-RETRY_FIRST = 0.5  # seconds; doubled up to RETRY_MOST
-RETRY_MOST = 30.0
+TROUBLE_MOST = 30.0  # seconds between attempts at an AS that answers, and takes this push for its own trouble; from RETRY_FIRST, doubled
 MAX_UNDER_WAY = 100_000  # deliveries; above, an owed push waits in the store for the next sweep
 
 SetKey: TypeAlias = tuple[Impi, AsId, str, Reg]
@@ -116,11 +118,13 @@ class AsNotifier:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     max_under_way: int = MAX_UNDER_WAY
     terminate: Callable[[Impi, Reg], Awaitable[object]] | None = None  # ends a registration where DefaultHandling wants it
+    heard: Callable[[str, Response], None] | None = None  # takes the ServerName and what it answered: the re-push
     _latest: dict[SetKey, int] = field(default_factory=dict)
     _refused: dict[SetKey, int] = field(default_factory=dict)  # what an AS, or we, will not have: not tried again before a restart
     _given: dict[tuple[Impi, AsId, Reg], int] = field(default_factory=dict)  # seqs that are not yet in the store
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _down: set[str] = field(default_factory=set)
+    _idle: dict[SetKey, asyncio.Task[None]] = field(default_factory=dict)  # deliveries between two attempts
+    _gates: dict[str, AsGate] = field(default_factory=dict)  # by ServerName
     _terminations: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_TERMINATIONS))  # when
     _left_owed: bool = True  # the store may hold pushes that nobody is delivering
 
@@ -135,10 +139,16 @@ class AsNotifier:
         """Start the deliveries of a committed registration, or of its end; `wait` for them at most `push_wait` ("key first")."""
         room = max(0, self.max_under_way - len(self._tasks))
         self._left_owed = self._left_owed or room < len(owed)
-        tasks = [self._start(push, target, registration) for push, target in owed[:room]]
-        waited = [task for task, (push, _) in zip(tasks, owed, strict=False) if not task.done() and push.server_name not in self._down]
-        if waited and wait:
-            await asyncio.wait(waited, timeout=self.policy.push_wait)
+        began = self.clock.monotonic()
+        tasks = [self.start(push, target, registration) for push, target in owed[:room]]
+        if not wait:
+            return
+        gates = {task: self.gate(push.server_name) for task, (push, _) in zip(tasks, owed, strict=False) if not task.done()}
+        waited = [task for task, gate in gates.items() if gate.is_open and not gate.silent]
+        if waited:
+            _, late = await asyncio.wait(waited, timeout=self.policy.push_wait)
+            for task in late:
+                gates[task].waited_in_vain(began)
 
     async def resume(self) -> int:
         """Take up what is owed and not under way, if there may be any: after a restart, or after MAX_UNDER_WAY; return how many."""
@@ -163,12 +173,14 @@ class AsNotifier:
             if (registration is None and not push.erase) or not self._is_listed(push):
                 await self.registrations.delivered(push)
                 continue
-            self._start(push, self._target_again(push, registration), registration)
+            self.start(push, self._target_again(push, registration), registration)
             started += 1
         return started
 
     async def aclose(self) -> None:
         """Stop; what is not delivered stays owed in the store."""
+        for gate in self._gates.values():
+            gate.close()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -180,8 +192,19 @@ class AsNotifier:
         """Tell whether our configuration still lists the AS for keys: it may have changed since the push was stored."""
         return not push.as_id or (push.as_id in self.policy.as_ids.get(push.server_name, ()) and push.as_id in self.policy.transport_keys)
 
-    def _start(self, push: PendingPush, target: AsTarget, registration: Registration | None) -> asyncio.Task[None]:
+    def gate(self, server_name: str) -> AsGate:
+        """Return what is known of an AS, and who may send to it."""
+        found = self._gates.get(server_name)
+        if found is None:
+            found = self._gates[server_name] = AsGate(self.clock, self.sleep)
+        return found
+
+    def start(self, push: PendingPush, target: AsTarget, registration: Registration | None) -> asyncio.Task[None]:
+        """Begin to deliver a push that is in the store; an older one of its set ends."""
         key = set_key(push)
+        idle = self._idle.pop(key, None) if self._latest.get(key, 0) < push.seq else None
+        if idle is not None:
+            idle.cancel()
         self._latest[key] = max(push.seq, self._latest.get(key, 0))
         self._refused.pop(key, None)
         of_set = (push.impi, push.as_id, push.reg)
@@ -216,35 +239,68 @@ class AsNotifier:
                 del self._latest[key]
 
     async def _try_until_done(self, push: PendingPush, target: AsTarget, registration: Registration | None) -> None:
-        key, pause, call_id, cseq = set_key(push), RETRY_FIRST, self.random.octets(12).hex(), 0
-        while self._latest.get(key) == push.seq:
-            cseq += 1
-            if self.clock.now() > push.give_up_at:
-                self._alarm(push, "given up: its keys are past their time")
-                await self.registrations.delivered(push)
-                return
-            if await self._attempt(push, self._request(push, target, registration, f"{call_id}@{self.policy.scscf_name}", cseq)):
-                return
+        key, gate, call_id = set_key(push), self.gate(push.server_name), f"{self.random.octets(12).hex()}@{self.policy.scscf_name}"
+        # Where its failure ends a registration the AS is asked, known down or not.
+        at_once = gate.is_open or target.default_handling == 1
+        if not at_once:
+            self.counter.count("scscf_push_failed", "held")
+            self._alarm(push, "the AS is known not to answer")
+        pause = 0.0
+        for cseq in itertools.count(1):
+            async with nullcontext() if at_once else self._turn(key, gate, pause):
+                if await self._is_over(push) or await self._attempt(push, self._request(push, target, registration, call_id, cseq), gate):
+                    return
             if cseq == 1 and target.default_handling == 1 and registration is not None and not push.erase and key not in self._refused:
                 await self._terminate(push)
-            await self.sleep(pause)
-            pause = min(2 * pause, RETRY_MOST)
+            at_once = False
+            pause = min(max(RETRY_FIRST, 2 * pause), TROUBLE_MOST) if gate.is_open else 0.0
 
-    async def _attempt(self, push: PendingPush, request: Request) -> bool:
+    async def _is_over(self, push: PendingPush) -> bool:
+        """Tell whether a push has no more use: a newer one is there, or its keys are past their time."""
+        if self._latest.get(set_key(push)) != push.seq:
+            return True
+        if self.clock.now() <= push.give_up_at:
+            return False
+        self._alarm(push, "given up: its keys are past their time")
+        await self.registrations.delivered(push)
+        return True
+
+    @asynccontextmanager
+    async def _turn(self, key: SetKey, gate: AsGate, pause: float) -> AsyncIterator[None]:
+        """Wait for `pause` seconds and for a turn; a newer push of the same set ends the wait, and the older with it."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._idle[key] = task
+        async with AsyncExitStack() as stack:
+            try:
+                if pause:
+                    await self.sleep(pause)
+                await stack.enter_async_context(gate.turn())
+            finally:
+                if self._idle.get(key) is task:
+                    del self._idle[key]
+            yield
+
+    async def _attempt(self, push: PendingPush, request: Request, gate: AsGate) -> bool:
         """Send once; true when there is nothing more to do."""
         try:
             # Checked at every transmission by the sender: no key follows a change of route or transport (DESIGN §6).
             check = self.policy.check_peer if push.as_id else None
             response = await self.sip.send(request, self.resolver.resolve(_server_uri(push.server_name)), check=check)
         except (TransportError, RemoteProtocolError) as problem:
-            self._down.add(push.server_name)
+            gate.failed()
             self.counter.count("scscf_push_failed", "unreachable")
             self._alarm(push, str(problem))
             return False
-        self._down.discard(push.server_name)
+        if response.status == 503:
+            gate.failed(_retry_after(response))
+        else:
+            gate.answered()
         if 200 <= response.status < 300:
             self.counter.count("scscf_third_party_registers", "delivered")
             await self.registrations.delivered(push)
+            if self.heard is not None:
+                self.heard(push.server_name, response)
             return True
         self.counter.count("scscf_push_failed", "refused")
         self._alarm(push, f"the AS answered {response.status}")
@@ -309,6 +365,12 @@ class AsNotifier:
         )
         transport_key = self.policy.transport_keys[push.as_id]
         return seal_push(block, transport_key=transport_key.siv, scscf=self.policy.scscf_name, kid=transport_key.kid)
+
+
+def _retry_after(response: Response) -> float | None:
+    """Return the seconds of Retry-After, None if it says nothing that can be read (RFC 3261 §20.33)."""
+    digits = (response.get("Retry-After") or "").partition(";")[0].partition("(")[0].strip()
+    return float(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else None
 
 
 def set_key(push: PendingPush) -> SetKey:
