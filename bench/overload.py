@@ -30,11 +30,11 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from keyferry.config import Config, Network, Scscf
 from keyferry.lab.bench_register import HOME, Card, card
-from keyferry.ports import SipHandler, SipPeer, SubscribedImpu, Subscriber
+from keyferry.ports import SipPeer, SubscribedImpu, Subscriber
 from keyferry.protocol.aka import Usim
 from keyferry.protocol.crypto.milenage import Milenage
 from keyferry.protocol.digest import parse_aka_nonce
@@ -63,11 +63,10 @@ _NONCE = re.compile(rb'nonce="([^"]*)"')
 
 def serve(link: Connection, kind: str, control: bool, subscribers: int, first_us: int, second_us: int) -> None:
     """Serve until told to stop; tell the port first, then counters."""
-    policy = OverloadPolicy() if control else None
     if kind == "scscf":
-        asyncio.run(serve_scscf(link, policy, subscribers))
+        asyncio.run(serve_scscf(link, control, subscribers))
     else:
-        asyncio.run(serve_fixed(link, policy, first_us * 1e-6, second_us * 1e-6))
+        asyncio.run(serve_fixed(link, OverloadPolicy() if control else None, first_us * 1e-6, second_us * 1e-6))
 
 
 async def serve_fixed(link: Connection, policy: OverloadPolicy | None, first: float, second: float) -> None:
@@ -92,24 +91,14 @@ async def serve_fixed(link: Connection, policy: OverloadPolicy | None, first: fl
     await node.aclose()
 
 
-async def serve_scscf(link: Connection, policy: OverloadPolicy | None, subscribers: int) -> None:
+async def serve_scscf(link: Connection, control: bool, subscribers: int) -> None:
     """Run the S-CSCF and the HSS of `keyferry serve`."""
-
-    class Loaded(System):
-        """A system whose S-CSCF has an overload policy."""
-
-        def _node(self, name: str, handler: SipHandler) -> SipNode:
-            node = SipNode(
-                name=name, clock=self.clock, random=self.random, log=self.log, handler=handler, counter=self.metrics, overload=policy
-            )
-            self._exit.push_async_callback(node.aclose)
-            return node
-
     random, metrics = SystemRandom(), Metrics()
-    config = Config(network=Network(home_domain=HOME), scscf=Scscf(listen="127.0.0.1:0"))
+    overload: Literal["on", "off"] = "on" if control else "off"
+    config = Config(network=Network(home_domain=HOME, overload=overload), scscf=Scscf(listen="127.0.0.1:0"))
     with tempfile.TemporaryDirectory() as folder, open_state(Path(folder) / "state", random=random, exclusive=True) as state:
         roles: tuple[Role, ...] = ("scscf",)
-        system = Loaded(config, state, SystemClock(), random, StructLog("none"), metrics, roles)
+        system = System(config, state, SystemClock(), random, StructLog("none"), metrics, roles)
         try:
             port = next(one.port for one in await system.start() if one.proto == "udp")
             for start in range(0, subscribers, 500):

@@ -36,6 +36,10 @@ class Network(_Section, frozen=True, kw_only=True):
         Literal["off", "optional", "required"],
         Meta(description="security agreement and ESP between UE and P-CSCF: none, for UEs that ask for it, or for all"),
     ] = "off"
+    overload: Annotated[
+        Literal["on", "off"],
+        Meta(description="refuse first REGISTERs with 503 while a P-, I- or S-CSCF has more to do than it can; second ones never"),
+    ] = "on"
 
 
 class Pcscf(_Section, frozen=True, kw_only=True):

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from pathlib import Path
 
-from system.serving import make_lab, serving, ue
+from system.serving import Lab, make_lab, serving, ue
 
 
 def test_a_ue_registers_over_tcp_and_large_pushes_arrive(tmp_path: Path) -> None:
@@ -26,3 +28,14 @@ def test_a_ue_registers_over_tcp_and_large_pushes_arrive(tmp_path: Path) -> None
         ue(lab, "deregister")
         assert served.health() == {"ok": True, "registrations": 0, "keys": {"xcap.home1.net": 0, "notes.home1.net": 0}}
         assert "not-delivered" not in served.log.read_text()
+
+
+def test_a_stranger_cannot_take_every_connection(lab: Lab) -> None:
+    """Limits.per_source: who holds 200 connections gets no more, and others register over TCP."""
+    lab.ue.write_text(lab.ue.read_text().replace('transport = "udp"', 'transport = "tcp"'))
+    with serving(lab.serve, lab.state) as served, contextlib.ExitStack() as held:
+        address = ("127.0.0.1", served.port("pcscf", proto="tcp"))
+        for _ in range(210):
+            held.enter_context(socket.create_connection(address, 5.0, ("127.0.0.9", 0)))
+        assert ue(lab, "register")["keys"]
+        assert 'keyferry_sip_dropped_total{reason="too-many-of-source"} 10.0' in served.admin("/metrics")[1]

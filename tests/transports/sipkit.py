@@ -73,7 +73,12 @@ class Tallies:
 class Lab:
     """One node under a fake clock, with everything it says."""
 
-    def __init__(self, handler: Callable[[Request, SipPeer], Awaitable[Response]] | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        handler: Callable[[Request, SipPeer], Awaitable[Response]] | None = None,
+        limits: Limits | None = None,
+        trusts: Callable[[str], bool] = lambda _host: False,
+    ) -> None:
         self.clock = FakeClock()
         self.tallies = Tallies()
         self.seen: list[SipEvent] = []
@@ -86,6 +91,7 @@ class Lab:
             observer=self.seen.append,
             counter=self.tallies,
             limits=limits,
+            trusts=trusts,
         )
         self.udp = self.tcp = SipPeer("UDP", "", 0)
 

@@ -115,6 +115,58 @@ async def test_connections_above_the_limit_are_refused() -> None:
         await second.close()
 
 
+async def test_one_address_cannot_take_every_connection() -> None:
+    """Limits.per_source: the address alone is bounded, and has room again when one of its connections ends."""
+    async with Lab(ok, Limits(per_source=2)) as lab:
+        first, second = await TcpPeer.to(lab.tcp), await TcpPeer.to(lab.tcp)
+        third = await TcpPeer.to(lab.tcp)
+        assert await third.ended()
+        assert lab.tallies.counts["sip_dropped", "too-many-of-source"] == 1
+        other = TcpPeer(*await asyncio.open_connection(lab.tcp.host, lab.tcp.port, local_addr=("127.0.0.2", 0)))
+        other.send(register(1, transport="TCP"))
+        assert (await other.response()).status == 200
+        await first.close()
+        async with asyncio.timeout(PATIENCE):
+            while lab.node.connections > 2:
+                await asyncio.sleep(0)
+        again = await TcpPeer.to(lab.tcp)
+        again.send(register(1, transport="TCP"))
+        assert (await again.response()).status == 200
+        for peer in (second, third, other, again):
+            await peer.close()
+
+
+async def test_a_trusted_address_and_our_own_connections_are_not_bounded_by_the_source() -> None:
+    """SipNode.trusts: a function in front of many users needs many connections."""
+    async with Lab(ok, Limits(per_source=1), trusts=lambda host: host == "127.0.0.1") as lab, Listener() as listener:
+        peers = [await TcpPeer.to(lab.tcp) for _ in range(3)]
+        for peer in peers:
+            peer.send(register(1, transport="TCP"))
+            assert (await peer.response()).status == 200
+        stranger = [await asyncio.open_connection(lab.tcp.host, lab.tcp.port, local_addr=("127.0.0.2", 0)) for _ in range(2)]
+        assert await TcpPeer(*stranger[1]).ended()
+        sending = asyncio.create_task(lab.node.send(request(), listener.hop))
+        called = await listener.connection()
+        called.send(build_message(make_response(await called.request(), 200)))
+        assert (await patiently(sending)).status == 200
+        for peer in (*peers, called, *(TcpPeer(*one) for one in stranger)):
+            await peer.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%lo", "fe80::/64"),
+    ],
+)
+def test_what_counts_as_one_source(host: str, source: str) -> None:
+    """RFC 6177 §2: a site has a /64 at least, so each of its addresses is the same subscriber's."""
+    assert sip_tcp.source_of(host) == source
+
+
 async def test_a_connection_with_too_much_in_progress_is_read_no_further() -> None:
     """Limits.pipelined: back-pressure, not memory."""
     go = asyncio.Event()

@@ -23,6 +23,7 @@ class Limits:
     completed: int = 400_000  # responses kept for timer J: 32 s at 6,000 registrations a second
     completed_octets: int = 256 * 1024 * 1024
     connections: int = 2_000  # TCP and as many TLS, both directions
+    per_source: int = 200  # of those, made by one address (IPv6: /64) that is not trusted: phones behind one NAT fit, nobody takes all
     idle: float = 180.0  # seconds after which a TCP connection without traffic is closed
     partial: float = 32.0  # seconds a TCP peer may take for one message: 64*T1
     connect: float = 5.0  # seconds to establish a connection, TLS and all
@@ -45,6 +46,7 @@ class SipContext:
     timers: Timers
     limits: Limits
     observed: Callable[[], bool] = lambda: True  # whether the observer looks now: making an event for nobody costs 3 µs
+    trusts: Callable[[str], bool] = lambda _host: False  # whether a numeric address may open as many connections as it likes
     deadlines: Deadlines = field(init=False)
 
     def __post_init__(self) -> None:

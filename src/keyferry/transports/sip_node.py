@@ -51,12 +51,14 @@ class SipNode:
         limits: Limits | None = None,
         overload: OverloadPolicy | None = None,
         sheddable: Sheddable = is_initial_register,
+        trusts: Callable[[str], bool] = lambda _host: False,
     ) -> None:
         """Events are made for the observer while `observed` says that it looks.
 
-        With an overload policy, messages that `sheddable` says yes to get 503 while there is too much to do.
+        With an overload policy, messages that `sheddable` says yes to get 503 while there is too much to do. An address that `trusts`
+        says yes to may open more connections than `Limits.per_source`.
         """
-        self._context = SipContext(name, clock, random, log, counter, observer, timers or Timers(), limits or Limits(), observed)
+        self._context = SipContext(name, clock, random, log, counter, observer, timers or Timers(), limits or Limits(), observed, trusts)
         self._tcp = TcpTransport(self._context, self)
         self._tls: TlsTransport | None = None
         self._server = SipServer(self._context, handler)

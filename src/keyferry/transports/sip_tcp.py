@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
-from collections import deque
+from collections import Counter, deque
 from typing import Final, cast
 
 from keyferry.errors import ParseError, TransportError
@@ -50,6 +51,8 @@ class TcpConnection(asyncio.Protocol):
         self.finished = False  # the peer sends no more, or we listen no more: what is in progress is answered, then it is closed
         self.closed = False
         self.given_up = False  # we ended it, and want no other in its place
+        self.source = ""  # of who connected, if such are bounded: what the owner counts by
+        self.incoming = outgoing is None
         self.peer = outgoing or SipPeer(self.kind, "", 0)
         self.local = SipPeer(self.kind, "", 0)
 
@@ -251,6 +254,7 @@ class TcpTransport:
         self._connections: set[TcpConnection] = set()
         self._by_peer: dict[tuple[SipPeer, str], TcpConnection] = {}
         self._opening: dict[tuple[SipPeer, str], asyncio.Task[TcpConnection]] = {}
+        self._of_source: Counter[str] = Counter()
         self._closed = False
         self._sweeping = False
 
@@ -314,12 +318,21 @@ class TcpTransport:
     # ---- called by connections
 
     def admitted(self, connection: TcpConnection) -> bool:
-        """Take in a new connection, or refuse it above the limit."""
-        if self._closed or len(self._connections) >= self.context.limits.connections:
+        """Take in a new connection, or refuse it above a limit."""
+        limits, host = self.context.limits, connection.peer.host
+        source = source_of(host) if connection.incoming and not self.context.trusts(host) else ""
+        if self._closed or len(self._connections) >= limits.connections:
             self.context.count("sip_dropped", "too-many-connections")
             connection.abort("too many connections are open")
             return False
+        if source and self._of_source[source] >= limits.per_source:
+            self.context.count("sip_dropped", "too-many-of-source")
+            connection.abort("too many connections of its address are open")
+            return False
         self._connections.add(connection)
+        if source:
+            connection.source = source
+            self._of_source[source] += 1
         self._sweep_later()
         return True
 
@@ -337,6 +350,11 @@ class TcpTransport:
     def lost(self, connection: TcpConnection) -> None:
         """Forget a connection."""
         self._connections.discard(connection)
+        if connection.source:
+            self._of_source[connection.source] -= 1
+            if not self._of_source[connection.source]:
+                del self._of_source[connection.source]
+            connection.source = ""
         self.unusable(connection)
 
     # ---- inside
@@ -390,6 +408,16 @@ class TcpTransport:
                 self.context.count("sip_dropped", "idle-connection")
                 connection.abort("the connection was idle, or a message took too long")
         self._sweep_later()
+
+
+def source_of(host: str) -> str:
+    """Return by what connections from a numeric address are counted: the address, of IPv6 its /64, which one subscriber has whole."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address.packed[:8] + bytes(8), 64)))
 
 
 def _key(peer: SipPeer, local_host: str) -> tuple[SipPeer, str]:

@@ -41,7 +41,7 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
     keys = SqliteKeyStore(database, services.state.keyring)
     pushers = {name: _pusher(services, name, as_id) for name in settings.pushers or [services.config.scscf.name]}
     agent = KeyAgent(frozenset({as_id}), pushers, keys, services.clock, services.log, services.metrics)
-    node = services.node(f"AS {as_id}", agent.handle)
+    node = services.node(f"AS {as_id}", agent.handle, trusted=())
     await services.serve_sip("as", node, parse_sip_uri(settings.sip_uri).host, settings.listen_sip, shown=as_id)
     services.every(60.0, lambda: keys.sweep(services.clock.now()))
     certificate = services.pki.ensure(as_id, "as")

@@ -11,7 +11,9 @@ from keyferry.wiring.services import Services
 async def start_icscf(services: Services, cx: CxClient) -> Icscf:
     """Start the I-CSCF. Raises ConfigError, TransportError."""
     settings = services.config.icscf
-    node = services.node("I-CSCF", services.trusting(settings.trusted_peers, lambda request, peer: icscf.handle(request, peer)))
+    trusted = settings.trusted_peers
+    handler = services.trusting(trusted, lambda request, peer: icscf.handle(request, peer))
+    node = services.node("I-CSCF", handler, sheds=True, trusted=trusted)
     icscf = Icscf(cx=cx, sip=node, resolver=services.resolver, default_scscf=settings.scscf, log=services.log)
     await services.serve_sip("icscf", node, settings.name, settings.listen)
     return icscf

@@ -12,7 +12,7 @@ from keyferry.wiring.services import Listener, Services
 async def start_pcscf(services: Services) -> Pcscf:
     """Start the P-CSCF. Raises ConfigError, TransportError."""
     settings, network = services.config.pcscf, services.config.network
-    node = services.node("P-CSCF", lambda request, peer: pcscf.handle(request, peer))
+    node = services.node("P-CSCF", lambda request, peer: pcscf.handle(request, peer), sheds=True)
     pcscf = Pcscf(
         sip=node, resolver=services.resolver, uri=f"sip:{settings.name}", icscf=settings.icscf, clock=services.clock,
         random=services.random, visited_network=network.home_domain, log=services.log, counter=services.metrics,

@@ -31,7 +31,9 @@ class ScscfParts(NamedTuple):
 async def start_scscf(services: Services, cx: CxClient) -> ScscfParts:
     """Start the S-CSCF. Raises ConfigError, StateError, TransportError."""
     settings = services.config.scscf
-    node = services.node("S-CSCF", services.trusting(settings.trusted_peers, lambda request, peer: scscf.handle(request, peer)))
+    trusted = settings.trusted_peers
+    handler = services.trusting(trusted, lambda request, peer: scscf.handle(request, peer))
+    node = services.node("S-CSCF", handler, sheds=True, trusted=trusted)
     registrations = SqliteRegistrationStore(services.database("scscf"), services.state.keyring)
     port = split_address(settings.listen, "scscf.listen")[1]
     server_name = f"sip:{settings.name}:{port}" if port else f"sip:{settings.name}"

@@ -16,6 +16,7 @@ from keyferry.config import Config, split_address
 from keyferry.errors import KeyferryError, TransportError
 from keyferry.ports import Clock, Log, RandomSource, SipHandler, SipObserver, SipPeer
 from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.protocol.sip.overload import OverloadPolicy
 from keyferry.stores.database import Database
 from keyferry.stores.state_dir import StateDir
 from keyferry.transports.http_server import AsgiApp, HttpServer
@@ -67,12 +68,18 @@ class Services:
         self.exit.callback(database.close)
         return database
 
-    def node(self, name: str, handler: SipHandler) -> SipNode:
-        """Return a SIP node that listens nowhere yet."""
+    def node(self, name: str, handler: SipHandler, *, sheds: bool = False, trusted: Collection[str] | None = None) -> SipNode:
+        """Return a SIP node that listens nowhere yet.
+
+        One that `sheds` refuses first REGISTERs under load, if the configuration lets it. `trusted` addresses, and with them this machine's
+        own, may open as many connections as they like; None: nobody may.
+        """
         node = SipNode(
             name=name, clock=self.clock, random=self.random, log=self.log, handler=handler,
             observer=both(self.tracer.observe, self.observer), counter=self.metrics,
             observed=lambda: self.observer is not None or self.tracer.following > 0,
+            overload=OverloadPolicy() if sheds and str(self.config.network.overload) == "on" else None,
+            trusts=lambda host: trusted is not None and (host in trusted or _host_is_loopback(host)),
         )  # fmt: skip
         self.exit.push_async_callback(node.aclose)
         return node
