@@ -49,6 +49,7 @@ def test_keys_do_not_print() -> None:
         ("[scscf]\nrelease = 4\n", "scscf.release: expected `int` >= 5"),
         ("[scscf]\npush_wait = 2.0\n", "scscf.push_wait"),
         ('[pcscf]\nlisten = "5060"\n', "'5060' is not HOST:PORT"),
+        ('[pcscf]\nlisten_tls = "5061"\n', "pcscf.listen_tls: '5061' is not HOST:PORT"),
         ('[pcscf]\nlisten = "127.0.0.1:70000"\n', "is not HOST:PORT"),
         ("x", "is not TOML"),
         (SERVER.format("127.0.0.1"), "application_servers[0].as_id: AS_ID: an IP address is no host name"),

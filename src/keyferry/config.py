@@ -50,6 +50,9 @@ class Pcscf(_Section, frozen=True, kw_only=True):
     gm_listen: Annotated[str, Meta(description="`HOST:PORT` for ESP in UDP, unless `network.gm` is `off`; an address UEs reach")] = (
         "127.0.0.1:14500"
     )
+    listen_tls: Annotated[
+        str | None, Meta(description="`HOST:PORT` for UEs over TLS, which know us by our certificate and need none; usual is port 5061")
+    ] = None
     icscf: Annotated[str, Meta(description="SIP URI of the home network's I-CSCF")] = "sip:icscf.home1.net:5062"
 
 
@@ -165,7 +168,10 @@ class Ue(_Section, frozen=True, kw_only=True):
     algorithm: Annotated[Literal["milenage", "tuak"], Meta(description="AKA functions")] = "milenage"
     home_domain: Annotated[str, Meta(description="home network domain name")] = "home1.net"
     pcscf: Address = "127.0.0.1:5060"
-    transport: Annotated[Literal["udp", "tcp"], Meta(description="towards the P-CSCF")] = "udp"
+    transport: Annotated[Literal["udp", "tcp", "tls"], Meta(description="towards the P-CSCF")] = "udp"
+    pcscf_name: Annotated[
+        str | None, Meta(description="over TLS: host name that the P-CSCF's certificate must show; default: the host in `pcscf`")
+    ] = None
     gm: Annotated[
         Literal["off", "required"],
         Meta(description="`required`: security agreement, and every REGISTER after the challenge through ESP, or no registration"),
@@ -181,7 +187,9 @@ class Ue(_Section, frozen=True, kw_only=True):
     xcap_root: Annotated[str, Meta(description="what a path given to `ue get`, `put`, `delete` is relative to")] = (
         "https://xcap.home1.net:8443/"
     )
-    ca: Annotated[str | None, Meta(description="CA certificate of the application servers; default: STATE/ca.pem")] = None
+    ca: Annotated[
+        str | None, Meta(description="CA certificate of the application servers, and of the P-CSCF over TLS; default: STATE/ca.pem")
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse what the ISIM could not use."""
@@ -217,7 +225,10 @@ def load_ue_config(path: Path) -> UeConfig:
     _checked(f"{path}: ue.impi", parse_impi, config.ue.impi)
     _checked(f"{path}: ue.impu", parse_impu, config.ue.impu)
     _check_keys(f"{path}: ue", config.ue)
-    split_address(config.ue.pcscf, f"{path}: ue.pcscf")
+    host, _ = split_address(config.ue.pcscf, f"{path}: ue.pcscf")
+    if config.ue.transport == "tls" and config.ue.pcscf_name is None and _address(host) is not None:
+        remedy = "Set ue.pcscf_name to its host name"
+        raise ConfigError(f"{path}: ue.pcscf", "a certificate names a host, and this is an address", remedy)
     split_address(config.ue.pcscf_gm, f"{path}: ue.pcscf_gm")
     return config
 
@@ -317,6 +328,8 @@ def _check_names(path: Path, config: Config) -> None:
     for name in ("pcscf", "icscf", "scscf", "admin"):
         split_address(getattr(config, name).listen, f"{path}: {name}.listen")
     split_address(config.pcscf.gm_listen, f"{path}: pcscf.gm_listen")
+    if config.pcscf.listen_tls is not None:
+        split_address(config.pcscf.listen_tls, f"{path}: pcscf.listen_tls")
     for place, subscriber in enumerate(config.subscribers):
         where = f"{path}: subscribers[{place}]"
         _checked(f"{where}.impi", parse_impi, subscriber.impi)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sipp registers with AKAv1-MD5 (RFC 3310) through the P-CSCF, over UDP and over TCP."""
+"""sipp registers with AKAv1-MD5 (RFC 3310) through the P-CSCF, over UDP, TCP and TLS."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import base64
 import hashlib
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from interop.peers import program
+from interop.tls_relay import tls_relay
 from keyferry.protocol.crypto.milenage import Milenage, derive_opc
 from keyferry.protocol.crypto.secret import Secret
-from system.serving import EXAMPLES, Lab, Served, free_port, serving
+from keyferry.transports.clock import SystemClock
+from keyferry.transports.pki import Pki
+from system.serving import EXAMPLES, Lab, Served, free_port, make_lab, serving
 
 pytestmark = pytest.mark.interop
 
@@ -32,6 +37,16 @@ def test_sipp_registers_the_second_subscriber_of_the_example(served: Served, tra
     _register(served, transport, tmp_path)
     assert served.health() == {"ok": True, "registrations": 1, "keys": {"xcap.home1.net": 0, "notes.home1.net": 0}}
     assert 'keyferry_scscf_authenticated_total{reason="raw"} 1.0' in served.admin("/metrics")[1]
+
+
+def test_sipp_registers_over_tls(tmp_path: Path) -> None:
+    """RFC 3261 §26.3.1. Debian's sipp is built without OpenSSL: then its stream goes through a TLS client that checks the certificate."""
+    port = free_port()
+    lab = make_lab(tmp_path, lambda text: text.replace("[pcscf]", f'[pcscf]\nlisten_tls = "127.0.0.1:{port}"'))
+    with serving(lab.serve, lab.state) as served:
+        with _over_tls(served) as (transport, door):
+            _register(served, transport, tmp_path, door)
+        assert served.health()["registrations"] == 1
 
 
 def test_the_example_runs_exactly_as_it_is(tmp_path: Path) -> None:
@@ -69,19 +84,35 @@ def test_the_fault_of_sipp_is_told_from_every_other(lab: Lab, tmp_path: Path) ->
     assert not _cut_res_at_zero(wrong)
 
 
-def _register(served: Served, transport: str, folder: Path) -> None:
+@contextmanager
+def _over_tls(served: Served) -> Iterator[tuple[str, int]]:
+    """Return sipp's word for its transport, and the port that it goes to."""
+    port = served.port("pcscf", proto="tls")
+    if "-TLS" in subprocess.run([program("sipp"), "-v"], capture_output=True, text=True, check=False).stdout:
+        yield "l1", port
+        return
+    with tls_relay(port, "pcscf1.home1.net", served.ca) as door:
+        yield "t1", door
+
+
+def _register(served: Served, transport: str, folder: Path, port: int = 0) -> None:
     for attempt in range(ATTEMPTS):
         messages = folder / f"messages-{attempt}.log"
-        done = _sipp(served, transport, SCENARIO, messages)
+        done = _sipp(served, transport, SCENARIO, messages, port)
         if done.returncode == 0:
             return
         assert _cut_res_at_zero(messages), f"sipp failed, and not by its known fault: {done.stdout}{done.stderr}"
     pytest.fail(f"RES held 0x00 {ATTEMPTS} times in a row")
 
 
-def _sipp(served: Served, transport: str, scenario: Path, messages: Path) -> subprocess.CompletedProcess[str]:
+def _sipp(served: Served, transport: str, scenario: Path, messages: Path, port: int = 0) -> subprocess.CompletedProcess[str]:
+    certificate = []
+    if transport == "l1":  # it wants to have one, which the P-CSCF does not ask for
+        made = Pki(messages.parent, SystemClock()).ensure("sipp.example.com", "ue")
+        certificate = ["-tls_cert", str(made.certificate), "-tls_key", str(made.key)]
     command = [
-        program("sipp"), f"127.0.0.1:{served.port('pcscf')}", "-sf", str(scenario), "-auth_uri", "home1.net", "-m", "1", "-t", transport,
+        program("sipp"), f"127.0.0.1:{port or served.port('pcscf')}", *certificate, "-sf", str(scenario),
+        "-auth_uri", "home1.net", "-m", "1", "-t", transport,
         "-i", "127.0.0.1", "-p", str(free_port()), "-nostdin", "-timeout", "15s", "-timeout_error",
         "-trace_msg", "-message_file", str(messages),
     ]  # fmt: skip

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import socket
 import ssl
 import threading
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from keyferry.errors import ParseError, StateError
 from keyferry.transports.http_server import tls_context
-from keyferry.transports.pki import LEAF_DAYS, RENEW_DAYS, Certificate, Pki, mutual_tls, peer_identity
+from keyferry.transports.pki import LEAF_DAYS, RENEW_DAYS, Certificate, Pki, client_tls, mutual_tls, peer_identity
 
 DAY = 86_400.0
 
@@ -210,6 +211,16 @@ def test_contexts_show_our_certificate_and_want_the_peers(pki: Pki) -> None:
         assert all(cipher["name"].startswith(("ECDHE-", "TLS_")) for cipher in context.get_ciphers())
     assert tls.server.num_tickets == 0
     assert mutual_tls(made, pki.ca_file, clients=ssl.CERT_NONE).server.verify_mode is ssl.CERT_NONE
+
+
+def test_who_has_no_certificate_trusts_one_ca_and_never_ends(pki: Pki, tmp_path: Path) -> None:
+    """A phone."""
+    pki.ensure("pcscf1.home1.net", "pcscf")
+    tls = client_tls(pki.ca_file)
+    assert (tls.name, tls.not_after, len(tls.client.get_ca_certs())) == ("", math.inf, 1)
+    assert tls.client.verify_mode is ssl.CERT_REQUIRED
+    with pytest.raises(StateError, match="is no CA certificate"):
+        client_tls(tmp_path / "nowhere.pem")
 
 
 def test_a_key_that_does_not_fit_is_an_error_that_says_what_to_do(pki: Pki) -> None:

@@ -16,6 +16,7 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, KeyId
 from keyferry.protocol.ims.keys import as_key, digest_password, digest_realm, key_id, ua_key
 from keyferry.roles.ue import Ue, UeProfile, UeSecurity
+from keyferry.transports.pki import MutualTls
 from keyferry.transports.sip_node import SipNode
 
 FRESH_SQN = (0,) * 32
@@ -90,9 +91,11 @@ class UeClient:
 async def open_ue(
     profile: UeProfile, isim: Isim, *, pcscf: SipPeer, store: UeStore, clock: Clock, random: RandomSource, log: Log,
     local_host: str = "127.0.0.1", name: str = "UE", observer: SipObserver | None = None, gm: SipPeer | None = None,
+    tls: MutualTls | None = None,
 ) -> AsyncIterator[UeClient]:  # fmt: skip
     """Open a UE on free ports of `local_host`; `gm` is where its P-CSCF takes ESP, None for a Gm without protection.
 
+    Over TLS, `tls` says whose certificates the UE trusts, and `pcscf.name` which name it must read there.
     Raises ParseError (K, OPc), TransportError.
     """
     algorithm = algorithm_of(isim.algorithm, isim.k, isim.opc)
@@ -100,7 +103,7 @@ async def open_ue(
     usim = Usim(algorithm, before.seq_ms if before else FRESH_SQN)
     node = SipNode(name=name, clock=clock, random=random, log=log, observer=observer)
     try:
-        address = (await node.listen(local_host, 0))[0]
+        address = (await node.listen(local_host, 0, tls=tls))[0]
         host = f"[{address.host}]" if ":" in address.host else address.host
         sas = None if gm is None else await node.protect(local_host, 0, pcscf=gm)
         port = address.port if sas is None else sas.ports[1]  # TS 24.229 §5.1.1.2.1: the protected server port

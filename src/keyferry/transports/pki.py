@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import math
 import os
 import re
 import ssl
@@ -53,11 +54,11 @@ class PeerIdentity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MutualTls:
-    """The TLS contexts of one function: it proves its own name and role, and trusts one CA alone."""
+    """The TLS contexts of one function: it proves its own name and role if it has a certificate, and trusts one CA alone."""
 
     server: ssl.SSLContext
     client: ssl.SSLContext
-    name: str
+    name: str  # "" without a certificate
     not_after: float  # of our certificate, seconds since the epoch
 
     def renew(self, certificate: Certificate) -> MutualTls:
@@ -174,15 +175,9 @@ def mutual_tls(certificate: Certificate, ca_file: Path, *, clients: ssl.VerifyMo
     comparison does not follow: a SIP URI goes before DNS names, and a wildcard means nothing). `clients` other than CERT_REQUIRED lets
     clients without a certificate in, such as phones. Raises StateError.
     """
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
+    server, client = _contexts()
     server.verify_mode = clients
-    server.num_tickets = 0
     for context in (server, client):
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers(CIPHERS)
-        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
-        context.verify_flags |= ssl.VERIFY_X509_STRICT
         try:
             context.load_cert_chain(certificate.certificate, certificate.key)
             context.load_verify_locations(ca_file)
@@ -191,6 +186,29 @@ def mutual_tls(certificate: Certificate, ca_file: Path, *, clients: ssl.VerifyMo
                 str(certificate.certificate), "does not go with its key and CA", "Move it away; it is made again at the next start"
             ) from problem
     return MutualTls(server, client, certificate.name, certificate.not_after.timestamp())
+
+
+def client_tls(ca_file: Path) -> MutualTls:
+    """Return contexts for one that has no certificate, such as a phone: it can only call, and trusts one CA. Raises StateError."""
+    server, client = _contexts()
+    try:
+        client.load_verify_locations(ca_file)
+    except OSError as problem:
+        remedy = "Copy ca.pem of the network's state directory there, or set `ca`"
+        raise StateError(str(ca_file), "is no CA certificate that can be read", remedy) from problem
+    return MutualTls(server, client, "", math.inf)
+
+
+def _contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    server.num_tickets = 0
+    for context in (server, client):
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(CIPHERS)
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return server, client
 
 
 def peer_identity(der: bytes) -> PeerIdentity:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import ssl
+
 from keyferry.config import split_address
 from keyferry.roles.pcscf.proxy import Pcscf
 from keyferry.roles.pcscf.security import SecurityAgreement
+from keyferry.transports.pki import mutual_tls
 from keyferry.wiring.services import Listener, Services
 
 
@@ -24,4 +27,8 @@ async def start_pcscf(services: Services) -> Pcscf:
         pcscf.security = SecurityAgreement(sas, services.metrics, required=network.gm == "required")
     await services.serve_sip("pcscf", node, settings.name, settings.listen)
     services.listeners += tunnel
+    if settings.listen_tls is not None:
+        certificate = services.pki.ensure(settings.name, "pcscf")
+        tls = mutual_tls(certificate, services.pki.ca_file, clients=ssl.CERT_NONE)  # RFC 3261 §26.3.1: a phone has no certificate
+        await services.serve_sip("pcscf", node, settings.name, settings.listen_tls, over=("TLS",), tls=tls)
     return pcscf

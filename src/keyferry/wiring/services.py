@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,7 +20,7 @@ from keyferry.protocol.sip.overload import OverloadPolicy
 from keyferry.stores.database import Database
 from keyferry.stores.state_dir import StateDir
 from keyferry.transports.http_server import AsgiApp, HttpServer
-from keyferry.transports.pki import Pki
+from keyferry.transports.pki import MutualTls, Pki
 from keyferry.transports.resolver import TableResolver
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.observability import Metrics
@@ -34,7 +34,7 @@ class Listener(NamedTuple):
     """One socket that `serve` tells of."""
 
     role: Role
-    proto: str  # udp, tcp, esp (in UDP), http or https
+    proto: str  # udp, tcp, tls, esp (in UDP), http or https
     host: str
     port: int
     name: str  # the function's host name; for an AS its AS_ID
@@ -96,12 +96,15 @@ class Services:
 
         return handle
 
-    async def serve_sip(self, role: Role, node: SipNode, name: str, listen: str, shown: str = "") -> None:
+    async def serve_sip(
+        self, role: Role, node: SipNode, name: str, listen: str, shown: str = "", *, over: Sequence[str] = ("UDP", "TCP"),
+        tls: MutualTls | None = None,
+    ) -> None:  # fmt: skip
         """Listen, and make `name` known to the other functions of this process. Raises ConfigError, TransportError."""
         host, port = split_address(listen, f"{role}.listen")
-        for peer in await node.listen(host, port):
+        for peer in await node.listen(host, port, over, tls=tls):
             self.listeners.append(Listener(role, peer.transport.lower(), peer.host, peer.port, shown or name))
-            self.resolver.serve(name, peer.host, peer.port)
+            self.resolver.serve(name, peer.host, peer.port, peer.transport)
             self.tracer.serve(peer, role, shown or name)
 
     async def serve_http(self, role: Role, app: AsgiApp, listen: str, name: str, tls: ssl.SSLContext | None) -> None:

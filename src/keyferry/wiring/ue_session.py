@@ -22,6 +22,7 @@ from keyferry.stores.database import Database
 from keyferry.stores.sqlite.ue import SqliteUeStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.transports.pki import client_tls
 from keyferry.wiring.hss import opc_of
 
 
@@ -75,9 +76,12 @@ async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: 
         store = SqliteUeStore(database, state.keyring)
         isim = Isim(settings.algorithm, settings.k, opc)
         local = "::1" if ":" in host else "127.0.0.1"
+        ca = Path(settings.ca) if settings.ca else state_path / "ca.pem"
+        over_tls = settings.transport == "tls"
+        pcscf = SipPeer(settings.transport.upper(), host, port, settings.pcscf_name or "" if over_tls else "")
         async with open_ue(
-            profile, isim, pcscf=SipPeer(settings.transport.upper(), host, port), store=store, clock=clock, random=random, log=log,
+            profile, isim, pcscf=pcscf, store=store, clock=clock, random=random, log=log,
             local_host=local, observer=observer, gm=SipPeer("UDP", *gm) if settings.gm == "required" else None,
+            tls=client_tls(ca) if over_tls else None,
         ) as client:  # fmt: skip
-            ca = Path(settings.ca) if settings.ca else state_path / "ca.pem"
             yield UeSession(config, client, random, ca)

@@ -146,6 +146,13 @@ class TestBeforeProtection:
         assert (answer.status, answer.get("Require")) == (421, "sec-agree")
         assert len(parse_mechanisms(answer.all("Security-Server"))) == 2
 
+    async def test_where_it_is_required_tls_is_enough_and_the_word_is_still_no(self) -> None:
+        """RFC 3261 §26.3.1: the UE knows us by our certificate; who it is, the connection does not say (TS 24.229 §5.2.2.1)."""
+        visited = build(required=True)
+        answer = await visited.ask(register(), 401, ("WWW-Authenticate", CHALLENGE), peer=SipPeer("TLS", "192.0.2.9", 40_000))
+        assert answer.status == 401
+        assert visited.word == "no"
+
     @pytest.mark.parametrize(
         ("extra", "status"),
         [

@@ -32,6 +32,8 @@ EXTENSION_REQUIRED: Final = 421
 SEC_AGREE: Final = "sec-agree"
 PROTECTED: Final = "ESP"
 """The transport of a peer whose message came through a tunnel."""
+TLS: Final = "TLS"
+"""Of a peer that reads our certificate: nobody else reads along, so no other protection is asked of it (RFC 3261 §26.3.1)."""
 
 
 class SecurityRefused(RemoteProtocolError):
@@ -138,7 +140,7 @@ class SecurityAgreement:
         if not request.all("Security-Client"):
             if SEC_AGREE in required_tags(request):
                 raise self._refusal("sec-agree without a Security-Client", SECURITY_AGREEMENT_REQUIRED)
-            if self.required:
+            if self.required and peer.transport != TLS:
                 raise self._refusal("no Security-Client", EXTENSION_REQUIRED, ("Require", SEC_AGREE))
             return UNPROTECTED
         if _answers(request):
