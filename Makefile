@@ -16,7 +16,7 @@ help:
 	@echo "make interop  against sipp, tshark and curl; says what it skipped and why"
 	@echo "make bench    registrations/s and authenticated GET/s, a table and build/bench.json"
 	@echo "make docs     the documentation, warnings are errors"
-	@echo "make fuzz     hypothesis, deep profile"
+	@echo "make fuzz     hypothesis, deep profile: a million steps of the state machine that attacks a network"
 	@echo "make clean    remove what make made"
 
 demo: $(VENV)/.run
@@ -49,7 +49,7 @@ docs: $(VENV)/.docs
 	@echo "build/docs/index.html"
 
 fuzz: $(VENV)/.test
-	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -q -n $(JOBS) tests/protocol tests/fuzz $(ARGS)
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -q -n $(JOBS) tests/protocol tests/roles/test_invariants.py tests/fuzz $(ARGS)
 
 clean:
 	rm -rf build .coverage .coverage.* .hypothesis .mypy_cache .ruff_cache .import_linter_cache .pytest_cache $(VENV) $(OLDEST_VENV)
