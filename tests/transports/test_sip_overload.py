@@ -32,6 +32,8 @@ class LoadedLab(Lab):
         )  # fmt: skip
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
+        if (request.get("Call-ID") or "").startswith("challenge"):
+            return make_response(request, 401, headers=(("WWW-Authenticate", 'Digest realm="a", nonce="abc"'),))
         self.calls.append(request.get("Call-ID") or "")
         await self.go.wait()
         return make_response(request, 200)
@@ -48,6 +50,12 @@ def answer(port: int, branch: str) -> bytes:
     return register(port, branch=branch).replace(b"CSeq: 1 REGISTER", credentials)
 
 
+async def challenged(lab: LoadedLab, peer: UdpPeer) -> None:
+    """Get the nonce that `answer` answers."""
+    peer.send(register(peer.hop.port, branch="z9hG4bKfirst").replace(b"Call-ID: ", b"Call-ID: challenge"), lab.udp)
+    assert (await peer.response()).status == 401
+
+
 async def loaded(lab: LoadedLab, peer: UdpPeer) -> None:
     """Put more in progress than the policy likes."""
     for number in range(3):
@@ -59,6 +67,7 @@ async def test_first_registers_are_refused_and_second_ones_served() -> None:
     """DESIGN §11."""
     async with LoadedLab() as lab:
         with UdpPeer() as peer:
+            await challenged(lab, peer)
             await loaded(lab, peer)
             peer.send(register(peer.hop.port, branch="z9hG4bKnew"), lab.udp)
             response = await peer.response()
@@ -66,12 +75,45 @@ async def test_first_registers_are_refused_and_second_ones_served() -> None:
             assert (response.status, via.branch, via.rport) == (503, "z9hG4bKnew", str(peer.hop.port))
             assert 5 <= int(response.get("Retry-After") or "") <= 10
             assert lab.tallies.counts["sip_shed", "initial"] == 1
-            assert lab.node.remembered == 0
+            assert lab.node.remembered == 1  # the 401
             peer.send(answer(peer.hop.port, "z9hG4bKanswer"), lab.udp)
             await turns(10)
             assert len(lab.calls) == 4
             lab.go.set()
             assert [(await peer.response()).status for _ in range(4)] == [200] * 4
+
+
+async def test_an_answer_to_a_challenge_that_was_not_sent_or_was_answered_is_refused() -> None:
+    """A stranger writes some nonce into his first REGISTERs, or one and the same into all."""
+    async with LoadedLab() as lab:
+        with UdpPeer() as peer:
+            await challenged(lab, peer)
+            await loaded(lab, peer)
+            peer.send(answer(peer.hop.port, "z9hG4bKanswer").replace(b"abc", b"abd"), lab.udp)
+            assert (await peer.response()).status == 503
+            for _ in range(2):  # the second is a retransmission
+                peer.send(answer(peer.hop.port, "z9hG4bKanswer"), lab.udp)
+            await turns(10)
+            assert len(lab.calls) == 4
+            peer.send(answer(peer.hop.port, "z9hG4bKagain"), lab.udp)
+            assert (await peer.response()).status == 503
+
+
+async def test_a_p_cscf_is_believed_that_a_register_was_protected_and_a_ue_is_not() -> None:
+    """TS 24.229 §7.2A.2: who is registered may state an older nonce, and is not refused."""
+    marked = b'response="0123", integrity-protected="yes"'
+    for core in (False, True):
+        lab = LoadedLab()
+        lab.node = SipNode(
+            name="node", clock=lab.clock, random=Numbers(), log=lab.tallies, handler=lab.handle, counter=lab.tallies, overload=POLICY,
+            core=core,
+        )  # fmt: skip
+        async with lab:
+            with UdpPeer() as peer:
+                await loaded(lab, peer)
+                peer.send(answer(peer.hop.port, "z9hG4bKanswer").replace(b'response="0123"', marked), lab.udp)
+                await turns(10)
+                assert len(lab.calls) == (4 if core else 3)
 
 
 async def test_it_begins_and_ends_with_a_line_in_the_log_each() -> None:

@@ -14,7 +14,7 @@ from keyferry.ports import Clock, Counter, Log, RandomSource, SipHandler, SipObs
 from keyferry.protocol.ims.gm_association import GmAssociations
 from keyferry.protocol.sip.headers import Via, build_via
 from keyferry.protocol.sip.message import Request, Response, build_message, parse_message
-from keyferry.protocol.sip.overload import Load, OverloadPolicy, is_initial_register
+from keyferry.protocol.sip.overload import Load, OverloadPolicy
 from keyferry.protocol.sip.transaction import Timers
 from keyferry.transports.esp_sas import ESP, EspSas, Outer
 from keyferry.transports.esp_udp import EspEndpoint, EspFlow
@@ -50,19 +50,22 @@ class SipNode:
         timers: Timers | None = None,
         limits: Limits | None = None,
         overload: OverloadPolicy | None = None,
-        sheddable: Sheddable = is_initial_register,
+        sheddable: Sheddable | None = None,
         trusts: Callable[[str], bool] = lambda _host: False,
+        core: bool = False,
     ) -> None:
         """Events are made for the observer while `observed` says that it looks.
 
-        With an overload policy, messages that `sheddable` says yes to get 503 while there is too much to do. An address that `trusts`
-        says yes to may open more connections than `Limits.per_source`.
+        With an overload policy, messages that `sheddable` says yes to get 503 while there is too much to do; without it REGISTERs that
+        answer no challenge of this node. An address that `trusts`
+        says yes to may open more connections than `Limits.per_source`. In the `core` no UE is a peer, so what a REGISTER says of its
+        protection is a P-CSCF's word.
         """
         self._context = SipContext(name, clock, random, log, counter, observer, timers or Timers(), limits or Limits(), observed, trusts)
         self._tcp = TcpTransport(self._context, self)
         self._tls: TlsTransport | None = None
-        self._server = SipServer(self._context, handler)
-        self._gate = None if overload is None else OverloadGate(self._context, overload, sheddable, lambda: self._server.in_progress)
+        self._gate = None if overload is None else OverloadGate(self._context, overload, sheddable, lambda: self.in_progress, core=core)
+        self._server = SipServer(self._context, handler, self._gate)
         self._client = SipClientSide(self._context)
         self._udp: list[UdpEndpoint] = []
         self._esp: EspEndpoint | None = None
@@ -213,7 +216,7 @@ class SipNode:
     def shed(self, data: bytes, flow: Flow) -> bool:
         """Refuse a message at once if there is too much to do and it may be refused."""
         gate = self._gate
-        if gate is None or not gate.sheds(data):
+        if gate is None or not gate.sheds(data, flow):
             return False
         self._server.shed(data, flow, gate)
         return True

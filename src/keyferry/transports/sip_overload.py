@@ -7,7 +7,18 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from keyferry.protocol.sip.overload import Load, OverloadControl, OverloadPolicy, Refusal, refusal
+from keyferry.protocol.sip.message import Response
+from keyferry.protocol.sip.overload import (
+    IssuedNonces,
+    Load,
+    OverloadControl,
+    OverloadPolicy,
+    Refusal,
+    is_initial_register,
+    is_protected,
+    refusal,
+)
+from keyferry.transports.esp_sas import ESP
 from keyferry.transports.sip_context import Flow, SipContext
 
 PROBE: Final = 0.02
@@ -20,11 +31,21 @@ Sheddable: TypeAlias = Callable[[bytes], bool]
 class OverloadGate:
     """Feed the control with the time datagrams wait, the lag of the loop and the number of requests in progress."""
 
-    def __init__(self, context: SipContext, policy: OverloadPolicy, sheddable: Sheddable, in_progress: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        context: SipContext,
+        policy: OverloadPolicy,
+        sheddable: Sheddable | None,
+        in_progress: Callable[[], int],
+        *,
+        core: bool = False,
+    ) -> None:
         self._context = context
         self._policy = policy
         self._sheddable = sheddable
         self._in_progress = in_progress
+        self._core = core  # our peers are proxies, whose word on protection counts
+        self._issued = IssuedNonces()
         self._control = OverloadControl(policy)
         self._key = context.random.octets(32)
         self._waited = 0.0
@@ -46,9 +67,16 @@ class OverloadGate:
         if self._handle is None:
             self._probe_later()
 
-    def sheds(self, data: bytes) -> bool:
+    def sheds(self, data: bytes, flow: Flow) -> bool:
         """Tell whether this message is to be refused."""
-        return self._control.shedding and self._sheddable(data)
+        if not self._control.shedding:
+            return False
+        return is_initial_register(data) or self._pretends(data, flow) if self._sheddable is None else self._sheddable(data)
+
+    def challenged(self, response: Response) -> None:
+        """Note what a 401 asks, since its answer is not to be refused."""
+        for value in response.all("WWW-Authenticate"):
+            self._issued.issued(value)
 
     def refusal(self, data: bytes, flow: Flow) -> Refusal | None:
         """Return the 503 to a message, None if it is so unusual that it must be parsed to be answered."""
@@ -66,6 +94,13 @@ class OverloadGate:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
+
+    def _pretends(self, data: bytes, flow: Flow) -> bool:
+        """Tell whether a REGISTER says without reason that it goes on with a registration."""
+        # Who is registered and protected is no stranger, and may state an older nonce (TS 24.229 §5.1.1.4.1).
+        if not data.startswith(b"REGISTER ") or flow.peer.transport == ESP or (self._core and is_protected(data)):
+            return False
+        return not self._issued.answered_by(data)
 
     def _observe(self) -> None:
         before = self._control.state

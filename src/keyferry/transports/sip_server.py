@@ -36,8 +36,9 @@ DEFAULT_PORT = 5060
 class SipServer:
     """Run a handler for each new request and keep its answer for the retransmissions."""
 
-    def __init__(self, context: SipContext, handler: SipHandler | None) -> None:
+    def __init__(self, context: SipContext, handler: SipHandler | None, gate: OverloadGate | None = None) -> None:
         self._context = context
+        self._gate = gate
         self._handler = handler
         self._secret = context.random.octets(32)
         self._active: dict[int, ServerTransaction] = {}
@@ -151,6 +152,8 @@ class SipServer:
         try:
             response, data = await self._answer(handler, request, flow)
             now = self._context.clock.monotonic()
+            if response.status == 401 and self._gate is not None:
+                self._gate.challenged(response)
             if transaction.respond(response.status, data, now):
                 self._send(response, data, back)
             if not transaction.reliable:

@@ -79,7 +79,7 @@ class Services:
             observer=both(self.tracer.observe, self.observer), counter=self.metrics,
             observed=lambda: self.observer is not None or self.tracer.following > 0,
             overload=OverloadPolicy() if sheds and str(self.config.network.overload) == "on" else None,
-            trusts=lambda host: trusted is not None and (host in trusted or _host_is_loopback(host)),
+            core=trusted is not None, trusts=lambda host: trusted is not None and (host in trusted or _host_is_loopback(host)),
         )  # fmt: skip
         self.exit.push_async_callback(node.aclose)
         return node

@@ -14,11 +14,13 @@ from keyferry.protocol.sip.headers import parse_name_addr, parse_via_list
 from keyferry.protocol.sip.message import Request, Response, make_response, parse_message
 from keyferry.protocol.sip.overload import (
     TRANSITIONS,
+    IssuedNonces,
     Level,
     Load,
     OverloadControl,
     OverloadPolicy,
     is_initial_register,
+    is_protected,
     refusal,
 )
 
@@ -135,6 +137,61 @@ SECOND = register('Digest username="a@home1.net", realm="home1.net", nonce="abc=
 def test_only_a_register_that_answers_no_challenge_may_be_refused(text: str, initial: bool) -> None:
     """DESIGN §11: SM1, never SM7; TS 24.229 §5.1.1.2.2, §5.1.1.5.3."""
     assert is_initial_register(text.encode()) is initial
+
+
+def test_an_issued_nonce_is_answered_once_however_often_that_is_sent() -> None:
+    """RFC 3261 §17.1.2.1: a retransmission is the same octets."""
+    nonces = IssuedNonces()
+    assert not nonces.answered_by(SECOND.encode())
+    nonces.issued('Digest realm="home1.net", nonce="abc==", algorithm=AKAv1-MD5')
+    assert not nonces.answered_by(FIRST.encode())
+    assert nonces.answered_by(SECOND.encode())
+    assert nonces.answered_by(SECOND.encode())
+    assert not nonces.answered_by(SECOND.replace("z9hG4bK1", "z9hG4bK9").encode())
+
+
+def test_nonces_are_bounded_and_the_oldest_goes_first() -> None:
+    """MAX_ISSUED, MAX_ISSUED_NONCE."""
+    nonces = IssuedNonces(2)
+    for value in ('Digest nonce="abc=="', 'Digest nonce="2"', 'Digest nonce="3"', f'Digest nonce="{"4" * 257}"', 'Digest realm="a"'):
+        nonces.issued(value)
+    assert len(nonces) == 2
+    answered = [nonces.answered_by(SECOND.replace("abc==", text).encode()) for text in ("abc==", "2", "3", "4" * 257)]
+    assert answered == [False, True, True, False]
+
+
+def test_one_of_several_credentials_may_be_the_answer() -> None:
+    """RFC 3261 §22.4: a list of realms."""
+    nonces = IssuedNonces()
+    nonces.issued('Digest nonce="abc=="')
+    assert nonces.answered_by(SECOND.replace("Contact:", 'Authorization: Digest nonce="other"\r\nContact:').encode())
+    assert not nonces.answered_by(SECOND.replace("abc==", "other").encode())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "protected"),
+    [
+        ('integrity-protected="yes"', True),
+        ("integrity-protected = yes", True),
+        ('Integrity-Protected="YES"', True),
+        ('integrity-protected="no"', False),
+        ('integrity-protected="yes-not"', False),
+        ('x-integrity-protected="yes"', False),
+    ],
+)
+def test_what_a_p_cscf_says_of_protection_is_read(parameter: str, protected: bool) -> None:
+    """TS 24.229 §7.2A.2."""
+    assert is_protected(SECOND.replace('response="0123"', f'response="0123", {parameter}').encode()) is protected
+    assert not is_protected(FIRST.encode())
+
+
+@given(st.binary(max_size=400))
+def test_any_octets_answer_nothing(data: bytes) -> None:
+    """No exception, whatever comes."""
+    nonces = IssuedNonces()
+    nonces.issued('Digest nonce="abc=="')
+    assert not nonces.answered_by(data) or b"abc==" in data
+    assert not is_protected(data) or b"yes" in data.lower()
 
 
 # ---- how it is refused

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import OrderedDict
+from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from keyferry.protocol.sip.grammar import MAX_HEADERS, MAX_MESSAGE
+
+MAX_ISSUED: Final = 65_536
+"""Nonces remembered, 20 MB: at 1,000 challenges a second, a minute; what is forgotten may be refused under load."""
+MAX_ISSUED_NONCE: Final = 256
+"""Octets of a nonce that is remembered; those of AKA have 128 (DESIGN §4)."""
 
 
 class OverloadPolicy(NamedTuple):
@@ -90,7 +97,8 @@ class OverloadControl:
 # ---- what may be refused
 
 _AUTHORIZATION = re.compile(rb"\r\nAuthorization[ \t]*+:((?:[^\r]++|\r\n[ \t])*+)", re.IGNORECASE)
-_NONCE = re.compile(rb'(?<![A-Za-z0-9\-])nonce\s*+=\s*+"?[^"\s,]', re.IGNORECASE)
+_NONCE = re.compile(rb'(?<![A-Za-z0-9\-])nonce\s*+=\s*+"?([^"\s,]++)', re.IGNORECASE)
+_PROTECTED = re.compile(rb'(?<![A-Za-z0-9\-])integrity-protected\s*+=\s*+"?yes(?![A-Za-z0-9\-])', re.IGNORECASE)
 
 
 def is_initial_register(data: bytes) -> bool:
@@ -102,11 +110,53 @@ def is_initial_register(data: bytes) -> bool:
     if not data.startswith(b"REGISTER "):
         return False
     end = data.find(b"\r\n\r\n") + 2
+    return end > 1 and not any(_NONCE.search(row) for row in _authorizations(data, end))
+
+
+def is_protected(data: bytes) -> bool:
+    """Tell whether a P-CSCF says that a REGISTER came over security associations (TS 24.229 §7.2A.2); only a P-CSCF may be believed."""
+    return any(_PROTECTED.search(row) for row in _authorizations(data, data.find(b"\r\n\r\n") + 2))
+
+
+def _authorizations(data: bytes, end: int) -> Iterator[bytes]:
     rows = data[:end].lower().count(b"\r\nauthorization")
     start = data.find(b"\r\nAuthorization:", 0, end)
     usual = _AUTHORIZATION.match(data, start, end) if rows == 1 and start >= 0 else None
-    found = (usual,) if usual is not None else _AUTHORIZATION.finditer(data, 0, end) if rows else ()
-    return end > 1 and not any(_NONCE.search(row.group(1)) for row in found)
+    for row in (usual,) if usual is not None else _AUTHORIZATION.finditer(data, 0, end) if rows else ():
+        yield row.group(1)
+
+
+class IssuedNonces:
+    """The nonces of the challenges that this node sent: whoever claims to answer another one answers nothing.
+
+    Without this, a stranger writes some nonce into his first REGISTERs, none of them is refused, and those who were challenged wait
+    behind them. Each nonce stands for one message, however often that is sent again.
+    """
+
+    def __init__(self, most: int = MAX_ISSUED) -> None:
+        self._of_message: OrderedDict[bytes, int | None] = OrderedDict()  # which message answered it, by hash
+        self._most = most
+
+    def __len__(self) -> int:
+        return len(self._of_message)
+
+    def issued(self, challenge: str) -> None:
+        """Note the nonce of a WWW-Authenticate value that is sent; the oldest goes first."""
+        found = _NONCE.search(challenge.encode("utf-8", "surrogateescape"))
+        if found is not None and len(found.group(1)) <= MAX_ISSUED_NONCE:
+            self._of_message[found.group(1)] = None
+            if len(self._of_message) > self._most:
+                self._of_message.popitem(last=False)
+
+    def answered_by(self, data: bytes) -> bool:
+        """Tell whether a message is the first to answer a nonce that was issued, or the same octets again."""
+        message = hash(data)
+        for row in _authorizations(data, data.find(b"\r\n\r\n") + 2):
+            found = _NONCE.search(row)
+            if found is not None and self._of_message.get(found.group(1), 0) in {None, message}:
+                self._of_message[found.group(1)] = message
+                return True
+        return False
 
 
 # ---- how it is refused
