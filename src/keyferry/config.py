@@ -54,6 +54,7 @@ class Pcscf(_Section, frozen=True, kw_only=True):
         str | None, Meta(description="`HOST:PORT` for UEs over TLS, which know us by our certificate and need none; usual is port 5061")
     ] = None
     icscf: Annotated[str, Meta(description="SIP URI of the home network's I-CSCF")] = "sip:icscf.home1.net:5062"
+    reg_event: Annotated[bool, Meta(description="subscribe to each user's registration state; end what the network has ended")] = False
 
 
 Trusted = Annotated[
@@ -113,6 +114,10 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
     algorithms: Annotated[list[Literal["SHA-256", "MD5"]], Meta(min_length=1, description="Digest algorithms offered, strongest first")] = (
         msgspec.field(default_factory=lambda: ["SHA-256"])
     )
+    reg_event: Annotated[
+        bool,
+        Meta(description="subscribe to the registration state of each user; erase the keys where it says that one ended"),
+    ] = False
     pushers: Annotated[list[str], Meta(description="S-CSCFs that may push; empty: the one of this file")] = msgspec.field(
         default_factory=list
     )

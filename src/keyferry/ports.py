@@ -222,6 +222,9 @@ class SubscriberStore(Protocol):
     async def remove(self, impi: Impi) -> bool:
         """Forget a subscriber; false if there was none."""
 
+    async def of_impu(self, impu: Impu) -> Impi | None:
+        """Return whose public identity this is."""
+
     async def seq(self, impi: Impi) -> int:
         """Return the SEQ up to which values may have been used; 0 for a new subscriber."""
 
@@ -260,6 +263,9 @@ class CxClient(Protocol):
 
     async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str) -> str | None:
         """UAR (§6.1.1): return the Server-Name of the S-CSCF assigned, None if the I-CSCF shall choose one."""
+
+    async def location_info(self, impu: Impu) -> str:
+        """LIR (§6.1.4): return the Server-Name of the S-CSCF that serves a user."""
 
     async def multimedia_auth(
         self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False

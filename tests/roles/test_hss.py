@@ -296,3 +296,20 @@ async def test_amf_says_that_a_vector_will_be_masked(store: Store, option: bool,
     hss.amf_bit = option
     vector = await hss.multimedia_auth(ALICE, ALICE_SIP, SCSCF, masked=masked)
     assert vector.autn[6:8].hex() == amf
+
+
+class TestLocation:
+    """TS 29.228 §6.1.4."""
+
+    async def test_the_s_cscf_of_any_of_the_users_identities_is_told(self, hss: Hss) -> None:
+        await mar(hss)
+        assert await hss.location_info(ALICE_SIP) == await hss.location_info(ALICE_TEL) == SCSCF
+
+    async def test_a_user_without_one_is_not_registered_and_a_stranger_unknown(self, hss: Hss) -> None:
+        """TS 29.229 §6.2.2.1, §6.2.2.3."""
+        with pytest.raises(CxError) as problem:
+            await hss.location_info(ALICE_SIP)
+        assert problem.value.code == 5003
+        with pytest.raises(CxError) as problem:
+            await hss.location_info(Impu("sip:nobody@home1.net"))
+        assert problem.value.code == 5001

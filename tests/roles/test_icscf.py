@@ -12,6 +12,7 @@ from keyferry.errors import CxError
 from keyferry.protocol.digest import Credentials, build_credentials
 from keyferry.protocol.identity import Impi
 from keyferry.protocol.sip.message import Request, Response
+from keyferry.roles.icscf import Icscf
 from roles.home import SCSCF, Home, open_home
 
 
@@ -117,7 +118,7 @@ async def test_an_s_cscf_that_nobody_can_find_is_504(home: Home) -> None:
 
 async def test_another_method_is_405(home: Home) -> None:
     answer = await ask(home, method="INVITE")
-    assert (answer.status, answer.get("Allow")) == (405, "REGISTER")
+    assert (answer.status, answer.get("Allow")) == (405, "REGISTER, SUBSCRIBE")
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,42 @@ async def test_another_method_is_405(home: Home) -> None:
 async def test_what_cannot_be_routed_is_refused(home: Home, changes: dict[str, str], status: int) -> None:
     assert (await ask(home, **changes)).status == status
     assert home.network.sent("I", "S") == []
+
+
+def subscribe(uri: str = "sip:alice@home1.net", *extra: tuple[str, str]) -> Request:
+    headers = (("To", f"<{uri}>"), ("From", "<sip:pcscf1.visited1.net>;tag=1"), ("Call-ID", "c"), ("CSeq", "1 SUBSCRIBE"), *extra)
+    return Request("SUBSCRIBE", uri, headers)
+
+
+async def ask_for(home: Home, *args: Any) -> int:
+    return (await home.network.carry("UE", subscribe(*args), home.network.peer("I"))).status
+
+
+class TestSubscribe:
+    """TS 24.229 §5.3.2.1: a request for a user."""
+
+    async def test_it_goes_to_the_users_s_cscf_and_keeps_its_uri(self, home: Home) -> None:
+        """LIR; the I-CSCF takes its Route away and is no part of the dialog."""
+        home.icscf = Icscf(home.hss, home.icscf.sip, home.network, SCSCF, home.log, "icscf.home1.net")
+        await home.subscribers.set_server_name(Impi("alice@home1.net"), SCSCF)
+        await ask_for(home, "sip:alice@home1.net", ("Route", "<sip:icscf.home1.net;lr>"))
+        assert (onward(home).uri, onward(home).all("Route")) == ("sip:alice@home1.net", [f"<{SCSCF};lr>"])
+        assert onward(home).all("Record-Route") == []
+
+    async def test_a_user_who_is_not_registered_is_480_an_unknown_one_404(self, home: Home) -> None:
+        assert await ask_for(home) == 480
+        assert await ask_for(home, "sip:nobody@home1.net") == 404
+        assert home.log.warnings == ["subscribe-refused"] * 2
+
+    async def test_a_silent_s_cscf_is_504(self, home: Home) -> None:
+        await home.subscribers.set_server_name(Impi("alice@home1.net"), SCSCF)
+        home.network.down("S")
+        assert await ask_for(home) == 504
+
+    async def test_an_hss_that_fails_is_500(self, home: Home) -> None:
+        class Failing:
+            async def location_info(self, impu: str) -> str:
+                raise CxError(5012, "DIAMETER_UNABLE_TO_COMPLY")
+
+        object.__setattr__(home.icscf, "cx", Failing())
+        assert await ask_for(home) == 500

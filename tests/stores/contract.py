@@ -104,6 +104,13 @@ class SubscriberContract:
         await store.remove(changed.impi)
         assert await store.subscription(changed.impi) is None
 
+    async def test_an_identity_names_its_subscriber(self, store: SubscriberStore) -> None:
+        await store.add(subscriber(1))
+        await store.add(subscriber(2))
+        assert await store.of_impu(subscriber(2).impus[0].impu) == subscriber(2).impi
+        await store.remove(subscriber(2).impi)
+        assert await store.of_impu(subscriber(2).impus[0].impu) is None
+
     async def test_removing_forgets_everything(self, store: SubscriberStore) -> None:
         impi = subscriber().impi
         await store.add(subscriber())

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import httpx
 import typer
@@ -45,6 +46,28 @@ def deregister(config: ConfigOption, state: StateOption = DEFAULT_STATE, as_json
     Example: keyferry ue deregister --config examples/ue.toml
     """
     _show(_run(config, state, lambda session: session.client.deregister()), as_json)
+
+
+@app.command()
+def stay(config: ConfigOption, state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> None:
+    """Stay registered until Ctrl-C: re-register in time, do what the network asks, de-register at the end.
+
+    With --json every event is one line: {"event": "registered", "at": TIME, "seconds": 600000, ...}.
+
+    Example: keyferry ue stay --config examples/ue.toml
+    """
+
+    def tell(event: str, seconds: float, details: Mapping[str, Any]) -> None:
+        at = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+        if as_json:
+            show_json({"event": event, "at": at, **details})
+        else:
+            shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items() if value not in (None, ""))
+            console.print(f"{at[11:19]} {event}{': ' if shown else ''}{shown}", markup=False)
+        sys.stdout.flush()  # whoever reads this through a pipe waits for it
+
+    if not _run(config, state, lambda session: session.stay(tell), quiet=True):
+        raise fail("the network ended the registration and wants no other", as_json=as_json, status=1)
 
 
 @app.command()
@@ -129,7 +152,7 @@ def delete(config: ConfigOption, url: UrlArgument, state: StateOption = DEFAULT_
     _show_response(_run(config, state, lambda session: _request(session, "DELETE", url, None, None)), as_json)
 
 
-def _run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]]) -> Result:
+def _run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]], *, quiet: bool = False) -> Result:
     loaded = load_ue_config(config)
 
     async def run() -> Result:
@@ -137,7 +160,9 @@ def _run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result
             return await work(session)
 
     try:
-        with errors.status("waiting for the network"):  # shown on a terminal only; a dead network takes 32 s to be sure of
+        with (
+            nullcontext() if quiet else errors.status("waiting for the network")
+        ):  # shown on a terminal only; a dead network takes 32 s to be sure of
             return asyncio.run(run())
     except TransportError as problem:
         hint = "is it running (`keyferry serve`), and are ue.pcscf and [hosts] right?"

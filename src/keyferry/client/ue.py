@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from keyferry.errors import KeyferryError, RegistrationFailed
-from keyferry.ports import Clock, Log, RandomSource, SipObserver, SipPeer, UeState, UeStore
+from keyferry.ports import Clock, Log, RandomSource, SipHandler, SipObserver, SipPeer, UeState, UeStore
 from keyferry.protocol.aka import AkaName, Usim, algorithm_of
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, KeyId
 from keyferry.protocol.ims.keys import as_key, digest_password, digest_realm, key_id, ua_key
+from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.roles.ue import Ue, UeProfile, UeSecurity
 from keyferry.transports.pki import MutualTls
 from keyferry.transports.sip_node import SipNode
@@ -58,6 +59,14 @@ class UeClient:
     ue: Ue
     store: UeStore
     clock: Clock
+    notified: SipHandler | None = None
+    """Takes the NOTIFYs that the network sends."""
+
+    async def handle(self, request: Request, peer: SipPeer) -> Response:
+        """Answer a request of the network."""
+        if self.notified is None:
+            return make_response(request, 405, headers=(("Allow", ""),))
+        return await self.notified(request, peer)
 
     async def state(self) -> UeState | None:
         """Return the stored state."""
@@ -70,6 +79,14 @@ class UeClient:
     async def deregister(self) -> UeState:
         """De-register. Raises RegistrationFailed, TransportError."""
         return await self._kept(deregister=True)
+
+    async def drop_keys(self, reason: str) -> None:
+        """Take the end of the registration by the network (TS 24.229 §5.1.1.7): nothing of it is used again."""
+        if self.ue.security is not None:
+            self.ue.security.released()
+        state = await self.state()
+        if state is not None:
+            await self.store.save(replace(state, k_m=None, gm_keys=None, expires_at=0.0, no_keys_because=reason))
 
     async def _kept(self, *, deregister: bool) -> UeState:
         before = await self.state()
@@ -101,7 +118,9 @@ async def open_ue(
     algorithm = algorithm_of(isim.algorithm, isim.k, isim.opc)
     before = await store.load(profile.impi)
     usim = Usim(algorithm, before.seq_ms if before else FRESH_SQN)
-    node = SipNode(name=name, clock=clock, random=random, log=log, observer=observer)
+    node = SipNode(
+        name=name, clock=clock, random=random, log=log, observer=observer, handler=lambda request, peer: client.handle(request, peer)
+    )
     try:
         address = (await node.listen(local_host, 0, tls=tls))[0]
         host = f"[{address.host}]" if ":" in address.host else address.host
@@ -113,6 +132,7 @@ async def open_ue(
             instance=f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'keyferry:{profile.impi}')}", clock=clock, random=random, log=log,
             keep=store.save, security=None if sas is None else UeSecurity(sas, profile.impi),
         )  # fmt: skip
-        yield UeClient(ue, store, clock)
+        client = UeClient(ue, store, clock)
+        yield client
     finally:
         await node.aclose()

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from keyferry.errors import ParseError, PushRefused, SealError
 from keyferry.ports import Clock, Counter, KeyRecord, KeyStore, Log, SipPeer
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.identity import AsId, KeyId
+from keyferry.protocol.identity import AsId, Impu, KeyId
 from keyferry.protocol.ims.keypush import Push, SealedPush, check_domains, open_push, parse_service_info
 from keyferry.protocol.ims.third_party import ThirdPartyRegister, parse_third_party_register
 from keyferry.protocol.sip.headers import parse_name_addr
@@ -40,6 +40,8 @@ class KeyAgent:
     clock: Clock
     log: Log
     counter: Counter
+    registered: Callable[[ThirdPartyRegister], None] | None = None
+    """Called with every third-party REGISTER that was taken; must not wait."""
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
         """Answer a third-party REGISTER; a push that is refused is counted by its reason and changes nothing."""
@@ -55,7 +57,20 @@ class KeyAgent:
         except ParseError as problem:
             self._refused("unreadable", peer, request)
             return make_response(request, problem.status)
+        if self.registered is not None:
+            self.registered(register)
         return make_response(request, 200)
+
+    async def ended(self, scscf: str, impu: Impu) -> int:
+        """Erase the keys of a user whose registration at an S-CSCF has ended, as the reg event package says; return how many."""
+        name = _host(scscf)
+        if name not in self.pushers:
+            return 0
+        erased = await self.keys.erase_impu(name, impu, sorted(self.as_ids), self.clock.now())
+        if erased:
+            self.counter.count("as_keys_erased", "reg-event")
+        self.log.info("registration-ended", impu=impu, pusher=name, keys=erased)
+        return erased
 
     async def _take(self, register: ThirdPartyRegister, peer: SipPeer) -> None:
         block = parse_service_info(register.service_info) if register.service_info else None

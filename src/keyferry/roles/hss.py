@@ -38,6 +38,11 @@ def identities_dont_match() -> CxError:
     return CxError(5002, "DIAMETER_ERROR_IDENTITIES_DONT_MATCH")
 
 
+def identity_not_registered() -> CxError:
+    """TS 29.229 §6.2.2.3."""
+    return CxError(5003, "DIAMETER_ERROR_IDENTITY_NOT_REGISTERED")
+
+
 @dataclass(slots=True)
 class _Counter:
     """SEQ_HE of one subscriber: the last value used, and the one up to which the store durably allows."""
@@ -63,6 +68,16 @@ class Hss:
         """UAR (§6.1.1): return the S-CSCF assigned. Roaming is allowed everywhere: there is no list of visited networks."""
         del visited_network
         return (await self._subscription(impi, impu)).server_name
+
+    async def location_info(self, impu: Impu) -> str:
+        """LIR (§6.1.4): return the S-CSCF that serves a user; there are no services for users who are not registered."""
+        impi = await self.subscribers.of_impu(impu)
+        if impi is None:
+            raise user_unknown()
+        server_name = (await self._subscription(impi, impu)).server_name
+        if server_name is None:
+            raise identity_not_registered()
+        return server_name
 
     async def multimedia_auth(
         self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False

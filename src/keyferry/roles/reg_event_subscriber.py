@@ -103,6 +103,11 @@ class RegEventSubscriber:
         """How many resources are watched."""
         return len(self._watched)
 
+    def watches(self, resource: str) -> bool:
+        """Tell whether a resource is watched, and not about to be left."""
+        watched = self._watched.get(resource)
+        return watched is not None and not watched.leaving
+
     def info(self, resource: str) -> RegInfo | None:
         """Return what holds for a resource, `expires` being points in time; None before the first NOTIFY."""
         watched = self._watched.get(resource)
@@ -146,6 +151,12 @@ class RegEventSubscriber:
         if watched.subscription.remote_tag and watched.subscription.state is not State.TERMINATED:
             await self._take_up(watched)
         else:
+            self._forget(watched)
+
+    def abandon(self, resource: str) -> None:
+        """Stop watching without a word: the notifier that has it is gone, or learns at its next NOTIFY."""
+        watched = self._watched.get(resource)
+        if watched is not None:
             self._forget(watched)
 
     async def handle_notify(self, request: Request, peer: SipPeer) -> Response:

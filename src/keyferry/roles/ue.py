@@ -90,6 +90,23 @@ class UeSecurity:
         headers += [("Security-Verify", value) for value in self._server[association.spi_us]]
         return request.with_headers((*request.headers, *headers)), self.gm.hop(association)
 
+    def outgoing(self, request: Request) -> tuple[Request, SipPeer]:
+        """Return a request other than REGISTER with what the agreement wants in it, and the tunnel it goes through (RFC 3329 §2.4).
+
+        Raises RegistrationFailed where there is none.
+        """
+        association = self.gm.sending(self.user)
+        if association is None or association.spi_us not in self._server:
+            raise RegistrationFailed("the security associations with the P-CSCF have ended")
+        verify = [("Security-Verify", value) for value in self._server[association.spi_us]]
+        headers = (*request.headers, ("Require", "sec-agree"), ("Proxy-Require", "sec-agree"), *verify)
+        return request.with_headers(headers), self.gm.hop(association)
+
+    def released(self) -> None:
+        """Take the end of the registration by the network (TS 24.229 §5.1.1.7)."""
+        self.refused()
+        self.gm.ended(self.user)
+
     def challenged(self, response: Response, pair: AccessKeys) -> None:
         """Set up the SAs of a challenge that was found right. Raises RegistrationFailed."""
         self.refused()

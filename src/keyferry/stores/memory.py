@@ -68,6 +68,10 @@ class MemorySubscriberStore:
         self._server_names.pop(impi, None)
         return self._subscribers.pop(impi, None) is not None
 
+    async def of_impu(self, impu: Impu) -> Impi | None:
+        """Return whose public identity this is."""
+        return self._owners.get(impu)
+
     async def seq(self, impi: Impi) -> int:
         """Return the SEQ up to which values may have been used; 0 for a new subscriber."""
         return self._seqs.get(impi, 0)

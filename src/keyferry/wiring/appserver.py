@@ -16,12 +16,15 @@ from keyferry.ports import KeyStore
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.appserver import KeyAgent, PushedKeys, Pusher
+from keyferry.roles.reg_event_subscriber import RegEventSubscriber, SubscriberProfile
 from keyferry.roles.xcap_server import XcapServer
 from keyferry.stores.database import Database
 from keyferry.stores.sqlite.documents import SqliteDocumentStore
 from keyferry.stores.sqlite.keys import SqliteKeyStore
 from keyferry.transports.http_server import AsgiApp, tls_context
+from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.services import Services
+from keyferry.wiring.watching import SWEEP, AsWatch, Tasks
 
 
 @dataclass(slots=True)
@@ -40,8 +43,12 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
     database = services.database(f"as-{as_id}")
     keys = SqliteKeyStore(database, services.state.keyring)
     pushers = {name: _pusher(services, name, as_id) for name in settings.pushers or [services.config.scscf.name]}
-    agent = KeyAgent(frozenset({as_id}), pushers, keys, services.clock, services.log, services.metrics)
-    node = services.node(f"AS {as_id}", agent.handle, trusted=())
+    agent = KeyAgent(
+        frozenset({as_id}), pushers, keys, services.clock, services.log, services.metrics,
+        lambda register: watch.registered(register) if settings.reg_event else None,
+    )  # fmt: skip
+    node = services.node(f"AS {as_id}", lambda request, peer: watch.handle(request, peer), trusted=())
+    watch = _watch(services, settings, node, agent)
     await services.serve_sip("as", node, parse_sip_uri(settings.sip_uri).host, settings.listen_sip, shown=as_id)
     services.every(60.0, lambda: keys.sweep(services.clock.now()))
     certificate = services.pki.ensure(as_id, "as")
@@ -52,6 +59,19 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
     )  # fmt: skip
     await services.serve_http("as", door, settings.listen_https, as_id, tls_context(certificate.certificate, certificate.key))
     return AsParts(settings, as_id, keys, agent)
+
+
+def _watch(services: Services, settings: ApplicationServer, node: SipNode, agent: KeyAgent) -> AsWatch:
+    subscriber = RegEventSubscriber(
+        sip=node, profile=SubscriberProfile(settings.sip_uri, settings.sip_uri, asserts=True), on_news=lambda news: watch.heard(news),
+        clock=services.clock, random=services.random, log=services.log, counter=services.metrics, resolver=services.resolver,
+    )  # fmt: skip
+    watch = AsWatch(agent, subscriber, services.resolver, Tasks(services.log))
+    if settings.reg_event:
+        services.every(SWEEP, subscriber.sweep)
+    services.exit.push_async_callback(subscriber.aclose)
+    services.exit.push_async_callback(watch.tasks.aclose)
+    return watch
 
 
 def _pusher(services: Services, name: str, as_id: AsId) -> Pusher:

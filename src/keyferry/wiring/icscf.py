@@ -14,6 +14,6 @@ async def start_icscf(services: Services, cx: CxClient) -> Icscf:
     trusted = settings.trusted_peers
     handler = services.trusting(trusted, lambda request, peer: icscf.handle(request, peer))
     node = services.node("I-CSCF", handler, sheds=True, trusted=trusted)
-    icscf = Icscf(cx=cx, sip=node, resolver=services.resolver, default_scscf=settings.scscf, log=services.log)
+    icscf = Icscf(cx=cx, sip=node, resolver=services.resolver, default_scscf=settings.scscf, log=services.log, name=settings.name)
     await services.serve_sip("icscf", node, settings.name, settings.listen)
     return icscf

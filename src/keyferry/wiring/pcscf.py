@@ -8,8 +8,14 @@ import ssl
 from keyferry.config import split_address
 from keyferry.roles.pcscf.proxy import Pcscf
 from keyferry.roles.pcscf.security import SecurityAgreement
+from keyferry.roles.reg_event_subscriber import RegEventSubscriber, SubscriberProfile
 from keyferry.transports.pki import mutual_tls
+from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.services import Listener, Services
+from keyferry.wiring.watching import SWEEP, PcscfWatch, Tasks
+
+EXPIRES = 604_800
+"""Seconds that the P-CSCF asks for its subscriptions: more than a registration has."""
 
 
 async def start_pcscf(services: Services) -> Pcscf:
@@ -25,6 +31,8 @@ async def start_pcscf(services: Services) -> Pcscf:
         sas = await node.protect(*split_address(settings.gm_listen, "pcscf.gm_listen"))
         tunnel = [Listener("pcscf", "esp", str(sas.address), sas.ports[1], settings.name)]
         pcscf.security = SecurityAgreement(sas, services.metrics, required=network.gm == "required")
+    if settings.reg_event:
+        _watch(services, node, pcscf)
     await services.serve_sip("pcscf", node, settings.name, settings.listen)
     services.listeners += tunnel
     if settings.listen_tls is not None:
@@ -32,3 +40,17 @@ async def start_pcscf(services: Services) -> Pcscf:
         tls = mutual_tls(certificate, services.pki.ca_file, clients=ssl.CERT_NONE)  # RFC 3261 §26.3.1: a phone has no certificate
         await services.serve_sip("pcscf", node, settings.name, settings.listen_tls, over=("TLS",), tls=tls)
     return pcscf
+
+
+def _watch(services: Services, node: SipNode, pcscf: Pcscf) -> None:
+    # The subscription outlives the registration (§5.2.3), so the UE's 600,000 s and some more.
+    profile = SubscriberProfile(pcscf.uri, pcscf.uri, asserts=True, expires=EXPIRES)
+    subscriber = RegEventSubscriber(
+        sip=node, profile=profile, on_news=lambda news: watch.heard(news), clock=services.clock, random=services.random,
+        log=services.log, counter=services.metrics, resolver=services.resolver,
+    )  # fmt: skip
+    watch = PcscfWatch(pcscf, subscriber, services.resolver, pcscf.icscf, Tasks(services.log))
+    pcscf.registered, pcscf.dialogs.notified = watch.registered, subscriber.handle_notify
+    services.every(SWEEP, subscriber.sweep)
+    services.exit.push_async_callback(subscriber.aclose)
+    services.exit.push_async_callback(watch.tasks.aclose)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from urllib.parse import urljoin
 import httpx
 
 from keyferry.client.http import open_http
+from keyferry.client.stay import Stay, Tell
 from keyferry.client.ue import HttpCredentials, Isim, UeClient, http_credentials, open_ue
 from keyferry.config import UeConfig, split_address
 from keyferry.errors import ConfigError, RegistrationFailed
@@ -34,6 +37,7 @@ class UeSession:
     client: UeClient
     random: RandomSource
     ca: Path
+    log: Log
 
     async def current(self) -> UeState:
         """Return the state of a registration that is still valid. Raises RegistrationFailed."""
@@ -43,6 +47,24 @@ class UeSession:
         if state.expires_at <= self.client.clock.now():
             raise RegistrationFailed("this UE's registration has expired: run `keyferry ue register`")
         return state
+
+    async def stay(self, tell: Tell) -> bool:
+        """Stay registered until SIGINT or SIGTERM; false if the network wants us no more. Raises RegistrationFailed, TransportError."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, ended.set)
+        stay = Stay(self.client, tell, self.random, self.log)
+        running, asked = loop.create_task(stay.run()), loop.create_task(ended.wait())
+        try:
+            await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+            return not running.done()
+        finally:
+            running.cancel()
+            asked.cancel()
+            await asyncio.gather(running, asked, return_exceptions=True)
+            await stay.leave()
 
     def credentials(self, state: UeState, as_id: str) -> HttpCredentials:
         """Derive the HTTP credentials for an AS. Raises ParseError, RegistrationFailed."""
@@ -84,4 +106,4 @@ async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: 
             local_host=local, observer=observer, gm=SipPeer("UDP", *gm) if settings.gm == "required" else None,
             tls=client_tls(ca) if over_tls else None,
         ) as client:  # fmt: skip
-            yield UeSession(config, client, random, ca)
+            yield UeSession(config, client, random, ca, log)

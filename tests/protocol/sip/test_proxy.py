@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RFC 3261 §16.3, §16.6."""
+"""RFC 3261 §16.3, §16.4, §16.6."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from keyferry.errors import ParseError, RemoteProtocolError
 from keyferry.protocol.sip.message import Request
-from keyferry.protocol.sip.proxy import forwarded
+from keyferry.protocol.sip.proxy import forwarded, next_hop, own_route, routed, routes
 
 
 def request(*hops: str) -> Request:
@@ -53,3 +53,36 @@ def test_the_request_uri_can_be_exchanged() -> None:
     """RFC 3261 §16.6 step 2."""
     onward = forwarded(request("5"), uri="sip:scscf1.home1.net")
     assert (onward.method, onward.uri, onward.body, onward.get("Max-Forwards")) == ("REGISTER", "sip:scscf1.home1.net", b"body", "4")
+
+
+def with_routes(*rows: str) -> Request:
+    return Request("NOTIFY", "sip:alice@192.0.2.1", (("To", "<sip:alice@home1.net>"), *(("Route", row) for row in rows)))
+
+
+def test_our_own_route_is_taken_off_the_top() -> None:
+    """RFC 3261 §16.4."""
+    onward, own = own_route(with_routes("<sip:token@P.net;lr>, <sip:s.net;lr>", "<sip:i.net>"), {"p.net"})
+    assert own is not None
+    assert (own.user, own.host) == ("token", "p.net")
+    assert routes(onward) == ("<sip:s.net;lr>", "<sip:i.net>")
+    assert own_route(with_routes("<sip:p.net;lr>"), {"p.net"})[0].all("Route") == []
+
+
+@pytest.mark.parametrize("rows", [(), ("<sip:s.net;lr>, <sip:p.net;lr>",)])
+def test_anothers_route_stays(rows: tuple[str, ...]) -> None:
+    request = with_routes(*rows)
+    assert own_route(request, {"p.net"}) == (request, None)
+
+
+def test_a_request_goes_to_the_top_route_or_else_to_its_uri() -> None:
+    """RFC 3261 §16.6 step 7."""
+    assert next_hop(with_routes()).host == "192.0.2.1"
+    assert next_hop(with_routes("<sip:s.net:6060;lr>")).host == "s.net"
+    assert next_hop(routed(with_routes("<sip:s.net;lr>"), ("<sip:t.net;lr>", "<sip:u.net;lr>"))).host == "t.net"
+    assert routed(with_routes("<sip:s.net;lr>"), ()).all("Route") == []
+
+
+@pytest.mark.parametrize("rows", [("<sip:s.net>",) * 11, ("<tel:+1>",), ("x y",)])
+def test_a_route_that_nobody_could_follow_is_an_error(rows: tuple[str, ...]) -> None:
+    with pytest.raises(ParseError):
+        own_route(with_routes(*rows), {"p.net"})

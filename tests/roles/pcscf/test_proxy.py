@@ -153,7 +153,7 @@ class TestTowardsTheHomeNetwork:
 
     async def test_another_method_is_405(self, visited: Visited) -> None:
         answer = await visited.ask(register(method="MESSAGE"))
-        assert (answer.status, answer.get("Allow")) == (405, "REGISTER")
+        assert (answer.status, answer.get("Allow")) == (405, "REGISTER, SUBSCRIBE, NOTIFY")
 
     async def test_a_silent_home_network_is_504(self, visited: Visited) -> None:
         visited.network.down("I")

@@ -293,3 +293,60 @@ def each_with(mechanism: Mechanism, spi: int) -> Mechanism:
 
 def user() -> str:
     return f"alice@home1.net {reg_of('<urn:uuid:1>')} 127.0.0.2"
+
+
+class TestOtherRequests:
+    """§5.2.6.1, §5.2.5.2: what is not a REGISTER, and the end that the network says."""
+
+    @staticmethod
+    def subscribe() -> Request:
+        headers = (("From", "<sip:alice@home1.net>;tag=1"), ("To", "<sip:alice@home1.net>"), ("Call-ID", "c"), ("CSeq", "1 SUBSCRIBE"))
+        return Request("SUBSCRIBE", "sip:alice@home1.net", (*headers, ("Contact", "<sip:alice@127.0.0.2:5100>")))
+
+    async def registered(self, visited: Visited) -> SipPeer:
+        hop, server = await visited.challenged()
+        granted = [
+            ("Contact", CONTACT + ";expires=600"),
+            ("P-Associated-URI", "<sip:alice@home1.net>"),
+            ("Service-Route", "<sip:I@icscf.home1.net;lr>"),
+        ]
+        assert (await visited.ask(sm7(server), 200, *granted, peer=hop)).status == 200
+        return hop
+
+    async def test_one_over_the_associations_is_of_their_user(self, visited: Visited) -> None:
+        hop = await self.registered(visited)
+        assert (await visited.ask(self.subscribe(), 200, peer=hop)).status == 200
+        assert visited.onward.all("P-Asserted-Identity") == ["<sip:alice@home1.net>"]
+
+    async def test_one_in_clear_of_a_ue_that_has_associations_is_refused(self, visited: Visited) -> None:
+        await self.registered(visited)
+        assert (await visited.ask(self.subscribe())).status == 403
+
+    async def test_one_over_a_set_that_nobody_registered_over_is_refused(self, visited: Visited) -> None:
+        hop, _ = await visited.challenged()
+        assert (await visited.ask(self.subscribe(), peer=hop)).status == 403
+        assert (await visited.ask(self.subscribe(), peer=hop._replace(spi=9))).status == 403
+
+    async def test_requests_for_the_ue_go_through_its_tunnel(self, visited: Visited) -> None:
+        await self.registered(visited)
+        user = visited.live[0].user
+        assert visited.security.hop(user) == visited.sas.hop(visited.live[0])
+        assert visited.security.hop("nobody") is None
+
+    async def test_an_end_by_the_network_ends_the_associations(self, visited: Visited) -> None:
+        """TS 33.203 §7.4; the last NOTIFY still passes."""
+        await self.registered(visited)
+        visited.pcscf.ended("sip:alice@127.0.0.2:5100", "rejected")
+        assert (await visited.ask(self.subscribe(), peer=visited.sas.hop(visited.live[0]))).status == 403
+        await visited.clock.advance(33)
+        visited.sas.expire()
+        assert visited.live == []
+
+    async def test_a_notify_for_a_ue_without_associations_left_is_504(self, visited: Visited) -> None:
+        await self.registered(visited)
+        binding = visited.pcscf.bindings.of_contact("sip:alice@127.0.0.2:5100", visited.clock.now())
+        assert binding is not None
+        visited.pcscf.bindings.put(binding._replace(user="gone"))
+        headers = (("From", "<sip:a@b>;tag=1"), ("To", "<sip:a@b>;tag=2"), ("Call-ID", "c"), ("CSeq", "1 NOTIFY"))
+        request = Request("NOTIFY", binding.contact, (*headers, ("Route", f"<sip:{binding.token}@pcscf1.visited1.net;lr>")))
+        assert (await visited.ask(request)).status == 504

@@ -45,6 +45,9 @@ class Cx:
     async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: object) -> bytes:
         raise NotImplementedError
 
+    async def location_info(self, impu: Impu) -> str:
+        raise NotImplementedError
+
     async def multimedia_auth(
         self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False
     ) -> AuthVector:

@@ -62,6 +62,10 @@ class ShortCx:
         """UAR."""
         return await self.whole.user_authorization(impi, impu, visited_network)
 
+    async def location_info(self, impu: Impu) -> str:
+        """LIR."""
+        return await self.whole.location_info(impu)
+
     async def multimedia_auth(
         self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False
     ) -> AuthVector:

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a proxy does to a request before it sends it on (RFC 3261 §16.3, §16.6)."""
+"""What a proxy does to a request before it sends it on (RFC 3261 §16.3, §16.4, §16.6)."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from keyferry.errors import ParseError, RemoteProtocolError
+from keyferry.protocol.sip.headers import parse_name_addr, split_list
 from keyferry.protocol.sip.message import Request
+from keyferry.protocol.sip.uri import SipUri, parse_sip_uri
 
 DEFAULT_MAX_FORWARDS = 70  # RFC 3261 §8.1.1.6
+MAX_ROUTES = 10
+"""Route values; an IMS path has three."""
 
 
 def forwarded(request: Request, *, uri: str | None = None) -> Request:
@@ -25,3 +31,36 @@ def forwarded(request: Request, *, uri: str | None = None) -> Request:
         raise RemoteProtocolError("Too Many Hops", status=483)
     onward = request.replacing("Max-Forwards", str(hops - 1))
     return onward if uri is None else Request(onward.method, uri, onward.headers, onward.body)
+
+
+def routes(request: Request) -> tuple[str, ...]:
+    """Return the name-addrs of Route, the next hop first. Raises ParseError where there are more than MAX_ROUTES."""
+    found = tuple([item for row in request.all("Route") for item in split_list(row)])
+    if len(found) > MAX_ROUTES:
+        raise ParseError("Route", f"more than {MAX_ROUTES} values")
+    return found
+
+
+def routed(request: Request, route: Sequence[str]) -> Request:
+    """Return the request with another Route."""
+    return request.replacing("Route", *route) if route else request.without("Route")
+
+
+def own_route(request: Request, hosts: Collection[str]) -> tuple[Request, SipUri | None]:
+    """Take our own value off the top of Route, as a loose router does (§16.4); return it, None where there is none.
+
+    `hosts` are the names we go by, lower case. Raises ParseError.
+    """
+    found = routes(request)
+    if not found:
+        return request, None
+    top = parse_sip_uri(parse_name_addr(found[0]).uri)
+    if top.host not in hosts:
+        return request, None
+    return routed(request, found[1:]), top
+
+
+def next_hop(request: Request) -> SipUri:
+    """Return where a request goes: the top of Route, else the Request-URI (§16.6 step 7). Raises ParseError."""
+    found = routes(request)
+    return parse_sip_uri(parse_name_addr(found[0]).uri if found else request.uri)

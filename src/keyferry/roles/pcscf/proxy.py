@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""P-CSCF: the UE's first hop, keeper of the Gm keys (TS 24.229 §5.2.2, Release 17; TS 33.203 §6.1)."""
+"""P-CSCF: the UE's first hop, keeper of the Gm keys (TS 24.229 §5.2.2, §5.2.5, Release 17; TS 33.203 §6.1)."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,15 +15,17 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import build_challenge, build_credentials, parse_challenge, parse_credentials, with_parameter
 from keyferry.protocol.esp import KEY_OCTETS
 from keyferry.protocol.identity import Reg, reg_of
+from keyferry.protocol.ims.reginfo import ContactEvent
 from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list, parse_via_list
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.roles.pcscf.bindings import Binding, Bindings, Device, associated, contact_of, service_route
+from keyferry.roles.pcscf.dialogs import CHARGING, UNTRUSTED, Dialogs
 from keyferry.roles.pcscf.security import (
     PROTECTED,
     SEC_AGREE,
     UNPROTECTED,
-    Device,
     Protection,
     SecurityAgreement,
     SecurityRefused,
@@ -33,8 +36,8 @@ from keyferry.roles.pcscf.security import (
 )
 
 MAX_DEVICES = 200_000  # Gm key pairs held; the oldest goes first
-UNTRUSTED = ("Path", "P-Visited-Network-ID", "P-Charging-Vector", "P-Charging-Function-Addresses", "P-Asserted-Identity", "Service-Route")
-"""What only the network may write (RFC 3455, RFC 7315, RFC 3325): from a UE it is taken out."""
+TOKEN_OCTETS = 12
+"""Of the user in our Record-Route: it is not to be guessed."""
 CHALLENGE_HEADERS = ("WWW-Authenticate", "Proxy-Authenticate")
 
 
@@ -57,23 +60,56 @@ class Pcscf:
     """CK || IK as received from the S-CSCF: of the challenge whose answer got a 2xx."""
     _offered: OrderedDict[tuple[Device, str], Secret] = field(default_factory=OrderedDict)
     """Those of challenges without security agreement that wait for it, by nonce: anybody can cause a challenge in another's name."""
+    registered: Callable[[Binding], None] | None = None
+    """Called with every device as it registers or re-registers; must not wait."""
+    bindings: Bindings = field(init=False)
+    dialogs: Dialogs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bindings = Bindings(self.max_devices)
+        self.dialogs = Dialogs(
+            self.sip, self.resolver, parse_sip_uri(self.uri).host, self.clock, self.random, self.log, self.counter, self.bindings,
+            lambda: self.security,
+        )  # fmt: skip
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
-        """Answer a REGISTER with what the home network answers."""
+        """Answer a request of a UE with what the home network answers, and the other way round."""
         check_request(request)
-        if request.method != "REGISTER":
-            return make_response(request, 405, headers=(("Allow", "REGISTER"),))
+        try:
+            if request.method == "REGISTER":
+                return await self._register(request, peer)
+            if request.method == "SUBSCRIBE":
+                return await self.dialogs.subscribe(request, peer)
+        except SecurityRefused as refusal:
+            return make_response(request, refusal.status, headers=refusal.headers)
+        if request.method == "NOTIFY":
+            return await self.dialogs.notify(request, peer)
+        return make_response(request, 405, headers=(("Allow", "REGISTER, SUBSCRIBE, NOTIFY"),))
+
+    def ended(self, contact: str, event: ContactEvent) -> None:
+        """Forget the device of a contact address, with its keys and security associations: the network says so (§5.2.5.2)."""
+        binding = self.bindings.of_contact(contact, self.clock.now())
+        if binding is None or binding.ended:
+            return
+        self.bindings.end(binding.device, self.clock.now())
+        self.gm_keys.pop(binding.device, None)
+        if self.security is not None and binding.user:
+            self.security.ended(binding.user)
+        self.counter.count("pcscf_ended", event)
+        self.log.info("registration-ended", impi=binding.device.impi, contact=contact, because=event)
+
+    async def _register(self, request: Request, peer: SipPeer) -> Response:
         if len([via for text in request.all("Via") for via in parse_via_list(text)]) > 1:
             # A UE is the first hop. What it wrote below its own Via would pass for an address that we saw.
             return make_response(request, 400)
         device = _device(request)
-        try:
-            protection = self._protection(request, peer, device)
-        except SecurityRefused as refusal:
-            return make_response(request, refusal.status, headers=refusal.headers)
+        protection = self._protection(request, peer, device)
         onward = self._onward(request, protected=protection.association is not None)
         response = await self._ask_home(request, onward)
-        return self._towards_ue(request, response, device, protection)
+        answer = self._towards_ue(request, response, device, protection)
+        if device is not None and 200 <= answer.status < 300:
+            self._bind(request, peer, answer, device, protection)
+        return answer
 
     def fingerprint(self, impi: str, contact: str) -> str | None:
         """Return the fingerprint of the Gm keys held for a device, for comparison with the UE's."""
@@ -116,7 +152,9 @@ class Pcscf:
         )
 
     def _towards_ue(self, request: Request, response: Response, device: Device | None, protection: Protection) -> Response:
-        response = without_server_list(response.without("P-Charging-Vector").without("P-Charging-Function-Addresses"))
+        for name in CHARGING:
+            response = response.without(name)
+        response = without_server_list(response)
         if response.status == 401:
             try:
                 return self._challenge(response, device, protection)
@@ -154,6 +192,22 @@ class Pcscf:
             for nonce, keys in found:
                 _keep(self._offered, (device, nonce), keys, self.max_devices)
         return response
+
+    def _bind(self, request: Request, peer: SipPeer, response: Response, device: Device, protection: Protection) -> None:
+        """Remember what later requests of the device, and for it, need (§5.2.2.1: Service-Route, P-Associated-URI)."""
+        granted = 0 if _expires(request) == 0 else _granted(response, request, device)
+        if not granted:
+            self.bindings.end(device, self.clock.now())
+            return
+        before = self.bindings.drop(device)
+        binding = Binding(
+            device=device, token=before.token if before is not None else self.random.octets(TOKEN_OCTETS).hex(),
+            contact=contact_of(request), source=peer, user=protection.association.user if protection.association is not None else "",
+            impus=associated(response), service_route=service_route(response), expires_at=self.clock.now() + granted,
+        )  # fmt: skip
+        self.bindings.put(binding)
+        if self.registered is not None:
+            self.registered(binding)
 
     def _after_success(self, request: Request, response: Response, device: Device, protection: Protection) -> None:
         granted = 0 if _expires(request) == 0 else _granted(response, request, device)

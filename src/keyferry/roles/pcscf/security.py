@@ -13,7 +13,6 @@ from keyferry.ports import Counter, GmProtection, SipPeer
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import parse_credentials
 from keyferry.protocol.esp import ENCRYPTION, INTEGRITY, KEY_OCTETS, expand_keys
-from keyferry.protocol.identity import Reg
 from keyferry.protocol.ims.gm_association import AssociationSet, Endpoint, State
 from keyferry.protocol.ims.security_agreement import (
     MAX_Q,
@@ -27,6 +26,7 @@ from keyferry.protocol.ims.security_agreement import (
     parse_mechanisms,
 )
 from keyferry.protocol.sip.message import Request, Response
+from keyferry.roles.pcscf.bindings import Device
 
 EXTENSION_REQUIRED: Final = 421
 SEC_AGREE: Final = "sec-agree"
@@ -42,13 +42,6 @@ class SecurityRefused(RemoteProtocolError):
     def __init__(self, problem: str, status: int, headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(problem, status)
         self.headers = headers
-
-
-class Device(NamedTuple):
-    """Who registers: one device of one subscriber."""
-
-    impi: str
-    reg: Reg
 
 
 class Agreed(NamedTuple):
@@ -104,6 +97,26 @@ class SecurityAgreement:
         self._check_protected(request, association, device)
         offer = self._offer(request, str(association.ue.address), device) if request.all("Security-Client") else None
         return Protection(association, offer)
+
+    def of_peer(self, peer: SipPeer) -> Device:
+        """Return whose security associations a request other than REGISTER came over (§5.2.6.1). Raises SecurityRefused."""
+        try:
+            association = self.gm.of_peer(peer)
+        except EspRejected as problem:
+            raise SecurityRefused("the set of security associations has ended", 403) from problem
+        agreed = self._agreed.get(association.spi_ps)
+        if agreed is None or association.state is State.TEMPORARY:
+            raise SecurityRefused("nobody is registered over these security associations", 403)
+        return agreed.device
+
+    def hop(self, user: str) -> SipPeer | None:
+        """Return where a request for the user of a set goes; None where there is none that the UE has, too."""
+        association = self.gm.sending(user)
+        return None if association is None else self.gm.hop(association)
+
+    def ended(self, user: str) -> None:
+        """Take the end of a registration that came from the network (§5.2.5.2)."""
+        self.gm.ended(user)
 
     def challenged(self, offer: Offer, keys: Secret | None) -> tuple[str, str]:
         """Set up SAs as a 401 passes; return its Security-Server. Raises RemoteProtocolError."""

@@ -140,6 +140,11 @@ class SqliteSubscriberStore:
 
         return await self._database.write(work)
 
+    async def of_impu(self, impu: Impu) -> Impi | None:
+        """Return whose public identity this is; the caller opens the row itself, which is sealed."""
+        rows = self._database.read("SELECT impi FROM subscriber_impu WHERE impu = ?", (impu,))
+        return Impi(rows[0][0]) if rows else None
+
     async def seq(self, impi: Impi) -> int:
         """Return the SEQ up to which values may have been used; 0 for a new subscriber."""
         rows = self._database.read("SELECT seq FROM subscriber WHERE impi = ?", (impi,))

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The P-CSCF's memory of who is registered through it (TS 24.229 §5.2.2.1, Release 17): contact, source, identities, Service-Route."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from keyferry.errors import ParseError
+from keyferry.ports import SipPeer
+from keyferry.protocol.identity import Reg
+from keyferry.protocol.sip.headers import parse_name_addr_list
+from keyferry.protocol.sip.message import Request, Response
+
+MAX_BINDINGS = 200_000  # the oldest goes first
+MAX_IMPUS = 1_000
+"""Of one P-Associated-URI; a user profile has under 20."""
+MAX_SERVICE_ROUTES = 10
+LAST_WORDS = 32.0
+"""Seconds, 64*T1, that a NOTIFY may be under way after the end of a registration."""
+
+
+class Device(NamedTuple):
+    """Who registers: one device of one subscriber."""
+
+    impi: str
+    reg: Reg
+
+
+class Binding(NamedTuple):
+    """One registered device."""
+
+    device: Device
+    token: str  # the user of our Record-Route: by it a request of the network finds the device, and nobody guesses it
+    contact: str  # the SIP URI
+    source: SipPeer  # where its REGISTER came from
+    user: str  # of its security associations; "" where Gm is not protected
+    impus: tuple[str, ...]  # P-Associated-URI, the default first
+    service_route: tuple[str, ...]  # name-addrs
+    expires_at: float  # seconds since the epoch
+    ended: bool = False  # it may send no more, but a NOTIFY that says so still reaches it
+
+
+@dataclass(slots=True)
+class Bindings:
+    """Find registered devices by what a message shows."""
+
+    limit: int = MAX_BINDINGS
+    _by_device: OrderedDict[Device, Binding] = field(default_factory=OrderedDict)
+    _by_token: dict[str, Device] = field(default_factory=dict)
+    _by_contact: dict[str, Device] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._by_device)
+
+    def put(self, binding: Binding) -> None:
+        """Remember a device, as it is now; it keeps the token it had."""
+        self.drop(binding.device)
+        self._by_device[binding.device] = binding
+        self._by_token[binding.token] = self._by_contact[binding.contact] = binding.device
+        if len(self._by_device) > self.limit:
+            self.drop(next(iter(self._by_device)))
+
+    def drop(self, device: Device) -> Binding | None:
+        """Forget a device; return what was known."""
+        binding = self._by_device.pop(device, None)
+        if binding is not None:
+            self._by_token.pop(binding.token, None)
+            if self._by_contact.get(binding.contact) == device:
+                del self._by_contact[binding.contact]
+        return binding
+
+    def end(self, device: Device, now: float) -> None:
+        """Take the end of a registration: the UE is reached for LAST_WORDS seconds more."""
+        binding = self.drop(device)
+        if binding is not None:
+            self.put(binding._replace(ended=True, expires_at=min(binding.expires_at, now + LAST_WORDS)))
+
+    def get(self, device: Device, now: float) -> Binding | None:
+        """Return a device's binding if its time is not over."""
+        binding = self._by_device.get(device)
+        return binding if binding is not None and binding.expires_at > now else None
+
+    def of_token(self, token: str, now: float) -> Binding | None:
+        """Return the binding that our Record-Route names."""
+        device = self._by_token.get(token)
+        return None if device is None else self.get(device, now)
+
+    def of_contact(self, contact: str, now: float) -> Binding | None:
+        """Return the binding of a contact address."""
+        device = self._by_contact.get(contact)
+        return None if device is None else self.get(device, now)
+
+
+def associated(response: Response) -> tuple[str, ...]:
+    """Return the identities that a 200 lists, the default first; none where the list cannot be read."""
+    try:
+        found = [address.uri for row in response.all("P-Associated-URI") for address in parse_name_addr_list(row)]
+    except ParseError:
+        return ()
+    return tuple(found[:MAX_IMPUS])
+
+
+def service_route(response: Response) -> tuple[str, ...]:
+    """Return the Service-Route of a 200 (RFC 3608 §6.2); empty where it cannot be read."""
+    try:
+        found = [f"<{address.uri}>" for row in response.all("Service-Route") for address in parse_name_addr_list(row)]
+    except ParseError:
+        return ()
+    return tuple(found[:MAX_SERVICE_ROUTES])
+
+
+def contact_of(request: Request) -> str:
+    """Return the contact URI that a request states, "" if there is none."""
+    values = request.all("Contact")
+    return parse_name_addr_list(values[0])[0].uri if values and values[0] != "*" else ""

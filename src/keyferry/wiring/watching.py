@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a P-CSCF and an AS do with the reg event package (TS 24.229 §5.2.3, §5.2.5.2, §5.7.1.1, Release 17)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Final
+
+from keyferry.errors import KeyferryError, RemoteProtocolError
+from keyferry.ports import Log, Resolver, SipPeer
+from keyferry.protocol.identity import Impu
+from keyferry.protocol.ims.third_party import ThirdPartyRegister
+from keyferry.protocol.sip.message import Request, Response
+from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.roles.appserver import KeyAgent
+from keyferry.roles.pcscf.bindings import Binding
+from keyferry.roles.pcscf.proxy import Pcscf
+from keyferry.roles.reg_event_subscriber import MAX_SUBSCRIPTIONS, RegEventSubscriber, RegNews
+
+SWEEP: Final = 1.0
+"""Seconds between looks for subscriptions that want to be refreshed."""
+NOT_REGISTERED: Final = frozenset({404, 480})
+"""Answers to a SUBSCRIBE that say that nobody is registered (TS 24.229 §5.3.2.1, §5.4.2.1.1)."""
+
+
+@dataclass(slots=True)
+class Tasks:
+    """Work that nobody waits for, ended with its owner."""
+
+    log: Log
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Do it."""
+        task = asyncio.get_running_loop().create_task(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        """End what is under way."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except KeyferryError as problem:
+            self.log.warning("not-subscribed", problem=str(problem))
+
+
+@dataclass(slots=True)
+class PcscfWatch:
+    """Watch every user who registers through a P-CSCF; end bindings and security associations that the network has ended."""
+
+    pcscf: Pcscf
+    subscriber: RegEventSubscriber
+    resolver: Resolver
+    icscf: str  # SIP URI
+    tasks: Tasks
+
+    def registered(self, binding: Binding) -> None:
+        """Subscribe at the first registration of a user (§5.2.3)."""
+        resource = next((impu for impu in binding.impus if impu.startswith("sip:")), None)
+        if resource is not None and not self.subscriber.watches(resource):
+            self.tasks.spawn(self._subscribe(resource))
+
+    def heard(self, news: RegNews) -> None:
+        """Take a NOTIFY: what is terminated has ended here, too."""
+        for change in news.changes:
+            if change.contact.state == "terminated":
+                self.pcscf.ended(change.contact.uri, change.contact.event)
+
+    async def _subscribe(self, resource: str) -> None:
+        hop = self.resolver.resolve(parse_sip_uri(self.icscf))
+        await self.subscriber.subscribe(resource, hop, (f"<{self.icscf};lr>",))
+
+
+@dataclass(slots=True)
+class AsWatch:
+    """Watch every user whom an S-CSCF registers with an AS; erase the keys of those whose registration has ended."""
+
+    agent: KeyAgent
+    subscriber: RegEventSubscriber
+    resolver: Resolver
+    tasks: Tasks
+    _scscf: dict[str, str] = field(default_factory=dict)  # resource → SIP URI of its S-CSCF, while it is watched
+    _seen: dict[str, int] = field(default_factory=dict)  # resource → number of its last third-party REGISTER
+    _count: int = 0  # of third-party REGISTERs
+
+    async def handle(self, request: Request, peer: SipPeer) -> Response:
+        """Answer a request of an S-CSCF."""
+        if request.method == "NOTIFY":
+            return await self.subscriber.handle_notify(request, peer)
+        return await self.agent.handle(request, peer)
+
+    def registered(self, register: ThirdPartyRegister) -> None:
+        """Subscribe at the first third-party REGISTER of a user, and at one from another S-CSCF (§5.7.1.1)."""
+        resource = register.impu
+        if register.expires == 0 or not resource.startswith("sip:"):
+            return
+        self._count += 1
+        self._seen[resource] = self._count
+        if not self.subscriber.watches(resource) or self._scscf.get(resource) != register.scscf:
+            self._scscf[resource] = register.scscf
+            if len(self._scscf) > MAX_SUBSCRIPTIONS:
+                self._forget(next(iter(self._scscf)))
+            self.tasks.spawn(self._subscribe(resource))
+
+    def heard(self, news: RegNews) -> None:
+        """Take a NOTIFY; where it ends the subscription, look whether the user is still registered."""
+        if news.ended is not None:
+            self.tasks.spawn(self._look_again(news.resource))
+
+    async def _subscribe(self, resource: str) -> None:
+        scscf = self._scscf[resource]
+        hop = self.resolver.resolve(parse_sip_uri(scscf))
+        self.subscriber.abandon(resource)
+        await self.subscriber.subscribe(resource, hop, (f"<{scscf};lr>",))
+
+    async def _look_again(self, resource: str) -> None:
+        """Ask the S-CSCF: a NOTIFY may be late, and the user registered anew since."""
+        asked, scscf = self._count, self._scscf.get(resource)
+        if scscf is None:
+            return
+        try:
+            await self._subscribe(resource)
+        except RemoteProtocolError as problem:
+            if problem.status not in NOT_REGISTERED:
+                raise
+        else:
+            return
+        if self._seen.get(resource, 0) <= asked:
+            self._forget(resource)
+            await self.agent.ended(scscf, Impu(resource))
+
+    def _forget(self, resource: str) -> None:
+        self._scscf.pop(resource, None)
+        self._seen.pop(resource, None)

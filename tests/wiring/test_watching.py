@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TS 24.229 §5.2.3, §5.2.5.2, §5.7.1.1: P-CSCF and AS watch registrations; a whole network in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import pytest
+
+from keyferry.protocol.sip.message import Request
+from keyferry.roles.reg_event_subscriber import RegEventSubscriber, RegNews, SubscriberProfile
+from keyferry.wiring import watching
+from keyferry.wiring.watching import AsWatch, PcscfWatch, Tasks
+from roles.home import NICKS, SIP_OF, XCAP, Home, open_home
+from roles.network import settle
+
+PCSCF = "sip:pcscf1.visited1.net"
+IMPU = "sip:alice@home1.net"
+
+
+@dataclass(slots=True)
+class Watched:
+    """A home network in which the P-CSCF and one AS watch."""
+
+    home: Home
+    pcscf: PcscfWatch
+    server: AsWatch
+
+    def subscribes(self, sender: str, receiver: str) -> int:
+        sent = self.home.network.sent(sender, receiver)
+        return len([message for message in sent if isinstance(message, Request) and message.method == "SUBSCRIBE"])
+
+
+def subscriber(home: Home, name: str, host: str, uri: str, watch: list[AsWatch | PcscfWatch]) -> RegEventSubscriber:
+    sip = home.pcscf.sip if name == "P" else home.network.attach(name, host, lambda request, peer: watch[0].handle(request, peer))  # type: ignore[union-attr]
+    return RegEventSubscriber(
+        sip=sip, profile=SubscriberProfile(uri, uri, asserts=True), on_news=lambda news: watch[0].heard(news), clock=home.clock,
+        random=home.random, log=home.log, counter=home.counter, resolver=home.network,
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[Watched]:
+    async with open_home() as home:
+        behind: list[AsWatch | PcscfWatch] = []
+        own = subscriber(home, "P", "", PCSCF, behind)
+        pcscf = PcscfWatch(home.pcscf, own, home.network, "sip:icscf.home1.net", Tasks(home.log))
+        behind.append(pcscf)
+        home.pcscf.registered, home.pcscf.dialogs.notified = pcscf.registered, own.handle_notify
+        watches: list[AsWatch | PcscfWatch] = []
+        theirs = subscriber(home, NICKS[XCAP], SIP_OF[XCAP].partition(":")[2], SIP_OF[XCAP], watches)
+        agent = replace(home.servers[XCAP].agent, registered=lambda register: server.registered(register))
+        server = AsWatch(agent, theirs, home.network, Tasks(home.log))
+        watches.append(server)
+        try:
+            yield Watched(home, pcscf, server)
+        finally:
+            for each in (own, theirs, pcscf.tasks, server.tasks):
+                await each.aclose()
+
+
+async def test_the_p_cscf_subscribes_once_a_user_through_the_i_cscf() -> None:
+    """§5.2.3."""
+    async with opened() as watched:
+        first, second = watched.home.device(), watched.home.device(number=2)
+        await first.register()
+        await second.register()
+        await first.register()
+        assert watched.subscribes("P", "I") == 1
+        assert watched.home.counter["scscf_subscriptions", "pcscf"] == 1
+
+
+async def test_what_the_network_ends_ends_at_the_p_cscf_and_nothing_else() -> None:
+    """§5.2.5.2."""
+    async with opened() as watched:
+        first, second = watched.home.device(), watched.home.device(number=2)
+        await first.register()
+        await second.register()
+        await watched.home.scscf.network_deregister(first.impi, first.reg, "deactivated")
+        await settle()
+        assert watched.home.counter["pcscf_ended", "deactivated"] == 1
+        assert watched.home.pcscf.fingerprint(first.impi, first.ue._contact()) is None
+        assert watched.home.pcscf.fingerprint(second.impi, second.ue._contact()) is not None
+
+
+async def test_the_as_subscribes_at_the_users_s_cscf_and_erases_keys_at_the_end() -> None:
+    """§5.7.1.1: even where the push that says so is lost."""
+    async with opened() as watched:
+        alice = watched.home.device()
+        await alice.register()
+        assert watched.subscribes(NICKS[XCAP], "S") == 1
+        assert await watched.home.keys_at() == 1
+        watched.home.network.requests["S", NICKS[XCAP]] = lambda request: (
+            request if request.method == "NOTIFY" else request.replacing("CSeq", "1 MESSAGE")
+        )
+        await watched.home.scscf.network_deregister(alice.impi, None, "deactivated")
+        await settle()
+        assert await watched.home.keys_at() == 0
+        assert watched.home.counter["as_keys_erased", "reg-event"] == 1
+        assert watched.server.subscriber.count == 0
+
+
+async def test_a_user_who_is_back_before_the_end_is_told_keeps_the_new_keys() -> None:
+    """A NOTIFY may be late; the AS asks before it erases."""
+    async with opened() as watched:
+        alice = watched.home.device()
+        await alice.register()
+        info = watched.server.subscriber.info(IMPU)
+        assert info is not None
+        watched.server.subscriber.abandon(IMPU)
+        watched.server.heard(RegNews(IMPU, info, (), "noresource"))
+        await settle()
+        assert await watched.home.keys_at() == 1
+        assert watched.server.subscriber.watches(IMPU)
+
+
+async def test_keys_pushed_while_the_as_asks_stay() -> None:
+    async with opened() as watched:
+        alice = watched.home.device()
+        await alice.register()
+        info = watched.server.subscriber.info(IMPU)
+        assert info is not None
+        await watched.home.scscf.network_deregister(alice.impi, None, "deactivated")
+        watched.server._scscf[IMPU], watched.server._seen[IMPU] = "sip:scscf1.home1.net", watched.server._count + 1
+        watched.server.heard(RegNews(IMPU, info, (), "noresource"))
+        await settle()
+        assert IMPU in watched.server._seen
+
+
+async def test_an_s_cscf_that_refuses_erases_nothing() -> None:
+    async with opened() as watched:
+        alice = watched.home.device()
+        await alice.register()
+        info = watched.server.subscriber.info(IMPU)
+        assert info is not None
+        watched.server.subscriber.abandon(IMPU)
+        watched.home.network.requests[NICKS[XCAP], "S"] = lambda request: request.without("P-Asserted-Identity")
+        watched.server.heard(RegNews(IMPU, info, (), "noresource"))
+        watched.server.heard(RegNews("sip:unknown@home1.net", info, (), "noresource"))
+        watched.server.heard(RegNews(IMPU, info, ()))
+        await settle()
+        assert await watched.home.keys_at() == 1
+        assert "not-subscribed" in watched.home.log.warnings
+
+
+async def test_only_as_many_users_are_remembered_as_may_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "MAX_SUBSCRIPTIONS", 1)
+    async with opened() as watched:
+        await watched.home.device().register()
+        await watched.home.device("bobby").register()
+        assert list(watched.server._scscf) == ["sip:bobby@home1.net"]
