@@ -8,25 +8,31 @@ from pathlib import Path
 
 import pytest
 
-from system.serving import Lab, make_lab, serving, ue, until
+from system.serving import Lab, free_port, make_lab, serving, ue, until
 from system.staying import metric, operate, staying
 
 IMPI = "user1_private@home1.net"
 DOCUMENT = "simservs.ngn.etsi.org/users/sip:user1_public1@home1.net/simservs.xml"
 
 
-def watched_lab(folder: Path, *, gm: str = "off") -> Lab:
+def watched_lab(folder: Path, *, gm: str = "off", tls: bool = False) -> Lab:
     """Everybody who may subscribes: UE, P-CSCF and the first AS."""
+    port = free_port()
 
     def edit(text: str) -> str:
         text = text.replace('icscf = "sip:icscf.home1.net:5062"', 'icscf = "sip:icscf.home1.net:5062"\nreg_event = true')
+        text = text.replace("[pcscf]", f'[pcscf]\nlisten_tls = "127.0.0.1:{port}"')
         return text.replace('app = "xcap" ', 'reg_event = true\napp = "xcap" ').replace('gm = "off"', f'gm = "{gm}"')
 
-    lab = make_lab(folder, edit, lambda text: text.replace('gm = "off"', f'gm = "{gm}"') + "\n")
+    def edit_ue(text: str) -> str:
+        if tls:
+            text = text.replace('"udp"', '"tls"').replace('"127.0.0.1:5060"', f'"127.0.0.1:{port}"\npcscf_name = "pcscf1.home1.net"')
+        return text.replace('gm = "off"', f'gm = "{gm}"') + "\n"
+
+    lab = make_lab(folder, edit, edit_ue)
     if gm != "off":  # the port of ESP is not among those of examples/
-        port = lab.ports["5060"]
-        lab.serve.write_text(lab.serve.read_text().replace("[pcscf]", f'[pcscf]\ngm_listen = "127.0.0.2:{port}"'))
-        lab.ue.write_text(lab.ue.read_text().replace("\n[hosts]", f'\npcscf_gm = "127.0.0.2:{port}"\n[hosts]', 1))
+        lab.serve.write_text(lab.serve.read_text().replace("[pcscf]", f'[pcscf]\ngm_listen = "127.0.0.2:{port + 1}"'))
+        lab.ue.write_text(lab.ue.read_text().replace("\n[hosts]", f'\npcscf_gm = "127.0.0.2:{port + 1}"\n[hosts]', 1))
     return lab
 
 
@@ -59,6 +65,19 @@ def test_the_network_asks_for_authentication_ends_a_registration_and_gets_a_new_
         assert served.health() == {"ok": True, "registrations": 0, "keys": {"xcap.home1.net": 0, "notes.home1.net": 0}}
         assert metric(served, 'keyferry_scscf_notifies_total{reason="timeout"}') == 0
         assert "Traceback" not in served.log.read_text()
+
+
+def test_over_tls_news_come_back_on_the_connection_of_the_ue(tmp_path: Path) -> None:
+    """RFC 5626 §5.3: a phone has no certificate and no port that others connect to."""
+    lab = watched_lab(tmp_path, tls=True)
+    with serving(lab.serve, lab.state) as served, staying(lab) as phone:
+        phone.next("subscribed")
+        operate(served, IMPI, "deregister", event="deactivated")
+        assert phone.next("ended-by-network")["reason"] == "deactivated"
+        phone.next("registered", after=1)
+        phone.next("subscribed", after=1)
+        assert phone.end() == 0
+        assert metric(served, 'keyferry_scscf_notifies_total{reason="timeout"}') == 0
 
 
 def test_a_rejected_ue_drops_its_keys_says_so_and_does_not_come_back(tmp_path: Path) -> None:

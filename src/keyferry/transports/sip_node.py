@@ -278,7 +278,7 @@ class SipNode:
         if hop.transport not in ("UDP", "TCP", "TLS"):
             raise TransportError(str(hop), "a transport this node does not have")
         if hop.transport == "TLS":
-            hop = hop._replace(name=(hop.name or hop.host).lower().rstrip("."))
+            hop = hop._replace(name=(hop.name or _name_in(hop.host)).lower().rstrip("."))
         elif hop.name or hop.role:
             hop = hop._replace(name="", role="")
         host = hop.host.strip("[]")
@@ -338,3 +338,12 @@ def bind_alike(host: str, port: int, transports: Sequence[str]) -> list[tuple[st
             if port != 0 or not sockets:
                 raise
     raise TransportError(host, "no port is free for UDP and TCP alike")
+
+
+def _name_in(host: str) -> str:
+    """Return a host that is a name, "" for an address: only a connection that its peer opened, and showed no name on, leads there."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host
+    return ""

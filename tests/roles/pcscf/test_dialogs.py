@@ -159,6 +159,23 @@ class TestSubscribe:
         assert (await visited.pcscf.handle(request, ue._replace(port=5_999))).status == 403
         assert (await visited.pcscf.handle(request, ue._replace(port=5_999, transport="TCP"))).status == 200
 
+    async def test_under_tls_the_connection_is_the_ue(self) -> None:
+        """Nobody else, in clear or over another connection, speaks for it; NOTIFYs go there, too."""
+        visited = Visited()
+        binding = await visited.registered()
+        ue = visited.network.peer("UE")._replace(transport="TLS")
+        visited.pcscf.bindings.put(binding._replace(source=ue))
+        request = subscribe(("Via", "SIP/2.0/TLS 127.0.0.2;branch=z9hG4bKx"))
+        assert [
+            (await visited.pcscf.handle(request, ue._replace(**other))).status for other in ({}, {"port": 5_999}, {"transport": "TCP"})
+        ] == [
+            200,
+            403,
+            403,
+        ]
+        own = notify(("Route", f"<sip:{binding.token}@pcscf1.visited1.net;lr>"))
+        assert (await visited.network.carry("S", own, visited.network.peer("P"))).status == 200
+
     async def test_a_registration_without_identities_asserts_none(self) -> None:
         visited = Visited(granted=tuple(row for row in GRANTED if row[0] != "P-Associated-URI"))
         await visited.registered()

@@ -88,13 +88,15 @@ class Dialogs:
         binding = self.bindings.of_contact(contact_of(request), now)
         if binding is None or binding.user or binding.source.host != peer.host:
             return None  # who has security associations uses them
-        # a UE's next connection has another port; without one, another port is another UE
-        return binding if peer.transport != "UDP" or binding.source.port == peer.port else None
+        # A UE's next TCP connection has another port; without one, another port is another UE. Under TLS the connection is the UE.
+        free = peer.transport == "TCP" and binding.source.transport != "TLS"
+        return binding if free or binding.source[:3] == peer[:3] else None
 
     def _towards(self, binding: Binding) -> SipPeer:
         security = self.security()
         if not binding.user or security is None:
-            return binding.source if binding.source.transport == "UDP" else self.resolver.resolve(parse_sip_uri(binding.contact))
+            # Over TLS by the connection that the UE opened alone (RFC 5626 §5.3), over TCP to the port where it listens.
+            return self.resolver.resolve(parse_sip_uri(binding.contact)) if binding.source.transport == "TCP" else binding.source
         hop = security.hop(binding.user)
         if hop is None:
             raise TransportError(binding.contact, "has no security associations left")
