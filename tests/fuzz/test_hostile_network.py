@@ -75,6 +75,9 @@ class ShortCx:
     async def user_authorization(self, impi: Impi, impu: Any, visited_network: str) -> str | None:
         return await self.whole.user_authorization(impi, impu, visited_network)
 
+    async def location_info(self, impu: Any) -> str:
+        return await self.whole.location_info(impu)
+
     async def multimedia_auth(
         self, impi: Impi, impu: Any, server_name: str, resync: Resync | None = None, *, masked: bool = False
     ) -> AuthVector:
