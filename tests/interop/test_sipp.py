@@ -6,19 +6,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from interop.peers import program
-from interop.tls_relay import tls_relay
+from interop.sipp_program import over_tls, sipp
 from keyferry.protocol.crypto.milenage import Milenage, derive_opc
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.transports.clock import SystemClock
-from keyferry.transports.pki import Pki
 from system.serving import EXAMPLES, Lab, Served, free_port, make_lab, serving
 
 pytestmark = pytest.mark.interop
@@ -28,7 +22,6 @@ K = Secret(bytes.fromhex("0396eb317b6d1c36f19c1c84cd6ffd16"))  # the second subs
 OP = Secret(bytes.fromhex("ff53bade17df5d4e793073ce9d7579fa"))
 IMPI = "user2_private@home1.net"
 ATTEMPTS = 5  # sipp's fault below takes one run in 32, five in a row one test in 30 million
-SIPP_LIMIT = 30.0  # seconds
 
 
 @pytest.mark.parametrize("transport", ["u1", "t1"], ids=["udp", "tcp"])
@@ -44,7 +37,7 @@ def test_sipp_registers_over_tls(tmp_path: Path) -> None:
     port = free_port()
     lab = make_lab(tmp_path, lambda text: text.replace("[pcscf]", f'[pcscf]\nlisten_tls = "127.0.0.1:{port}"'))
     with serving(lab.serve, lab.state) as served:
-        with _over_tls(served) as (transport, door):
+        with over_tls(served) as (transport, door):
             _register(served, transport, tmp_path, door)
         assert served.health()["registrations"] == 1
 
@@ -63,7 +56,7 @@ def test_a_wrong_key_is_refused(served: Served, tmp_path: Path) -> None:
     text = SCENARIO.read_text()
     other.write_text(text.replace(K.reveal().hex(), "0396eb317b6d1c36f19c1c84cd6ffd17"))
     assert other.read_text() != text
-    done = _sipp(served, "u1", other, tmp_path / "messages.log")
+    done = sipp(served.port("pcscf"), "u1", other, tmp_path / "messages.log")
     assert done.returncode != 0
     assert served.health()["registrations"] == 0
 
@@ -84,41 +77,14 @@ def test_the_fault_of_sipp_is_told_from_every_other(lab: Lab, tmp_path: Path) ->
     assert not _cut_res_at_zero(wrong)
 
 
-@contextmanager
-def _over_tls(served: Served) -> Iterator[tuple[str, int]]:
-    """Return sipp's word for its transport, and the port that it goes to."""
-    port = served.port("pcscf", proto="tls")
-    if "-TLS" in subprocess.run([program("sipp"), "-v"], capture_output=True, text=True, check=False).stdout:
-        yield "l1", port
-        return
-    with tls_relay(port, "pcscf1.home1.net", served.ca) as door:
-        yield "t1", door
-
-
 def _register(served: Served, transport: str, folder: Path, port: int = 0) -> None:
     for attempt in range(ATTEMPTS):
         messages = folder / f"messages-{attempt}.log"
-        done = _sipp(served, transport, SCENARIO, messages, port)
+        done = sipp(port or served.port("pcscf"), transport, SCENARIO, messages)
         if done.returncode == 0:
             return
         assert _cut_res_at_zero(messages), f"sipp failed, and not by its known fault: {done.stdout}{done.stderr}"
     pytest.fail(f"RES held 0x00 {ATTEMPTS} times in a row")
-
-
-def _sipp(served: Served, transport: str, scenario: Path, messages: Path, port: int = 0) -> subprocess.CompletedProcess[str]:
-    certificate = []
-    if transport == "l1":  # it wants to have one, which the P-CSCF does not ask for
-        made = Pki(messages.parent, SystemClock()).ensure("sipp.example.com", "ue")
-        certificate = ["-tls_cert", str(made.certificate), "-tls_key", str(made.key)]
-    command = [
-        program("sipp"), f"127.0.0.1:{port or served.port('pcscf')}", *certificate, "-sf", str(scenario),
-        "-auth_uri", "home1.net", "-m", "1", "-t", transport,
-        "-i", "127.0.0.1", "-p", str(free_port()), "-nostdin", "-timeout", "15s", "-timeout_error",
-        "-trace_msg", "-message_file", str(messages),
-    ]  # fmt: skip
-    return subprocess.run(
-        command, cwd=messages.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SIPP_LIMIT, check=False
-    )
 
 
 def _cut_res_at_zero(messages: Path) -> bool:
