@@ -7,7 +7,7 @@ import asyncio
 import socket
 from pathlib import Path
 
-from keyferry.lab.bench_register import RegisterSetup, card, serve_registrations
+from keyferry.lab.bench_register import RegisterSetup, card, config_of, serve_registrations
 from keyferry.lab.bench_register_load import AnsweringAs, Burst, Order, RegisterLoad, Registrars, load_registrations, ok, quantiles
 from keyferry.lab.bench_worker import Usage
 from lab.benchkit import part
@@ -129,6 +129,11 @@ def test_cards_differ_and_are_the_same_on_both_sides() -> None:
     assert card(1).k == card(1).k
     assert card(1).k != card(2).k
     assert len({card(number).impi for number in range(50)}) == 50
+
+
+def test_nothing_is_refused_while_the_capacity_is_measured(tmp_path: Path) -> None:
+    """As many registrations as the machine can do are no overload: a 503 would be counted as an error, and end the benchmark."""
+    assert config_of(RegisterSetup(tmp_path, 1, (), whole_path=True)).network.overload == "off"
 
 
 def test_the_load_survives_a_registrar_that_is_not_there() -> None:

@@ -54,7 +54,7 @@ async def serve_registrations(link: Link, setup: RegisterSetup) -> None:
     random = SystemRandom()
     with open_state(setup.state, random=random, exclusive=True) as state:
         roles: tuple[Role, ...] = ("pcscf", "icscf", "scscf", "as") if setup.whole_path else ("scscf",)
-        system = System(_config(setup), state, SystemClock(), random, StructLog("none"), Metrics(), roles)
+        system = System(config_of(setup), state, SystemClock(), random, StructLog("none"), Metrics(), roles)
         try:
             listeners = await system.start()
             await _provision(system.subscribers, setup.subscribers, link)
@@ -85,14 +85,15 @@ def _subscriber(number: int) -> Subscriber:
     return Subscriber(one.impi, impus, "milenage", one.k, one.opc, b"\x80\x00")
 
 
-def _config(setup: RegisterSetup) -> Config:
+def config_of(setup: RegisterSetup) -> Config:
+    """Return the configuration that is measured: the default, but that overload control refuses nothing of what is counted."""
     names = ["xcap"] if setup.whole_path else [f"as{number}" for number in range(1, len(setup.as_addresses) + 1)]
     servers = [
         ApplicationServer(as_id=f"{name}.{HOME}", sip_uri=f"sip:{name}-as.{HOME}", listen_sip=ANY_PORT, listen_https=ANY_PORT)
         for name in names
     ]
     return Config(
-        network=Network(home_domain=HOME),
+        network=Network(home_domain=HOME, overload="off"),
         pcscf=Pcscf(listen=ANY_PORT),
         icscf=Icscf(listen=ANY_PORT, scscf=f"sip:scscf1.{HOME}"),
         scscf=Scscf(listen=ANY_PORT),
