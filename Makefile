@@ -30,8 +30,8 @@ test: $(VENV)/.test
 check: $(VENV)/.check $(OLDEST_VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --python-version 3.11 src tests examples
-	$(BIN)/mypy src tests examples
+	$(BIN)/mypy --python-version 3.11 src tests examples bench
+	$(BIN)/mypy src tests examples bench
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_tree.py
 	$(OLDEST_VENV)/bin/python -m pytest -q -n $(JOBS) tests/protocol
