@@ -15,6 +15,10 @@ CARD = 'k = "465b5ce8b199b49faa5f0a2ee238a6bc"\nopc = "cd63cb71954a9f4e48a5994e3
 SERVER = (
     '[[application_servers]]\nas_id = "{}"\nsip_uri = "sip:as.home1.net"\nlisten_sip = "127.0.0.1:5090"\nlisten_https = "127.0.0.1:8443"\n'
 )
+TLS_SERVER = (
+    '[[application_servers]]\nas_id = "t.net"\nsip_uri = "sips:as.home1.net"\nprotection = "tls"\nlisten_sips = "127.0.0.1:5090"\n'
+    'listen_https = "127.0.0.1:8443"\n'
+)
 
 
 def load(folder: Path, text: str) -> Config:
@@ -50,6 +54,15 @@ def test_keys_do_not_print() -> None:
         ("[scscf]\npush_wait = 2.0\n", "scscf.push_wait"),
         ('[pcscf]\nlisten = "5060"\n', "'5060' is not HOST:PORT"),
         ('[pcscf]\nlisten_tls = "5061"\n', "pcscf.listen_tls: '5061' is not HOST:PORT"),
+        (TLS_SERVER.replace("listen_sips", "listen_sip"), "application_servers[0].listen_sip: is not used with protection 'tls'"),
+        (TLS_SERVER.replace("listen_sips", "# "), "application_servers[0]: protection 'tls' needs listen_sips"),
+        (TLS_SERVER + "reg_event = true\n", "application_servers[0].reg_event: is not there with protection 'tls'"),
+        (TLS_SERVER.replace("127.0.0.1:5090", "5090"), "application_servers[0].listen_sips: '5090' is not HOST:PORT"),
+        (TLS_SERVER.replace("sips:as.home1.net", "sip:as.home1.net"), "application_servers[0].sip_uri: does not go with protection 'tls'"),
+        (TLS_SERVER.replace("sips:as.home1.net", "sips:192.0.2.1"), "application_servers[0].sip_uri: does not go with protection 'tls'"),
+        (TLS_SERVER.replace("sips:as.home1.net", "x"), "application_servers[0].sip_uri"),
+        (SERVER.format("a.net").replace("sip:as", "sips:as"), "application_servers[0].sip_uri: does not go with protection 'loopback'"),
+        (SERVER.format("a.net").replace("listen_sip =", "# "), "application_servers[0]: protection 'loopback' needs listen_sip"),
         ('[pcscf]\nlisten = "127.0.0.1:70000"\n', "is not HOST:PORT"),
         ("x", "is not TOML"),
         (SERVER.format("127.0.0.1"), "application_servers[0].as_id: AS_ID: an IP address is no host name"),
@@ -79,6 +92,23 @@ def test_files_that_cannot_be_read_are_said_so(tmp_path: Path) -> None:
     (tmp_path / "large.toml").write_bytes(b"#" * 4_000_001)
     with pytest.raises(ConfigError, match="subscriber add"):
         load_config(tmp_path / "large.toml")
+
+
+def test_transport_tls_in_a_uri_is_tls_too(tmp_path: Path) -> None:
+    """RFC 3261 §26.2.2: deprecated, and in use."""
+    text = TLS_SERVER.replace("sips:as.home1.net", "sip:as.home1.net;transport=tls")
+    assert load(tmp_path, text + SERVER.format("a.net")).application_servers[0].protection == "tls"
+
+
+def test_over_tls_a_ue_needs_the_name_of_its_p_cscf(tmp_path: Path) -> None:
+    """RFC 5922 §7.3: an address is in no certificate."""
+    text = (EXAMPLES / "ue.toml").read_text().replace('transport = "udp"', 'transport = "tls"')
+    file = tmp_path / "ue.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"ue\.pcscf: a certificate names a host"):
+        load_ue_config(file)
+    file.write_text(text.replace("127.0.0.1:5060", "pcscf1.home1.net:5061"))
+    assert load_ue_config(file).ue.pcscf_name is None
 
 
 def test_a_ue_file_is_checked_too(tmp_path: Path) -> None:

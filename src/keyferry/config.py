@@ -7,6 +7,7 @@ import difflib
 import ipaddress
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +17,7 @@ from msgspec import Meta
 from keyferry.errors import ConfigError, ParseError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import parse_as_id, parse_impi, parse_impu
+from keyferry.protocol.sip.uri import parse_sip_uri
 
 MAX_FILE = 4_000_000  # octets; about 10,000 subscribers in a file, more belong in the store
 
@@ -106,7 +108,12 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
 
     as_id: Annotated[str, Meta(description="host name that the UE opens; names the key")]
     sip_uri: Annotated[str, Meta(description="ServerName in the filter criteria: where pushes go")]
-    listen_sip: Address
+    protection: Annotated[
+        Literal["loopback", "tls"],
+        Meta(description="where keys may go: to loopback addresses, or over TLS to the host in `sip_uri`, both ends shown by certificates"),
+    ] = "loopback"
+    listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback`")] = None
+    listen_sips: Annotated[str | None, Meta(description="`HOST:PORT` for pushes over TLS; needed with `tls`")] = None
     listen_https: Address
     app: Annotated[str, Meta(description="`xcap`, `notes`, or `module:attribute` of an ASGI application of your own")] = "xcap"
     default_handling: Annotated[int, Meta(ge=0, le=1, description="DefaultHandling of the filter criteria")] = 0
@@ -328,8 +335,8 @@ def _check_names(path: Path, config: Config) -> None:
         if as_id in seen:
             raise ConfigError(f"{where}.as_id", f"{as_id} is there twice", "One AS_ID is one application server")
         seen.add(as_id)
-        for listen in ("listen_sip", "listen_https"):
-            split_address(getattr(server, listen), f"{where}.{listen}")
+        split_address(server.listen_https, f"{where}.listen_https")
+        _check_protection(where, server, config.application_servers[:place])
     for name in ("pcscf", "icscf", "scscf", "admin"):
         split_address(getattr(config, name).listen, f"{path}: {name}.listen")
     split_address(config.pcscf.gm_listen, f"{path}: pcscf.gm_listen")
@@ -341,6 +348,31 @@ def _check_names(path: Path, config: Config) -> None:
         _check_keys(where, subscriber)
         for impu in (*subscriber.impus, *subscriber.barred):
             _checked(f"{where}.impus", parse_impu, impu)
+
+
+def _check_protection(where: str, server: ApplicationServer, before: Sequence[ApplicationServer]) -> None:
+    """Refuse an AS whose URI, listener and protection policy do not say the same (DESIGN §6)."""
+    over_tls = server.protection == "tls"
+    name, other = ("listen_sips", "listen_sip") if over_tls else ("listen_sip", "listen_sips")
+    if getattr(server, other) is not None:
+        raise ConfigError(f"{where}.{other}", f"is not used with protection {server.protection!r}", f"Set {name} instead")
+    if getattr(server, name) is None:
+        raise ConfigError(where, f"protection {server.protection!r} needs {name}", f'Add {name} = "HOST:PORT"')
+    split_address(getattr(server, name), f"{where}.{name}")
+    _checked(f"{where}.sip_uri", parse_sip_uri, server.sip_uri)
+    uri = parse_sip_uri(server.sip_uri)
+    says_tls = uri.scheme == "sips" or (uri.parameter("transport") or "").lower() == "tls"
+    if says_tls is not over_tls or (over_tls and _address(uri.host.strip("[]")) is not None):
+        remedy = "Write sips:HOST:PORT with a host name for `tls`, and sip: for `loopback`"
+        raise ConfigError(f"{where}.sip_uri", f"does not go with protection {server.protection!r}", remedy)
+    if over_tls and server.reg_event:
+        raise ConfigError(
+            f"{where}.reg_event", "is not there with protection 'tls': the S-CSCF takes no SUBSCRIBE over TLS", "Leave it out"
+        )
+    if any(one.sip_uri == server.sip_uri and one.protection != server.protection for one in before):
+        raise ConfigError(
+            f"{where}.protection", "differs from that of another AS with the same sip_uri", "Give one of them another sip_uri"
+        )
 
 
 def _check_keys(where: str, settings: Subscriber | Ue) -> None:

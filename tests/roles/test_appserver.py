@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from keyferry.ports import SipPeer
 from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.identity import Impi, Impu, KeyId, reg_of
 from keyferry.protocol.ims.keypush import Push, PushedKey, build_push, seal_push
@@ -73,6 +74,10 @@ def register(
         server_name="sip:as1.home1.net", scscf_uri=scscf, impu=to, expires=expires, call_id="c", cseq=1, from_tag="f",
         service_info=service_info, **more,
     )  # fmt: skip
+
+
+def received(request: Request) -> Request:
+    return request.prepending("Via", "SIP/2.0/TLS 192.0.2.1;branch=z9hG4bKx")
 
 
 @pytest.fixture
@@ -182,6 +187,26 @@ class TestRefusals:
 
     async def test_a_pusher_that_is_not_listed(self, bench: Bench) -> None:
         await self.check(bench, await bench.push(scscf="scscf9.home1.net"), "pusher")
+
+    @pytest.mark.parametrize(
+        "peer",
+        [
+            SipPeer("TLS", "192.0.2.1", 5061, "scscf1.other.net", "scscf"),
+            SipPeer("TLS", "192.0.2.1", 5061, "scscf1.home1.net", "pcscf"),
+            SipPeer("TLS", "192.0.2.1", 5061, "scscf1.home1.net", ""),
+            SipPeer("TLS", "192.0.2.1", 5061, "", ""),
+            SipPeer("TCP", "127.0.0.1", 5060, "scscf1.home1.net", "scscf"),
+        ],
+        ids=["another pusher", "another role", "another CA's", "no certificate", "no TLS"],
+    )
+    async def test_a_certificate_that_is_not_the_pushers(self, bench: Bench, peer: SipPeer) -> None:
+        """Policy `tls`: a right seal is not enough, for keys and for their end."""
+        agent = replace(bench.agent, over_tls=True)
+        sealed = seal_push(PUSH, transport_key=T1, scscf="scscf1.home1.net", kid="t1")
+        await self.check(bench, (await agent.handle(received(register(sealed)), peer)).status, "peer")
+        assert (await agent.handle(received(register(None, expires=0)), peer)).status == 403
+        right = SipPeer("TLS", "192.0.2.1", 5061, "scscf1.home1.net", "scscf")
+        assert (await agent.handle(received(register(sealed)), right)).status == 200
 
     async def test_an_unknown_kid(self, bench: Bench) -> None:
         await self.check(bench, await bench.push(kid="t3"), "kid")

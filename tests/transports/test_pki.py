@@ -117,11 +117,20 @@ def test_every_certificate_is_listed(pki: Pki) -> None:
     assert [(one.name, one.role) for one in pki.all()] == [("xcap.home1.net", "as"), ("scscf1.home1.net", "scscf")]
 
 
-@pytest.mark.parametrize("lost", ["ca.pem", "pki/ca.key"])
-def test_half_a_ca_is_an_error_that_says_what_to_do(pki: Pki, tmp_path: Path, lost: str) -> None:
+def test_a_ca_without_its_certificate_is_an_error_that_says_what_to_do(pki: Pki, tmp_path: Path) -> None:
     pki.ensure("xcap.home1.net", "as")
-    (tmp_path / lost).unlink()
-    with pytest.raises(StateError, match="one half of the CA"):
+    (tmp_path / "ca.pem").unlink()
+    with pytest.raises(StateError, match="the CA's key and not its certificate"):
+        pki.ensure("notes.home1.net", "as")
+
+
+def test_where_the_key_of_the_ca_is_not_certificates_come_from_elsewhere(pki: Pki, tmp_path: Path, clock: SettableClock) -> None:
+    """The machine of an AS holds ca.pem and its own certificate, which is used as long as there is no other."""
+    made = pki.ensure("xcap.home1.net", "as")
+    (tmp_path / "pki" / "ca.key").unlink()
+    clock.time += (LEAF_DAYS + 1) * 86_400
+    assert pki.ensure("xcap.home1.net", "as") == made
+    with pytest.raises(StateError, match=r"keyferry pki issue notes\.home1\.net --role as"):
         pki.ensure("notes.home1.net", "as")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from keyferry.errors import ParseError, PushRefused, SealError
 from keyferry.ports import Clock, Counter, KeyRecord, KeyStore, Log, SipPeer
@@ -16,6 +17,9 @@ from keyferry.protocol.ims.third_party import ThirdPartyRegister, parse_third_pa
 from keyferry.protocol.sip.headers import parse_name_addr
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response
 from keyferry.protocol.sip.uri import parse_sip_uri
+
+PUSHER_ROLE: Final = "scscf"
+"""Of the certificate of who pushes over TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class KeyAgent:
     clock: Clock
     log: Log
     counter: Counter
+    over_tls: bool = False  # the pusher's certificate must name it, and its role
     registered: Callable[[ThirdPartyRegister], None] | None = None
     """Called with every third-party REGISTER that was taken; must not wait."""
 
@@ -91,7 +96,7 @@ class KeyAgent:
     def _opened(self, block: SealedPush | Push, register: ThirdPartyRegister, peer: SipPeer) -> tuple[Pusher, Push]:
         """Establish who pushed, and for which of our names (DESIGN §6 "who may push")."""
         if isinstance(block, SealedPush):
-            pusher = self._pusher(block.scscf)
+            pusher = self._pusher(block.scscf, peer)
             if block.as_id not in self.as_ids:
                 raise PushRefused("as")
             transport_key = pusher.transport_keys.get((block.as_id, block.kid))
@@ -102,7 +107,7 @@ class KeyAgent:
             except SealError:
                 raise PushRefused("seal") from None
         else:
-            pusher, push = self._pusher(_host(register.scscf)), block
+            pusher, push = self._pusher(_host(register.scscf), peer), block
             if not (pusher.allow_plain and _is_loopback(peer)):
                 raise PushRefused("plain")
             if push.as_id not in self.as_ids:
@@ -114,17 +119,19 @@ class KeyAgent:
 
     async def _erase(self, register: ThirdPartyRegister, peer: SipPeer) -> None:
         """End the keys of that pusher whose IMPUs hold To: a body-less Expires 0 of Kamailio, Clearwater (DESIGN §6)."""
-        pusher = self._pusher(_host(register.scscf))
+        pusher = self._pusher(_host(register.scscf), peer)
         if not (pusher.unsealed_end and _is_loopback(peer)):
             raise PushRefused("plain")  # nothing proves who sent it; our own S-CSCF seals the end of keys too
         erased = await self.keys.erase_impu(pusher.name, register.impu, sorted(self.as_ids), self.clock.now())
         self.counter.count("as_pushes", "erased")
         self.log.info("keys-erased", impu=register.impu, pusher=pusher.name, keys=erased)
 
-    def _pusher(self, name: str) -> Pusher:
+    def _pusher(self, name: str, peer: SipPeer) -> Pusher:
         pusher = self.pushers.get(name)
         if pusher is None:
             raise PushRefused("pusher")
+        if self.over_tls and (peer.transport, peer.name, peer.role) != ("TLS", name, PUSHER_ROLE):
+            raise PushRefused("peer")
         return pusher
 
     def _refused(self, reason: str, peer: SipPeer, request: Request) -> None:

@@ -62,9 +62,12 @@ class MutualTls:
     not_after: float  # of our certificate, seconds since the epoch
 
     def renew(self, certificate: Certificate) -> MutualTls:
-        """Use a new certificate of the same name from the next handshake on; return what now is known of it."""
+        """Use a new certificate of the same name from the next handshake on; return what now is known of it. Raises StateError."""
         for context in (self.server, self.client):
-            context.load_cert_chain(certificate.certificate, certificate.key)
+            try:
+                context.load_cert_chain(certificate.certificate, certificate.key)
+            except OSError as problem:
+                raise StateError(str(certificate.certificate), "does not go with its key", "Copy both files there again") from problem
         return MutualTls(self.server, self.client, certificate.name, certificate.not_after.timestamp())
 
 
@@ -84,16 +87,17 @@ class Pki:
     def ensure(self, name: str, role: str, *, also: Sequence[str] = ()) -> Certificate:
         """Return the certificate of a role, made (again) if there is none, it is near its end, or its names differ.
 
+        Where ca.pem is without the CA's key, certificates come from elsewhere: the one that is here is used until its end and beyond.
         Raises StateError.
         """
-        self._ensure_ca()
+        issuing = self._ensure_ca()
         folder = self._folder / f"{role}-{name}.pem", self._folder / f"{role}-{name}.key"
         try:
             found = x509.load_pem_x509_certificate(folder[0].read_bytes())
             left = found.not_valid_after_utc - self._now()
             names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             same = set(names.get_values_for_type(x509.DNSName)) == {name, *(text for text in also if not _is_ip(text))}
-            if left.days >= RENEW_DAYS and same and folder[1].is_file() and self._issued_by_ca(found):
+            if (left.days >= RENEW_DAYS or not issuing) and same and folder[1].is_file() and self._issued_by_ca(found):
                 return _describe(name, role, *folder, found)
         except FileNotFoundError:
             pass
@@ -101,6 +105,9 @@ class Pki:
             raise StateError(
                 str(folder[0]), "is not a certificate of ours", "Move it away; it is made again at the next start"
             ) from problem
+        if not issuing:
+            remedy = f"Run `keyferry pki issue {name} --role {role}` where pki/ca.key is, and copy both files here"
+            raise StateError(str(folder[0]), "is no certificate of ca.pem for this name, and the CA's key is not here", remedy)
         return self._issue(name, role, also, *folder)
 
     def all(self) -> list[Certificate]:
@@ -114,12 +121,13 @@ class Pki:
     def _now(self) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(self._clock.now(), datetime.UTC)
 
-    def _ensure_ca(self) -> None:
+    def _ensure_ca(self) -> bool:
+        """Return whether certificates can be issued here."""
         key_file = self._folder / "ca.key"
-        if self.ca_file.is_file() and key_file.is_file():
-            return
-        if self.ca_file.exists() or key_file.exists():
-            raise StateError(str(self._state), "holds one half of the CA (ca.pem, pki/ca.key)", "Restore the other half, or remove both")
+        if self.ca_file.is_file():
+            return key_file.is_file()
+        if key_file.exists():
+            raise StateError(str(self._state), "holds the CA's key and not its certificate", "Restore ca.pem, or remove pki/ca.key")
         self._folder.mkdir(mode=0o700, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "keyferry lab CA")])
@@ -128,6 +136,7 @@ class Pki:
         builder = builder.add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
         _write_key(key_file, key)
         _write(self.ca_file, builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), 0o644)
+        return True
 
     def _issue(self, name: str, role: str, also: Sequence[str], certificate_file: Path, key_file: Path) -> Certificate:
         ca = x509.load_pem_x509_certificate(self.ca_file.read_bytes())

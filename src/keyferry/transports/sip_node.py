@@ -172,7 +172,11 @@ class SipNode:
         if check is not None and peer.transport == "TCP":
             check(peer)  # before a connection is made, too; over TLS, who it is with must be known first
         connection = await self._stream(peer, local_host)
-        return await self._client.run(outgoing, data, via, connection, check)
+        try:
+            return await self._client.run(outgoing, data, via, connection, check)
+        except TransportError:
+            connection.renounce()
+            raise
 
     def tick(self) -> int:
         """Fire the timers that are due by the clock; the event loop does this by itself, a test with a clock of its own calls it."""

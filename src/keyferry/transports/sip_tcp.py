@@ -23,6 +23,8 @@ MAX_BACKLOG: Final = 1024 * 1024
 """Octets waiting to be sent above which a connection is given up: its peer does not read."""
 LINGER: Final = 0.2
 """Seconds after the last answer to a peer that ended its half, in which a reset says that it had ended both."""
+RENOUNCED: Final = 5.0
+"""Seconds that a connection lives at least before another takes its place though it is open: handshakes cost."""
 MAX_TURN: Final = 64
 """Requests of one connection in one turn of the loop: the others have theirs."""
 
@@ -45,6 +47,7 @@ class TcpConnection(asyncio.Protocol):
         self._writable = True
         self._reading = True
         self._active_at = 0.0
+        self.opened_at = 0.0
         self._partial_since: float | None = None
         self._last: list[bytes] = []  # sent since the peer ended its half
         self.problem = CLOSED
@@ -75,6 +78,10 @@ class TcpConnection(asyncio.Protocol):
     async def again(self, port: int | None) -> TcpConnection:
         """Return a connection to the same peer at the port in its sent-by, None: the default (RFC 3261 §18.2.2). Raises TransportError."""
         return await self._owner.connection(self.peer._replace(port=port or self.default_port), self.local_host)
+
+    def renounce(self) -> None:
+        """Let the next request to the peer open another connection: over this one it got no answer, or its certificate would not do."""
+        self._owner.renounce(self)
 
     def begun(self) -> None:
         """Note that a request of this connection is in progress; too many, and others wait."""
@@ -118,7 +125,7 @@ class TcpConnection(asyncio.Protocol):
             self.peer = self.peer._replace(host=peer[0], port=peer[1])
             self.local = SipPeer(self.kind, local[0], local[1])
         stream.set_write_buffer_limits(high=HIGH_WATER)
-        self._active_at = self._owner.context.clock.monotonic()
+        self.opened_at = self._active_at = self._owner.context.clock.monotonic()
         if self._owner.admitted(self):
             self._opened()
 
@@ -275,6 +282,7 @@ class TcpTransport:
         """
         found = await self._found(peer, local_host)
         if peer.role and found.peer.role != peer.role:
+            found.renounce()
             raise TransportError(str(peer), f"its certificate is not one of the role {peer.role}")
         return found
 
@@ -296,6 +304,12 @@ class TcpTransport:
         """Return the open connection to a peer, whoever opened it."""
         found = self._by_peer.get(_key(peer, local_host))
         return None if found is None or found.closed or found.given_up or found.finished else found
+
+    def renounce(self, connection: TcpConnection) -> None:
+        """Use a connection for no new request; too young a one is kept."""
+        key = _key(connection.peer, connection.local_host)
+        if self._by_peer.get(key) is connection and self.context.clock.monotonic() - connection.opened_at >= RENOUNCED:
+            del self._by_peer[key]  # what waits for a response on it goes on waiting; it ends when it is idle
 
     async def aclose(self) -> None:
         """Close listeners and connections."""

@@ -43,13 +43,19 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
     database = services.database(f"as-{as_id}")
     keys = SqliteKeyStore(database, services.state.keyring)
     pushers = {name: _pusher(services, name, as_id) for name in settings.pushers or [services.config.scscf.name]}
+    over_tls = str(settings.protection) == "tls"
     agent = KeyAgent(
-        frozenset({as_id}), pushers, keys, services.clock, services.log, services.metrics,
-        lambda register: watch.registered(register) if settings.reg_event else None,
+        frozenset({as_id}), pushers, keys, services.clock, services.log, services.metrics, over_tls=over_tls,
+        registered=lambda register: watch.registered(register) if settings.reg_event else None,
     )  # fmt: skip
     node = services.node(f"AS {as_id}", lambda request, peer: watch.handle(request, peer), trusted=())
     watch = _watch(services, settings, node, agent)
-    await services.serve_sip("as", node, parse_sip_uri(settings.sip_uri).host, settings.listen_sip, shown=as_id)
+    name = parse_sip_uri(settings.sip_uri).host
+    if over_tls:
+        tls = services.identity(node, name, "as")
+        await services.serve_sip("as", node, name, settings.listen_sips or "", shown=as_id, over=("TLS",), tls=tls)
+    else:
+        await services.serve_sip("as", node, name, settings.listen_sip or "", shown=as_id)
     services.every(60.0, lambda: keys.sweep(services.clock.now()))
     certificate = services.pki.ensure(as_id, "as")
     door = SimLogin(

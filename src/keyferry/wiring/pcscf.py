@@ -9,7 +9,6 @@ from keyferry.config import split_address
 from keyferry.roles.pcscf.proxy import Pcscf
 from keyferry.roles.pcscf.security import SecurityAgreement
 from keyferry.roles.reg_event_subscriber import RegEventSubscriber, SubscriberProfile
-from keyferry.transports.pki import mutual_tls
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.services import Listener, Services
 from keyferry.wiring.watching import SWEEP, PcscfWatch, Tasks
@@ -36,8 +35,7 @@ async def start_pcscf(services: Services) -> Pcscf:
     await services.serve_sip("pcscf", node, settings.name, settings.listen)
     services.listeners += tunnel
     if settings.listen_tls is not None:
-        certificate = services.pki.ensure(settings.name, "pcscf")
-        tls = mutual_tls(certificate, services.pki.ca_file, clients=ssl.CERT_NONE)  # RFC 3261 §26.3.1: a phone has no certificate
+        tls = services.identity(node, settings.name, "pcscf", clients=ssl.CERT_NONE)  # RFC 3261 §26.3.1: a phone has no certificate
         await services.serve_sip("pcscf", node, settings.name, settings.listen_tls, over=("TLS",), tls=tls)
     return pcscf
 

@@ -20,7 +20,7 @@ from keyferry.protocol.sip.overload import OverloadPolicy
 from keyferry.stores.database import Database
 from keyferry.stores.state_dir import StateDir
 from keyferry.transports.http_server import AsgiApp, HttpServer
-from keyferry.transports.pki import MutualTls, Pki
+from keyferry.transports.pki import MutualTls, Pki, mutual_tls
 from keyferry.transports.resolver import TableResolver
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.observability import Metrics
@@ -56,6 +56,8 @@ class Services:
     pki: Pki = field(init=False)
     listeners: list[Listener] = field(default_factory=list)
     exit: AsyncExitStack = field(default_factory=AsyncExitStack)
+    renewals: list[Callable[[], None]] = field(default_factory=list)
+    """What reads certificates again, on SIGHUP and once a day."""
 
     def __post_init__(self) -> None:
         """Prepare what needs no socket."""
@@ -107,6 +109,21 @@ class Services:
             self.resolver.serve(name, peer.host, peer.port, peer.transport)
             self.tracer.serve(peer, role, shown or name)
 
+    def identity(self, node: SipNode, name: str, role: str, *, clients: ssl.VerifyMode = ssl.CERT_REQUIRED) -> MutualTls:
+        """Return what a node shows and trusts over TLS: the certificate of its name and role. Raises StateError."""
+        tls = mutual_tls(self.pki.ensure(name, role), self.pki.ca_file, clients=clients)
+        self.renewals.append(lambda: node.renew(tls.renew(self.pki.ensure(name, role))))
+        return tls
+
+    def renew(self) -> None:
+        """Read certificates again; those of our CA that are near their end are made again."""
+        for renewal in self.renewals:
+            try:
+                renewal()
+            except KeyferryError as problem:
+                self.metrics.count("sip_certificate", "unusable")
+                self.log.warning("sip-certificate-unusable", problem=str(problem))
+
     async def serve_http(self, role: Role, app: AsgiApp, listen: str, name: str, tls: ssl.SSLContext | None) -> None:
         """Listen for HTTP, over TLS where there is a context. Raises ConfigError, TransportError."""
         host, port = split_address(listen, f"{role}.listen")
@@ -144,6 +161,16 @@ def only_loopback(peer: SipPeer) -> None:
     """Let no key leave the machine: the protection policy `loopback` (DESIGN §6). Raises TransportError."""
     if not _host_is_loopback(peer.host):
         raise TransportError(str(peer), "the policy `loopback` lets no key leave this machine")
+
+
+def only_tls(name: str) -> Callable[[SipPeer], None]:
+    """Return the protection policy `tls` for an application server of this host name (DESIGN §6): a check that raises TransportError."""
+
+    def check(peer: SipPeer) -> None:
+        if (peer.transport, peer.name, peer.role) != ("TLS", name, "as"):
+            raise TransportError(str(peer), f"the policy `tls` sends keys over TLS alone, to a certificate of {name} in the role as")
+
+    return check
 
 
 @lru_cache(maxsize=1024)

@@ -25,7 +25,7 @@ GC_THRESHOLDS = (50_000, 50, 1_000)
 
 
 def serve(config: Config, state_path: Path, announce: Announce, *, roles: Collection[Role] = ROLES, log_format: LogFormat = "text") -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError, StateError, TransportError."""
+    """Serve until SIGTERM or SIGINT; SIGHUP reads certificates again. Raises ConfigError, StateError, TransportError."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, state_path, announce, roles, log_format))
 
@@ -56,6 +56,7 @@ async def _serve(config: Config, state_path: Path, announce: Announce, roles: Co
             listeners = await system.start()
             spare_the_collector()
             log.info("ready", listeners=len(listeners))
+            loop.add_signal_handler(signal.SIGHUP, system.renew)
             announce({"ready": True, "listen": [listener._asdict() for listener in listeners], "ca": str(system.pki.ca_file)})
             await ended.wait()
             log.info("stopping")

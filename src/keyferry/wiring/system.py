@@ -25,6 +25,9 @@ from keyferry.wiring.scscf import start_scscf
 from keyferry.wiring.services import ROLES, Listener, Role, Services
 from keyferry.wiring.tracing import Tracer
 
+RENEW_EVERY = 86_400.0
+"""Seconds between looks for certificates that are near their end."""
+
 
 @dataclass(slots=True)
 class System:
@@ -80,6 +83,11 @@ class System:
         """End every function, the doors first, and close the stores."""
         await self.services.exit.aclose()
 
+    def renew(self) -> None:
+        """Read certificates again."""
+        self.services.renew()
+        self.log.info("certificates-read-again")
+
     async def _start(self) -> None:
         hss, self.subscribers = await start_hss(self.services)
         # Backwards along the path of a REGISTER, so that nobody is asked before it can answer.
@@ -92,8 +100,12 @@ class System:
             await start_icscf(self.services, hss)
         if "pcscf" in self.roles:
             self.pcscf = await start_pcscf(self.services)
+        self.services.every(RENEW_EVERY, self._renew_daily)
         if "admin" in self.roles:
             await self._start_admin()
+
+    async def _renew_daily(self) -> None:
+        self.services.renew()
 
     async def _start_admin(self) -> None:
         app = AdminApp(

@@ -69,6 +69,7 @@ class PushPolicy:
     as_ids: Mapping[str, tuple[AsId, ...]]  # ServerName → the AS_IDs that our own configuration lists for it
     transport_keys: Mapping[AsId, TransportKey]
     check_peer: Callable[[SipPeer], None]  # the protection policy: raises TransportError where no key may go
+    protection: Mapping[AsId, Callable[[SipPeer], None]] = field(default_factory=dict)  # of an AS that has another
     key_max_age: float = 86_400.0  # seconds
     push_wait: float = 0.25  # seconds that a 200 waits for its pushes; under T1
 
@@ -285,7 +286,7 @@ class AsNotifier:
         """Send once; true when there is nothing more to do."""
         try:
             # Checked at every transmission by the sender: no key follows a change of route or transport (DESIGN §6).
-            check = self.policy.check_peer if push.as_id else None
+            check = self.policy.protection.get(push.as_id, self.policy.check_peer) if push.as_id else None
             response = await self.sip.send(request, self.resolver.resolve(_server_uri(push.server_name)), check=check)
         except (TransportError, RemoteProtocolError) as problem:
             gate.failed()

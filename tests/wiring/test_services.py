@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protection policies (DESIGN §6): where a key may go."""
+
+from __future__ import annotations
+
+import pytest
+
+from keyferry.errors import TransportError
+from keyferry.ports import SipPeer
+from keyferry.wiring.services import only_loopback, only_tls
+
+AS = "as1.home1.net"
+
+
+def test_over_tls_the_name_and_the_role_are_wanted() -> None:
+    """Anywhere, loopback or not."""
+    only_tls(AS)(SipPeer("TLS", "192.0.2.1", 5061, AS, "as"))
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        SipPeer("TCP", "127.0.0.1", 5060),
+        SipPeer("UDP", "127.0.0.1", 5060, AS, "as"),
+        SipPeer("TLS", "127.0.0.1", 5061, "as2.home1.net", "as"),
+        SipPeer("TLS", "127.0.0.1", 5061, AS, "scscf"),
+        SipPeer("TLS", "127.0.0.1", 5061, AS),
+    ],
+)
+def test_nothing_else_gets_a_key_over_tls(peer: SipPeer) -> None:
+    """Nor a peer on this machine."""
+    with pytest.raises(TransportError, match="policy `tls`"):
+        only_tls(AS)(peer)
+
+
+def test_on_loopback_the_address_decides() -> None:
+    """IPv4 and IPv6."""
+    for host in ("127.0.0.1", "::1"):
+        only_loopback(SipPeer("UDP", host, 5060))
+    with pytest.raises(TransportError, match="policy `loopback`"):
+        only_loopback(SipPeer("TLS", "192.0.2.1", 5061, AS, "as"))
