@@ -30,7 +30,7 @@ from keyferry.protocol.ims.keypush import Push, SealedPush, build_push, open_pus
 from keyferry.protocol.ims.third_party import parse_third_party_register
 from keyferry.protocol.sip.message import Request, build_message
 from keyferry.protocol.sip.transaction import CLIENT, SERVER
-from keyferry.roles.ue import Ue, UeProfile
+from keyferry.roles.ue import Ue, UeProfile, UeSecurity
 from keyferry.stores.state_dir import StateDir, open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.sip_node import SipNode
@@ -158,15 +158,14 @@ def _parameter(one: Any) -> str:
 HOSTS = {
     "127.0.2.1": "UE", "127.0.2.2": "P-CSCF", "127.0.2.3": "I-CSCF", "127.0.2.4": "S-CSCF", "127.0.2.5": "AS xcap", "127.0.2.6": "AS notes",
 }  # fmt: skip
-MOVED = {"127.0.0.1:5060": 2, "127.0.0.1:5062": 3, "127.0.0.1:6060": 4, "127.0.0.1:5090": 5, "127.0.0.1:8443": 5, "127.0.0.1:5091": 6,
-         "127.0.0.1:8444": 6, "127.0.0.1:8080": 4}  # fmt: skip
+MOVED = {"127.0.0.1:5060": 2, "127.0.0.1:14500": 2, "127.0.0.1:5062": 3, "127.0.0.1:6060": 4, "127.0.0.1:5090": 5, "127.0.0.1:8443": 5,
+         "127.0.0.1:5091": 6, "127.0.0.1:8444": 6, "127.0.0.1:8080": 4}  # fmt: skip
 SHOWN_AT = 1_767_225_600  # 2026-01-01T00:00:00Z: the time that the pages show for the AKA run
 DOCUMENT = "/simservs.ngn.etsi.org/users/sip:user1_public1@home1.net/simservs.xml"
 SECTIONS = (
     "The first REGISTER (SM1) and the challenge",
     "The answer (SM7), the pushes, and the 200 OK",
-    "De-registration: the first REGISTER",
-    "De-registration: the answer, and the end of the keys",
+    "De-registration, and the end of the keys",
 )
 
 
@@ -232,13 +231,15 @@ async def _network(observe: Callable[[SipEvent], None]) -> AsyncIterator[tuple[S
         node = SipNode(name="UE", clock=clock, random=random, log=log, observer=observe)
         stack.push_async_callback(node.aclose)
         await node.listen("127.0.2.1", 5060)
+        sas = await node.protect("127.0.2.1", 14500, pcscf=SipPeer("UDP", "127.0.2.2", 14500))
         card = settings.subscribers[0]
         profile = UeProfile(parse_impi(card.impi), parse_impu(card.impus[0]), "home1.net")
         usim = Usim(algorithm_of("milenage", card.k, card.opc or Secret(b"")))
         hop = SipPeer("UDP", "127.0.2.2", 5060)
         yield system, state, Ue(
-            profile, usim, sip=node, pcscf=hop, contact_uri="sip:user1_public1@127.0.2.1:5060",
+            profile, usim, sip=node, pcscf=hop, contact_uri=f"sip:user1_public1@127.0.2.1:{sas.ports[1]}",
             instance="urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6", clock=clock, random=random, log=log,
+            security=UeSecurity(sas, profile.impi),
         )  # fmt: skip
 
 
@@ -326,7 +327,9 @@ def messages() -> str:
         if inside or "AS notes" in (step.source, step.target):
             continue
         what = message.method if isinstance(message, Request) else f"{message.status} {message.reason}"
-        parts.append(f"**{step.source} to {step.target}: {what}**, {step.event.octets} octets over {step.event.peer.transport}")
+        wire = step.event.wire
+        carried = f"in an ESP packet of {wire}" if wire else f"over {step.event.peer.transport}"
+        parts.append(f"**{step.source} to {step.target}: {what}**, {step.event.octets} octets {carried}")
         parts.append(_fence(_masked(build_message(message).decode())))
         if step.target == "AS xcap":
             parts += ["Inside the seal (line breaks added):", _fence(_opened(typing.cast("Request", message), run.keys, section), "xml")]

@@ -88,6 +88,7 @@ class SipEvent(NamedTuple):
     octets: int
     message: Message
     retransmission: bool
+    wire: int = 0  # octets of the ESP packet that carries it; 0 outside a tunnel
 
 
 SipObserver: TypeAlias = Callable[[SipEvent], None]

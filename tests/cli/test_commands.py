@@ -142,12 +142,25 @@ def test_the_demonstration_keeps_its_promises(names: str) -> None:
     assert (registration["status"], registration["release"], registration["masked"], registration["rspauth"]) == (200, 6, True, "verified")
     assert registration["nonce_octets"] == 36
     assert registration["gm_fingerprint_ue"] == registration["gm_fingerprint_pcscf"]
+    assert shown["gm"]["protected"] is True
+    assert (shown["gm"]["alg"], shown["gm"]["ealg"]) == ("hmac-sha-1-96", "aes-cbc")
+    on_gm = [(step["transport"], step["what"], step["wire"] > step["octets"]) for step in shown["ladder"] if _on_gm(step)]
+    assert on_gm[:4] == [
+        ("UDP", "REGISTER", False), ("UDP", "401 Unauthorized", False), ("ESP", "REGISTER", True), ("ESP", "200 OK", True),
+    ]  # fmt: skip
+    tried = [step["what"] for step in shown["ladder"] if step["phase"].startswith("UE B takes CK, IK") and step["transport"] == "ESP"]
+    assert set(tried) == {"REGISTER"}  # which nobody answers
+    assert shown["gm"]["raw_keys"] == "ICV wrong, no SIP reached the P-CSCF"
     assert len(shown["keys"]) == 2
     assert all(key["pushed"] and key["pushed_before_200"] for key in shown["keys"])
     assert len({key["fingerprint"] for key in shown["keys"]}) == 2
     assert [request["status"] for request in shown["http"]] == [200, 200, 201, 200, 403, 401]
     pushes = [step for step in shown["ladder"] if step["note"].startswith("key block")]
     assert {step["transport"] for step in pushes} == {"TCP"}  # over 1,300 octets with either names
+
+
+def _on_gm(step: dict[str, Any]) -> bool:
+    return {step["source"], step["target"]} == {"UE A", "P-CSCF"}
 
 
 def test_the_demonstration_ends_with_its_word() -> None:

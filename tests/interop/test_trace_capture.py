@@ -15,12 +15,18 @@ from typing import Any
 import pytest
 
 from interop.peers import program
-from system.serving import Lab, Served, keyferry, make_lab, serving, ue, until
+from system.serving import Lab, Served, in_clear, keyferry, make_lab, serving, ue, until
 
 pytestmark = pytest.mark.interop
 
 LIMIT = 30.0  # seconds
 SIP = ("5060", "5062", "6060", "5090", "5091")
+
+
+@pytest.fixture(name="lab")
+def lab_in_clear_fixture(tmp_path: Path) -> Lab:
+    """Gm in clear."""
+    return make_lab(tmp_path, edit_ue=in_clear)
 
 
 @pytest.mark.parametrize("device", ["lo", "any"])
@@ -45,7 +51,7 @@ def test_a_real_registration_is_explained(served: Served, lab: Lab, tmp_path: Pa
 
 def test_every_message_that_tshark_sees_over_udp_and_tcp_is_found(tmp_path: Path) -> None:
     """A push over 1,300 octets goes over TCP (RFC 3261 §18.1.1); pcap and pcapng, whole and cut to 200 octets a frame."""
-    lab = make_lab(tmp_path, lambda text: text.replace('app = "xcap" ', f'service_info = "{"x" * 400}"\napp = "xcap" '))
+    lab = make_lab(tmp_path, lambda text: text.replace('app = "xcap" ', f'service_info = "{"x" * 400}"\napp = "xcap" '), in_clear)
     file = tmp_path / "tcp.pcapng"
     with serving(lab.serve, lab.state), _capturing(lab, file, "lo"):
         ue(lab, "register")

@@ -18,13 +18,19 @@ from pathlib import Path
 import pytest
 
 from interop.peers import program
-from system.serving import Lab, Served, make_lab, serving, ue, until
+from system.serving import Lab, Served, in_clear, make_lab, serving, ue, until
 
 pytestmark = pytest.mark.interop
 
 OPEN_SEAL = Path(__file__).parent / "open_seal.py"
 LIMIT = 30.0  # seconds
 SERVERS = ("xcap.home1.net", "notes.home1.net")
+
+
+@pytest.fixture(name="lab")
+def lab_in_clear_fixture(tmp_path: Path) -> Lab:
+    """Gm in clear; what tshark makes of a protected one is in test_esp_tshark.py."""
+    return make_lab(tmp_path, edit_ue=in_clear)
 
 
 @pytest.fixture(name="capture")
@@ -76,7 +82,7 @@ def test_the_seal_of_one_server_does_not_open_with_the_key_of_another(lab: Lab, 
 def test_tshark_sees_a_large_push_over_tcp(tmp_path: Path) -> None:
     """RFC 3261 §18.1.1: over 1,300 octets, a congestion-controlled transport."""
     info = "x" * 400
-    lab = make_lab(tmp_path, lambda text: text.replace('app = "xcap" ', f'service_info = "{info}"\napp = "xcap" '))
+    lab = make_lab(tmp_path, lambda text: text.replace('app = "xcap" ', f'service_info = "{info}"\napp = "xcap" '), in_clear)
     with serving(lab.serve, lab.state), _capturing(tmp_path / "lo.pcapng") as file:
         ue(lab, "register")
         _complete(lab, file)

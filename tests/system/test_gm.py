@@ -17,14 +17,13 @@ from keyferry.client.ue import Isim, UeClient, http_credentials, open_ue
 from keyferry.config import Subscriber
 from keyferry.errors import RegistrationFailed
 from keyferry.lab.demo import demo_config
+from keyferry.lab.raw_keys import raw_keys
 from keyferry.ports import SipEvent, SipPeer
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import parse_impi, parse_impu
-from keyferry.protocol.ims.activation import AkaRun
 from keyferry.protocol.ims.gm_association import State
-from keyferry.protocol.ims.keys import AccessKeys
-from keyferry.protocol.sip.message import Request, Response
-from keyferry.roles.ue import Ue, UeProfile
+from keyferry.protocol.sip.message import Request
+from keyferry.roles.ue import UeProfile
 from keyferry.stores.memory import MemoryUeStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
@@ -90,11 +89,9 @@ async def network(tmp_path: Path, reauth_age: float) -> AsyncIterator[Visited]:
     random, events = SystemRandom(), list[SipEvent]()
     subscribers = [Subscriber(impi=f"a@{HOME}", impus=[f"sip:a@{HOME}"], k=K, opc=OPC)]
     with open_state(tmp_path / "state", random=random, exclusive=True) as state:
-        config = demo_config("short", subscribers)
+        config = demo_config("short", subscribers, "required")
         config = structs.replace(
             config,
-            network=structs.replace(config.network, gm="required"),
-            pcscf=structs.replace(config.pcscf, gm_listen="127.0.0.1:0"),
             scscf=structs.replace(config.scscf, reauth_age=reauth_age),
         )
         system = System(config, state, SystemClock(), random, LOG, Metrics(), observer=events.append)
@@ -123,17 +120,6 @@ async def test_a_protected_re_register_keeps_its_keys_and_needs_no_challenge(tmp
         credentials = http_credentials(again, visited.system.servers[0].as_id)
         keys = visited.system.servers[0].keys
         assert await keys.lookup(credentials.username, credentials.as_id, visited.system.clock.now()) is not None
-
-
-class RawKeys(Ue):
-    """A UE that knows of no access keys: it protects Gm with CK, IK."""
-
-    __slots__ = ()
-
-    def _agree(self, response: Response, run: AkaRun | None) -> None:
-        assert run is not None
-        assert self.security is not None
-        self.security.challenged(response, AccessKeys(run.ck, run.ik))
 
 
 class Relay:
@@ -203,9 +189,7 @@ async def test_registration_re_registration_and_de_registration(visited: Visited
 
 async def test_a_ue_with_ck_and_ik_against_ck_prime_and_ik_prime_gets_no_sip_through(visited: Visited) -> None:
     async with visited.ue() as client:
-        honest = client.ue
-        client.ue = RawKeys(*(getattr(honest, name) for name in Ue.__slots__))
-        task = asyncio.ensure_future(client.register())
+        task = asyncio.ensure_future(raw_keys(client).register())
         await until(lambda: visited.rejected("icv"))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

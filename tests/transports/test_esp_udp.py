@@ -29,6 +29,12 @@ def register(body: bytes = b"") -> Request:
     return Request("REGISTER", "sip:home1.net", headers, body)
 
 
+def outer(sas: EspSas) -> SipPeer:
+    """Where the socket is."""
+    assert sas.bound is not None
+    return SipPeer("UDP", *sas.bound)
+
+
 def agree(ue: EspSas, pcscf: EspSas) -> tuple[AssociationSet, AssociationSet]:
     mine = Endpoint(ue.address, *ue.allocate(), *ue.ports)
     theirs = Endpoint(pcscf.address, *pcscf.allocate((mine.spi_c, mine.spi_s)), *pcscf.ports)
@@ -40,7 +46,7 @@ async def test_a_request_of_any_size_and_its_answer_go_through_the_tunnel(octets
     SEEN.clear()
     async with Lab() as ue, Lab(answer) as pcscf:
         theirs = await pcscf.node.protect("127.0.0.1", 0)
-        mine = await ue.node.protect("127.0.0.1", 0, pcscf=SipPeer("UDP", str(theirs.address), theirs.ports[1]))
+        mine = await ue.node.protect("127.0.0.1", 0, pcscf=outer(theirs))
         ours, at_pcscf = agree(mine, theirs)
         response = await patiently(ue.node.send(register(b"x" * octets), mine.hop(ours)))
         assert (response.status, len(response.body)) == (200, octets)
@@ -54,7 +60,7 @@ async def test_a_request_of_any_size_and_its_answer_go_through_the_tunnel(octets
 async def test_what_is_no_esp_is_counted_by_reason_and_not_logged() -> None:
     async with Lab(answer) as pcscf:
         theirs = await pcscf.node.protect("127.0.0.1", 0)
-        hop = SipPeer("UDP", str(theirs.address), theirs.ports[1])
+        hop = outer(theirs)
         with UdpPeer() as peer:
             for data in (KEEPALIVE, b"\0\0\0\0IKE", b"x", b"REGISTER sip:a SIP/2.0\r\n\r\n"):
                 peer.send(data, hop)
@@ -81,7 +87,7 @@ async def test_a_set_that_ended_a_node_without_tunnel_and_a_wildcard_are_said() 
         with pytest.raises(TransportError, match="one address"):
             await pcscf.node.protect("0.0.0.0", 0)
         theirs = await pcscf.node.protect("127.0.0.1", 0)
-        mine = await ue.node.protect("127.0.0.1", 0, pcscf=SipPeer("UDP", "127.0.0.1", theirs.ports[1]))
+        mine = await ue.node.protect("127.0.0.1", 0, pcscf=outer(theirs))
         ours, at_pcscf = agree(mine, theirs)
         hop = mine.hop(ours)
         with pytest.raises(TransportError, match="unknown"):

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, cast
 
 import httpx
 
@@ -17,21 +18,27 @@ from keyferry.client.ue import Isim, UeClient, http_credentials, open_ue
 from keyferry.config import Admin as AdminSettings
 from keyferry.config import ApplicationServer, Config, Icscf, Network, Pcscf, Scscf, Subscriber
 from keyferry.errors import KeyferryError
+from keyferry.lab.capture import Capture
 from keyferry.lab.ladder import Ladder
-from keyferry.ports import SipPeer, UeState
+from keyferry.lab.raw_keys import raw_keys
+from keyferry.ports import SipEvent, SipPeer, UeState
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, parse_impi, parse_impu
 from keyferry.protocol.ims.marker import parse_marker
+from keyferry.protocol.sip.message import Request
 from keyferry.roles.ue import UeProfile
 from keyferry.stores.memory import MemoryUeStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.transports.esp_sas import EspSas
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.system import System
+from keyferry.wiring.tracing import both
 
 Names = Literal["short", "3gpp"]
 HOME = {"short": "home1.net", "3gpp": "ims.mnc001.mcc001.3gppnetwork.org"}
 UT_HOME = {"short": "home1.net", "3gpp": "ims.mnc001.mcc001.pub.3gppnetwork.org"}
+REFUSED: Final = 2_000  # looks, 5 ms apart, whether the P-CSCF has thrown a packet away: it takes milliseconds
 FUNCTIONS = {"pcscf": "P-CSCF", "icscf": "I-CSCF", "scscf": "S-CSCF"}
 SIMSERVS_TYPE = "application/vnd.etsi.simservs+xml"
 
@@ -59,17 +66,27 @@ class DemoResult:
     """What happened, as data; never a key."""
 
     registration: dict[str, Any] = field(default_factory=dict)
+    gm: dict[str, Any] = field(default_factory=dict)
     keys: list[dict[str, Any]] = field(default_factory=list)
     http: list[dict[str, Any]] = field(default_factory=list)
     ladder: Ladder = field(default_factory=Ladder)
+    capture: dict[str, str] = field(default_factory=dict)
+    at_pcscf: list[str] = field(default_factory=list)  # transports of the requests that came in from UEs
+
+    def observe(self, event: SipEvent) -> None:
+        """Take one event of a SIP node."""
+        self.ladder.observe(event)
+        if event.node == "P-CSCF" and not event.outgoing and isinstance(event.message, Request):
+            self.at_pcscf.append(event.peer.transport)
 
     def data(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         steps = [{**step._asdict(), "at": round(step.at, 6), "size_mark": step.size_mark} for step in self.ladder.steps]
-        return {"ok": True, "registration": self.registration, "ladder": steps, "keys": self.keys, "http": self.http}
+        found = {"registration": self.registration, "gm": self.gm, "ladder": steps, "keys": self.keys, "http": self.http}
+        return {"ok": True, **found, **({"capture": self.capture} if self.capture else {})}
 
 
-def demo_config(names: Names, subscribers: list[Subscriber]) -> Config:
+def demo_config(names: Names, subscribers: list[Subscriber], gm: Literal["off", "optional", "required"] = "off") -> Config:
     """Return a whole network on free loopback ports."""
     home, ut = HOME[names], UT_HOME[names]
     any_port = "127.0.0.1:0"
@@ -78,8 +95,8 @@ def demo_config(names: Names, subscribers: list[Subscriber]) -> Config:
         for app in ("xcap", "notes")
     ]
     return Config(
-        network=Network(home_domain=home),
-        pcscf=Pcscf(name=f"pcscf1.{home}", listen=any_port, icscf=f"sip:icscf.{home}"),
+        network=Network(home_domain=home, gm=gm),
+        pcscf=Pcscf(name=f"pcscf1.{home}", listen=any_port, gm_listen=any_port, icscf=f"sip:icscf.{home}"),
         icscf=Icscf(name=f"icscf.{home}", listen=any_port, scscf=f"sip:scscf1.{home}"),
         scscf=Scscf(name=f"scscf1.{home}", listen=any_port),
         admin=AdminSettings(listen=any_port),
@@ -113,6 +130,7 @@ class Demo:
     alice: Phone
     bob: Phone
     result: DemoResult
+    capture: Capture
     clients: dict[tuple[str, AsId], httpx.AsyncClient] = field(default_factory=dict)
 
     async def run(self) -> None:
@@ -129,6 +147,8 @@ class Demo:
         _promise(stored.content == SIMSERVS, "the document comes back as it was put")
         await self._http(alice, notes, "PUT", "/", b"ferried by SIM", expect=201, media="text/plain")
         _promise((await self._http(alice, notes, "GET", "/", expect=200)).content == b"ferried by SIM", "the note comes back")
+        self._phase("UE B takes CK, IK where the P-CSCF has CK', IK': its packet fails the ESP check")
+        await self._raw_keys()
         self._phase("UE B registers; its key does not open UE A's document")
         await self.bob.client.register()
         await self._http(await self.bob.state(), xcap, "GET", document, expect=403, who="UE B")
@@ -139,8 +159,23 @@ class Demo:
     def _phase(self, title: str) -> None:
         self.result.ladder.phase = title
 
+    async def _raw_keys(self) -> None:
+        """Let UE B answer under CK, IK; nobody answers that, so it is stopped as soon as the P-CSCF has thrown the packet away."""
+        came, refused = len(self.result.at_pcscf), self.system.metrics.value("esp_rejected", "icv")
+        trying = asyncio.ensure_future(raw_keys(self.bob.client).register())
+        for _ in range(REFUSED):
+            if self.system.metrics.value("esp_rejected", "icv") > refused or trying.done():
+                break
+            await asyncio.sleep(0.005)
+        trying.cancel()
+        await asyncio.gather(trying, return_exceptions=True)
+        _promise(self.system.metrics.value("esp_rejected", "icv") > refused, "the ESP check refuses a packet under CK, IK")
+        _promise(self.result.at_pcscf[came:] == ["UDP"], "no SIP of a UE with CK, IK reaches a P-CSCF with CK', IK' through ESP")
+        self.result.gm["raw_keys"] = "ICV wrong, no SIP reached the P-CSCF"
+
     async def _register(self) -> None:
         state = await self.alice.client.register()
+        _promise(self.result.at_pcscf == ["UDP", "ESP"], "only the first REGISTER is outside ESP")
         pcscf = self.system.pcscf
         marker = parse_marker(state.release_marker)
         _promise(state.k_m is not None, f"AS keys are active ({state.no_keys_because})")
@@ -158,6 +193,8 @@ class Demo:
             "gm_fingerprint_ue": mine,
             "gm_fingerprint_pcscf": held,
         }
+        suite = self.capture.suites[-1]
+        self.result.gm = {"protected": True, "alg": suite.alg, "ealg": suite.ealg, "mode": "UDP-enc-tun"}
         for server in self.system.servers:
             self.result.keys.append(await self._ferried(state, server.as_id))
 
@@ -227,41 +264,58 @@ class Demo:
         return {"request": [sent], "response": [got]}
 
 
-async def run_demo(names: Names = "short") -> DemoResult:
-    """Run the whole demonstration in a temporary state directory. Raises DemoFailed and what its parts raise."""
+async def run_demo(names: Names = "short", *, capture: Path | None = None) -> DemoResult:
+    """Run the whole demonstration in a temporary state directory; write a capture with its Gm keys if asked.
+
+    Raises DemoFailed, ConfigError and what its parts raise.
+    """
     result = DemoResult()
-    async with _built(names, result) as demo:
+    async with _built(names, result, keep=capture is not None) as demo:
         await demo.run()
+    if capture is not None:
+        result.capture = {"packets": str(capture), "profile": str(demo.capture.write(capture))}
     return result
 
 
 @asynccontextmanager
-async def _built(names: Names, result: DemoResult) -> AsyncIterator[Demo]:
+async def _built(names: Names, result: DemoResult, *, keep: bool) -> AsyncIterator[Demo]:
     random, clock = SystemRandom(), SystemClock()
+    seen = Capture(clock, keep)
     cards = [(Secret(random.octets(16)), Secret(random.octets(16))) for _ in range(2)]
     subscribers = [_subscriber(names, place + 1, k, opc) for place, (k, opc) in enumerate(cards)]
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="keyferry-demo-"))
         state = stack.enter_context(open_state(Path(folder) / "state", random=random, exclusive=True))
         log = StructLog("none")
-        system = System(demo_config(names, subscribers), state, clock, random, log, Metrics(), observer=result.ladder.observe)
+        observe = both(result.observe, seen.observe)
+        system = System(demo_config(names, subscribers, "required"), state, clock, random, log, Metrics(), observer=observe)
         stack.push_async_callback(system.stop)
         for listener in await system.start():
             result.ladder.names[listener.host, listener.port] = FUNCTIONS.get(listener.role) or _as_name(listener.name)
-        pcscf = next(one for one in system.listeners if one.role == "pcscf" and one.proto == "udp")
+        hop, gm = (_pcscf(system, proto) for proto in ("udp", "esp"))
+        if system.pcscf is not None and system.pcscf.security is not None:
+            inside = cast("EspSas", system.pcscf.security.gm)
+            result.ladder.names[str(inside.address), inside.ports[1]] = "P-CSCF"
+            seen.attach(inside)
         phones = []
         for name, settings, (k, opc) in zip(("UE A", "UE B"), subscribers, cards, strict=True):
             profile = UeProfile(parse_impi(settings.impi), parse_impu(settings.impus[0]), HOME[names])
             isim = Isim("milenage", k, opc)
-            hop = SipPeer("UDP", pcscf.host, pcscf.port)
             opened = open_ue(
-                profile, isim, pcscf=hop, store=MemoryUeStore(), clock=clock, random=random, log=log, name=name,
-                observer=result.ladder.observe,
+                profile, isim, pcscf=hop, store=MemoryUeStore(), clock=clock, random=random, log=log, name=name, observer=observe, gm=gm,
             )  # fmt: skip
-            phones.append(Phone(name, profile.impu, await stack.enter_async_context(opened)))
-        demo = Demo(names, system, phones[0], phones[1], result)
+            client = await stack.enter_async_context(opened)
+            if client.ue.security is not None:
+                seen.attach(cast("EspSas", client.ue.security.gm))
+            phones.append(Phone(name, profile.impu, client))
+        demo = Demo(names, system, phones[0], phones[1], result, seen)
         stack.push_async_callback(demo.aclose)
         yield demo
+
+
+def _pcscf(system: System, proto: str) -> SipPeer:
+    found = next(one for one in system.listeners if one.role == "pcscf" and one.proto == proto)
+    return SipPeer("UDP", found.host, found.port)
 
 
 def _subscriber(names: Names, number: int, k: Secret, opc: Secret) -> Subscriber:

@@ -34,11 +34,21 @@ class Step(NamedTuple):
     octets: int
     note: str
     retransmission: bool = False
+    wire: int = 0  # octets of the ESP packet that carried it; 0 outside a tunnel
 
     @property
     def size_mark(self) -> str:
-        """Say which limit the message passes."""
-        return "> 1500" if self.octets > MTU else "> 1300" if self.octets > UDP_LIMIT else ""
+        """Say which limit the message passes; one in a tunnel, whose transport nobody chooses by size, only that of fragments."""
+        if max(self.octets, self.wire) > MTU:
+            return "> 1500"
+        return "> 1300" if self.octets > UDP_LIMIT and not self.wire else ""
+
+    @property
+    def said(self) -> str:
+        """Say what it is."""
+        again = " (again)" if self.retransmission else ""
+        sealed = f"[in ESP: {self.wire} octets] " if self.wire else ""
+        return f"{self.what}{again}  {sealed}{self.note}".rstrip()
 
 
 @dataclass(slots=True)
@@ -61,17 +71,17 @@ class Ladder:
         else:
             target = self.names.get(_sent_by(event.message), str(event.peer))
             what = f"{event.message.status} {event.message.reason}"
-        self.add(
-            event.at, short_name(event.node), target, event.peer.transport, what, event.octets, note_of(event.message), event.retransmission
-        )
+        source, note = short_name(event.node), note_of(event.message)
+        self.add(event.at, source, target, event.peer.transport, what, event.octets, note, event.retransmission, event.wire)
 
     def add(
-        self, at: float, source: str, target: str, transport: str, what: str, octets: int, note: str, retransmission: bool = False
-    ) -> None:
+        self, at: float, source: str, target: str, transport: str, what: str, octets: int, note: str, retransmission: bool = False,
+        wire: int = 0,
+    ) -> None:  # fmt: skip
         """Add one row; `at` is seconds since the epoch."""
         if self._began is None:
             self._began = at
-        self.steps.append(Step(self.phase, at - self._began, source, target, transport, what, octets, note, retransmission))
+        self.steps.append(Step(self.phase, at - self._began, source, target, transport, what, octets, note, retransmission, wire))
 
 
 def draw(steps: Sequence[Step], *, under: Mapping[int, Sequence[str]] | None = None, left: Sequence[str] = ()) -> list[str]:
@@ -90,11 +100,10 @@ def draw(steps: Sequence[Step], *, under: Mapping[int, Sequence[str]] | None = N
         if step.phase != phase:
             phase = step.phase
             lines += ["", phase, blank + "".join(f"{party:^{width}}" for party in parties).rstrip()]
-        again = " (again)" if step.retransmission else ""
         arrow = _arrow(parties.index(step.source), parties.index(step.target), len(parties), width)
         size = f"{step.transport:3} {step.octets:5} {step.size_mark:6}"
         before = f"{left[place]:<{margin}}" if left else ""
-        lines.append(f"{before}{arrow} {size} {step.what}{again}  {step.note}".rstrip())
+        lines.append(f"{before}{arrow} {size} {step.said}")
         lines += [f"{blank}{''.join(_lifelines(len(parties), width))}     {line}" for line in (under or {}).get(place, ())]
     return lines
 

@@ -118,15 +118,21 @@ class OutboundSa:
             raise LocalProtocolError("the sequence numbers of an SA are used up")
         if len(iv) != self.iv_octets:
             raise LocalProtocolError(f"the IV has {self.iv_octets} octets")
-        block = BLOCK_OCTETS if self._cipher else _WORD_OCTETS
-        pad = -(len(inner) + 2) % block
-        if _HEADER_OCTETS + len(iv) + len(inner) + pad + 2 + ICV_OCTETS > MAX_PACKET:
+        pad = self._padding(len(inner))
+        if self.packet_octets(len(inner)) > MAX_PACKET:
             raise LocalProtocolError(f"an ESP packet in UDP has at most {MAX_PACKET} octets")
         plain = inner + _PADDING[:pad] + bytes((pad, next_header))
         body = iv + self._cipher.encrypt(iv, plain) if self._cipher else plain
         packet = _HEADER.pack(self.spi, self.sequence + 1) + body
         self.sequence += 1
         return packet + self._mac.icv(packet)
+
+    def packet_octets(self, inner: int) -> int:
+        """Return how long the ESP packet of an inner packet of so many octets is."""
+        return _HEADER_OCTETS + self.iv_octets + inner + self._padding(inner) + 2 + ICV_OCTETS
+
+    def _padding(self, inner: int) -> int:
+        return -(inner + 2) % (BLOCK_OCTETS if self._cipher else _WORD_OCTETS)
 
     def seal_datagram(self, datagram: InnerDatagram, iv: bytes) -> bytes:
         """Return a UDP datagram in IP in ESP (tunnel mode).

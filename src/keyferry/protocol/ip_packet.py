@@ -40,6 +40,11 @@ class InnerDatagram(NamedTuple):
     payload: bytes
 
 
+def datagram_octets(version: int, payload: int) -> int:
+    """Return how long the IP packet of a payload of so many octets is."""
+    return (_V4_OCTETS if version == 4 else _V6_OCTETS) + _UDP_OCTETS + payload
+
+
 def build_datagram(datagram: InnerDatagram) -> bytes:
     """Return an IP packet, of the family of the addresses, without options and not to be fragmented.
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import NamedTuple, Protocol
 
 from keyferry.errors import EspRejected
 from keyferry.ports import Clock, RandomSource, SipPeer
 from keyferry.protocol.esp import EspKeys, InboundSa, OutboundSa, spi_of
 from keyferry.protocol.ims.gm_association import AssociationSet, Endpoint, GmAssociations
-from keyferry.protocol.ip_packet import InnerDatagram, IpAddress
-
-ESP: Final = "ESP"
-"""The transport of a SipPeer that is reached through a tunnel; inside it is UDP, and so says Via."""
+from keyferry.protocol.ip_packet import InnerDatagram, IpAddress, datagram_octets
+from keyferry.transports.sip_context import ESP
 
 
 class Outer(NamedTuple):
@@ -35,6 +33,10 @@ class Tunnel:
     outbound: OutboundSa  # UDP goes to the other's server port (TS 33.203 §7.1); the SA to its client port is for TCP alone
     outer: Outer | None  # None until a packet told it
 
+    def wire_octets(self, payload: int) -> int:
+        """Return how long the packet of a payload of so many octets is."""
+        return self.outbound.packet_octets(datagram_octets(self.own.address.version, payload))
+
     @property
     def peer(self) -> SipPeer:
         """The other side."""
@@ -44,6 +46,16 @@ class Tunnel:
     def local(self) -> SipPeer:
         """Our side: what Via says."""
         return SipPeer(ESP, str(self.own.address), self.own.port_s, spi=self.own.spi_s)
+
+
+class EspTap(Protocol):
+    """Somebody who records a laboratory's tunnels; what it is given opens them."""
+
+    def begun(self, association: AssociationSet, keys: EspKeys) -> None:
+        """Take a set of SAs that begins."""
+
+    def sealed(self, packet: bytes, source: Outer, target: Outer) -> None:
+        """Take a packet that goes out."""
 
 
 @dataclass(slots=True)
@@ -57,6 +69,8 @@ class EspSas:
     ports: tuple[int, int]
     fixed: Outer | None = None
     remote: IpAddress | None = None
+    bound: Outer | None = None  # the socket
+    tap: EspTap | None = None
     _tunnels: dict[int, Tunnel] = field(default_factory=dict)  # by our spi_s
     _watchers: list[Callable[[AssociationSet], None]] = field(default_factory=list)
 
@@ -81,6 +95,8 @@ class EspSas:
         own, other = (ue, pcscf) if self.associations.side == "ue" else (pcscf, ue)
         inbound = {spi: InboundSa(spi, keys) for spi in (own.spi_c, own.spi_s)}
         self._tunnels[own.spi_s] = Tunnel(association, own, other, inbound, OutboundSa(other.spi_s, keys), self.fixed)
+        if self.tap is not None:
+            self.tap.begun(association, keys)
         return association
 
     def of_peer(self, peer: SipPeer) -> AssociationSet:
@@ -135,7 +151,10 @@ class EspSas:
         """Return the packet for a datagram from our client port to the other's server port. Raises LocalProtocolError."""
         own, other = tunnel.own, tunnel.other
         iv = self.random.octets(tunnel.outbound.iv_octets) if tunnel.outbound.iv_octets else b""
-        return tunnel.outbound.seal_datagram(InnerDatagram(own.address, own.port_c, other.address, other.port_s, payload), iv)
+        packet = tunnel.outbound.seal_datagram(InnerDatagram(own.address, own.port_c, other.address, other.port_s, payload), iv)
+        if self.tap is not None and self.bound is not None and tunnel.outer is not None:
+            self.tap.sealed(packet, self.bound, tunnel.outer)
+        return packet
 
     def expire(self) -> None:
         """Drop the sets whose time is over."""

@@ -119,6 +119,10 @@ class EspFlow(NamedTuple):
         """The other end, inside."""
         return self.tunnel.peer
 
+    def wire_octets(self, octets: int) -> int:
+        """Return how long the ESP packet of a datagram of so many octets is."""
+        return self.tunnel.wire_octets(octets)
+
     def send(self, data: bytes) -> None:
         """Send a datagram. Raises TransportError, LocalProtocolError."""
         self.endpoint.send(self.tunnel, data)

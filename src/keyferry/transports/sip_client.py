@@ -12,8 +12,7 @@ from keyferry.protocol.sip.headers import CSeq, Via, parse_cseq, top_via
 from keyferry.protocol.sip.message import Request, Response
 from keyferry.protocol.sip.transaction import MAGIC_COOKIE, ClientTransaction, Deliver, Effect, Failed, Input, Transmit
 from keyferry.transports.deadlines import Deadline
-from keyferry.transports.esp_sas import ESP
-from keyferry.transports.sip_context import Check, Flow, SipContext
+from keyferry.transports.sip_context import ESP, Check, Flow, SipContext
 
 BRANCH_OCTETS = 12
 """Random octets of a branch: 96 bits, so nobody off the path guesses it."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol, cast
 
 from keyferry.errors import TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource, SipEvent, SipObserver, SipPeer
 from keyferry.protocol.sip.message import Message
 from keyferry.protocol.sip.transaction import Timers
 from keyferry.transports.deadlines import Deadlines
+
+ESP: Final = "ESP"
+"""The transport of a SipPeer that is reached through a tunnel; inside it is UDP, and so says Via."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,9 @@ class SipContext:
         if self.observer is None or not self.observed():
             return
         try:
-            self.observer(SipEvent(self.clock.now(), self.name, outgoing, flow.local, flow.peer, octets, message, retransmission))
+            peer = flow.peer
+            wire = cast("TunnelFlow", flow).wire_octets(octets) if peer.transport == ESP else 0
+            self.observer(SipEvent(self.clock.now(), self.name, outgoing, flow.local, peer, octets, message, retransmission, wire))
         except Exception as problem:  # who looks on must not stop what he looks at
             self.log.warning("sip-observer-failed", node=self.name, problem=type(problem).__name__)
 
@@ -80,6 +85,13 @@ class Flow(Protocol):
 
     def send(self, data: bytes) -> None:
         """Send one message. Raises TransportError if that is known to be impossible."""
+
+
+class TunnelFlow(Flow, Protocol):
+    """A way through a tunnel, which is the only one of transport `ESP`."""
+
+    def wire_octets(self, octets: int) -> int:
+        """Return how long the packet that carries a message of so many octets is."""
 
 
 class Receiver(Protocol):

@@ -16,11 +16,11 @@ from keyferry.protocol.sip.headers import Via, build_via
 from keyferry.protocol.sip.message import Request, Response, build_message, parse_message
 from keyferry.protocol.sip.overload import Load, OverloadPolicy
 from keyferry.protocol.sip.transaction import Timers
-from keyferry.transports.esp_sas import ESP, EspSas, Outer
+from keyferry.transports.esp_sas import EspSas, Outer
 from keyferry.transports.esp_udp import EspEndpoint, EspFlow
 from keyferry.transports.pki import MutualTls
 from keyferry.transports.sip_client import SipClientSide
-from keyferry.transports.sip_context import Check, Flow, Limits, SipContext, not_listening
+from keyferry.transports.sip_context import ESP, Check, Flow, Limits, SipContext, not_listening
 from keyferry.transports.sip_overload import OverloadGate, Sheddable
 from keyferry.transports.sip_server import SipServer
 from keyferry.transports.sip_tcp import WILDCARDS, TcpConnection, TcpTransport
@@ -29,6 +29,7 @@ from keyferry.transports.sip_udp import UdpEndpoint, UdpFlow, bind
 
 SAME_PORT_ATTEMPTS: Final = 16
 """How often another port is tried until one is free for UDP and TCP alike."""
+MAX_PORT: Final = 65_535
 MAX_KNOWN_HOSTS: Final = 1_024
 """Numeric addresses remembered as such; parsing one costs 2 µs."""
 
@@ -123,8 +124,8 @@ class SipNode:
     async def protect(self, host: str, port: int, *, pcscf: SipPeer | None = None) -> EspSas:
         """Carry SIP in ESP in UDP, too, at a numeric `host`; return the sets of SAs, for the role (ports.GmProtection).
 
-        As a UE towards the `pcscf`, else as a P-CSCF. Inside the tunnel our protected server port has the number of this socket's port,
-        and the client port the next: neither is bound. Raises TransportError.
+        As a UE towards the `pcscf`, else as a P-CSCF. Inside the tunnel our protected server port is the one after this socket's, and
+        the client port the next: neither is bound, and whoever looks at a capture can tell inside from outside. Raises TransportError.
         """
         fixed = None if pcscf is None else (await self._address(pcscf._replace(transport="UDP")))[1]
         sock = bind(socket.SOCK_DGRAM, host, port)
@@ -132,10 +133,11 @@ class SipNode:
         if bound[0] in WILDCARDS:
             sock.close()
             raise TransportError(host, "a tunnel ends at one address; give it")
+        step = 1 if bound[1] < MAX_PORT - 1 else -1
         sas = EspSas(
             GmAssociations("ue" if fixed else "pcscf"), self._context.clock, self._context.random, ipaddress.ip_address(bound[0]),
-            (bound[1] + 1 if bound[1] < 65_535 else bound[1] - 1, bound[1]), Outer(fixed.host, fixed.port) if fixed else None,
-            ipaddress.ip_address(fixed.host) if fixed else None,
+            (bound[1] + 2 * step, bound[1] + step), Outer(fixed.host, fixed.port) if fixed else None,
+            ipaddress.ip_address(fixed.host) if fixed else None, Outer(bound[0], bound[1]),
         )  # fmt: skip
         self._esp = EspEndpoint(sock, sas, self._context, self)
         return sas

@@ -18,8 +18,7 @@ from keyferry.protocol.sip.overload import (
     is_protected,
     refusal,
 )
-from keyferry.transports.esp_sas import ESP
-from keyferry.transports.sip_context import Flow, SipContext
+from keyferry.transports.sip_context import ESP, Flow, SipContext
 
 PROBE: Final = 0.02
 """Seconds between two looks at the event loop's lag, while there is work."""

@@ -28,7 +28,7 @@ async def start_pcscf(services: Services) -> Pcscf:
     tunnel = []
     if network.gm != "off":  # before anybody can ask
         sas = await node.protect(*split_address(settings.gm_listen, "pcscf.gm_listen"))
-        tunnel = [Listener("pcscf", "esp", str(sas.address), sas.ports[1], settings.name)]
+        tunnel = [Listener("pcscf", "esp", *sas.bound, settings.name)] if sas.bound else []
         pcscf.security = SecurityAgreement(sas, services.metrics, required=network.gm == "required")
     if settings.reg_event:
         _watch(services, node, pcscf)
