@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Offer a registrar more than it can do, and measure what it still gets done (DESIGN: goodput at twice the capacity).
 
-    python bench/overload.py                    a SipNode whose handler costs a fixed time
-    python bench/overload.py --server scscf     a real S-CSCF with its HSS and store, keys pushed to nobody
-    python bench/overload.py --control off      the same without overload control
+    python bench/overload.py                                        a SipNode whose handler costs a fixed time
+    python bench/overload.py --server scscf                         a real S-CSCF with its HSS and store, keys pushed to nobody
+    python bench/overload.py --server scscf --server kamailio       and Kamailio's plain registrar (MD5, memory) beside it
+    python bench/overload.py --server scscf --control off --json    without overload control, a JSON line a row
 
-The server is a process of its own, the load this one; they talk over loopback UDP. First the capacity is measured: registrations a second
+A server is a process of its own, the load this one; they talk over loopback UDP. First the capacity is measured: registrations a second
 with as many under way as keep the server busy. Then registrations begin at a multiple of it, evenly spaced, whatever the server does;
-a REGISTER without an answer is sent again after T1, doubled each time, and one refused with 503 is not.
+a REGISTER without an answer is sent again after T1, doubled each time, and one refused with 503 is not. Several servers take turns at each
+multiple. Where the load has less than a tenth of its processor left, it and not the server is the limit: the row says so.
+
+Kamailio does less for a registration (no AKA, no disk, no keys): its figures are beside ours for the shape, not for the height.
 """
 
 from __future__ import annotations
@@ -21,17 +25,19 @@ import json
 import multiprocessing
 import re
 import select
+import signal
 import socket
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
+from kamailio import PASSWORD, KamailioMissing, kamailio
 from keyferry.config import Config, Network, Scscf
 from keyferry.lab.bench_register import HOME, Card, card
 from keyferry.ports import SipPeer, SubscribedImpu, Subscriber
@@ -53,6 +59,11 @@ IN_FLIGHT = 32  # registrations under way while the capacity is measured
 FACTORS = (0.5, 1.0, 2.0, 4.0)
 BUFFER = 4 * 1024 * 1024  # octets
 WARM_UP = 1.0  # seconds of each run that are not counted
+LOAD_LIMIT = 0.9  # of a processor; above, the load and not the server is what is measured
+
+Kind = Literal["fixed", "scscf", "kamailio"]
+Credentials = Literal["none", "aka", "md5"]
+CREDENTIALS: dict[Kind, Credentials] = {"fixed": "none", "scscf": "aka", "kamailio": "md5"}
 
 _BRANCH = re.compile(rb"branch=z9hG4bKov([0-9a-f]{8})")
 _NONCE = re.compile(rb'nonce="([^"]*)"')
@@ -124,6 +135,50 @@ async def answer(link: Connection, metrics: Metrics) -> None:
     link.send({"shed": metrics.value("sip_shed", "initial"), "full": metrics.value("sip_dropped", "overload")})
 
 
+class Server(Protocol):
+    """What is measured."""
+
+    port: int
+
+    def cpu(self) -> float:
+        """Return the processor time used so far, seconds."""
+
+
+class Ours:
+    """One of ours, in a process of its own."""
+
+    def __init__(self, port: int, link: Connection) -> None:
+        self.port = port
+        self._link = link
+
+    def cpu(self) -> float:
+        """Ask it for the processor time that it used, seconds."""
+        self._link.send("cpu")
+        used: float = self._link.recv()
+        return used
+
+
+@contextlib.contextmanager
+def running(kind: Kind, options: argparse.Namespace) -> Iterator[Server]:
+    """Run a server for as long as the block lasts. Raises KamailioMissing."""
+    if kind == "kamailio":
+        with kamailio(options.kamailio_workers) as peer:
+            yield peer
+        return
+    here, there = multiprocessing.Pipe()
+    settings = (there, kind, options.control == "on", options.phones, options.first_us, options.second_us)
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=settings, daemon=True)
+    process.start()
+    try:
+        yield Ours(here.recv(), here)
+        here.send("stop")
+        sys.stderr.write(f"{kind}: {here.recv()}\n")
+        process.join(10)
+    finally:
+        process.kill()
+        process.join()
+
+
 # ---- the load
 
 
@@ -161,31 +216,39 @@ class Outcome:
 class Load:
     """Begin registrations, answer challenges, send again what got no answer."""
 
-    def __init__(self, port: int, phones: int, *, real: bool) -> None:
+    def __init__(self, port: int, phones: int, credentials: Credentials) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         self._socket.connect(("127.0.0.1", port))
         self._socket.setblocking(False)
         self._port = self._socket.getsockname()[1]
-        self._real = real
+        self._kind = credentials
         self._idle = deque(self._phone(number) for number in range(phones))
         self._waiting: dict[bytes, Waiting] = {}
         self._timers: list[tuple[float, bytes]] = []
         self._sent = 0
         self.outcome = Outcome()
 
-    def run(self, seconds: float, due: Callable[[float, int], int]) -> Outcome:
-        """Begin, at each moment, as many registrations as `due` of (seconds since the start, under way) says; then wait for the last."""
+    def run(self, seconds: float, due: Callable[[float, int], int], over: Callable[[], None]) -> Outcome:
+        """Begin, at each moment, as many registrations as `due` of (seconds since the start, under way) says; then wait for the last.
+
+        `over` is called when the last has begun.
+        """
         self.outcome = Outcome()
-        start = perf_counter()
+        start, beginning = perf_counter(), True
         while (now := perf_counter()) < start + seconds or (self._waiting and now < start + seconds + GIVE_UP):
             if now < start + seconds:
                 for _ in range(min(due(now - start, len(self._waiting)), 64, len(self._idle))):
                     self._begin()
+            elif beginning:
+                beginning = False
+                over()
             busy = self._receive()
             self._resend(perf_counter())
             if not busy:
                 select.select([self._socket], [], [], 0.0005)
+        if beginning:
+            over()
         self.outcome.failed += len(self._waiting)
         self._idle.extend(one.phone for one in self._waiting.values())
         self._waiting.clear()
@@ -257,14 +320,16 @@ class Load:
     def _credentials(self, phone: Phone, data: bytes) -> str:
         found = _NONCE.search(data)
         nonce = found[1].decode() if found else ""
-        if not self._real:
+        if self._kind == "none":
             return f'nonce="{nonce}", uri="sip:{HOME}", response="{"0" * 32}"'
-        parts = parse_aka_nonce(nonce)
-        res = phone.usim.authenticate(parts.rand, parts.autn).res.reveal()
-        ha1 = hashlib.md5(f"{phone.card.impi}:{HOME}:".encode() + res).hexdigest()  # noqa: S324 - RFC 3310
+        password, algorithm = PASSWORD.encode(), "MD5"
+        if self._kind == "aka":
+            parts = parse_aka_nonce(nonce)
+            password, algorithm = phone.usim.authenticate(parts.rand, parts.autn).res.reveal(), "AKAv1-MD5"
+        ha1 = hashlib.md5(f"{phone.card.impi}:{HOME}:".encode() + password).hexdigest()  # noqa: S324 - RFC 3310
         ha2 = hashlib.md5(f"REGISTER:sip:{HOME}".encode()).hexdigest()  # noqa: S324
         response = hashlib.md5(f"{ha1}:{nonce}:{ha2}".encode()).hexdigest()  # noqa: S324
-        return f'nonce="{nonce}", uri="sip:{HOME}", response="{response}", algorithm=AKAv1-MD5'
+        return f'nonce="{nonce}", uri="sip:{HOME}", response="{response}", algorithm={algorithm}'
 
     def _resend(self, now: float) -> None:
         while self._timers and self._timers[0][0] <= now:
@@ -289,20 +354,40 @@ class Load:
 class Row(NamedTuple):
     """One line of the table."""
 
+    server: Kind
     factor: float  # 0: the measurement of the capacity
     offered: float  # registrations a second
     goodput: float  # registrations a second that ended in the time in which registrations began
-    share: float  # of the capacity, for the same processor time: on a shared machine the server does not always get its own
+    ratio: float  # goodput of the capacity
+    share: float  # the same, for the same processor time: on a shared machine the server does not always get its own
     p50: float  # seconds
     p99: float
     refused: int
     failed: int
     resent: int
     cpu: float  # of one processor, what the server got
+    load: float  # of one processor, what the load got
 
 
-def measure(load: Load, link: Connection, seconds: float, factor: float, capacity: Row | None) -> Row:
+class Used(NamedTuple):
+    """Processor time so far, and when; seconds."""
+
+    at: float
+    server: float
+    load: float
+
+
+class Measured(NamedTuple):
+    """A server and its load."""
+
+    kind: Kind
+    server: Server
+    load: Load
+
+
+def measure(one: Measured, seconds: float, factor: float, capacity: Row | None) -> Row:
     """Run once; a factor of 0 keeps IN_FLIGHT registrations under way."""
+    load = one.load
 
     def closed(_: float, under_way: int) -> int:
         return max(0, IN_FLIGHT - under_way)
@@ -310,55 +395,57 @@ def measure(load: Load, link: Connection, seconds: float, factor: float, capacit
     def opened(elapsed: float, _: int) -> int:
         return int(elapsed * factor * (capacity.goodput if capacity else 0.0)) - load.outcome.offered
 
-    used = cpu_of(link)
-    begin = perf_counter()
-    outcome = load.run(seconds, opened if factor else closed)
-    elapsed = perf_counter() - begin
-    used = cpu_of(link) - used
+    used: list[Used] = []
+
+    def note() -> None:
+        used.append(Used(perf_counter(), one.server.cpu(), process_time()))
+
+    note()
+    begin = used[0].at
+    outcome = load.run(seconds, opened if factor else closed, note)
+    elapsed = used[1].at - begin
     taken = sorted(took for ended, took in outcome.latencies if ended >= begin + WARM_UP) or [0.0]
     counted = sum(1 for ended, _ in outcome.latencies if begin + WARM_UP <= ended < begin + seconds)
     goodput = counted / (seconds - WARM_UP)
-    cpu = used / elapsed
+    cpu = (used[1].server - used[0].server) / elapsed
     if outcome.statuses:
         sys.stderr.write(f"failed with {dict(outcome.statuses)}\n")
-    share = goodput / cpu / capacity.goodput * capacity.cpu if capacity and capacity.goodput else 1.0
+    ratio = goodput / capacity.goodput if capacity and capacity.goodput else 1.0
+    share = ratio / cpu * capacity.cpu if capacity and cpu else 1.0
     return Row(
-        factor, outcome.offered / seconds, goodput, share, taken[len(taken) // 2],
+        one.kind, factor, outcome.offered / seconds, goodput, ratio, share, taken[len(taken) // 2],
         taken[int(len(taken) * 0.99)], outcome.refused, outcome.failed, outcome.resent, cpu,
+        (used[1].load - used[0].load) / elapsed,
     )  # fmt: skip
 
 
-def cpu_of(link: Connection) -> float:
-    """Ask the server for the processor time it used, seconds."""
-    link.send("cpu")
-    answer: float = link.recv()
-    return answer
+def rows(options: argparse.Namespace, kinds: Sequence[Kind]) -> Iterator[Row]:
+    """Start the servers and measure them in turn."""
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for kind in kinds:
+            try:
+                server = stack.enter_context(running(kind, options))
+            except KamailioMissing as problem:
+                sys.stderr.write(f"{problem}\n")
+                continue
+            servers.append(Measured(kind, server, Load(server.port, options.phones, CREDENTIALS[kind])))
+        for one in servers:
+            sys.stderr.write(f"{one.kind}: warming up\n")
+            measure(one, min(3.0, options.seconds), 0.0, None)  # caches, and the store
+        for factor in options.factor or FACTORS:
+            for one in servers:  # each after a measurement of its own: a shared machine does not stay the same
+                capacity = measure(one, options.seconds, 0.0, None)
+                yield capacity
+                yield measure(one, options.seconds, factor, capacity)
 
 
-def rows(options: argparse.Namespace) -> Iterator[Row]:
-    """Start the server and measure."""
-    here, there = multiprocessing.Pipe()
-    settings = (there, options.server, options.control == "on", options.phones, options.first_us, options.second_us)
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=settings, daemon=True)
-    process.start()
-    try:
-        load = Load(here.recv(), options.phones, real=options.server == "scscf")
-        measure(load, here, 3.0, 0.0, None)  # warms caches up, and the store
-        for factor in FACTORS:  # each after a measurement of its own: a shared machine does not stay the same
-            capacity = measure(load, here, options.seconds, 0.0, None)
-            yield capacity
-            yield measure(load, here, options.seconds, factor, capacity)
-        here.send("stop")
-        sys.stderr.write(f"server: {here.recv()}\n")
-        process.join(10)
-    finally:
-        process.kill()
-
-
-def main() -> None:
+def main() -> int:
     """Print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server", choices=("fixed", "scscf"), default="fixed")
+    parser.add_argument("--server", choices=("fixed", "scscf", "kamailio"), action="append", help="repeatable; default: fixed")
+    parser.add_argument("--factor", type=float, action="append", help="offered load in capacities, repeatable; default: 0.5, 1, 2, 4")
+    parser.add_argument("--kamailio-workers", type=int, default=1, help="one process takes what one of ours does: one processor")
     parser.add_argument("--control", choices=("on", "off"), default="on")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each run")
     parser.add_argument("--phones", type=int, default=20_000)
@@ -366,19 +453,27 @@ def main() -> None:
     parser.add_argument("--second-us", type=int, default=250, help="microseconds for a second one")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     if not options.json:
-        print("offered      reg/s   goodput   share    p50 ms    p99 ms   refused  failed  resent   cpu")
-    for row in rows(options):
-        if options.json:
-            print(json.dumps(row._asdict()))
-            continue
-        name = f"{row.factor:g}x" if row.factor else "capacity"
-        print(
-            f"{name:8} {row.offered:9.0f} {row.goodput:9.0f} {row.share:6.0%} {row.p50 * 1e3:9.1f} {row.p99 * 1e3:9.1f}"
-            f" {row.refused:9} {row.failed:7} {row.resent:7} {row.cpu:5.0%}",
-            flush=True,
-        )
+        print("server   offered      reg/s   goodput  ratio  share    p50 ms    p99 ms   refused  failed  resent   cpu  load")
+    try:
+        for row in rows(options, options.server or ["fixed"]):
+            print(json.dumps(row._asdict()) if options.json else line(row), flush=True)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    return 0
+
+
+def line(row: Row) -> str:
+    """Return one line of the table."""
+    name = f"{row.factor:g}x" if row.factor else "capacity"
+    return (
+        f"{row.server:8} {name:8} {row.offered:9.0f} {row.goodput:9.0f} {row.ratio:6.0%} {row.share:6.0%} {row.p50 * 1e3:9.1f}"
+        f" {row.p99 * 1e3:9.1f} {row.refused:9} {row.failed:7} {row.resent:7} {row.cpu:5.0%} {row.load:5.0%}"
+        f"{'  the load is the limit' if row.load > LOAD_LIMIT else ''}"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,6 +14,7 @@ from system.serving import environment, until
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 LIMIT = 120.0  # seconds; two cores may be busy with other tests
 FIRST_WORD_LIMIT = 60.0
+GONE_LIMIT = 10.0
 
 
 def script(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -53,6 +54,11 @@ def processes_of(folder: Path) -> list[str]:
         if str(folder) in command or where.startswith(str(folder)):
             found.append(command)
     return found
+
+
+def nothing_runs(folder: Path) -> None:
+    """Fail if a process of a script is still there; the one by which Python tidies up goes a moment after its parent."""
+    until(lambda: not processes_of(folder), seconds=GONE_LIMIT, what=f"no process is left of {folder}")
 
 
 def _command(name: str, arguments: tuple[str, ...]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.benchrun import interrupted, processes_of, script
+from bench.benchrun import interrupted, nothing_runs, script
 from soaking.network import Life, Process, read_lines
 from soaking.phones import Failure
 from soaking.verdict import growth, unexplained
@@ -27,7 +27,7 @@ def test_a_short_soak_kills_loses_and_finds_every_key(tmp_path: Path) -> None:
     assert report["totals"]["registered"] > 30  # everybody once, and some again
     assert report["minutes"]
     assert "2.0%" in report["loss"]
-    assert processes_of(tmp_path) == []
+    nothing_runs(tmp_path)
     assert [one.name for one in tmp_path.iterdir()] == []
 
 
@@ -35,7 +35,7 @@ def test_ctrl_c_ends_a_soak_and_leaves_nothing(tmp_path: Path) -> None:
     """130, no process, no state."""
     code, errors = interrupted("soak.py", *SMALL, folder=tmp_path, when=lambda text: "from now on" in text)
     assert (code, errors.splitlines()[-1]) == (130, "interrupted")
-    assert processes_of(tmp_path) == []
+    nothing_runs(tmp_path)
     assert [one.name for one in tmp_path.iterdir()] == ["stderr"]
 
 
