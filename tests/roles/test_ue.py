@@ -117,7 +117,7 @@ class TestRegistration:
     """§5.1.1.2."""
 
     async def test_the_first_register_names_the_user_and_the_device(self) -> None:
-        """§5.1.1.2.1: Authorization is there with empty nonce and response; DESIGN §4: the release in Contact."""
+        """§5.1.1.2.1, §5.1.1.2.2: Authorization is there with empty nonce and response; DESIGN §4: the release in Contact."""
         bench = Bench(*ladder())
         await bench.register()
         first = bench.seen[0]
@@ -188,11 +188,12 @@ class TestRegistration:
         assert "not with a registration of this UE" in str(await fails(bench))
 
     async def test_another_registration_goes_on_where_the_last_one_ended(self) -> None:
-        """§5.1.1.4: the same Call-ID, a higher CSeq; new RAND, new keys."""
+        """§5.1.1.4: the same Call-ID, a higher CSeq; no old credentials; new RAND, new keys."""
         bench = Bench(*ladder(), *ladder(seq=2))
         first = await bench.register()
         second = await bench.register(first)
         assert (second.call_id, second.cseq) == (first.call_id, first.cseq + 2)
+        assert (bench.credentials(2).nonce, bench.credentials(2).response) == ("", "")
         assert second.k_m == application_master_key(vector(2).ck, vector(2).ik, vector(2).rand, ALICE.impi)
         assert second.pinned == (REALM,)
 

@@ -22,7 +22,10 @@ from keyferry.ports import SipEvent, SipPeer
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import parse_impi, parse_impu
 from keyferry.protocol.ims.gm_association import State
+from keyferry.protocol.ims.security_agreement import parse_mechanisms
+from keyferry.protocol.sip.headers import parse_name_addr
 from keyferry.protocol.sip.message import Request
+from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.ue import UeProfile
 from keyferry.stores.memory import MemoryUeStore
 from keyferry.stores.state_dir import open_state
@@ -47,11 +50,16 @@ class Visited:
     @property
     def at_pcscf(self) -> list[str]:
         """What came in at the P-CSCF from the UE, each with its transport."""
-        return [
-            f"{event.peer.transport} {event.message.method}"
-            for event in self.events
-            if event.node == "P-CSCF" and not event.outgoing and isinstance(event.message, Request)
-        ]
+        return [f"{event.peer.transport} {event.message.method}" for event in self._from_ue if isinstance(event.message, Request)]
+
+    @property
+    def requests(self) -> list[Request]:
+        """The same, the messages."""
+        return [event.message for event in self._from_ue if isinstance(event.message, Request)]
+
+    @property
+    def _from_ue(self) -> list[SipEvent]:
+        return [event for event in self.events if event.node == "P-CSCF" and not event.outgoing]
 
     @property
     def sas(self) -> EspSas:
@@ -167,11 +175,16 @@ async def until(wanted: Callable[[], object]) -> None:
 
 
 async def test_registration_re_registration_and_de_registration(visited: Visited) -> None:
-    """Only SM1 of the first is in clear; then every set makes way for the next."""
+    """TS 24.229 §5.1.1.2.2, §5.1.1.4, §5.1.1.5: only SM1 of the first is in clear; then every set makes way for the next."""
     async with visited.ue() as client:
         state = await client.register()
         assert (state.masked, state.k_m is not None) == (True, True)
         assert visited.at_pcscf == ["UDP REGISTER", "ESP REGISTER"]
+        first, second = visited.requests
+        assert (first.get("Require"), first.get("Proxy-Require"), first.get("Security-Verify")) == ("sec-agree", "sec-agree", None)
+        offered = parse_mechanisms(first.all("Security-Client"))
+        assert parse_sip_uri(parse_name_addr(first.get("Contact") or "").uri).port == offered[0].port_s
+        assert (second.all("Security-Client"), bool(second.get("Security-Verify"))) == (first.all("Security-Client"), True)
         assert visited.states == [State.ESTABLISHED]
         again = await client.register()
         assert again.gm_keys != state.gm_keys

@@ -177,7 +177,7 @@ PUSH = Push(1, "a@h.net", "xcap.h.net", "AbCdEfGhIjKl", (), ("sip:a@h.net",), "x
     ],
 )
 def test_bodies_of_other_peers_are_read(body: bytes, expected: str | None) -> None:
-    """TS 24.229 §7.6.2; what Kamailio and Clearwater send."""
+    """TS 24.229 §7.6, §7.6.2; what Kamailio and Clearwater send."""
     assert parse_ims_body(body) == expected
 
 

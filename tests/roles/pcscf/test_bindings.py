@@ -68,7 +68,7 @@ def test_the_oldest_goes_when_there_is_no_room() -> None:
 
 
 def test_what_a_200_says_is_read_and_what_cannot_be_read_is_not_there() -> None:
-    """RFC 7315 §4.1, RFC 3608 §6.2."""
+    """§5.2.2: Service-Route, P-Associated-URI; RFC 7315 §4.1, RFC 3608 §6.2."""
     response = Response(200, "OK", (("P-Associated-URI", "<sip:a@b>, <tel:+1>"), ("Service-Route", "<sip:orig@s.net:6060;lr>")))
     assert associated(response) == ("sip:a@b", "tel:+1")
     assert service_route(response) == ("<sip:orig@s.net:6060;lr>",)

@@ -86,7 +86,7 @@ def notify(*extra: tuple[str, str], uri: str = "sip:alice@192.0.2.1") -> Request
 
 
 class TestSubscribe:
-    """From a UE to its S-CSCF."""
+    """§5.2.6.3: from a UE to its S-CSCF."""
 
     async def test_it_follows_the_service_route_whatever_the_ue_preloaded(self) -> None:
         """RFC 3608 §6.3; §5.2.6.3.3."""
@@ -190,7 +190,7 @@ class TestSubscribe:
 
 
 class TestNotify:
-    """From the network to a UE."""
+    """§5.2.6.4: from the network to a UE."""
 
     async def test_it_reaches_the_ue_that_our_record_route_names(self) -> None:
         visited = Visited()

@@ -181,6 +181,7 @@ class TestBeforeProtection:
             assert (await visited.ask(register(("Security-Client", CLIENT), credentials=credentials), 403)).status == 403
 
     async def test_a_challenge_without_keys_does_not_pass(self, visited: Visited) -> None:
+        """§5.2.2.1: there is nothing to protect Gm with."""
         bare = 'Digest realm="home1.net", nonce="bm9uY2U=", algorithm=AKAv1-MD5'
         answer = await visited.ask(register(("Security-Client", CLIENT)), 401, ("WWW-Authenticate", bare))
         assert answer.status == 500

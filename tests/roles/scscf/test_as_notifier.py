@@ -74,6 +74,7 @@ class TestTheMessage:
         assert k_as.reveal() not in request.body
 
     async def test_each_as_gets_its_own_key_and_the_hsss_own_service_info(self) -> None:
+        """§5.4.1.7 g: in <service-info>."""
         criteria = [criterion(XCAP, service_info="colour=blue"), criterion(NOTES, priority=1)]
         async with open_home(criteria=criteria) as home:
             alice = await registered(home)
@@ -158,6 +159,7 @@ class TestKeyFirst:
     """DESIGN §5 step 4: the key is at the AS when the UE learns it is registered."""
 
     async def test_the_200_comes_after_the_ass(self, home: Home) -> None:
+        """§5.4.1.7 sends it when the 200 is decided."""
         await registered(home)
         ladder = home.network.ladder()
         assert ladder.index("AS1 > S 200") < ladder.index("S > I 200")

@@ -25,7 +25,7 @@ def listed(answer: Response) -> list[tuple[str, str]]:
 
 
 class TestContacts:
-    """§10.3 step 8."""
+    """RFC 3261 §10.3 step 8; TS 24.229 §5.4.1.2.2F."""
 
     async def test_the_200_lists_every_device_with_what_is_left_its_own_first(self, home: Home) -> None:
         for number, expires in ((1, 3600), (2, 7200)):
@@ -52,6 +52,7 @@ class TestContacts:
         assert len(listed(await Manual(home).procedure())) == 1
 
     async def test_a_displaced_device_is_not_listed(self) -> None:
+        """TS 24.229 §5.4.1.2.2: there is a maximum; whoever is over it is not refused here."""
         async with open_home(registrar={"max_devices": 1}) as home:
             home.network.attach("X", "x.invalid", None)
             await home.device().register()

@@ -269,12 +269,15 @@ class TestAnswers:
 
     @pytest.mark.parametrize(("impi", "impu"), [("eve@home1.net", SIP_ALICE), ("bobby@home1.net", SIP_ALICE)])
     async def test_a_user_that_the_hss_does_not_know_is_403(self, home: Home, impi: str, impu: Impu) -> None:
+        """§5.4.1.2; TS 29.229 §6.2.2."""
         ue = Manual(home)
         ue.impi = Impi(impi)
         assert (await ue.send()).status == 403
         assert home.log.warnings == ["cx-error"]
 
     async def test_an_hss_in_trouble_is_504(self, home: Home) -> None:
+        """§5.4.1.2."""
+
         class Broken:
             async def server_assignment(self, *args: object) -> bytes:
                 raise CxError(3002, "DIAMETER_UNABLE_TO_DELIVER")

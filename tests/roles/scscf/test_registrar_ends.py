@@ -110,6 +110,7 @@ class TestDeregistration:
         assert await home.keys_at() == 1
 
     async def test_a_device_that_is_not_registered_can_still_say_so(self, home: Home) -> None:
+        """§5.4.1.4.1 has 481 for it."""
         other = home.device()
         await other.register()
         answer = await Manual(home).procedure(expires="0")

@@ -51,7 +51,7 @@ async def wrong(ue: Manual) -> int:
 
 
 async def test_a_wrong_answer_frees_the_user_at_the_hss(home: Home) -> None:
-    """AUTHENTICATION_FAILURE."""
+    """§5.4.1.2.3: AUTHENTICATION_FAILURE."""
     told, ue = watch(home), Manual(home)
     given = ue.answer(await ue.send())
     assert await home.hss.user_authorization(ue.impi, SIP_ALICE, "") == SCSCF  # MAR assigned it
@@ -61,7 +61,7 @@ async def test_a_wrong_answer_frees_the_user_at_the_hss(home: Home) -> None:
 
 
 async def test_no_answer_frees_the_user_when_reg_await_auth_ends(home: Home) -> None:
-    """AUTHENTICATION_TIMEOUT; once a user, whatever the challenges."""
+    """§5.4.1.2.1: AUTHENTICATION_TIMEOUT; once a user, whatever the challenges."""
     told, ue = watch(home), Manual(home)
     await ue.send()
     await ue.send()
