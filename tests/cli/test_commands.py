@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemRandom
 from system.serving import keyferry
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors" / "keys.toml"
@@ -121,6 +124,21 @@ def test_the_key_encryption_key_is_rotated_and_the_rows_still_open(state: Path) 
     assert run("subscriber", "show", "a@home1.net", "--state", state)["impi"] == "a@home1.net"
 
 
+def test_transport_keys_are_rotated_and_the_older_one_retired(state: Path) -> None:
+    none = keyferry("keys", "rotate-isc", "--state", state)
+    assert (none.returncode, "no such transport key" in none.stderr) == (1, True)
+    with open_state(state, random=SystemRandom()) as opened:
+        opened.isc_keys("scscf1.home1.net", "xcap.home1.net")
+    made = keyferry("keys", "rotate-isc", "--as", "xcap.home1.net", "--state", state)
+    assert made.stdout == "scscf1.home1.net to xcap.home1.net: t2 seals; t1 still opens\n"
+    assert keyferry("keys", "rotate-isc", "--retire", "--state", state).returncode == 1
+    file = state / "isc" / "scscf1.home1.net--xcap.home1.net"
+    os.utime(file, (0, 0))
+    assert run("keys", "rotate-isc", "--retire", "--state", state)["keys"] == [
+        {"scscf": "scscf1.home1.net", "as": "xcap.home1.net", "kids": ["t2"]}
+    ]
+
+
 def test_check_tells_a_good_file_from_a_bad_one(tmp_path: Path) -> None:
     examples = Path(__file__).resolve().parents[2] / "examples"
     assert run("check", examples / "lab.toml")["kind"] == "serve"
@@ -178,7 +196,7 @@ def test_the_demonstration_ends_with_its_word() -> None:
         "bench",
         *(f"subscriber {name}" for name in ("add", "list", "show", "remove")),
         *(f"ue {name}" for name in ("register", "deregister", "status", "get", "put", "delete")),
-        *(f"keys {name}" for name in ("derive", "rotate")),
+        *(f"keys {name}" for name in ("derive", "rotate", "rotate-isc")),
         *(f"pki {name}" for name in ("issue", "show")),
     ],
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`keyferry keys`: derive the hierarchy (prints keys: that is its purpose), rotate the key-encryption key."""
+"""`keyferry keys`: derive the hierarchy (prints keys: that is its purpose), rotate the key-encryption key and transport keys."""
 
 from __future__ import annotations
 
@@ -57,6 +57,27 @@ def rotate(state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> N
         show_json({"ok": True, "rows": rows})
     else:
         console.print(f"sealed {sum(rows.values())} rows again under a new key")
+
+
+@app.command(name="rotate-isc")
+def rotate_isc(
+    scscf: Annotated[str | None, typer.Option("--scscf", metavar="HOST", help="Only the keys of this S-CSCF.")] = None,
+    as_: Annotated[str | None, typer.Option("--as", metavar="HOST", help="Only the keys of this AS_ID.")] = None,
+    retire: Annotated[bool, typer.Option("--retire", help="Drop the older key; a minute after the new one came at the earliest.")] = False,
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a new transport key for pushes between S-CSCF and AS, also while `serve` runs: it seals at once, the older one still opens.
+
+    Example: keyferry keys rotate-isc; and after a minute: keyferry keys rotate-isc --retire
+    """
+    found = administration.rotate_isc_keys(state, scscf, parse_as_id(as_) if as_ else None, retire=retire)
+    if as_json:
+        show_json({"ok": True, "keys": [{"scscf": pair.scscf, "as": pair.as_id, "kids": list(pair.kids)} for pair in found]})
+        return
+    for pair in found:
+        also = f"; {', '.join(pair.kids[:-1])} still opens" if len(pair.kids) > 1 else ""
+        console.print(f"{pair.scscf} to {pair.as_id}: {pair.kids[-1]} seals{also}", markup=False)
 
 
 def _octets(name: str, text: str, length: int) -> bytes:

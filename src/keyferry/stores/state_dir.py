@@ -79,12 +79,31 @@ class StateDir:
 
         Raises StateError.
         """
-        if not _NAME.fullmatch(scscf) or not _NAME.fullmatch(as_id) or "--" in scscf + as_id:
-            raise StateError(str(self.root / "isc"), "the S-CSCF's or the AS's name cannot be part of a file name", "Use host names")
-        file = self.root / "isc" / f"{scscf}--{as_id}"
+        file = self.isc_file(scscf, as_id)
         if not file.exists():
             _write(file, {FIRST_TRANSPORT_KID: Secret(self.random.octets(TRANSPORT_KEY_OCTETS))}, replace=False)
         return _read_keys(file, _TRANSPORT_KID, TRANSPORT_KEY_OCTETS, own=True)
+
+    def isc_file(self, scscf: str, as_id: str) -> Path:
+        """Return where their transport keys are.
+
+        Raises StateError.
+        """
+        if not _NAME.fullmatch(scscf) or not _NAME.fullmatch(as_id) or "--" in scscf + as_id:
+            raise StateError(str(self.root / "isc"), "the S-CSCF's or the AS's name cannot be part of a file name", "Use host names")
+        return self.root / "isc" / f"{scscf}--{as_id}"
+
+    def isc_pairs(self) -> list[tuple[str, str]]:
+        """Return every S-CSCF and AS whose transport keys are here, by name."""
+        names = [file.name.split("--") for file in (self.root / "isc").glob("*--*") if not file.name.endswith(_NEW)]
+        return sorted((name[0], name[1]) for name in names if len(name) == 2)
+
+    def write_isc_keys(self, scscf: str, as_id: str, keys: Mapping[str, Secret]) -> None:
+        """Replace the transport keys of an S-CSCF and an AS, durably and as a whole; the last is the one to seal with.
+
+        Raises StateError.
+        """
+        _write(self.isc_file(scscf, as_id), keys, replace=True)
 
     def new_kek(self) -> tuple[bytes, Secret]:
         """Return a kid that is not in use and a KEK; neither is stored yet."""

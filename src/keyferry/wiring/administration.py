@@ -25,6 +25,7 @@ from keyferry.protocol.ims.keys import (
     ua_key,
 )
 from keyferry.stores.database import Database
+from keyferry.stores.isc_keys import IscPair, retire_isc, rotate_isc
 from keyferry.stores.rotation import rotate
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
 from keyferry.stores.state_dir import open_state
@@ -71,6 +72,12 @@ def rotate_keys(state_path: Path) -> Mapping[str, int]:
     """Make a new KEK and re-seal every row; return how many rows of each database. Raises StateError while `serve` runs."""
     with open_state(state_path, random=SystemRandom(), exclusive=True) as state:
         return rotate(state)
+
+
+def rotate_isc_keys(state_path: Path, scscf: str | None, as_id: AsId | None, *, retire: bool) -> list[IscPair]:
+    """Add a transport key to each S-CSCF and AS, or drop the older one; return what each has now. Raises StateError."""
+    with open_state(state_path, random=SystemRandom()) as state:
+        return retire_isc(state, SystemClock().now(), scscf, as_id) if retire else rotate_isc(state, scscf, as_id)
 
 
 def derive_keys(*, ck: Secret, ik: Secret, rand: bytes, impi: Impi, as_id: AsId, ua_id: bytes, realm: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from keyferry.stores.sqlite.documents import SqliteDocumentStore
 from keyferry.stores.sqlite.keys import SqliteKeyStore
 from keyferry.transports.http_server import AsgiApp, tls_context
 from keyferry.transports.sip_node import SipNode
+from keyferry.wiring.isc import OpeningKeys
 from keyferry.wiring.services import Services
 from keyferry.wiring.watching import SWEEP, AsWatch, Tasks
 
@@ -81,7 +82,7 @@ def _watch(services: Services, settings: ApplicationServer, node: SipNode, agent
 
 
 def _pusher(services: Services, name: str, as_id: AsId) -> Pusher:
-    keys = {(as_id, kid): key for kid, key in services.state.isc_keys(name, as_id).items()}
+    keys = OpeningKeys(as_id, services.isc_keys(name, as_id))
     home = services.config.network.home_domain
     return Pusher(name=name, realm=home, transport_keys=keys, domains=frozenset({home}))
 

@@ -9,17 +9,18 @@ from typing import NamedTuple
 from keyferry.config import split_address
 from keyferry.errors import KeyferryError
 from keyferry.ports import CxClient, RegistrationStore, SipPeer
-from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.ims.user_profile import cached_user_profile
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy, TransportKey
+from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
 from keyferry.roles.scscf.node import Scscf
 from keyferry.roles.scscf.reg_event import RegEventNotifier, RegEventPolicy
 from keyferry.roles.scscf.registrar import Registrar, RegistrarPolicy
+from keyferry.stores.isc_keys import LiveIscKeys
 from keyferry.stores.sqlite.registrations import SqliteRegistrationStore
 from keyferry.transports.sip_node import SipNode
+from keyferry.wiring.isc import SealingKeys
 from keyferry.wiring.services import Services, is_trusted, only_loopback, only_tls
 
 
@@ -91,16 +92,15 @@ def _auth_policy(services: Services, server_name: str) -> AuthPolicy:
 def _push_policy(services: Services, server_name: str) -> PushPolicy:
     settings = services.config.scscf
     as_ids: dict[str, tuple[AsId, ...]] = {}
-    transport_keys: dict[AsId, TransportKey] = {}
+    live: dict[AsId, LiveIscKeys] = {}
     protection: dict[AsId, Callable[[SipPeer], None]] = {}
     for server in services.config.application_servers:
         as_id = parse_as_id(server.as_id)
         as_ids[server.sip_uri] = (*as_ids.get(server.sip_uri, ()), as_id)
-        kid, key = list(services.state.isc_keys(settings.name, as_id).items())[-1]
-        transport_keys[as_id] = TransportKey(kid, Siv(key))
+        live[as_id] = services.isc_keys(settings.name, as_id)
         if str(server.protection) == "tls":
             protection[as_id] = only_tls(parse_sip_uri(server.sip_uri).host)
     return PushPolicy(
-        scscf_uri=server_name, scscf_name=settings.name, as_ids=as_ids, transport_keys=transport_keys, check_peer=only_loopback,
+        scscf_uri=server_name, scscf_name=settings.name, as_ids=as_ids, transport_keys=SealingKeys(live), check_peer=only_loopback,
         protection=protection, key_max_age=settings.key_max_age, push_wait=settings.push_wait,
     )  # fmt: skip

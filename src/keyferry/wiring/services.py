@@ -15,9 +15,11 @@ from typing import Literal, NamedTuple, get_args
 from keyferry.config import Config, split_address
 from keyferry.errors import KeyferryError, TransportError
 from keyferry.ports import Clock, Log, RandomSource, SipHandler, SipObserver, SipPeer
+from keyferry.protocol.identity import AsId
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.protocol.sip.overload import OverloadPolicy
 from keyferry.stores.database import Database
+from keyferry.stores.isc_keys import LiveIscKeys
 from keyferry.stores.state_dir import StateDir
 from keyferry.transports.http_server import AsgiApp, HttpServer
 from keyferry.transports.pki import MutualTls, Pki, mutual_tls
@@ -69,6 +71,10 @@ class Services:
         database = Database(self.state.path(f"{name}.db"))
         self.exit.callback(database.close)
         return database
+
+    def isc_keys(self, scscf: str, as_id: AsId) -> LiveIscKeys:
+        """Return the transport keys of an S-CSCF and an AS, which may change while we run. Raises StateError."""
+        return LiveIscKeys(self.state, scscf, as_id, self.clock, self.log)
 
     def node(self, name: str, handler: SipHandler, *, sheds: bool = False, trusted: Collection[str] | None = None) -> SipNode:
         """Return a SIP node that listens nowhere yet.
