@@ -13,6 +13,7 @@ from docs.console import ROOT, blocks, commands, missing, run_page, same
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "getting-started.md"
 PAGES = (README, GUIDE)
+PEERS = {"sipp", "curl", "tshark"}
 LANGUAGES = {"console", "python", "toml", "text", "xml", "json"}
 
 
@@ -31,9 +32,9 @@ def test_no_block_escapes(page: Path) -> None:
             assert not re.search(r"^\$ ", block.body, re.MULTILINE), block.body
     text = page.read_text("utf-8")
     assert text.count("```") == 2 * len(blocks(page))
-    assert all(set(command.needs) <= {"sipp", "curl"} for command in commands(page))
+    assert all(set(command.needs) <= PEERS for command in commands(page))
     for command in commands(page):
-        used = {word for word in ("sipp", "curl") if re.search(rf"(^|\| ){word} ", command.text)}
+        used = {word for word in PEERS if re.search(rf"(^|\| |WIRESHARK_CONFIG_DIR=\S+ ){word} ", command.text)}
         assert used <= set(command.needs), f"not marked: {command.text}"
 
 

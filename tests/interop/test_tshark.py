@@ -5,18 +5,14 @@ from __future__ import annotations
 
 import base64
 import html
-import os
-import select
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from interop.capturing import capturing
 from interop.peers import program
 from system.serving import Lab, Served, in_clear, make_lab, serving, ue, until
 
@@ -24,6 +20,7 @@ pytestmark = pytest.mark.interop
 
 OPEN_SEAL = Path(__file__).parent / "open_seal.py"
 LIMIT = 30.0  # seconds
+SIP = ("5060", "5062", "6060", "5090", "5091")
 SERVERS = ("xcap.home1.net", "notes.home1.net")
 
 
@@ -37,7 +34,7 @@ def lab_in_clear_fixture(tmp_path: Path) -> Lab:
 def capture_fixture(served: Served, lab: Lab, tmp_path: Path) -> Iterator[Path]:
     """Capture one registration with keys."""
     del served
-    with _capturing(tmp_path / "lo.pcapng") as file:
+    with capturing(tmp_path / "lo.pcapng", _sip(lab)) as file:
         registered = ue(lab, "register")
         assert registered["keys"]
         _complete(lab, file)
@@ -83,7 +80,7 @@ def test_tshark_sees_a_large_push_over_tcp(tmp_path: Path) -> None:
     """RFC 3261 §18.1.1: over 1,300 octets, a congestion-controlled transport."""
     info = "x" * 400
     lab = make_lab(tmp_path, lambda text: text.replace('app = "xcap" ', f'service_info = "{info}"\napp = "xcap" '), in_clear)
-    with serving(lab.serve, lab.state), _capturing(tmp_path / "lo.pcapng") as file:
+    with serving(lab.serve, lab.state), capturing(tmp_path / "lo.pcapng", _sip(lab)) as file:
         ue(lab, "register")
         _complete(lab, file)
         ports = {host: port for host, port in _fields(lab, file, 'sip.Method == "REGISTER" && xml', "sip.r-uri.host", "tcp.dstport")}
@@ -110,6 +107,11 @@ def _sealed(lab: Lab, file: Path, as_id: str) -> str:
     return found[0]
 
 
+def _sip(lab: Lab) -> str:
+    """Select the lab's own messages: others may be busy on the interface."""
+    return " or ".join(f"port {lab.ports[port]}" for port in SIP)
+
+
 def _complete(lab: Lab, file: Path) -> None:
     """Wait until the file holds both pushes and the 200 that reached the UE."""
     pushes = 'sip.Method == "REGISTER" && xml'
@@ -124,43 +126,10 @@ def _complete(lab: Lab, file: Path) -> None:
 def _fields(lab: Lab, file: Path, where: str, *names: str) -> list[tuple[str, ...]]:
     """Return fields of the frames that a display filter selects; the ports of the lab are SIP ports."""
     command = [program("tshark"), "-r", str(file), "-Y", where, "-T", "fields"]
-    for port in ("5060", "5062", "6060", "5090", "5091"):
+    for port in SIP:
         command += ["-d", f"udp.port=={lab.ports[port]},sip", "-d", f"tcp.port=={lab.ports[port]},sip"]
     for name in names:
         command += ["-e", name]
     # A capture that is still being written may end in the middle of a frame; tshark says so and exits with 2.
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     return [tuple(line.split("\t")) for line in done.stdout.splitlines()]
-
-
-@contextmanager
-def _capturing(file: Path) -> Iterator[Path]:
-    """Capture the loopback interface, or skip without the right to."""
-    program("tshark")
-    command = [program("dumpcap"), "-i", "lo", "-f", "udp or tcp", "-q", "-w", str(file)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        said = _until_file(process)
-        try:
-            if "File:" not in said:
-                process.wait(LIMIT)
-                pytest.skip(f"no right to capture on lo; be root, or: dpkg-reconfigure wireshark-common ({said.strip()[:200]})")
-            yield file
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                process.wait(LIMIT)
-
-
-def _until_file(process: subprocess.Popen[bytes]) -> str:
-    """Return what dumpcap says until it captures, or ends."""
-    assert process.stderr is not None
-    said, deadline = b"", time.monotonic() + LIMIT
-    while b"File:" not in said and time.monotonic() < deadline:
-        readable, _, _ = select.select([process.stderr], [], [], 0.5)
-        if readable:
-            data = os.read(process.stderr.fileno(), 4096)
-            if not data:
-                break
-            said += data
-    return said.decode("utf-8", "replace")
