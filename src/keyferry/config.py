@@ -99,6 +99,13 @@ class Scscf(_Section, frozen=True, kw_only=True):
         Seconds,
         Meta(description="seconds after its AKA run that a re-REGISTER over a protected Gm passes without a challenge; 0: challenge all"),
     ] = 43_200.0
+    as_probe: Annotated[
+        Seconds,
+        Meta(description="seconds between questions to an idle AS whether it is there and still has its keys; 0: never asked"),
+    ] = 2.0
+    repush_rate: Annotated[
+        int, Meta(ge=1, le=100_000, description="registrations a second whose keys are pushed again to an AS that lost them")
+    ] = 500
     trusted_peers: Trusted = msgspec.field(default_factory=list)
     sweep: Annotated[float, Meta(gt=0, description="seconds between looks for expired registrations")] = 1.0
 

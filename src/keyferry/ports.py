@@ -314,6 +314,16 @@ class PendingPush:
     give_up_at: float  # seconds since the epoch
 
 
+@dataclass(frozen=True, slots=True)
+class AsStore:
+    """Which key store an AS had when it was last heard of, and how far that one has what an empty one needs."""
+
+    server_name: str
+    as_id: AsId
+    store_id: str
+    place: int | None  # of `walk`: up to where the registrations were pushed again; None: all
+
+
 class RegistrationStore(Protocol):
     """Hold registrations, K_M sealed, with the pushes they owe, in one transaction."""
 
@@ -343,6 +353,15 @@ class RegistrationStore(Protocol):
 
     async def last_seq(self, impi: Impi, as_id: AsId, reg: Reg) -> int:
         """Return the highest seq ever stored for this set, 0 if none."""
+
+    async def walk(self, after: int, limit: int) -> Sequence[tuple[int, Impi, Reg]]:
+        """Return registrations and their places, by place, above the place `after` (0: all); one that is renewed keeps its place."""
+
+    async def as_stores(self) -> Sequence[AsStore]:
+        """Return what was last heard of every AS."""
+
+    async def keep_as_store(self, store: AsStore) -> None:
+        """Replace what was heard of (server_name, as_id); durable when it returns."""
 
     async def count(self) -> int:
         """Return the number of registrations."""
@@ -376,6 +395,10 @@ class KeySource(Protocol):
 
 class KeyStore(Protocol):
     """Hold pushed keys, sealed, and tombstones."""
+
+    @property
+    def store_id(self) -> str:
+        """A random name that the store got when it was made: after a loss there is another."""
 
     async def apply(self, push: Push, *, pusher: str, realm: str, now: float) -> PushOutcome:
         """Decide by `keypush.receive` and store in one transaction; durable when it returns. Raises PushRefused."""

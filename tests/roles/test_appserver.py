@@ -355,7 +355,20 @@ class TestRequests:
     async def test_another_method_is_405(self, bench: Bench) -> None:
         request = register(None).replacing("CSeq", "1 MESSAGE")
         answer = await bench.network.carry("S", Request("MESSAGE", request.uri, request.headers), bench.network.peer("AS"))
-        assert (answer.status, answer.get("Allow")) == (405, "REGISTER")
+        assert (answer.status, answer.get("Allow")) == (405, "REGISTER, OPTIONS")
+        assert answer.get("Keyferry-Store") is None
+
+    async def test_each_200_says_which_key_store_there_is_and_no_other_answer_does(self, bench: Bench) -> None:
+        """By it the S-CSCF sees that we lost our keys; OPTIONS asks for nothing else (RFC 3261 §11)."""
+        expected = ", ".join(f"{as_id};id={bench.agent.keys.store_id}" for as_id in sorted(bench.agent.as_ids))
+        request = register("colour=blue")
+        query = Request("OPTIONS", request.uri, (*request.without("CSeq").headers, ("CSeq", "1 OPTIONS")))
+        for each in (request, query):
+            answer = await bench.network.carry("S", each, bench.network.peer("AS"))
+            assert (answer.status, answer.get("Keyferry-Store")) == (200, expected)
+        assert answer.get("Allow") == "REGISTER, OPTIONS"
+        refused = await bench.network.carry("S", request.without("Expires"), bench.network.peer("AS"))
+        assert (refused.status, refused.get("Keyferry-Store")) == (400, None)
 
     async def test_a_request_without_expires_is_refused(self, bench: Bench) -> None:
         assert await bench.send(register(None).without("Expires")) == 400

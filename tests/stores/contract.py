@@ -9,6 +9,7 @@ import pytest
 
 from keyferry.errors import PushRefused, StoreError
 from keyferry.ports import (
+    AsStore,
     Document,
     DocumentStore,
     KeyRecord,
@@ -241,6 +242,29 @@ class RegistrationContract:
         await store.remove(IMPI, REG, [])
         assert await store.last_seq(IMPI, AS_ID, REG) == 7
         assert await store.last_seq(IMPI, AS_ID, OTHER_REG) == 0
+
+    async def test_a_walk_comes_by_every_registration_once_page_by_page(self, store: RegistrationStore) -> None:
+        impis = [Impi(f"{number}@ims.example") for number in range(5)]
+        for impi in impis:
+            await store.commit(registration(impi), [])
+        await store.commit(registration(IMPI, OTHER_REG), [])
+        await store.remove(impis[1], REG, [])
+        first = await store.walk(0, 2)
+        await store.commit(registration(impis[0], cseq=99), [])  # renewed: where it was
+        second = await store.walk(first[-1][0], 2)
+        third = await store.walk(second[-1][0], 2)
+        assert [(impi, reg) for _, impi, reg in (*first, *second, *third)] == [
+            *((impi, REG) for impi in impis if impi != impis[1]),
+            (IMPI, OTHER_REG),
+        ]
+        assert await store.walk(third[-1][0], 2) == []
+
+    async def test_what_was_heard_of_an_as_comes_back(self, store: RegistrationStore) -> None:
+        assert list(await store.as_stores()) == []
+        one, two = AsStore("sip:as1.ims.example", AS_ID, "a" * 24, 7), AsStore("sip:as2.ims.example", AS_ID, "b" * 24, None)
+        for each in (two, one, replace(one, place=9)):
+            await store.keep_as_store(each)
+        assert list(await store.as_stores()) == [replace(one, place=9), two]
 
 
 class KeyContract:

@@ -12,6 +12,7 @@ from keyferry.errors import ParseError, PushRefused, SealError
 from keyferry.ports import Clock, Counter, KeyRecord, KeyStore, Log, SipPeer
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impu, KeyId
+from keyferry.protocol.ims.key_store_id import build_store_header
 from keyferry.protocol.ims.keypush import Push, SealedPush, check_domains, open_push, parse_service_info
 from keyferry.protocol.ims.third_party import ThirdPartyRegister, parse_third_party_register
 from keyferry.protocol.sip.headers import parse_name_addr
@@ -20,6 +21,7 @@ from keyferry.protocol.sip.uri import parse_sip_uri
 
 PUSHER_ROLE: Final = "scscf"
 """Of the certificate of who pushes over TLS."""
+_ALLOW = ("Allow", "REGISTER, OPTIONS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,15 @@ class KeyAgent:
     """Called with every third-party REGISTER that was taken; must not wait."""
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
-        """Answer a third-party REGISTER; a push that is refused is counted by its reason and changes nothing."""
+        """Answer a third-party REGISTER; a push that is refused is counted by its reason and changes nothing.
+
+        Every 200 says which key store we have, so that an S-CSCF sees that we lost it, and pushes again what was in it.
+        """
         check_request(request)
+        if request.method == "OPTIONS":
+            return make_response(request, 200, headers=(_ALLOW, build_store_header(sorted(self.as_ids), self.keys.store_id)))
         if request.method != "REGISTER":
-            return make_response(request, 405, headers=(("Allow", "REGISTER"),))
+            return make_response(request, 405, headers=(_ALLOW,))
         try:
             register = parse_third_party_register(request)
             await self._take(register, peer)
@@ -64,7 +71,7 @@ class KeyAgent:
             return make_response(request, problem.status)
         if self.registered is not None:
             self.registered(register)
-        return make_response(request, 200)
+        return make_response(request, 200, headers=(build_store_header(sorted(self.as_ids), self.keys.store_id),))
 
     async def ended(self, scscf: str, impu: Impu) -> int:
         """Erase the keys of a user whose registration at an S-CSCF has ended, as the reg event package says; return how many."""

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 
 from keyferry.errors import StoreError
-from keyferry.ports import Document, KeyRecord, PendingPush, Registration, Subscriber, Subscription, UeState
+from keyferry.ports import AsStore, Document, KeyRecord, PendingPush, Registration, Subscriber, Subscription, UeState
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
 from keyferry.protocol.ims.keypush import HeldKey, HeldSet, Owner, Push, PushOutcome, after_use, erased, receive, valid
 from keyferry.protocol.ims.user_profile import identities_of
@@ -120,16 +121,23 @@ class MemoryRegistrationStore:
         self._registrations: dict[Impi, dict[Reg, Registration]] = {}
         self._pushes: dict[tuple[Impi, AsId, str, Reg], PendingPush] = {}
         self._seqs: dict[tuple[Impi, AsId, Reg], int] = {}
+        self._places: dict[tuple[Impi, Reg], int] = {}
+        self._last_place = 0
+        self._as_stores: dict[tuple[str, AsId], AsStore] = {}
 
     async def commit(self, registration: Registration, pushes: Sequence[PendingPush]) -> None:
         """Replace the registration of (impi, reg) and, per (impi, as_id, server_name, reg), the push owed."""
         self._registrations.setdefault(registration.impi, {})[registration.reg] = registration
+        if (registration.impi, registration.reg) not in self._places:
+            self._last_place += 1
+            self._places[registration.impi, registration.reg] = self._last_place
         self._owe(pushes)
 
     async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush]) -> None:
         """Remove the registration and replace the pushes owed."""
         devices = self._registrations.get(impi, {})
         devices.pop(reg, None)
+        self._places.pop((impi, reg), None)
         if not devices:
             self._registrations.pop(impi, None)
         self._owe(pushes)
@@ -167,6 +175,18 @@ class MemoryRegistrationStore:
         """Return the highest seq ever stored for this set, 0 if none."""
         return self._seqs.get((impi, as_id, reg), 0)
 
+    async def walk(self, after: int, limit: int) -> Sequence[tuple[int, Impi, Reg]]:
+        """Return registrations and their places, by place, above the place `after` (0: all); one that is renewed keeps its place."""
+        return sorted((place, impi, reg) for (impi, reg), place in self._places.items() if place > after)[:limit]
+
+    async def as_stores(self) -> Sequence[AsStore]:
+        """Return what was last heard of every AS."""
+        return [store for _, store in sorted(self._as_stores.items())]
+
+    async def keep_as_store(self, store: AsStore) -> None:
+        """Replace what was heard of (server_name, as_id)."""
+        self._as_stores[store.server_name, store.as_id] = store
+
     async def count(self) -> int:
         """Return the number of registrations."""
         return sum(map(len, self._registrations.values()))
@@ -189,6 +209,12 @@ class MemoryKeyStore:
     def __init__(self) -> None:
         self._sets: dict[tuple[str, Impi, AsId, Reg], HeldSet] = {}
         self._keys: dict[KeyId, tuple[HeldKey, HeldSet]] = {}
+        self._store_id = secrets.token_hex(12)
+
+    @property
+    def store_id(self) -> str:
+        """A random name that the store got when it was made."""
+        return self._store_id
 
     async def apply(self, push: Push, *, pusher: str, realm: str, now: float) -> PushOutcome:
         """Decide by `keypush.receive` and store.

@@ -18,6 +18,7 @@ from keyferry.roles.scscf.node import Scscf
 from keyferry.roles.scscf.reg_event import RegEventNotifier, RegEventPolicy
 from keyferry.roles.scscf.registrar import Registrar, RegistrarPolicy
 from keyferry.stores.isc_keys import LiveIscKeys
+from keyferry.roles.scscf.repush import Repusher, RepushPolicy
 from keyferry.stores.sqlite.registrations import SqliteRegistrationStore
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.isc import SealingKeys
@@ -29,6 +30,7 @@ class ScscfParts(NamedTuple):
 
     registrar: Registrar
     registrations: RegistrationStore
+    repusher: Repusher
 
 
 async def start_scscf(services: Services, cx: CxClient) -> ScscfParts:
@@ -69,7 +71,20 @@ async def start_scscf(services: Services, cx: CxClient) -> ScscfParts:
     except KeyferryError as problem:  # a store that fails for one user must not keep the others out
         services.log.warning("first-sweep-failed", problem=str(problem))
     services.every(settings.sweep, scscf.sweep)
-    return ScscfParts(registrar, registrations)
+    return ScscfParts(registrar, registrations, await _start_repusher(services, node, notifier, registrar))
+
+
+async def _start_repusher(services: Services, node: SipNode, notifier: AsNotifier, registrar: Registrar) -> Repusher:
+    settings = services.config.scscf
+    repusher = Repusher(
+        sip=node, resolver=services.resolver, registrations=registrar.registrations, notifier=notifier, owe_again=registrar.owe_again,
+        clock=services.clock, random=services.random, log=services.log, counter=services.metrics,
+        policy=RepushPolicy(probe=settings.as_probe, rate=settings.repush_rate),
+    )  # fmt: skip
+    notifier.heard = repusher.heard
+    services.exit.push_async_callback(repusher.aclose)
+    await repusher.start()
+    return repusher
 
 
 def _reg_event(services: Services, node: SipNode, registrations: RegistrationStore, server_name: str) -> RegEventNotifier:

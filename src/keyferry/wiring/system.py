@@ -12,6 +12,7 @@ from keyferry.config import Config
 from keyferry.ports import Clock, Log, RandomSource, RegistrationStore, SipObserver, SubscriberStore
 from keyferry.roles.pcscf.proxy import Pcscf
 from keyferry.roles.scscf.registrar import Registrar
+from keyferry.roles.scscf.repush import Repusher
 from keyferry.stores.state_dir import StateDir
 from keyferry.transports.pki import Pki
 from keyferry.transports.resolver import TableResolver
@@ -47,6 +48,7 @@ class System:
     registrations: RegistrationStore | None = None
     pcscf: Pcscf | None = None
     registrar: Registrar | None = None
+    repusher: Repusher | None = None
     servers: list[AsParts] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -95,7 +97,7 @@ class System:
             for settings in self.config.application_servers:
                 self.servers.append(await start_appserver(self.services, settings))
         if "scscf" in self.roles:
-            self.registrar, self.registrations = await start_scscf(self.services, hss)
+            self.registrar, self.registrations, self.repusher = await start_scscf(self.services, hss)
         if "icscf" in self.roles:
             await start_icscf(self.services, hss)
         if "pcscf" in self.roles:
@@ -120,4 +122,5 @@ class System:
     async def _health(self) -> dict[str, object]:
         registered = await self.registrations.count() if self.registrations else 0
         keys = {server.as_id: await server.keys.count(self.clock.now()) for server in self.servers}
-        return {"ok": True, "registrations": registered, "keys": keys}
+        again = self.repusher.under_way() if self.repusher else {}
+        return {"ok": True, "registrations": registered, "keys": keys, **({"pushed_again": again} if again else {})}

@@ -63,6 +63,16 @@ async def test_a_column_taken_from_another_row_breaks_the_seal(store: SqliteKeyS
         await held(store, "a")
 
 
+async def test_a_store_keeps_its_name_and_a_new_one_has_another(tmp_path: Path, keyring: Keyring) -> None:
+    """By it the S-CSCF sees that an AS lost its keys."""
+    names = []
+    for name in ("one", "one", "two"):
+        with Database(tmp_path / f"{name}.db") as opened:
+            names.append(SqliteKeyStore(opened, keyring).store_id)
+    assert names[0] == names[1] != names[2]
+    assert all(len(name) == 24 for name in names)
+
+
 async def test_every_column_is_bound(store: SqliteKeyStore, database: Database) -> None:
     """DESIGN §3."""
     assert set(columns(database.path, "held_set")) - set(keys.KEYS.bound) == {"id", "keys"}

@@ -242,6 +242,23 @@ class Registrar:
         servers += [named for named in self._servers(registration.user_data, None, kinds) if named[0].server_name not in matched]
         return select_targets(servers, self.notifier.policy, None, None)
 
+    async def owe_again(
+        self, impi: Impi, reg: Reg, server_name: str, as_id: AsId, *, unless_pushed: bool = False
+    ) -> tuple[PendingPush, AsTarget, Registration] | None:
+        """Owe an AS one device's keys once more, durably; None where there are none for it, or `unless_pushed` and they were before."""
+        async with self.turns.turn(impi):
+            registration = await self.registrations.get(impi, reg)
+            if registration is None or registration.k_m is None or registration.expires_at <= self.clock.now():
+                return None
+            if unless_pushed and await self.registrations.last_seq(impi, as_id, reg):
+                return None
+            targets = [each for each in self.targets_of(registration) if (each.server_name, each.as_id) == (server_name, as_id)]
+            owed = await self._owe(registration, targets, had_keys=True)
+            if not owed:
+                return None
+            await self.registrations.commit(registration, [owed[0][0]])
+            return *owed[0], registration
+
     async def _register(self, request: Request, view: RegisterView, proven: Proven, grant: int) -> Response:
         now = self.clock.now()
         aka_time = now if proven.held is None else proven.held.aka_time

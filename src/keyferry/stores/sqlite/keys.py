@@ -36,6 +36,9 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS held_key_ends ON held_key (ends)",
     "CREATE TABLE IF NOT EXISTS held_impu ("
     " pusher TEXT NOT NULL, impu TEXT NOT NULL, set_id INTEGER NOT NULL, PRIMARY KEY (pusher, impu, set_id)) WITHOUT ROWID",
+    # the name of this store: one that was lost and made again has another
+    "CREATE TABLE IF NOT EXISTS key_store (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)",
+    "INSERT INTO key_store (one, id) SELECT 1, lower(hex(randomblob(12))) WHERE NOT EXISTS (SELECT 1 FROM key_store)",
 )
 KEYS = SealedColumn("held_set", "keys", tuple(_FIELDS.split(", ")))
 
@@ -73,6 +76,14 @@ class SqliteKeyStore:
         self._max_cached = max_cached
         self._cache: OrderedDict[KeyId, _Cached] = OrderedDict()
         self._generation = 0  # of the database's other writers, when the cache was begun
+        self._store_id = ""
+
+    @property
+    def store_id(self) -> str:
+        """A random name that the store got when it was made: after a loss there is another. Raises StoreError."""
+        if not self._store_id:
+            self._store_id = str(self._database.read("SELECT id FROM key_store")[0][0])
+        return self._store_id
 
     async def apply(self, push: Push, *, pusher: str, realm: str, now: float) -> PushOutcome:
         """Decide by `keypush.receive` and store in one transaction; durable when it returns.

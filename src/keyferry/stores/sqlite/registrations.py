@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from keyferry.errors import SealError
-from keyferry.ports import PendingPush, Registration
+from keyferry.ports import AsStore, PendingPush, Registration
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
 from keyferry.protocol.ims.user_profile import identities_of
@@ -45,6 +45,9 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS push ("
     " impi TEXT NOT NULL, reg TEXT NOT NULL, as_id TEXT NOT NULL, server_name TEXT NOT NULL, seq INTEGER NOT NULL, owed INTEGER NOT NULL,"
     " erase INTEGER NOT NULL, impu TEXT NOT NULL, give_up_at REAL NOT NULL, PRIMARY KEY (impi, reg, as_id, server_name)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS as_store ("
+    " server_name TEXT NOT NULL, as_id TEXT NOT NULL, store_id TEXT NOT NULL, place INTEGER, PRIMARY KEY (server_name, as_id)"
+    ") WITHOUT ROWID",
 )
 _NO_K_M = b"none"  # not empty: OpenSSL's SIV has not always taken that; a K_M has 32 octets
 K_M = SealedColumn("registration", "k_m", tuple(_FIELDS.split(", ")))
@@ -162,6 +165,25 @@ class SqliteRegistrationStore:
         """Return the highest seq ever stored for this set, 0 if none."""
         rows = self._database.read("SELECT max(seq) FROM push WHERE impi = ? AND reg = ? AND as_id = ?", (impi, reg, as_id))
         return int(rows[0][0] or 0)
+
+    async def walk(self, after: int, limit: int) -> Sequence[tuple[int, Impi, Reg]]:
+        """Return registrations and their places, by place, above the place `after` (0: all); one that is renewed keeps its place."""
+        rows = self._database.read("SELECT id, impi, reg FROM registration WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
+        return [(place, Impi(impi), Reg(reg)) for place, impi, reg in rows]
+
+    async def as_stores(self) -> Sequence[AsStore]:
+        """Return what was last heard of every AS."""
+        rows = self._database.read("SELECT server_name, as_id, store_id, place FROM as_store ORDER BY server_name, as_id")
+        return [AsStore(server_name, AsId(as_id), store_id, place) for server_name, as_id, store_id, place in rows]
+
+    async def keep_as_store(self, store: AsStore) -> None:
+        """Replace what was heard of (server_name, as_id); durable when it returns."""
+        arguments = (store.server_name, store.as_id, store.store_id, store.place)
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO as_store (server_name, as_id, store_id, place) VALUES (?, ?, ?, ?)", arguments)
+
+        await self._database.write(work)
 
     async def count(self) -> int:
         """Return the number of registrations."""
