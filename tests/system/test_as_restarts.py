@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -22,7 +24,8 @@ WORK_LIMIT = 30.0  # seconds in which a round must reach its number
 def make_parted(folder: Path) -> Lab:
     """Write the files of a network whose S-CSCF finds the AS by the hosts table."""
     hosts = '\n[hosts]\n"xcap-as.home1.net" = "127.0.0.1:5090"\n"notes-as.home1.net" = "127.0.0.1:5091"\n'
-    return make_lab(folder, lambda text: with_subscribers(text) + hosts)
+    # a 200 waits as long as it may, as this machine may be busy with other tests
+    return make_lab(folder, lambda text: with_subscribers(text.replace("push_wait = 0.25", "push_wait = 0.45")) + hosts)
 
 
 @contextmanager
@@ -106,6 +109,52 @@ async def test_whoever_is_killed_no_acknowledged_registration_is_without_its_key
             async with open_phones(lab, server, stores, phones) as phones:
                 await check_acknowledged(phones)
         assert "Traceback" not in network.log.read_text()
+
+
+async def test_a_200_waits_once_for_an_as_that_refuses_connections_and_again_when_it_is_back(tmp_path: Path) -> None:
+    """A dead AS does not add to anybody's registration time after the first."""
+    lab = make_parted(tmp_path)
+    stores = [MemoryUeStore() for _ in range(UES)]
+    with serving_roles(lab, *NETWORK) as network, serving_roles(lab, "as") as server:
+        async with open_phones(lab, server, stores, []) as phones:
+            await _register_each(phones)
+            assert _key_first(network) == {"first": UES}
+            server.kill()
+            await _register_each(phones)
+            assert _key_first(network) == {"first": UES, "late": 1, "not-waited": UES - 1}
+            with serving_roles(lab, "as"):
+                await check_acknowledged(phones)
+                await _register_each(phones)
+                assert _key_first(network) == {"first": 2 * UES, "late": 1, "not-waited": UES - 1}
+
+
+async def test_a_200_waits_once_for_an_as_that_swallows_pushes_and_again_when_it_answers(tmp_path: Path) -> None:
+    """It takes half a minute to know that such an AS is down; nobody waits that long, and nobody but the first waits at all."""
+    lab = make_parted(tmp_path)
+    stores = [MemoryUeStore() for _ in range(UES)]
+    with serving_roles(lab, *NETWORK) as network, serving_roles(lab, "as") as server:
+        async with open_phones(lab, server, stores, []) as phones:
+            await _register_each(phones)
+            server.process.send_signal(signal.SIGSTOP)
+            try:
+                await _register_each(phones)
+            finally:
+                server.process.send_signal(signal.SIGCONT)
+            assert _key_first(network) == {"first": UES, "late": 1, "not-waited": UES - 1}
+            await check_acknowledged(phones)
+            await _register_each(phones)
+            assert _key_first(network) == {"first": 2 * UES, "late": 1, "not-waited": UES - 1}
+
+
+async def _register_each(phones: list[Phone]) -> None:
+    for phone in phones:
+        await phone.register()
+
+
+def _key_first(network: Served) -> dict[str, int]:
+    """Return what became of the pushes before their 200, by what the S-CSCF counted."""
+    found = re.findall(r'keyferry_scscf_key_first_total\{reason="([a-z-]+)"\} (\d+)', network.admin("/metrics")[1])
+    return {reason: int(count) for reason, count in found}
 
 
 class _Work:

@@ -24,6 +24,7 @@ from keyferry.stores.state_dir import StateDir
 from keyferry.transports.http_server import AsgiApp, HttpServer
 from keyferry.transports.pki import MutualTls, Pki, mutual_tls
 from keyferry.transports.resolver import TableResolver
+from keyferry.transports.sip_context import Limits
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.observability import Metrics
 from keyferry.wiring.tracing import Tracer, both
@@ -57,6 +58,7 @@ class Services:
     resolver: TableResolver = field(init=False)
     pki: Pki = field(init=False)
     listeners: list[Listener] = field(default_factory=list)
+    limits: dict[str, Limits] = field(default_factory=dict)  # by the name of a node, for a measurement beside the defaults
     exit: AsyncExitStack = field(default_factory=AsyncExitStack)
     renewals: list[Callable[[], None]] = field(default_factory=list)
     """What reads certificates again, on SIGHUP and once a day."""
@@ -83,7 +85,7 @@ class Services:
         own, may open as many connections as they like; None: nobody may.
         """
         node = SipNode(
-            name=name, clock=self.clock, random=self.random, log=self.log, handler=handler,
+            name=name, limits=self.limits.get(name), clock=self.clock, random=self.random, log=self.log, handler=handler,
             observer=both(self.tracer.observe, self.observer), counter=self.metrics,
             observed=lambda: self.observer is not None or self.tracer.following > 0,
             overload=OverloadPolicy() if sheds and str(self.config.network.overload) == "on" else None,

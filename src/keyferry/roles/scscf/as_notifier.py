@@ -142,14 +142,16 @@ class AsNotifier:
         self._left_owed = self._left_owed or room < len(owed)
         began = self.clock.monotonic()
         tasks = [self.start(push, target, registration) for push, target in owed[:room]]
-        if not wait:
+        if not wait or not tasks:
             return
         gates = {task: self.gate(push.server_name) for task, (push, _) in zip(tasks, owed, strict=False) if not task.done()}
         waited = [task for task, gate in gates.items() if gate.is_open and not gate.silent]
+        late: set[asyncio.Task[None]] = set()
         if waited:
             _, late = await asyncio.wait(waited, timeout=self.policy.push_wait)
             for task in late:
                 gates[task].waited_in_vain(began)
+        self.counter.count("scscf_key_first", "late" if late else "not-waited" if len(waited) < len(gates) else "first")
 
     async def resume(self) -> int:
         """Take up what is owed and not under way, if there may be any: after a restart, or after MAX_UNDER_WAY; return how many."""
