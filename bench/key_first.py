@@ -132,7 +132,7 @@ def lossy(transport: str, port: int, loss: float) -> Iterator[None]:
 
 def iptables(action: str, rule: str) -> None:
     """Add or delete a rule; in INPUT, as a sender learns of what is dropped in OUTPUT."""
-    subprocess.run(["iptables", action, *rule.split()], check=True)  # noqa: S603, S607 - our own words
+    subprocess.run(["iptables", action, *rule.split()], check=True)
 
 
 def can_use_namespace() -> bool:
@@ -141,7 +141,7 @@ def can_use_namespace() -> bool:
         return False
     tried = f"ip link set lo up && iptables -A INPUT -p udp --dport 9 {LOSE} --probability 0.5 -j DROP"
     command = ["unshare", "-rn", "sh", "-c", tried]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603 - our own words
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 # ---- the network
@@ -279,7 +279,7 @@ def main(arguments: list[str]) -> int:
     by = "namespace" if inside or (options.by == "auto" and can_use_namespace()) else options.by
     if by == "namespace" and not inside:
         command = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, __file__, *arguments]
-        return subprocess.run(command, env={**os.environ, INSIDE: "1"}, check=False).returncode  # noqa: S603 - ourselves
+        return subprocess.run(command, env={**os.environ, INSIDE: "1"}, check=False).returncode
     if by != "namespace" and "tcp" in transports:
         sys.stderr.write(
             "key_first: a relay cannot lose segments of TCP, and no network namespace with iptables is used: TCP is left out\n"
