@@ -17,8 +17,8 @@ from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
 from keyferry.roles.scscf.node import Scscf
 from keyferry.roles.scscf.reg_event import RegEventNotifier, RegEventPolicy
 from keyferry.roles.scscf.registrar import Registrar, RegistrarPolicy
-from keyferry.stores.isc_keys import LiveIscKeys
 from keyferry.roles.scscf.repush import Repusher, RepushPolicy
+from keyferry.stores.isc_keys import LiveIscKeys
 from keyferry.stores.sqlite.registrations import SqliteRegistrationStore
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.isc import SealingKeys

@@ -180,7 +180,7 @@ class TestLearning:
         before, kept = watched.pushed(), await watched.kept()
         for value in ("notes.home1.net;id=0123456789abcdef0", "rubbish", "xcap.home1.net;id=short"):
             request = Request("OPTIONS", "sip:a", (("CSeq", "1 OPTIONS"),), b"")
-            watched.repusher.heard(SIP_OF[XCAP], make_response(request, 200, headers=((HEADER, value),)))
+            watched.repusher.heard(SIP_OF[XCAP], (XCAP,), make_response(request, 200, headers=((HEADER, value),)))
         await watched.home.clock.advance(1)
         assert (watched.pushed(), await watched.kept()) == (before, kept)
         assert watched.home.counter["scscf_repush", "unreadable"] == 2
@@ -252,7 +252,7 @@ class TestPushing:
         watched.home.network.up("AS1")
         gate = watched.home.network.gates["AS1"] = asyncio.Event()
         request = Request("OPTIONS", "sip:a", (("CSeq", "1 OPTIONS"),), b"")
-        watched.repusher.heard(SIP_OF[XCAP], make_response(request, 200, headers=((HEADER, f"{XCAP};id={raw.store_id}"),)))
+        watched.repusher.heard(SIP_OF[XCAP], (XCAP,), make_response(request, 200, headers=((HEADER, f"{XCAP};id={raw.store_id}"),)))
         await settle()
         watched.home.scscf.notifier.policy = replace(watched.home.push_policy, push_wait=0.001)
         await devices[0].register()
@@ -301,7 +301,7 @@ class TestPushing:
         watched.lose()
         store_id = watched.home.servers[XCAP].keys.store_id
         request = Request("OPTIONS", "sip:a", (("CSeq", "1 OPTIONS"),), b"")
-        watched.repusher.heard(SIP_OF[XCAP], make_response(request, 200, headers=((HEADER, f"{XCAP};id={store_id}"),)))
+        watched.repusher.heard(SIP_OF[XCAP], (XCAP,), make_response(request, 200, headers=((HEADER, f"{XCAP};id={store_id}"),)))
         await watched.home.clock.advance(RETRY_FIRST)
         assert watched.pushed() - before == 2
         watched.home.network.up("AS1")

@@ -73,6 +73,10 @@ class PushPolicy:
     key_max_age: float = 86_400.0  # seconds
     push_wait: float = 0.25  # seconds that a 200 waits for its pushes; under T1
 
+    def check_of(self, as_id: AsId) -> Callable[[SipPeer], None]:
+        """Return the protection policy of one AS_ID."""
+        return self.protection.get(as_id, self.check_peer)
+
 
 def select_targets(
     servers: Sequence[tuple[ApplicationServer, tuple[Impu, ...]]], policy: PushPolicy, register: Request | None, response: Response | None
@@ -119,7 +123,7 @@ class AsNotifier:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     max_under_way: int = MAX_UNDER_WAY
     terminate: Callable[[Impi, Reg], Awaitable[object]] | None = None  # ends a registration where DefaultHandling wants it
-    heard: Callable[[str, Response], None] | None = None  # takes the ServerName and what it answered: the re-push
+    heard: Callable[[str, Sequence[AsId], Response], None] | None = None  # the re-push: what an AS answered where keys for it may go
     _latest: dict[SetKey, int] = field(default_factory=dict)
     _refused: dict[SetKey, int] = field(default_factory=dict)  # what an AS, or we, will not have: not tried again before a restart
     _given: dict[tuple[Impi, AsId, Reg], int] = field(default_factory=dict)  # seqs that are not yet in the store
@@ -288,7 +292,7 @@ class AsNotifier:
         """Send once; true when there is nothing more to do."""
         try:
             # Checked at every transmission by the sender: no key follows a change of route or transport (DESIGN §6).
-            check = self.policy.protection.get(push.as_id, self.policy.check_peer) if push.as_id else None
+            check = self.policy.check_of(push.as_id) if push.as_id else None
             response = await self.sip.send(request, self.resolver.resolve(_server_uri(push.server_name)), check=check)
         except (TransportError, RemoteProtocolError) as problem:
             gate.failed()
@@ -302,8 +306,8 @@ class AsNotifier:
         if 200 <= response.status < 300:
             self.counter.count("scscf_third_party_registers", "delivered")
             await self.registrations.delivered(push)
-            if self.heard is not None:
-                self.heard(push.server_name, response)
+            if self.heard is not None and push.as_id:
+                self.heard(push.server_name, (push.as_id,), response)
             return True
         self.counter.count("scscf_push_failed", "refused")
         self._alarm(push, f"the AS answered {response.status}")

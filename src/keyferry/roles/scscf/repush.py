@@ -9,7 +9,19 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from keyferry.errors import KeyferryError, ParseError
-from keyferry.ports import AsStore, Clock, Counter, Log, PendingPush, RandomSource, Registration, RegistrationStore, Resolver, SipClient
+from keyferry.ports import (
+    AsStore,
+    Clock,
+    Counter,
+    Log,
+    PendingPush,
+    RandomSource,
+    Registration,
+    RegistrationStore,
+    Resolver,
+    SipClient,
+    SipPeer,
+)
 from keyferry.protocol.identity import AsId, Impi, Reg
 from keyferry.protocol.ims.key_store_id import HEADER, build_store_query, parse_store_header
 from keyferry.protocol.sip.message import Response
@@ -82,7 +94,7 @@ class Repusher:
     policy: RepushPolicy = field(default_factory=RepushPolicy)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     _servers: dict[tuple[str, AsId], _Server] = field(default_factory=dict)
-    _raw: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by ServerName: the header field as it came last
+    _raw: dict[tuple[str, AsId], tuple[str, ...]] = field(default_factory=dict)  # the header field as it came last
     _heard_at: dict[str, float] = field(default_factory=dict)  # by ServerName: monotonic seconds
     _probes: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -110,23 +122,23 @@ class Repusher:
         """Return how many registrations were pushed again so far, by AS_ID, where a round is under way: for /health."""
         return {server.as_id: server.pushed for server in self._servers.values() if server.task is not None and server.pushed}
 
-    def heard(self, server_name: str, response: Response) -> None:
-        """Take the 200 of an AS, to a push or to a question: it came from where the protection policy let the request go."""
+    def heard(self, server_name: str, as_ids: Sequence[AsId], response: Response) -> None:
+        """Take the 200 of an AS to a push or to a question that went where keys of these AS_IDs may go."""
         values = tuple(response.all(HEADER))
         if not values:
             return
         self._heard_at[server_name] = self.clock.monotonic()
-        if self._raw.get(server_name) == values:
+        if all(self._raw.get((server_name, as_id)) == values for as_id in as_ids):
             return
-        self._raw[server_name] = values
+        self._raw.update({(server_name, as_id): values for as_id in as_ids})
         try:
             found = parse_store_header(values)
         except ParseError:
             self.counter.count("scscf_repush", "unreadable")
             return
-        for as_id, store_id in found.items():
-            server = self._servers.get((server_name, as_id))  # an AS speaks for the AS_IDs that we list for it, no others
-            if server is not None and server.seen != store_id:
+        for as_id in as_ids:
+            server, store_id = self._servers.get((server_name, as_id)), found.get(as_id)
+            if server is not None and store_id is not None and server.seen != store_id:
                 server.seen = store_id
                 self._follow(server)
 
@@ -140,20 +152,27 @@ class Repusher:
             await self.sleep(self.policy.probe)
 
     async def _ask(self, server_name: str) -> None:
-        call_id = f"{self.random.octets(12).hex()}@{self.notifier.policy.scscf_name}"
+        policy = self.notifier.policy
+        as_ids = policy.as_ids[server_name]
+
+        def check(peer: SipPeer) -> None:
+            for as_id in as_ids:
+                policy.check_of(as_id)(peer)
+
+        call_id = f"{self.random.octets(12).hex()}@{policy.scscf_name}"
         request = build_store_query(
-            server_name=server_name, scscf_uri=self.notifier.policy.scscf_uri, call_id=call_id, from_tag=self.random.octets(6).hex()
+            server_name=server_name, scscf_uri=policy.scscf_uri, call_id=call_id, from_tag=self.random.octets(6).hex()
         )
         try:
             async with asyncio.timeout(QUERY_WAIT):
                 hop = self.resolver.resolve(parse_sip_uri(server_name))
-                response = await self.sip.send(request, hop, check=self.notifier.policy.check_peer)
+                response = await self.sip.send(request, hop, check=check)
         except (KeyferryError, TimeoutError):
             return  # its pushes find out, and say so
         if response.status != 503:
             self.notifier.gate(server_name).try_now()
         if 200 <= response.status < 300:
-            self.heard(server_name, response)
+            self.heard(server_name, as_ids, response)
 
     # ---- pushing
 
