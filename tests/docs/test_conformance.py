@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each clause of TS 24.229 that the conformance page says is met, or met differently, has its test, titled by the clause."""
+"""Each clause of TS 24.229 and section of RFC 4475 that the conformance page says is met, or differently, has its test, titled by it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from docs.console import ROOT
+from protocol.sip.torture import messages
 
 DOCUMENT = "TS 24.229"
 CLAUSE = r"\d+[A-Z]?(?:\.\d+[A-Z]?)*"
@@ -33,10 +34,10 @@ class Row(NamedTuple):
         return re.findall(r"`(tests/[\w/]+\.py)`", self.why)
 
 
-def rows() -> Iterator[Row]:
-    """Yield the rows of the sections about the document."""
+def rows(document: str) -> Iterator[Row]:
+    """Yield the rows of the sections about a document."""
     for section in (ROOT / "docs" / "conformance.md").read_text("utf-8").split("\n## ")[1:]:
-        if not section.startswith(DOCUMENT):
+        if not section.startswith(document):
             continue
         for line in section.splitlines():
             if line.startswith("| §"):
@@ -56,14 +57,17 @@ def titles(file: str) -> tuple[str, tuple[str, ...]]:
     return ast.get_docstring(tree) or "", tuple(found)
 
 
-def cites(clause: str, file: str) -> bool:
+def cites(clause: str, file: str, document: str = DOCUMENT) -> bool:
     """Tell whether a test of a file is titled by a clause; the document may be named once, at the top of the file."""
     about, found = titles(file)
     very = re.compile(rf"§{re.escape(clause)}(?![0-9A-Z]|\.\d)")
-    return any(very.search(title) and (DOCUMENT in title or DOCUMENT in about) for title in found)
+    return any(very.search(title) and (document in title or document in about) for title in found)
 
 
-ROWS = list(rows())
+ROWS = list(rows(DOCUMENT))
+TORTURE = list(rows("RFC 4475"))
+MESSAGES = frozenset(one.section for one in messages())
+ALL_MESSAGES = {"tests/protocol/sip/test_torture.py", "tests/transports/test_torture.py"}  # they go through every message, with its section
 
 
 def test_the_page_is_read() -> None:
@@ -79,6 +83,24 @@ def test_each_clause_has_a_test_that_is_titled_by_it(row: Row) -> None:
     assert row.files, "no test is named"
     for clause in row.clauses:
         assert any(cites(clause, file) for file in row.files), f"no test in {', '.join(row.files)} cites {DOCUMENT} §{clause}"
+
+
+@pytest.mark.parametrize("row", [row for row in TORTURE if row.status != "no"], ids=lambda row: f"{row.clauses[0]} {row.what[:50]}")
+def test_each_torture_message_has_a_test(row: Row) -> None:
+    """RFC 4475 §3: a message of torture.toml, or a test that cites the section."""
+    assert row.files, "no test is named"
+    for section in row.clauses:
+        through_all = section in MESSAGES and ALL_MESSAGES & set(row.files)
+        assert through_all or any(cites(section, file, "RFC 4475") for file in row.files), f"nothing for §{section}"
+
+
+def test_every_torture_message_is_on_the_page_and_every_section_of_the_rfc() -> None:
+    """RFC 4475, its table of contents."""
+    listed = [section for row in TORTURE for section in row.clauses]
+    assert len(listed) == len(set(listed))
+    assert set(listed) >= MESSAGES
+    valid, invalid = ([f"3.1.{part}.{number}" for number in range(1, last + 1)] for part, last in ((1, 13), (2, 19)))
+    assert sorted(listed) == sorted([*valid, *invalid, "3.2.1", *(f"3.3.{number}" for number in range(1, 16)), "3.4.1"])
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ MALFORMED = [
     (GOOD.replace(b"CSeq: 1 REGISTER", b"CSeq: 1 MESSAGE"), 400),
     (GOOD.replace(b"CSeq: 1", b"CSeq: x"), 400),
     (GOOD.replace(b"Call-ID: c1\r\n", b""), None),
-    (GOOD.replace(b"Via: SIP/2.0/UDP", b"Via: HTTP"), None),
+    (GOOD.replace(b"Via: SIP/2.0/UDP", b"Via: HTTP"), 400),
     (GOOD.replace(b"Content-Length: 0", b"Content-Length: -1"), 400),
     (GOOD.replace(b"Content-Length: 0", b"Content-Length: 9"), 400),
     (GOOD.replace(b"SIP/2.0\r\nVia", b"SIP/7.0\r\nVia"), 505),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import sys
 from collections.abc import Coroutine
@@ -183,13 +184,13 @@ class SipServer:
 
     def _refuse(self, request: Request, flow: Flow, status: int, headers: tuple[tuple[str, str], ...] = ()) -> None:
         """Answer without a transaction, if Via, From, To, Call-ID and CSeq are there (RFC 3261 §8.2.7)."""
-        try:
-            via, _ = top_via((request.get("Via") or "").strip())
-        except ParseError:
+        if any(not request.get(name) for name in ("Via", "From", "To", "Call-ID", "CSeq")):
             return
-        if any(request.get(name) is None for name in ("From", "To", "Call-ID", "CSeq")):
-            return
-        request, back = self._routed(request, via, flow)
+        back: Flow = flow
+        with contextlib.suppress(
+            ParseError
+        ):  # RFC 4475 §3.1.2.1, §3.1.2.16: Via does not say where, so it goes where the request came from
+            request, back = self._routed(request, top_via((request.get("Via") or "").strip())[0], flow)
         response = make_response(request, status, headers=headers, to_tag=self._tag(request))
         self._send(response, build_message(response), back)
 

@@ -7,7 +7,7 @@ import pytest
 
 from keyferry.errors import ParseError, RemoteProtocolError
 from keyferry.protocol.sip.framing import StreamFramer
-from keyferry.protocol.sip.headers import parse_expires, parse_name_addr, parse_name_addr_list, parse_via_list
+from keyferry.protocol.sip.headers import parse_cseq, parse_expires, parse_name_addr, parse_name_addr_list, parse_via_list
 from keyferry.protocol.sip.message import Message, Request, Response, build_message, check_request, parse_message
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.transaction import server_key
@@ -119,6 +119,16 @@ def test_no_space_before_the_bracket() -> None:
     assert [parse_name_addr(message.get(name) or "").display for name in ("To", "From")] == ["Called", "caller"]
 
 
+def test_long_values() -> None:
+    """RFC 4475 §3.1.1.7."""
+    message = request("long-values")
+    to, sender = (parse_name_addr(message.get(name) or "") for name in ("To", "From"))
+    assert (len(to.display or ""), parse_sip_uri(to.uri).port) == (len("I have a user name of  proportion") + 40 * len("extreme"), 6000)
+    assert len(sender.parameter("tag") or "") == 247
+    assert len([via for row in message.all("Via") for via in parse_via_list(row)]) == 17
+    assert len(message.get("Call-ID") or "") == len("longvalues.") + 270
+
+
 def test_extra_trailing_octets() -> None:
     """RFC 4475 §3.1.1.8: noise in a datagram, another message in a stream."""
     one = MESSAGES["trailing-octets"]
@@ -144,8 +154,9 @@ def test_unknown_transports() -> None:
 def test_a_multipart_body_is_counted_in_octets() -> None:
     """RFC 4475 §3.1.1.11."""
     body = request("multipart").body
-    assert len(body) == 98
+    assert len(body) == 107
     assert "日本".encode() in body
+    assert b"\0\x01\0\x89\xff" in body
 
 
 @pytest.mark.parametrize(("name", "status", "ending"), [("unusual-reason", 200, "простое"), ("empty-reason", 100, "")])
@@ -188,6 +199,22 @@ def test_no_hops_left() -> None:
     with pytest.raises(RemoteProtocolError) as refusal:
         forwarded(request("no-hops-left"))
     assert refusal.value.status == 483
+
+
+def test_escaped_headers_in_a_request_uri_are_not_sent_on() -> None:
+    """RFC 4475 §3.1.2.11: a proxy refuses; an element whose own Request-URI takes the place of the other does not send them."""
+    message = request("headers-in-request-uri")
+    with pytest.raises(ParseError) as refusal:
+        forwarded(message)
+    assert refusal.value.status == 400
+    assert forwarded(message, uri="sip:scscf1.home1.net").uri == "sip:scscf1.home1.net"
+    assert forwarded(request("characters")).uri == request("characters").uri  # its "?" is in the user part
+
+
+def test_a_response_whose_scalars_are_too_large_is_discarded() -> None:
+    """RFC 4475 §3.1.2.5: CSeq cannot be read, so it belongs to no request."""
+    with pytest.raises(ParseError):
+        parse_cseq(read("response-scalars").get("CSeq") or "")
 
 
 def test_contact_parameters_and_uri_parameters() -> None:

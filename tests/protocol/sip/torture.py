@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 SENDER = b"127.0.0.1:40404"
 
+_REPEATED = re.compile(r"<([^*<>]+)\*(\d+)>")
 _OCTET = re.compile(rb"\\x([0-9a-f]{2})")
 
 
@@ -28,7 +29,8 @@ def messages() -> list[Tortured]:
     """Read them all."""
     found = []
     for row in tomllib.loads((Path(__file__).parent / "torture.toml").read_text(encoding="utf-8"))["message"]:
-        data = row["message"].replace("\n", "\r\n").encode()
+        text = _REPEATED.sub(lambda found: found[1] * int(found[2]), row["message"])
+        data = text.replace("\n", "\r\n").encode()
         if row.get("escaped"):
             data = _OCTET.sub(lambda octet: bytes.fromhex(octet[1].decode()), data)
         found.append(Tortured(row["id"], row["section"], row["title"], data, row.get("parse", 0), row["answer"]))

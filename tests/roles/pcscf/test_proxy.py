@@ -102,6 +102,11 @@ class TestTowardsTheHomeNetwork:
         await visited.ask(register())
         assert visited.onward.get("P-Charging-Vector") != first
 
+    async def test_what_proxies_are_required_to_know_and_this_one_does_not_is_420(self, visited: Visited) -> None:
+        """RFC 4475 §3.3.5; RFC 3261 §16.3 step 5: Proxy-Require concerns the proxy, Require does not."""
+        answer = await visited.ask(register(("Proxy-Require", "noProxiesSupportThis, norDoAnyProxiesSupportThis"), ("Require", "other")))
+        assert (answer.status, answer.get("Unsupported")) == (420, "noProxiesSupportThis, norDoAnyProxiesSupportThis")
+
     async def test_other_requirements_stay(self, visited: Visited) -> None:
         await visited.ask(register(("Require", "outbound, path"), ("Require", "gruu")))
         assert visited.onward.all("Require") == ["outbound, path, gruu"]

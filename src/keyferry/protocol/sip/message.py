@@ -8,7 +8,7 @@ surrogateescape, so any octets survive a round trip. `repr` shows no content: me
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Self, TypeAlias
 
@@ -250,10 +250,16 @@ def with_to_tag(response: Response, tag: str | Callable[[], str]) -> Response:
     return response
 
 
+def unsupported_tags(request: Request, name: str, supported: Collection[str]) -> list[str]:
+    """Return the option tags of Require or Proxy-Require that are not among `supported`, lower case (RFC 3261 §8.2.2.3, §16.3)."""
+    tags = (tag.strip(" \t") for value in request.all(name) for tag in value.split(","))
+    return [tag for tag in tags if tag and tag.lower() not in supported]
+
+
 def salvage_request(data: bytes) -> Request | None:
     """Read from a malformed request just what an answer 400 needs (RFC 3261 §8.2.6.2).
 
-    Return None if it is no request, is an ACK (never answered), or lacks one of Via, From, To, Call-ID, CSeq in readable form.
+    Return None if it is no request, is an ACK (never answered), lacks Via or Call-ID, or one of From, To, CSeq in readable form.
     """
     text = data[:MAX_MESSAGE].lstrip(b"\r\n").partition(b"\r\n\r\n")[0].decode("utf-8", "surrogateescape").replace("\0", "?")
     lines = _unfolded(text.split("\r\n")[: 2 * MAX_HEADERS])
@@ -267,7 +273,6 @@ def salvage_request(data: bytes) -> Request | None:
         if name in ("Via", *_ECHOED) and name not in found and "\r" not in value and "\n" not in value:
             found[name] = value.strip(" \t")[:MAX_VALUE]
     try:
-        top_via(found["Via"])
         names: list[NameAddr] = [parse_name_addr(found[name]) for name in ("From", "To")]
         parse_cseq(found["CSeq"])
         return Request(method, names[1].uri, tuple((name, found[name]) for name in ("Via", *_ECHOED)))

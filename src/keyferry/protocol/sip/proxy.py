@@ -18,8 +18,11 @@ MAX_ROUTES = 10
 def forwarded(request: Request, *, uri: str | None = None) -> Request:
     """Return the request with one hop less to go and, if given, another Request-URI; the sender adds its Via.
 
-    Raises RemoteProtocolError 483 when no hop is left, ParseError when Max-Forwards is not a number.
+    Raises RemoteProtocolError 483 when no hop is left, ParseError when Max-Forwards is not a number, or when the Request-URI has headers,
+    which must not be sent on (RFC 4475 §3.1.2.11).
     """
+    if uri is None and "?" in request.uri and _has_headers(request.uri):
+        raise ParseError("Request-URI", "has headers")
     text = request.get("Max-Forwards")
     if text is None:
         hops = DEFAULT_MAX_FORWARDS
@@ -31,6 +34,10 @@ def forwarded(request: Request, *, uri: str | None = None) -> Request:
         raise RemoteProtocolError("Too Many Hops", status=483)
     onward = request.replacing("Max-Forwards", str(hops - 1))
     return onward if uri is None else Request(onward.method, uri, onward.headers, onward.body)
+
+
+def _has_headers(uri: str) -> bool:
+    return uri[:4].lower() in ("sip:", "sips") and bool(parse_sip_uri(uri).headers)
 
 
 def routes(request: Request) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from keyferry.protocol.esp import KEY_OCTETS
 from keyferry.protocol.identity import Reg, reg_of
 from keyferry.protocol.ims.reginfo import ContactEvent
 from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list, parse_via_list
-from keyferry.protocol.sip.message import Request, Response, check_request, make_response
+from keyferry.protocol.sip.message import Request, Response, check_request, make_response, unsupported_tags
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.pcscf.bindings import Binding, Bindings, Device, associated, contact_of, service_route
@@ -102,6 +102,9 @@ class Pcscf:
         if len([via for text in request.all("Via") for via in parse_via_list(text)]) > 1:
             # A UE is the first hop. What it wrote below its own Via would pass for an address that we saw.
             return make_response(request, 400)
+        unknown = unsupported_tags(request, "Proxy-Require", ("path", SEC_AGREE))
+        if unknown:
+            return make_response(request, 420, headers=(("Unsupported", ", ".join(unknown)),))
         device = _device(request)
         protection = self._protection(request, peer, device)
         onward = self._onward(request, protected=protection.association is not None)

@@ -25,7 +25,7 @@ from keyferry.protocol.identity import AsId, Impi, Impu, Reg
 from keyferry.protocol.ims.ifc import ApplicationServer, InitialFilterCriteria, RegistrationType, SessionCase, matching
 from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, integrity_protected, key_not_after, read_register
 from keyferry.protocol.ims.user_profile import UserProfile, cached_user_profile, criteria_of
-from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.protocol.sip.message import Request, Response, make_response, unsupported_tags
 from keyferry.roles.cx_status import status_of
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
 from keyferry.roles.scscf.authenticator import Authenticator, Challenged, Proven, Refused
@@ -38,6 +38,7 @@ Changed: TypeAlias = Callable[
     [Impi, Sequence[Registration], Sequence[Registration], Mapping[Reg, ContactNews] | None], Coroutine[object, object, None]
 ]
 EndEvent: TypeAlias = Literal["deactivated", "rejected", "probation"]
+SUPPORTED = ("path", "sec-agree")  # the second is for the P-CSCF; a registrar behind one that leaves it in place loses nothing
 REAUTH_WITHIN = 60  # seconds that a UE has to authenticate again (§5.4.1.6)
 EXPIRY_BATCH = 500  # registrations ended per sweep; more wait for the next
 REPORT_BATCH = 500  # users per sweep whose unanswered challenge the HSS is told of; of more it learns with their next attempt
@@ -89,8 +90,9 @@ class Registrar:
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
         """Answer one request that the node has checked; the S-CSCF here is a registrar and nothing else."""
-        if request.method != "REGISTER":
-            return make_response(request, 405, headers=(("Allow", "REGISTER"),))
+        misplaced = self._misplaced(request)
+        if misplaced is not None:
+            return misplaced
         view = read_register(request)
         try:
             grant = granted(view.expires, minimum=self.policy.min_expires, maximum=self.policy.max_expires)
@@ -112,6 +114,15 @@ class Registrar:
         except CxError as problem:
             self.log.warning("cx-error", impi=view.impi, impu=view.impu, cx=problem.name)
             return make_response(request, status_of(problem), to_tag=self._tag())
+
+    def _misplaced(self, request: Request) -> Response | None:
+        """Refuse what no registrar does, and extensions that this one does not know (RFC 3261 §10.3 step 2)."""
+        if request.method != "REGISTER":
+            return make_response(request, 405, headers=(("Allow", "REGISTER"),))
+        unknown = unsupported_tags(request, "Require", SUPPORTED)
+        if unknown:
+            return make_response(request, 420, headers=(("Unsupported", ", ".join(unknown)),), to_tag=self._tag())
+        return None
 
     async def network_deregister(
         self, impi: Impi, reg: Reg | None = None, event: EndEvent = "deactivated", retry_after: int | None = None
