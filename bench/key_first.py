@@ -8,7 +8,8 @@ A whole network over loopback sockets in this process; only what goes between S-
 Packets are dropped by iptables in a network namespace of our own (unshare -rn; no privileges, nothing else on the machine sees it), so
 TCP loses segments as on a real network. Where that is not to be had, --by relay drops datagrams in a relay: UDP only.
 
-Pushes are over 1,300 octets and go over TCP (RFC 3261 §18.1.1). For the figures over UDP that limit is lifted, which loopback allows.
+With names as long as 3GPP's a push is over 1,300 octets and goes over TCP (RFC 3261 §18.1.1). Here that limit is lifted for the figures
+over UDP, which loopback allows, and 0 for those over TCP, as the names are short.
 """
 
 from __future__ import annotations
@@ -186,8 +187,7 @@ async def network(users: int, transport: str, relay_loss: float | None) -> Async
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keyferry-key-first-")))
         state = stack.enter_context(open_state(folder / "state", random=chance, exclusive=True))
         system = System(config_of(users, port), state, clock, chance, log, Metrics(), ("pcscf", "icscf", "scscf", "as"))
-        if transport == "udp":
-            system.services.limits["S-CSCF"] = Limits(datagram=NO_LIMIT)
+        system.services.limits["S-CSCF"] = Limits(datagram=NO_LIMIT if transport == "udp" else 0)
         stack.push_async_callback(system.stop)
         listeners = await system.start()
         if relay_loss is not None:
