@@ -86,11 +86,17 @@ class MacFailure(SecurityError):
 
 
 class SyncFailure(SecurityError):
-    """Report an SQN that is not fresh; `auts` (14 octets) goes back to the network."""
+    """Report an SQN that is not fresh; `auts` (14 octets) goes back to the network.
 
-    def __init__(self, auts: bytes) -> None:
+    `sqn_he` is that of AUTN, `sqn_ms` the highest that was accepted, `seq_ms_of_ind` the highest SEQ that was for AUTN's IND.
+    """
+
+    def __init__(self, auts: bytes, *, sqn_he: int, sqn_ms: int, seq_ms_of_ind: int) -> None:
         super().__init__("the sequence number in AUTN is not fresh")
         self.auts = auts
+        self.sqn_he = sqn_he
+        self.sqn_ms = sqn_ms
+        self.seq_ms_of_ind = seq_ms_of_ind
 
 
 class AutsRejected(SecurityError):
@@ -152,9 +158,18 @@ class TransportError(KeyferryError):
 
 
 class RegistrationFailed(KeyferryError):
-    """Report that the UE could not register; `status` is the SIP status, 0 if there was none."""
+    """Report that the UE could not register; `status` is the SIP status, 0 if there was none.
 
-    def __init__(self, problem: str, status: int = 0) -> None:
+    `reasons` are words of a fixed set (docs/errors.md), `why` says them in full, `remedy` what to do; all empty where none is known.
+    """
+
+    def __init__(self, problem: str, status: int = 0, *, reasons: tuple[str, ...] = (), why: str = "", remedy: str = "") -> None:
         super().__init__(problem)
         self.problem = problem
         self.status = status
+        self.reasons = reasons
+        self.why = why
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return self.problem + (f": {self.why}" if self.why else "") + (f". To do: {self.remedy}" if self.remedy else "")

@@ -14,6 +14,8 @@ from keyferry.protocol.esp import EspKeys
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
 from keyferry.protocol.ims.gm_association import AssociationSet, Endpoint
 from keyferry.protocol.ims.keypush import Push, PushOutcome
+from keyferry.protocol.ims.response_trial import WrongAnswer
+from keyferry.protocol.ims.verdicts import Analysis
 from keyferry.protocol.ip_packet import IpAddress
 from keyferry.protocol.sip.message import Message, Request, Response
 from keyferry.protocol.sip.uri import SipUri
@@ -275,6 +277,16 @@ class CxClient(Protocol):
 
     async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
         """SAR (§6.1.2): return User-Data, the Cx XML (annex B); empty where the assignment ends."""
+
+
+class CxAnalyst(Protocol):
+    """What an HSS that has the keys may offer besides Cx: explain a failed authentication. Only verdicts cross; a Diameter HSS has none."""
+
+    async def explain_answer(self, answer: WrongAnswer) -> Analysis | None:
+        """Return what explains a wrong response, None if nothing does. Costs some milliseconds: the caller bounds how often."""
+
+    async def explain_auts(self, impi: Impi, nonce: str, auts: bytes, earlier: Sequence[str]) -> Analysis | None:
+        """Return how far the SQNs are apart, or what explains a wrong AUTS (14 octets); None for a user who is unknown."""
 
 
 # ---- S-CSCF

@@ -32,6 +32,9 @@ class Fake:
             raise StoreError("/secret/path")
         return [{"impi": impi}]
 
+    async def pending(self, impi: Impi) -> Mapping[str, object]:
+        return {"challenges": 0, "owed": [], "failures": []}
+
     async def deregister(self, impi: Impi, reg: Reg | None, event: EndEvent, retry_after: int | None) -> int:
         self.asked.append((impi, reg, event, retry_after))
         return 1
@@ -52,7 +55,10 @@ def opened() -> tuple[AdminApp, Fake]:
 
 async def test_a_users_registrations_are_listed() -> None:
     answer = await call(opened()[0], target="/registrations?impi=alice@home1.net", **HERE)
-    assert (answer.status, json.loads(answer.body)) == (200, {"registrations": [{"impi": "alice@home1.net"}]})
+    assert (answer.status, json.loads(answer.body)) == (
+        200,
+        {"registrations": [{"impi": "alice@home1.net"}], "challenges": 0, "owed": [], "failures": []},
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import keyferry
 from docs.console import ROOT
 from keyferry import config
 from keyferry.errors import KeyferryError
+from keyferry.protocol.ims.verdicts import ADVICE, Reason
 
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "src" / "keyferry"
@@ -165,6 +166,15 @@ def test_every_reason_of_a_refusal_is_documented() -> None:
     assert pushes == _table("Refused pushes")
     door = {word for name, arguments in _calls("_Refused", "_count") for word in (arguments[0] if arguments else [])}
     assert door == _table("The door")
+
+
+def test_every_reason_of_a_failed_registration_is_documented_in_the_words_of_the_code() -> None:
+    """Symptom and remedy of docs/errors.md are those that log, operator's view and UE show."""
+    text = (DOCS / "errors.md").read_text("utf-8")
+    assert _table("When a registration fails") == {reason.value for reason in Reason}
+    for reason, advice in ADVICE.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{reason.value}` |"))
+        assert row.endswith(f"| {advice.says} | {advice.remedy} |")
 
 
 # ---- links, paths, tests

@@ -25,6 +25,7 @@ from keyferry.roles.icscf import Icscf
 from keyferry.roles.pcscf.proxy import Pcscf
 from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy, TransportKey
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
+from keyferry.roles.scscf.diagnosis import Diagnosis
 from keyferry.roles.scscf.node import Scscf
 from keyferry.roles.scscf.reg_event import RegEventNotifier, RegEventPolicy
 from keyferry.roles.scscf.registrar import Registrar, RegistrarPolicy
@@ -105,6 +106,7 @@ class Home:
     icscf: Icscf = field(init=False)
     scscf: Registrar = field(init=False)
     reg_event: RegEventNotifier = field(init=False)
+    diagnosis: Diagnosis = field(init=False)
 
     def __post_init__(self) -> None:
         self.hss = Hss(self.subscribers, self.profiles, self.random, self.log, self.counter)
@@ -113,7 +115,10 @@ class Home:
         self.start_scscf()
         network = self.network
         icscf = network.attach("I", "icscf.home1.net", lambda request, peer: self.icscf.handle(request, peer))
-        self.icscf = Icscf(self.hss, icscf, network, SCSCF, self.log)
+        self.icscf = Icscf(
+            self.hss, icscf, network, SCSCF, self.log,
+            refused=lambda impi, problem, status: self.diagnosis.cx(impi, problem, status, "I-CSCF"),
+        )  # fmt: skip
         pcscf = network.attach("P", "pcscf1.visited1.net", lambda request, peer: self.pcscf.handle(request, peer))
         self.pcscf = Pcscf(
             pcscf,
@@ -138,17 +143,18 @@ class Home:
     def start_scscf(self) -> None:
         """Start the S-CSCF, or start it again: its challenges are gone, its registrations are not."""
         sip = self.network.attach("S", "scscf1.home1.net", lambda request, peer: Scscf(self.scscf, self.reg_event).handle(request, peer))
+        self.diagnosis = Diagnosis(self.clock, self.log, self.counter, self.hss)
         notifier = AsNotifier(
             sip=sip, resolver=self.network, registrations=self.registrations, clock=self.clock, random=self.random, log=self.log,
             counter=self.counter, policy=self.push_policy, targets_of=lambda registration: self.scscf.targets_of(registration),
-            sleep=self.clock.sleep, terminate=lambda impi, reg: self.scscf.network_deregister(impi, reg),
+            told=self.diagnosis.push, sleep=self.clock.sleep, terminate=lambda impi, reg: self.scscf.network_deregister(impi, reg),
         )  # fmt: skip
         self.reg_event = RegEventNotifier(
             sip=sip, resolver=self.network, registrations=self.registrations, owner_of=self.registrations.of_impu, trusts=lambda _: True,
             clock=self.clock, random=self.random, log=self.log, counter=self.counter, policy=RegEventPolicy(SCSCF), sleep=self.clock.sleep,
         )  # fmt: skip
         self.scscf = Registrar(
-            authenticator=Authenticator(self.hss, self.clock, self.auth, self.log, self.counter), notifier=notifier,
+            authenticator=Authenticator(self.hss, self.clock, self.auth, self.log, self.counter, self.diagnosis), notifier=notifier,
             registrations=self.registrations, cx=self.hss, clock=self.clock, random=self.random, log=self.log, counter=self.counter,
             policy=self.registrar_policy, changed=self.reg_event.changed, trusts=lambda peer: peer in self.trusted,
         )  # fmt: skip

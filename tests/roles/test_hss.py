@@ -11,9 +11,12 @@ import pytest
 from keyferry.errors import AutsRejected, CxError, MacFailure, SyncFailure
 from keyferry.ports import Resync, ServerAssignment, SubscribedImpu
 from keyferry.protocol.aka import DELTA, AuthVector, Usim, algorithm_of, split_sqn
+from keyferry.protocol.digest import Credentials, aka_nonce, hash_a1, respond
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.ifc import InitialFilterCriteria
+from keyferry.protocol.ims.response_trial import WrongAnswer
 from keyferry.protocol.ims.user_profile import parse_user_profile
+from keyferry.protocol.ims.verdicts import Reason
 from keyferry.roles.hss import SEQ_RESERVE, Hss
 from keyferry.stores.memory import MemorySubscriberStore
 from roles.home import SCSCF, criterion, key_of, subscriber
@@ -313,3 +316,36 @@ class TestLocation:
         with pytest.raises(CxError) as problem:
             await hss.location_info(Impu("sip:nobody@home1.net"))
         assert problem.value.code == 5001
+
+
+class TestAnalysis:
+    """ports.CxAnalyst: verdicts alone."""
+
+    def answer(self, vector: AuthVector, response: str = "0" * 32, user: str = "alice") -> WrongAnswer:
+        nonce = aka_nonce(vector.rand, vector.autn)
+        impi = Impi(f"{user}@home1.net")
+        credentials = Credentials(impi, "home1.net", nonce, "sip:home1.net", response, "AKAv1-MD5")
+        return WrongAnswer(impi, ALICE_SIP, "home1.net", nonce, False, credentials)
+
+    async def test_a_response_made_with_k_as_password_is_named(self, hss: Hss) -> None:
+        vector = await mar(hss)
+        ha1 = hash_a1("AKAv1-MD5", ALICE, "home1.net", key_of("k-alice", 16))
+        given = self.answer(vector)
+        response = respond("AKAv1-MD5", ha1, method="REGISTER", uri="sip:home1.net", nonce=given.nonce)
+        found = await hss.explain_answer(self.answer(vector, response))
+        assert found is not None
+        assert found.reasons == (Reason.NO_AKA,)
+        assert await hss.explain_answer(given) is None
+
+    async def test_an_auts_is_explained_and_seq_stays(self, hss: Hss) -> None:
+        vector = await mar(hss)
+        found = await hss.explain_auts(ALICE, aka_nonce(vector.rand, vector.autn), refused(card_at(500), vector).auts, [])
+        assert found is not None
+        assert found.reasons == (Reason.SQN,)
+        assert "+499 in SEQ" in found.text
+        assert seq_of(await mar(hss)) == 2
+
+    async def test_a_user_who_is_not_there_has_no_verdict(self, hss: Hss) -> None:
+        vector = await mar(hss)
+        assert await hss.explain_answer(self.answer(vector, user="eve")) is None
+        assert await hss.explain_auts(Impi("eve@home1.net"), aka_nonce(vector.rand, vector.autn), bytes(14), []) is None

@@ -77,7 +77,7 @@ async def test_a_user_or_pair_that_the_hss_does_not_know_is_403(home: Home, impi
     """§5.3.1.2; TS 29.229 §6.2.2."""
     assert (await ask(home, impi, impu)).status == 403
     assert home.network.ladder() == ["UE > I REGISTER", "I > UE 403"]
-    assert home.log.warnings == ["register-refused"]
+    assert home.log.warnings == ["hss-refused"]
 
 
 async def test_the_visited_network_is_asked_for(home: Home) -> None:

@@ -280,6 +280,7 @@ class TestInvalidChallenges:
         given = bench.credentials(1)
         assert (given.response, given.auts) == ("", None)
         assert bench.log.warnings == ["autn-mac-wrong"]
+        assert bench.log.fields("autn-mac-wrong")["reasons"] == "mac"
 
     async def test_an_old_sqn_is_answered_with_auts(self) -> None:
         """RFC 3310 §3.4: the response is computed with an empty password."""
@@ -290,6 +291,8 @@ class TestInvalidChallenges:
         empty = hash_a1("AKAv1-MD5", ALICE.impi, REALM, Secret(b""))
         check_response(empty, given, algorithm="AKAv1-MD5", method="REGISTER")
         assert bench.log.warnings == ["autn-sqn-not-fresh"]
+        because = str(bench.log.fields("autn-sqn-not-fresh")["because"])
+        assert "SQN_MS - SQN_HE is +32 in SEQ (IND 8 of the card, 8 of the challenge); for IND 8 the card was at +32" in because
 
     async def test_the_third_invalid_challenge_in_a_row_ends_it(self) -> None:
         """§5.1.1.5.3: two consecutive invalid challenges are answered."""

@@ -63,6 +63,10 @@ class Recorded:
         """Run a command, which must succeed."""
         assert self.start(*arguments).wait(60) == 0, arguments
 
+    def fail(self, *arguments: str | Path) -> None:
+        """Run a command, which must fail."""
+        assert self.start(*arguments).wait(60) == 1, arguments
+
     def search(self) -> KeySearch:
         """Return a search for every key that was recorded."""
         keys = {bytes.fromhex(line) for line in self.ledger.read_text().split()}
@@ -102,6 +106,7 @@ def test_demo_serve_and_ue_write_no_key(folder: Path, tmp_path: Path) -> None:
         recorded.run("ue", "register", *common)
         recorded.run("ue", "status", *common, "--json")
         recorded.run("subscriber", "show", "user1_private@home1.net", "--state", lab.state)
+        _fail_in_every_way(recorded, lab)
         _search_finds_nothing(recorded, folder)  # while it serves: the write-ahead logs are searched too
         recorded.run("ue", "deregister", *common)
         assert f"Max core file size        {0:<20} 0" in Path(f"/proc/{server.pid}/limits").read_text()
@@ -115,9 +120,23 @@ def test_demo_serve_and_ue_write_no_key(folder: Path, tmp_path: Path) -> None:
     assert len(set(ledger)) > 60
 
 
+def _fail_in_every_way(recorded: Recorded, lab: Lab) -> None:
+    """Let registrations fail, so that their causes are looked for, and look at what is told of them."""
+    text = lab.ue.read_text("utf-8")
+    k, opc = "465b5ce8b199b49faa5f0a2ee238a6bc", "cd63cb71954a9f4e48a5994e37a02baf"
+    for old, new in ((k, k[::-1]), (f'opc = "{opc}"', f'op = "{opc}"'), ("user1_private", "nobody")):
+        other = lab.ue.with_name("wrong.toml")
+        other.write_text(text.replace(old, new), "utf-8")
+        recorded.fail("ue", "register", "--config", other, "--state", lab.state.with_name("state-wrong"), "--json")
+        other.unlink()
+    admin = f"127.0.0.1:{lab.ports['8080']}"
+    recorded.run("failures", "--admin", admin)
+    recorded.run("failures", "--admin", admin, "--impi", "user1_private@home1.net", "--json")
+
+
 def _search_finds_nothing(recorded: Recorded, folder: Path) -> None:
     search = recorded.search()
-    leave_out = KEY_FILES | {path.relative_to(folder).as_posix() for path in (folder / "state" / "isc").glob("*")}
+    leave_out = KEY_FILES | {"state-wrong/kek"} | {path.relative_to(folder).as_posix() for path in (folder / "state" / "isc").glob("*")}
     assert len(list(folder.rglob("*.db"))) >= 4
     assert search.in_files(folder, leave_out=leave_out) == []
     kept = search.in_files(folder)

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+from typing import cast
 
 from keyferry.wiring.registrations import RegistrarOperations
-from roles.home import open_home
+from roles.home import SIP_OF, XCAP, open_home
+from roles.manual import Manual
 
 
 async def test_what_is_shown_names_devices_and_no_key() -> None:
@@ -31,3 +33,17 @@ async def test_commands_reach_the_registrar() -> None:
         assert await operations.reauthenticate(alice.impi, alice.reg, 60) == 1
         assert await operations.deregister(alice.impi, None, "deactivated", None) == 1
         assert await operations.list(alice.impi) == []
+
+
+async def test_what_waits_for_a_user_is_shown_beside() -> None:
+    """A challenge, a key that was not delivered, the last failures."""
+    async with open_home(push={"push_wait": 0.01}) as home:
+        home.network.attach("X", "ue9.visited1.net", None)
+        home.servers[XCAP].answers = [500]
+        alice = home.device()
+        await alice.register()
+        await Manual(home).send()
+        pending = await RegistrarOperations(home.scscf).pending(alice.impi)
+        assert pending["challenges"] == 1
+        assert pending["owed"] == [{"as_id": XCAP, "server": SIP_OF[XCAP], "reg": alice.reg}]
+        assert [one["reasons"] for one in cast("list[dict[str, object]]", pending["failures"])] == [["push"]]

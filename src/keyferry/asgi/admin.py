@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from keyferry.asgi.exchange import Receive, Scope, Send, headers_named, respond
+from keyferry.asgi.failures import FailuresApp
 from keyferry.asgi.registrations import RegistrationsApp
 from keyferry.errors import KeyferryError, LocalProtocolError, RemoteProtocolError
 from keyferry.protocol.identity import parse_impi
@@ -27,9 +28,9 @@ Follow: TypeAlias = Callable[[str], AbstractAsyncContextManager[AsyncIterator[Ma
 
 
 class AdminApp:
-    """Answer GET /health, /metrics and /trace?impi=…; health and metrics tell counts, never an identity, and nothing tells a key.
+    """Answer GET /health, /metrics, /trace?impi=…, and through other apps /registrations and /failures; nothing tells a key.
 
-    A trace names a subscriber, and the listener has no login: only this machine gets one.
+    Health and metrics tell counts, never an identity. The others name subscribers, and there is no login: only this machine gets them.
     """
 
     def __init__(
@@ -39,24 +40,23 @@ class AdminApp:
         health: Callable[[], Awaitable[Mapping[str, object]]],
         trace: Follow | None = None,
         registrations: RegistrationsApp | None = None,
+        failures: FailuresApp | None = None,
     ) -> None:
-        """Take metrics, health (a JSON object whose "ok" decides between 200 and 503), the tracer, and what an operator may do."""
+        """Take metrics, health (a JSON object whose "ok" decides between 200 and 503), the tracer, and two more apps."""
         self._registry = registry
         self._health = health
         self._trace = trace
         self._registrations = registrations
+        self._failures = failures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
         if scope["type"] != "http":
             raise LocalProtocolError("AdminApp serves http alone")
-        if self._registrations is not None and scope["path"].startswith("/registrations"):
-            if _from_here(scope):
-                await self._registrations(scope, receive, send)
-            else:
-                await respond(send, 403, b"Registrations name subscribers: ask from the machine itself, by its loopback address.\n")
+        if scope["path"].startswith(("/registrations", "/failures")):
+            await self._tell_of_subscribers(scope, receive, send)
         elif scope["path"] not in {"/health", "/metrics", "/trace"}:
-            await respond(send, 404, b"There are /health, /metrics and /trace?impi=IMPI.\n")
+            await respond(send, 404, b"There are /health, /metrics, /trace?impi=IMPI, /registrations?impi=IMPI and /failures.\n")
         elif scope["method"] not in {"GET", "HEAD"}:
             await respond(send, 405, b"Read only.\n", headers=[(b"allow", b"GET, HEAD")])
         elif scope["path"] == "/metrics":
@@ -65,6 +65,16 @@ class AdminApp:
             await self._follow(scope, receive, send)
         else:
             await self._tell_health(send)
+
+    async def _tell_of_subscribers(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _from_here(scope):
+            await respond(send, 403, b"This names subscribers: ask from the machine itself, by its loopback address.\n")
+        elif self._registrations is not None and scope["path"].startswith("/registrations"):
+            await self._registrations(scope, receive, send)
+        elif self._failures is not None and scope["path"].startswith("/failures"):
+            await self._failures(scope, send)
+        else:
+            await respond(send, 404, b"This process has no S-CSCF.\n")
 
     async def _tell_health(self, send: Send) -> None:
         try:

@@ -30,6 +30,9 @@ class Operations(Protocol):
     async def list(self, impi: Impi) -> Sequence[Mapping[str, object]]:
         """Return a user's registrations without keys."""
 
+    async def pending(self, impi: Impi) -> Mapping[str, object]:
+        """Return what waits for a user: `challenges`, a number, `owed`, pushes not delivered, and `failures`, the last few."""
+
     async def deregister(self, impi: Impi, reg: Reg | None, event: EndEvent, retry_after: int | None) -> int:
         """End registrations; return how many."""
 
@@ -61,7 +64,8 @@ class RegistrationsApp:
         path = bytes(scope.get("raw_path") or scope["path"].encode("utf-8")).decode("latin-1")
         if path == PATH:
             _want(scope, "GET")
-            return {"registrations": list(await self._operations.list(_asked(scope)))}
+            impi = _asked(scope)
+            return {"registrations": list(await self._operations.list(impi)), **await self._operations.pending(impi)}
         parts = path.removeprefix(f"{PATH}/").split("/")
         if len(parts) != 2 or parts[1] not in FIELDS:
             raise RemoteProtocolError("There are /registrations?impi=IMPI, /registrations/IMPI/deregister and …/reauthenticate.", 404)

@@ -16,7 +16,7 @@ import typer
 
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, errors, fail, show_json
 from keyferry.config import load_ue_config
-from keyferry.errors import ConfigError, TransportError
+from keyferry.errors import ConfigError, RegistrationFailed, TransportError
 from keyferry.ports import UeState
 from keyferry.protocol.ims.marker import parse_marker
 from keyferry.wiring.observability import StructLog
@@ -34,9 +34,12 @@ Result = TypeVar("Result")
 def register(config: ConfigOption, state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> None:
     """Register (again): every time new keys. The registration stays when the command ends.
 
+    A failure says which input of AKA disagrees, as far as the card can tell, and what to do; with --json in {"ok": false, "error",
+    "status", "reasons", "because", "remedy"}. The words are those of docs/errors.md.
+
     Example: keyferry ue register --config examples/ue.toml
     """
-    _show(_run(config, state, lambda session: session.client.register()), as_json)
+    _show(_procedure(config, state, lambda session: session.client.register(), as_json), as_json)
 
 
 @app.command()
@@ -45,7 +48,7 @@ def deregister(config: ConfigOption, state: StateOption = DEFAULT_STATE, as_json
 
     Example: keyferry ue deregister --config examples/ue.toml
     """
-    _show(_run(config, state, lambda session: session.client.deregister()), as_json)
+    _show(_procedure(config, state, lambda session: session.client.deregister(), as_json), as_json)
 
 
 @app.command()
@@ -167,6 +170,17 @@ def _run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result
     except TransportError as problem:
         hint = "is it running (`keyferry serve`), and are ue.pcscf and [hosts] right?"
         raise TransportError(problem.peer, f"{problem.problem}: {hint}") from problem
+
+
+def _procedure(config: Path, state: Path, work: Callable[[UeSession], Awaitable[UeState]], as_json: bool) -> UeState:
+    """Run a procedure of registration; with --json, say in the object too why it failed."""
+    try:
+        return _run(config, state, work)
+    except RegistrationFailed as problem:
+        if as_json:
+            failed = {"ok": False, "error": problem.problem, "status": problem.status}
+            show_json({**failed, "reasons": list(problem.reasons), "because": problem.why, "remedy": problem.remedy})
+        raise
 
 
 async def _request(session: UeSession, method: str, target: str, body: bytes | None, content_type: str | None) -> httpx.Response:

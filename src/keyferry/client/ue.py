@@ -14,6 +14,7 @@ from keyferry.ports import Clock, Log, RandomSource, SipHandler, SipObserver, Si
 from keyferry.protocol.aka import AkaName, Usim, algorithm_of
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, KeyId
+from keyferry.protocol.ims.autn_trial import explain_autn
 from keyferry.protocol.ims.keys import as_key, digest_password, digest_realm, key_id, ua_key
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.roles.ue import Ue, UeProfile, UeSecurity
@@ -29,6 +30,7 @@ class Isim(NamedTuple):
     algorithm: AkaName
     k: Secret
     opc: Secret
+    op: Secret | None = None  # what OPc was made of, if it was: only to explain a wrong MAC
 
 
 class HttpCredentials(NamedTuple):
@@ -131,6 +133,7 @@ async def open_ue(
             profile=profile, usim=usim, sip=node, pcscf=pcscf, contact_uri=f"sip:{user}@{host}:{port}",
             instance=f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'keyferry:{profile.impi}')}", clock=clock, random=random, log=log,
             keep=store.save, security=None if sas is None else UeSecurity(sas, profile.impi),
+            explain=lambda rand, autn: explain_autn(isim.algorithm, isim.k, isim.opc, rand, autn, op=isim.op),
         )  # fmt: skip
         client = UeClient(ue, store, clock)
         yield client

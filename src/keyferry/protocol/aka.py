@@ -159,16 +159,17 @@ class Usim:
             raise MacFailure("the MAC in AUTN is wrong")
         seq, ind = split_sqn(sqn)
         if seq <= self._seq_ms[ind] or seq - max(self._seq_ms) > DELTA:
-            raise SyncFailure(self._auts(rand))
+            raise self._not_fresh(rand, sqn)
         self._seq_ms[ind] = seq
         return UsimAnswer(f2345.res, f2345.ck, f2345.ik, amf, sqn)
 
-    def _auts(self, rand: bytes) -> bytes:
-        """Return (SQN_MS xor AK*) || MAC-S; SQN_MS is the highest SQN accepted."""
+    def _not_fresh(self, rand: bytes, sqn: int) -> SyncFailure:
+        """Make the failure with AUTS = (SQN_MS xor AK*) || MAC-S; SQN_MS is the highest SQN accepted."""
         seq = max(self._seq_ms)
         sqn_ms = sqn_of(seq, self._seq_ms.index(seq))
         concealed = sqn_ms ^ int.from_bytes(self._algorithm.f5_star(rand), "big")
-        return concealed.to_bytes(6, "big") + self._algorithm.f1_star(rand, _sqn_octets(sqn_ms), _AMF_RESYNC)
+        auts = concealed.to_bytes(6, "big") + self._algorithm.f1_star(rand, _sqn_octets(sqn_ms), _AMF_RESYNC)
+        return SyncFailure(auts, sqn_he=sqn, sqn_ms=sqn_ms, seq_ms_of_ind=self._seq_ms[split_sqn(sqn)[1]])
 
 
 def _sqn_octets(sqn: int) -> bytes:

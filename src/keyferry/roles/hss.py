@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from keyferry.errors import AutsRejected, CxError
 from keyferry.ports import Counter, Log, RandomSource, Resync, ServerAssignment, SubscribedImpu, SubscriberStore, Subscription
 from keyferry.protocol.aka import DELTA, AkaAlgorithm, AuthVector, algorithm_of, generate_vector, split_sqn, sqn_of, verify_auts
+from keyferry.protocol.digest import parse_aka_nonce
 from keyferry.protocol.identity import Impi, Impu
+from keyferry.protocol.ims.autn_trial import explain_auts
 from keyferry.protocol.ims.ifc import InitialFilterCriteria
 from keyferry.protocol.ims.registration import with_amf_bit
+from keyferry.protocol.ims.response_trial import WrongAnswer, explain_response, key_passwords
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
+from keyferry.protocol.ims.verdicts import Analysis
 
 IND_COUNT = 32  # TS 33.102 annex C.3: five bits
 SEQ_RESERVE = 64  # values one durable write allows; a crash skips at most these, far under Delta = 2^28
@@ -108,6 +112,21 @@ class Hss:
         if assignment is not ServerAssignment.NO_ASSIGNMENT and subscription.server_name != server_name:
             await self.subscribers.set_server_name(impi, server_name)
         return self._user_data(impi, subscription)
+
+    async def explain_answer(self, answer: WrongAnswer) -> Analysis | None:
+        """Try the usual mistakes with K (ports.CxAnalyst); nothing but a verdict is returned."""
+        subscriber = await self.subscribers.get(answer.impi)
+        if subscriber is None:
+            return None
+        return explain_response(answer, key_passwords(subscriber.algorithm, subscriber.k, subscriber.opc, answer))
+
+    async def explain_auts(self, impi: Impi, nonce: str, auts: bytes, earlier: Sequence[str]) -> Analysis | None:
+        """Say what an AUTS tells (ports.CxAnalyst); SEQ stays as it is."""
+        subscriber = await self.subscribers.get(impi)
+        if subscriber is None:
+            return None
+        asked, rands = parse_aka_nonce(nonce), [parse_aka_nonce(each).rand for each in earlier]
+        return explain_auts(subscriber.algorithm, subscriber.k, subscriber.opc, asked.rand, asked.autn, auts, rands)
 
     async def _subscription(self, impi: Impi, impu: Impu) -> Subscription:
         subscription = await self.subscribers.subscription(impi)

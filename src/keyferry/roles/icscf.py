@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from keyferry.errors import CxError, TransportError
@@ -30,6 +31,7 @@ class Icscf:
     default_scscf: str  # SIP URI
     log: Log
     name: str = ""  # our host name: what Route may name us by
+    refused: Callable[[Impi, CxError, int], None] | None = None  # takes whom the HSS does not let in, and the status: the book of failures
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
         """Answer with what the S-CSCF answers; methods that would need terminating services are not carried."""
@@ -49,7 +51,10 @@ class Icscf:
         try:
             server_name = await self.cx.user_authorization(impi, impu, request.get("P-Visited-Network-ID") or "")
         except CxError as problem:
-            self.log.warning("register-refused", impi=impi, impu=impu, cx=problem.name)
+            if self.refused is not None:
+                self.refused(impi, problem, status_of(problem))
+            else:
+                self.log.warning("register-refused", impi=impi, impu=impu, cx=problem.name)
             return make_response(request, status_of(problem))
         target = server_name or self.default_scscf
         onward = forwarded(request, uri=target)

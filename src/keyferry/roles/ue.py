@@ -23,6 +23,7 @@ from keyferry.protocol.digest import (
 from keyferry.protocol.esp import ENCRYPTION, INTEGRITY, expand_keys
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.activation import Activation, AkaRun, AmfBit, activate
+from keyferry.protocol.ims.autn_trial import explain_sqn
 from keyferry.protocol.ims.gm_association import AssociationSet, Endpoint
 from keyferry.protocol.ims.keys import AccessKeys
 from keyferry.protocol.ims.marker import RELEASE_TAG, Marker, parse_marker
@@ -34,6 +35,7 @@ from keyferry.protocol.ims.security_agreement import (
     ipsec_3gpp,
     parse_mechanisms,
 )
+from keyferry.protocol.ims.verdicts import Analysis, Reason, because
 from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list
 from keyferry.protocol.sip.message import Request, Response
 
@@ -167,6 +169,9 @@ class Ue:
     keep: Callable[[UeState], Awaitable[None]] | None = None
     """Store what must survive a kill between a challenge and its answer: an AUTN is never accepted twice."""
     security: UeSecurity | None = None  # None: Gm is not protected
+    explain: Callable[[bytes, bytes], Analysis] | None = None
+    """Say what is wrong with RAND and AUTN whose MAC is; None for a card that keeps its keys to itself."""
+    _doubt: Analysis | None = None  # what was wrong with the last challenge
 
     async def register(self, state: UeState | None = None) -> UeState:
         """Register or re-register (§5.1.1.2, §5.1.1.4); return the state to keep.
@@ -190,6 +195,7 @@ class Ue:
         )  # fmt: skip
 
     async def _procedure(self, state: UeState, expires: int) -> UeState:
+        self._doubt = None
         try:
             return await self._rounds(state, expires)
         except KeyferryError as problem:
@@ -197,7 +203,21 @@ class Ue:
                 self.security.refused()
             if isinstance(problem, ParseError):
                 raise RegistrationFailed(f"the network's answer cannot be read: {problem}") from problem
+            if isinstance(problem, RegistrationFailed):
+                self._explain_failure(problem)
             raise
+
+    def _explain_failure(self, problem: RegistrationFailed) -> None:
+        analysis = self._doubt or (because(Reason.REFUSED) if problem.status == 403 else None)
+        if analysis is not None:
+            problem.reasons, problem.why, problem.remedy = analysis.reasons, analysis.text, analysis.remedy
+
+    def _doubtful(self, event: str, analysis: Analysis) -> None:
+        """Remember what is wrong with a challenge, and say so at once: the network may get over it."""
+        self._doubt = analysis
+        self.log.warning(
+            event, impi=self.profile.impi, reasons=",".join(analysis.reasons), because=analysis.text, remedy=analysis.remedy
+        )  # fmt: skip
 
     async def _rounds(self, state: UeState, expires: int) -> UeState:
         """Send REGISTERs until a final answer; each challenge yields a new AKA run and each run its own keys."""
@@ -277,12 +297,14 @@ class Ue:
         try:
             aka = self.usim.authenticate(nonce.rand, nonce.autn)
         except MacFailure:
-            self.log.warning("autn-mac-wrong", impi=self.profile.impi)
+            self._doubtful("autn-mac-wrong", self.explain(nonce.rand, nonce.autn) if self.explain else because(Reason.MAC))
             return None, self._credentials(challenge)  # §5.1.1.5.3: no auts, an empty response
         except SyncFailure as problem:
-            self.log.warning("autn-sqn-not-fresh", impi=self.profile.impi)
+            distance = explain_sqn(problem.sqn_ms, problem.sqn_he, seq_ms_of_ind=problem.seq_ms_of_ind)
+            self._doubtful("autn-sqn-not-fresh", distance)
             auts = encode_base64(problem.auts)
             return None, self._signed(challenge, self._credentials(challenge), Secret(b""), auts)
+        self._doubt = None
         run = AkaRun(
             impi=self.profile.impi, challenge=challenge, rand=nonce.rand, marker=parse_marker(nonce.server_data),
             stated_release=self.profile.release, res=aka.res, ck=aka.ck, ik=aka.ik, amf=aka.amf,

@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from keyferry.errors import CxError
 from keyferry.ports import CxClient
+from keyferry.protocol.identity import Impi
 from keyferry.roles.icscf import Icscf
 from keyferry.wiring.services import Services
 
 
-async def start_icscf(services: Services, cx: CxClient) -> Icscf:
-    """Start the I-CSCF. Raises ConfigError, TransportError."""
+async def start_icscf(services: Services, cx: CxClient, refused: Callable[[Impi, CxError, int], None] | None = None) -> Icscf:
+    """Start the I-CSCF; `refused` takes whom the HSS does not let in. Raises ConfigError, TransportError."""
     settings = services.config.icscf
     trusted = settings.trusted_peers
     handler = services.trusting(trusted, lambda request, peer: icscf.handle(request, peer))
     node = services.node("I-CSCF", handler, sheds=True, trusted=trusted)
-    icscf = Icscf(cx=cx, sip=node, resolver=services.resolver, default_scscf=settings.scscf, log=services.log, name=settings.name)
+    icscf = Icscf(
+        cx=cx, sip=node, resolver=services.resolver, default_scscf=settings.scscf, log=services.log, name=settings.name, refused=refused
+    )  # fmt: skip
     await services.serve_sip("icscf", node, settings.name, settings.listen)
     return icscf

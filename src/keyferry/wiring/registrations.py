@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
+from keyferry.asgi.failures import shown
 from keyferry.asgi.registrations import EndEvent
 from keyferry.ports import Registration
 from keyferry.protocol.identity import Impi, Reg
 from keyferry.protocol.ims.user_profile import identities_of
 from keyferry.roles.scscf.registrar import Registrar
+
+FEW: Final = 5  # failures beside the registrations; /failures has them all
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,16 @@ class RegistrarOperations:
     async def list(self, impi: Impi) -> Sequence[Mapping[str, object]]:
         """Return a user's registrations without keys."""
         return [_shown(each) for each in await self.registrar.registrations.of_impi(impi)]
+
+    async def pending(self, impi: Impi) -> Mapping[str, object]:
+        """Return the challenges that wait, the pushes that are owed and the last failures."""
+        authenticator = self.registrar.authenticator
+        owed = self.registrar.notifier.owed_to(impi)
+        return {
+            "challenges": authenticator.challenges.of_impi(impi),
+            "owed": [{"as_id": as_id, "server": server, "reg": reg} for _, as_id, server, reg in owed],
+            "failures": [shown(failure) for failure in authenticator.diagnosis.book.of_impi(impi)[:FEW]],
+        }
 
     async def deregister(self, impi: Impi, reg: Reg | None, event: EndEvent, retry_after: int | None) -> int:
         """End registrations; return how many."""

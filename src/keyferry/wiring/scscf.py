@@ -14,6 +14,7 @@ from keyferry.protocol.ims.user_profile import cached_user_profile
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
+from keyferry.roles.scscf.diagnosis import Diagnosis
 from keyferry.roles.scscf.node import Scscf
 from keyferry.roles.scscf.reg_event import RegEventNotifier, RegEventPolicy
 from keyferry.roles.scscf.registrar import Registrar, RegistrarPolicy
@@ -33,7 +34,7 @@ class ScscfParts(NamedTuple):
     repusher: Repusher
 
 
-async def start_scscf(services: Services, cx: CxClient) -> ScscfParts:
+async def start_scscf(services: Services, cx: CxClient, diagnosis: Diagnosis) -> ScscfParts:
     """Start the S-CSCF. Raises ConfigError, StateError, TransportError."""
     settings = services.config.scscf
     trusted = settings.trusted_peers
@@ -46,11 +47,11 @@ async def start_scscf(services: Services, cx: CxClient) -> ScscfParts:
         sip=node, resolver=services.resolver, registrations=registrations, clock=services.clock, random=services.random,
         log=services.log, counter=services.metrics, policy=_push_policy(services, server_name),
         targets_of=lambda registration: registrar.targets_of(registration),
-        terminate=lambda impi, reg: registrar.network_deregister(impi, reg),
+        terminate=lambda impi, reg: registrar.network_deregister(impi, reg), told=diagnosis.push,
     )  # fmt: skip
     reg_event = _reg_event(services, node, registrations, server_name)
     registrar = Registrar(
-        authenticator=Authenticator(cx, services.clock, _auth_policy(services, server_name), services.log, services.metrics),
+        authenticator=Authenticator(cx, services.clock, _auth_policy(services, server_name), services.log, services.metrics, diagnosis),
         notifier=notifier, registrations=registrations,
         cx=cx, clock=services.clock, random=services.random, log=services.log, counter=services.metrics,
         policy=RegistrarPolicy(

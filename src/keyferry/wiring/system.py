@@ -7,10 +7,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from keyferry.asgi.admin import AdminApp
+from keyferry.asgi.failures import FailuresApp
 from keyferry.asgi.registrations import RegistrationsApp
 from keyferry.config import Config
 from keyferry.ports import Clock, Log, RandomSource, RegistrationStore, SipObserver, SubscriberStore
+from keyferry.protocol.ims.failures import FailureBook
 from keyferry.roles.pcscf.proxy import Pcscf
+from keyferry.roles.scscf.diagnosis import Diagnosis
 from keyferry.roles.scscf.registrar import Registrar
 from keyferry.roles.scscf.repush import Repusher
 from keyferry.stores.state_dir import StateDir
@@ -92,29 +95,31 @@ class System:
 
     async def _start(self) -> None:
         hss, self.subscribers = await start_hss(self.services)
+        diagnosis = Diagnosis(self.clock, self.log, self.metrics, hss)
         # Backwards along the path of a REGISTER, so that nobody is asked before it can answer.
         if "as" in self.roles:
             for settings in self.config.application_servers:
                 self.servers.append(await start_appserver(self.services, settings))
         if "scscf" in self.roles:
-            self.registrar, self.registrations, self.repusher = await start_scscf(self.services, hss)
+            self.registrar, self.registrations, self.repusher = await start_scscf(self.services, hss, diagnosis)
         if "icscf" in self.roles:
-            await start_icscf(self.services, hss)
+            await start_icscf(self.services, hss, lambda impi, problem, status: diagnosis.cx(impi, problem, status, "I-CSCF"))
         if "pcscf" in self.roles:
             self.pcscf = await start_pcscf(self.services)
         self.services.every(RENEW_EVERY, self._renew_daily)
         if "admin" in self.roles:
-            await self._start_admin()
+            await self._start_admin(diagnosis.book)
 
     async def _renew_daily(self) -> None:
         self.services.renew()
 
-    async def _start_admin(self) -> None:
+    async def _start_admin(self, book: FailureBook) -> None:
         app = AdminApp(
             registry=self.metrics.registry,
             health=self._health,
             trace=self.tracer.follower_of(self.subscribers),
             registrations=RegistrationsApp(RegistrarOperations(self.registrar)) if self.registrar is not None else None,
+            failures=FailuresApp(book),
         )
         await self.services.serve_http("admin", app, self.config.admin.listen, "", None)
         self.services.exit.callback(self.tracer.close)  # before the listener, so that streams end and nobody waits for them

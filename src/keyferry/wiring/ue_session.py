@@ -96,7 +96,7 @@ async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: 
     gm = split_address(settings.pcscf_gm, "ue.pcscf_gm")
     with open_state(state_path, random=random) as state, Database(state.path("ue.db")) as database:
         store = SqliteUeStore(database, state.keyring)
-        isim = Isim(settings.algorithm, settings.k, opc)
+        isim = Isim(settings.algorithm, settings.k, opc, None if settings.opc is not None else settings.op)
         local = "::1" if ":" in host else "127.0.0.1"
         ca = Path(settings.ca) if settings.ca else state_path / "ca.pem"
         over_tls = settings.transport == "tls"

@@ -187,7 +187,7 @@ def test_another_k_is_blamed_on_nothing(card: Card, k: bytes) -> None:
         ({"nc": "00000002"}, [(Reason.QOP, "nc is not 00000001")]),
         ({"cnonce": "short"}, [(Reason.QOP, "cnonce has 5 characters")]),
         ({"username": "bob@home1.net"}, [(Reason.USERNAME, '"bob@home1.net" is stated')]),
-        ({"algorithm": "MD5", "nc": "2"}, [(Reason.ALGORITHM, '"MD5" is stated'), (Reason.QOP, "nc is not 00000001")]),
+        ({"algorithm": "MD5", "nc": "2"}, [(Reason.ALGORITHM, '"MD5" is stated'), (Reason.QOP, "nc is not eight hexadecimal digits")]),
     ],
 )  # fmt: skip
 def test_what_the_answer_openly_says_otherwise_needs_no_trial(stated: dict[str, Any], expected: list[tuple[Reason, str]]) -> None:
@@ -199,11 +199,21 @@ def test_what_the_answer_openly_says_otherwise_needs_no_trial(stated: dict[str, 
     assert said(at_scscf(card, again)) == [[*expected, (Reason.URI, '"sip:home1.net:5060" was hashed')]]
 
 
+def test_an_nc_that_was_changed_on_its_way_is_the_only_one_to_blame() -> None:
+    card = _card(13)
+    found = at_scscf(card, card.answer(replace(RIGHT, nc="00000002"), nc="00000001"))
+    assert said(found) == [[(Reason.QOP, "nc is not 00000001"), (Reason.QOP, "nc was hashed as 00000001")]]
+
+
 def test_a_raw_challenge_asks_for_no_qop() -> None:
     card = _card(5)
     plain = replace(RIGHT, qop=None, nc=None, cnonce=None, algorithm=None)
     assert differences(card.answer(plain, masked=False)) == ()
     assert at_scscf(card, card.answer(plain, masked=False)) is None  # right
+    assert differences(card.answer(RIGHT, masked=False)) == ()
+    nc, cnonce = replace(RIGHT, nc="1"), replace(RIGHT, cnonce="")
+    for wrong, detail in ((nc, "nc is not eight hexadecimal digits"), (cnonce, "cnonce has 0 characters")):
+        assert [tuple(one) for one in differences(card.answer(wrong, masked=False))] == [(Reason.QOP, detail)]
     found = at_scscf(card, card.answer(plain, masked=False, qop="auth", nc="00000001", cnonce=""))
     assert said(found) == [[(Reason.QOP, "hashed with qop=auth")]]
 

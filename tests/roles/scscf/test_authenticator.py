@@ -18,6 +18,7 @@ from keyferry.protocol.ims.keys import access_keys, application_master_key
 from keyferry.protocol.ims.marker import Marker, build_marker
 from keyferry.protocol.ims.registration import RegisterView
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy, Challenged, Proven, Refused
+from keyferry.roles.scscf.diagnosis import Diagnosis
 from roles.home import REALM, SCSCF, subscriber
 from roles.network import FakeClock, RecordingCounter, RecordingLog
 
@@ -71,7 +72,8 @@ class Bench:
 
     def __init__(self, res_octets: int = 8, **policy: Any) -> None:
         self.cx, self.clock, self.log, self.counter = Cx(res_octets), FakeClock(), RecordingLog(), RecordingCounter()
-        self.auth = Authenticator(self.cx, self.clock, AuthPolicy(REALM, SCSCF, **policy), self.log, self.counter)
+        diagnosis = Diagnosis(self.clock, self.log, self.counter)
+        self.auth = Authenticator(self.cx, self.clock, AuthPolicy(REALM, SCSCF, **policy), self.log, self.counter, diagnosis)
 
     async def challenge(self, view: RegisterView = SM1) -> Challenge:
         outcome = await self.auth.authenticate(view)

@@ -273,7 +273,7 @@ class TestAnswers:
         ue = Manual(home)
         ue.impi = Impi(impi)
         assert (await ue.send()).status == 403
-        assert home.log.warnings == ["cx-error"]
+        assert home.log.warnings == ["hss-refused"]
 
     async def test_an_hss_in_trouble_is_504(self, home: Home) -> None:
         """§5.4.1.2."""

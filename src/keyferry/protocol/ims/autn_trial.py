@@ -99,7 +99,7 @@ def explain_auts(name: AkaName, k: Secret, opc: Secret, rand: bytes, autn: bytes
         rands.setdefault(old, (Verdict(Reason.RAND, f"AUTS is of the challenge {place} before"),))
     tried = [found for way in ways for old, stale in rands.items() for found in _auts_causes(way, old, stale, autn[6:8], auts)]
     if not tried:
-        return because(Reason.AUTS)
+        return because(Reason.AUTS, "no usual mistake explains it")
     fewest = min(len(cause) for cause, _ in tried)
     if fewest:
         return Analysis(tuple(dict.fromkeys(cause for cause, _ in tried if len(cause) == fewest)))

@@ -9,17 +9,19 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from keyferry.protocol.identity import Impi, Reg
-from keyferry.protocol.ims.verdicts import Analysis
+from keyferry.protocol.ims.verdicts import Analysis, Reason
 
 MAX_FAILURES: Final = 1_000
 """Of all users together; some 700 octets each. The oldest go first."""
 MAX_PER_USER: Final = 20
 """A phone that fails every few seconds does not push the others out."""
+MAX_STRANGERS: Final = 100
+"""Of users whom the HSS does not know."""
 MAX_USERS: Final = 10_000
 """Whose earlier challenges are remembered: some 5 MB."""
 TRIALS_A_SECOND: Final = 5
 """A trial takes some milliseconds: a few percent of a core at the most, however many logins fail."""
-TRIAL_EVERY: Final = 2.0
+TRIAL_EVERY: Final = 1.0
 """Seconds between two trials for one user."""
 MAX_PROBLEM: Final = 200
 """Characters of what a peer or a library said."""
@@ -41,10 +43,10 @@ class Failure:
     count: int = 1  # how often in a row, the same
 
 
-class FailureBook:
-    """Remember failures; the same one again only counts up."""
+class _Ring:
+    """A bounded number of failures; the same one again only counts up."""
 
-    def __init__(self, *, most: int = MAX_FAILURES, per_user: int = MAX_PER_USER) -> None:
+    def __init__(self, most: int, per_user: int) -> None:
         self._entries: OrderedDict[int, Failure] = OrderedDict()
         self._of_user: dict[Impi, deque[int]] = {}
         self._most, self._per_user = most, per_user
@@ -55,7 +57,6 @@ class FailureBook:
 
     def note(self, failure: Failure) -> None:
         """Remember one."""
-        failure = replace(failure, problem=failure.problem[:MAX_PROBLEM])
         mine = self._of_user.setdefault(failure.impi, deque())
         again = next((number for number in mine if _same(self._entries[number], failure)), None)
         if again is not None:
@@ -69,7 +70,7 @@ class FailureBook:
         self._of_user.setdefault(failure.impi, deque()).append(self._next)
         self._next += 1
 
-    def last(self, limit: int = MAX_FAILURES) -> Sequence[Failure]:
+    def last(self, limit: int) -> Sequence[Failure]:
         """Return the last failures, the newest first."""
         return [failure for _, failure in zip(range(limit), reversed(self._entries.values()), strict=False)]
 
@@ -78,7 +79,7 @@ class FailureBook:
         return [self._entries[number] for number in reversed(self._of_user.get(impi, ()))]
 
     def forget(self, impi: Impi, which: Callable[[Failure], bool]) -> None:
-        """Drop a user's failures that are over, such as a push that was delivered after all."""
+        """Drop some of a user's failures."""
         for number in tuple(self._of_user.get(impi, ())):
             if which(self._entries[number]):
                 self._drop(number)
@@ -91,12 +92,39 @@ class FailureBook:
             del self._of_user[impi]
 
 
+class FailureBook:
+    """Remember failures. Users whom the HSS does not know have a small part of their own: anybody can make up their names."""
+
+    def __init__(self, *, most: int = MAX_FAILURES, per_user: int = MAX_PER_USER, strangers: int = MAX_STRANGERS) -> None:
+        self._known, self._strangers = _Ring(most, per_user), _Ring(strangers, per_user)
+
+    def __len__(self) -> int:
+        return len(self._known) + len(self._strangers)
+
+    def note(self, failure: Failure) -> None:
+        """Remember one."""
+        ring = self._strangers if Reason.USER_UNKNOWN in failure.analysis.reasons else self._known
+        ring.note(replace(failure, problem=failure.problem[:MAX_PROBLEM]))
+
+    def last(self, limit: int = MAX_FAILURES) -> Sequence[Failure]:
+        """Return the last failures, the newest first."""
+        return sorted([*self._known.last(limit), *self._strangers.last(limit)], key=lambda failure: -failure.at)[:limit]
+
+    def of_impi(self, impi: Impi) -> Sequence[Failure]:
+        """Return one user's, the newest first."""
+        return sorted([*self._known.of_impi(impi), *self._strangers.of_impi(impi)], key=lambda failure: -failure.at)
+
+    def forget(self, impi: Impi, which: Callable[[Failure], bool]) -> None:
+        """Drop a user's failures that are over, such as a push that was delivered after all."""
+        self._known.forget(impi, which)
+
+
 def _same(one: Failure, other: Failure) -> bool:
     return _what(one) == _what(other)
 
 
 def _what(failure: Failure) -> tuple[object, ...]:
-    return failure.function, failure.analysis, failure.reg, failure.source, failure.status, failure.server, failure.problem
+    return failure.function, failure.analysis, failure.reg, failure.source, failure.status, failure.server  # of `problem` the last is kept
 
 
 class EarlierNonces:

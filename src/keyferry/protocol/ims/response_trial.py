@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -31,6 +32,9 @@ MAX_SHOWN: Final = 80
 """Characters of a name in a verdict."""
 SHORT_RES: Final = (4, 8)
 """Octets to which implementations cut RES."""
+
+
+_NC = re.compile(r"[0-9A-Fa-f]{8}")
 
 
 class WrongAnswer(NamedTuple):
@@ -94,13 +98,24 @@ def differences(answer: WrongAnswer) -> tuple[Verdict, ...]:
         found.append(Verdict(Reason.ALGORITHM, "none is stated, which means MD5"))
     elif given.algorithm is not None and given.algorithm.lower() != AKA_ALGORITHM.lower():
         found.append(Verdict(Reason.ALGORITHM, f"{shown(given.algorithm)} is stated"))
-    if answer.masked and given.qop != "auth":
-        found.append(Verdict(Reason.QOP, f"qop {shown(given.qop)} is stated" if given.qop else "no qop is stated"))
-    elif answer.masked and given.nc != "00000001":
-        found.append(Verdict(Reason.QOP, "nc is not 00000001"))
-    elif answer.masked and len(given.cnonce or "") < MIN_CNONCE:
-        found.append(Verdict(Reason.QOP, f"cnonce has {len(given.cnonce or '')} characters"))
-    return tuple(found)
+    return tuple(found) + _qop_differences(given, masked=answer.masked)
+
+
+def _qop_differences(given: Credentials, *, masked: bool) -> tuple[Verdict, ...]:
+    asked = "auth" if masked else given.qop if given.qop in {None, "auth", "auth-int"} else "auth"
+    if given.qop != asked:
+        problem = f"qop {shown(given.qop)} is stated" if given.qop else "no qop is stated"
+    elif given.qop is None:
+        return ()
+    elif not _NC.fullmatch(given.nc or ""):
+        problem = "nc is not eight hexadecimal digits"
+    elif masked and given.nc != "00000001":
+        problem = "nc is not 00000001"
+    elif len(given.cnonce or "") < (MIN_CNONCE if masked else 1):
+        problem = f"cnonce has {len(given.cnonce or '')} characters"
+    else:
+        return ()
+    return (Verdict(Reason.QOP, problem),)
 
 
 def res_passwords(xres: Secret) -> list[Password]:
@@ -243,7 +258,7 @@ def _qops(given: Credentials) -> list[_Wrong]:
     }
     if given.qop is not None:
         ways[None, given.nc, given.cnonce] = "hashed as if without qop"
-        ways[given.qop, "1", given.cnonce] = "nc was hashed as 1"
+        ways |= {(given.qop, other, given.cnonce): f"nc was hashed as {other}" for other in ("1", "00000001")}
     return [
         _Wrong(Verdict(Reason.QOP, how), dict(zip(("qop", "nc", "cnonce"), way, strict=True)))
         for way, how in ways.items()

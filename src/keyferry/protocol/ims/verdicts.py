@@ -79,7 +79,7 @@ ADVICE: Mapping[Reason, Advice] = {
         "the HSS does not take SQN_MS from AUTS: look at its SQN, and at who else makes vectors for this card",
     ),
     Reason.AUTS: Advice(
-        "MAC-S in AUTS is wrong, and no usual mistake explains it",
+        "MAC-S in AUTS is wrong, or AUTS has another form",
         "K or OPc differ, or somebody changed AUTS: an HSS must not believe it",
     ),
     Reason.AUTS_AMF: Advice(

@@ -124,6 +124,7 @@ class AsNotifier:
     max_under_way: int = MAX_UNDER_WAY
     terminate: Callable[[Impi, Reg], Awaitable[object]] | None = None  # ends a registration where DefaultHandling wants it
     heard: Callable[[str, Sequence[AsId], Response], None] | None = None  # the re-push: what an AS answered where keys for it may go
+    told: Callable[[PendingPush, str], None] | None = None  # the book of failures: what was not delivered and why; "" that it was
     _latest: dict[SetKey, int] = field(default_factory=dict)
     _refused: dict[SetKey, int] = field(default_factory=dict)  # what an AS, or we, will not have: not tried again before a restart
     _given: dict[tuple[Impi, AsId, Reg], int] = field(default_factory=dict)  # seqs that are not yet in the store
@@ -191,6 +192,10 @@ class AsNotifier:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def owed_to(self, impi: Impi) -> list[SetKey]:
+        """Return the sets of a user that an AS has not taken, under way or refused, for an operator who looks."""
+        return sorted(key for key in {*self._latest, *self._refused} if key[0] == impi)
 
     def _is_refused(self, push: PendingPush) -> bool:
         return self._refused.get(set_key(push)) == push.seq and self.clock.now() <= push.give_up_at
@@ -306,6 +311,8 @@ class AsNotifier:
         if 200 <= response.status < 300:
             self.counter.count("scscf_third_party_registers", "delivered")
             await self.registrations.delivered(push)
+            if self.told is not None:
+                self.told(push, "")
             if self.heard is not None and push.as_id:
                 self.heard(push.server_name, (push.as_id,), response)
             return True
@@ -329,6 +336,8 @@ class AsNotifier:
 
     def _alarm(self, push: PendingPush, problem: str) -> None:
         self.log.warning("third-party-register-not-delivered", impi=push.impi, server=push.server_name, as_id=push.as_id, problem=problem)
+        if self.told is not None:
+            self.told(push, problem)
 
     def _request(self, push: PendingPush, target: AsTarget, registration: Registration | None, call_id: str, cseq: int) -> Request:
         expires = 0 if push.erase or registration is None else max(1, round(registration.expires_at - self.clock.now()))

@@ -24,6 +24,8 @@ from keyferry.protocol.ims.registration import (
     marker_for,
     masks,
 )
+from keyferry.protocol.ims.verdicts import Analysis, Reason, Verdict, because
+from keyferry.roles.scscf.diagnosis import Diagnosis
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Authenticator:
     policy: AuthPolicy
     log: Log
     counter: Counter
+    diagnosis: Diagnosis
     challenges: PendingChallenges = field(default_factory=PendingChallenges)
     bare: BareNonces = field(default_factory=BareNonces)
 
@@ -83,24 +86,22 @@ class Authenticator:
             # After a restart, an eviction or reg-await-auth: the UE did nothing wrong, so it gets a new challenge.
             self.counter.count("scscf_challenge_unknown")
             self._suspect(view)  # or it echoes only part of the nonce
+            self.diagnosis.unknown_nonce(view, credentials.nonce)
             return await self._challenge(view)
         if credentials.auts is not None:
             return await self._resynchronise(view, pending, credentials.auts)
-        return self._verify(view, pending, credentials)
+        return await self._verify(view, pending, credentials)
 
     def awaits(self, view: RegisterView) -> bool:
         """Tell whether a REGISTER answers a challenge, rightly or not."""
         credentials = view.credentials
         return credentials is not None and (credentials.auts is not None or credentials.nonce in self.challenges)
 
-    def _verify(self, view: RegisterView, pending: PendingChallenge, credentials: Credentials) -> Proven | Refused:
-        if not credentials.response:
-            # §5.4.1.2.3: an empty response without auts says that AUTN's MAC was wrong.
-            return self._refuse(view, "the UE found the network's MAC wrong: K or OPc differ, or somebody changed AUTN")
+    async def _verify(self, view: RegisterView, pending: PendingChallenge, credentials: Credentials) -> Proven | Refused:
         try:
             rspauth = check_answer(pending, credentials)
         except DigestRejected as problem:
-            return self._refuse(view, problem.problem)
+            return self._refuse(view, await self.diagnosis.wrong_response(view, pending, credentials), problem.problem)
         if pending.bare and view.release is None:
             self.bare.proven(pending.impi, pending.reg, self.clock.now())
         self.challenges.supersede(pending, None if view.every_contact else view.reg)
@@ -115,27 +116,31 @@ class Authenticator:
         if view.release is None and not view.every_contact:
             self.bare.failed(view.impi, view.reg, self.clock.now())
 
-    def _refuse(self, view: RegisterView, reason: str) -> Refused:
+    def _refuse(self, view: RegisterView, analysis: Analysis, problem: str = "") -> Refused:
         self._suspect(view)
         self.counter.count("scscf_authentication_failed")
-        self.log.warning("authentication-failed", impi=view.impi, reason=reason)
-        return Refused(reason)
+        self.diagnosis.note(view, analysis, 403, problem)
+        return Refused(f"{analysis.text} ({problem})" if problem else analysis.text)
 
     async def _resynchronise(self, view: RegisterView, pending: PendingChallenge, auts_text: str) -> Challenged | Refused:
         """§5.4.1.2.3: AUTS counts for the outstanding RAND only, and once in a row."""
-        if pending.after_resync:
-            return self._refuse(view, "two synchronisation failures in a row: the UE's SQN cannot be followed")
         try:
             auts = decode_base64(auts_text)
         except ParseError:
             auts = b""
         if len(auts) != 14:
-            return self._refuse(view, "auts is not 14 octets of base64")
-        resync = Resync(parse_aka_nonce(pending.nonce).rand, auts)
+            return self._refuse(view, because(Reason.AUTS, "auts is not 14 octets of base64"))
+        analysis = await self.diagnosis.synchronisation(view, pending, auts)
+        if pending.after_resync:
+            again = Verdict(Reason.RESYNC_LOOP)
+            return self._refuse(view, Analysis(tuple((again, *cause) for cause in analysis.causes)))
         try:
-            return await self._challenge(view, resync)
+            challenged = await self._challenge(view, Resync(parse_aka_nonce(pending.nonce).rand, auts))
         except CxError as problem:
-            return self._refuse(view, f"the HSS refused the resynchronisation: {problem.name}")
+            wrong = because(Reason.AUTS) if analysis.reasons == (Reason.SQN,) else analysis
+            return self._refuse(view, wrong, f"the HSS refused the resynchronisation: {problem.name}")
+        self.diagnosis.note(view, analysis, 401)
+        return challenged
 
     async def _challenge(self, view: RegisterView, resync: Resync | None = None) -> Challenged:
         """§5.4.1.2.1, DESIGN §5 steps 1 and 2: one AV, in exactly one 401."""
@@ -163,6 +168,7 @@ class Authenticator:
             bare=bare,
         )
         self.challenges.put(pending)
+        self.diagnosis.challenged(view, pending.nonce, policy.realm)
         self.counter.count("scscf_challenges", "masked" if masked else "raw")
         keys = _keys_for_pcscf(vector, view, masked=masked)
         return Challenged(build_aka_challenge(pending, keys.ck, keys.ik))

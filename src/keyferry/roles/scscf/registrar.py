@@ -112,7 +112,7 @@ class Registrar:
         except IntervalTooBrief as problem:
             return make_response(request, 423, headers=(("Min-Expires", str(problem.minimum)),), to_tag=self._tag())
         except CxError as problem:
-            self.log.warning("cx-error", impi=view.impi, impu=view.impu, cx=problem.name)
+            self.authenticator.diagnosis.cx(view.impi, problem, status_of(problem))
             return make_response(request, status_of(problem), to_tag=self._tag())
 
     def _misplaced(self, request: Request) -> Response | None:
@@ -209,9 +209,10 @@ class Registrar:
 
     async def sweep(self) -> int:
         """End registrations whose time is over (§5.4.1.4 by expiry) and take up owed pushes; return how many ended."""
-        unanswered = {over.impi: over.impu for over in self.authenticator.challenges.sweep(self.clock.now())}
-        for impi, impu in list(unanswered.items())[:REPORT_BATCH]:
-            await self._report_failure(impi, impu, ServerAssignment.AUTHENTICATION_TIMEOUT)
+        unanswered = {challenge.impi: challenge for challenge in self.authenticator.challenges.sweep(self.clock.now())}
+        for impi, challenge in list(unanswered.items())[:REPORT_BATCH]:
+            self.authenticator.diagnosis.unanswered(challenge)
+            await self._report_failure(impi, challenge.impu, ServerAssignment.AUTHENTICATION_TIMEOUT)
         ended = 0
         for over in await self.registrations.expired(self.clock.now(), EXPIRY_BATCH):
             try:
