@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,6 +174,31 @@ def test_another_host_and_another_ca_get_nothing_until_it_is_the_right_one(machi
         shutil.copy(machines.lab.state / "ca.pem", machines.server_state / "ca.pem")
         machines.give(machines.issuer, AS, "as")
         machines.give(machines.issuer, AS_ID, "as")
+        with machines.appserver() as server:
+            until(lambda: keys(server) == 1, seconds=LIMIT, what="the push that was owed")
+
+
+def test_who_listens_at_the_address_without_tls_reads_nothing(machines: Machines) -> None:
+    """Nothing but TLS is tried: no REGISTER in clear, no other transport."""
+    machines.give(machines.issuer, AS, "as")
+    address = ("127.0.0.1", machines.lab.ports["5090"])
+    with machines.core() as core:
+        with socket.create_server(address) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.bind(address)
+            udp.setblocking(False)
+            tcp.settimeout(LIMIT)
+            assert ue(machines.lab, "register")["keys"]
+            for _ in range(2):  # the first attempt, and one more
+                connection, _ = tcp.accept()
+                with connection:
+                    connection.settimeout(LIMIT)
+                    heard = connection.recv(65_536)
+                    connection.sendall(b"SIP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n")
+                assert heard[:2] == b"\x16\x03"  # a ClientHello
+                assert b"REGISTER" not in heard
+            with pytest.raises(BlockingIOError):
+                udp.recv(65_536)
+        assert core.health()["registrations"] == 1
         with machines.appserver() as server:
             until(lambda: keys(server) == 1, seconds=LIMIT, what="the push that was owed")
 

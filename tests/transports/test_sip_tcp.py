@@ -153,6 +153,26 @@ async def test_a_trusted_address_and_our_own_connections_are_not_bounded_by_the_
             await peer.close()
 
 
+async def test_strangers_of_many_addresses_leave_room_for_trusted_ones_and_for_ours() -> None:
+    """RESERVED: a flooded P-CSCF still reaches its I-CSCF, and a flooded S-CSCF hears it."""
+    async with Lab(ok, Limits(connections=20), trusts=lambda host: host == "127.0.0.1") as lab, Listener() as listener:
+        strangers = [
+            TcpPeer(*await asyncio.open_connection(lab.tcp.host, lab.tcp.port, local_addr=(f"127.0.1.{number}", 0)))
+            for number in range(1, 20)
+        ]
+        assert await strangers[-1].ended()
+        assert lab.tallies.counts["sip_dropped", "too-many-connections"] == 1
+        trusted = await TcpPeer.to(lab.tcp)
+        trusted.send(register(1, transport="TCP"))
+        assert (await trusted.response()).status == 200
+        sending = asyncio.create_task(lab.node.send(request(), listener.hop))
+        called = await listener.connection()
+        called.send(build_message(make_response(await called.request(), 200)))
+        assert (await patiently(sending)).status == 200
+        for peer in (*strangers, trusted, called):
+            await peer.close()
+
+
 @pytest.mark.parametrize(
     ("host", "source"),
     [

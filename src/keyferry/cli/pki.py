@@ -40,7 +40,7 @@ def issue(
 
 @app.command()
 def show(state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> None:
-    """List the certificates and when they end; those of `serve` are renewed at its start.
+    """List the certificates and when they end; those of `serve` are renewed at its start, those of SIP also once a day.
 
     Example: keyferry pki show
     """

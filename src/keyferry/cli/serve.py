@@ -26,6 +26,8 @@ def serve(
 ) -> None:
     """Run P-CSCF, I-CSCF, S-CSCF with its HSS, and the application servers, until SIGTERM or Ctrl-C.
 
+    SIGHUP reads the certificates of SIP over TLS again.
+
     When all of them listen, one JSON line is printed: {"ready": true, "listen": [...], "ca": PATH}.
 
     Example: keyferry serve --config examples/lab.toml

@@ -23,6 +23,8 @@ MAX_BACKLOG: Final = 1024 * 1024
 """Octets waiting to be sent above which a connection is given up: its peer does not read."""
 LINGER: Final = 0.2
 """Seconds after the last answer to a peer that ended its half, in which a reset says that it had ended both."""
+RESERVED: Final = 10
+"""One in so many connections is for trusted addresses and for those that we open: strangers of many addresses cannot cut us off."""
 RENOUNCED: Final = 5.0
 """Seconds that a connection lives at least before another takes its place though it is open: handshakes cost."""
 MAX_TURN: Final = 64
@@ -335,7 +337,7 @@ class TcpTransport:
         """Take in a new connection, or refuse it above a limit."""
         limits, host = self.context.limits, connection.peer.host
         source = source_of(host) if connection.incoming and not self.context.trusts(host) else ""
-        if self._closed or len(self._connections) >= limits.connections:
+        if self._closed or len(self._connections) >= limits.connections - (limits.connections // RESERVED if source else 0):
             self.context.count("sip_dropped", "too-many-connections")
             connection.abort("too many connections are open")
             return False
