@@ -125,6 +125,12 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
     app: Annotated[str, Meta(description="`xcap`, `notes`, or `module:attribute` of an ASGI application of your own")] = "xcap"
     default_handling: Annotated[int, Meta(ge=0, le=1, description="DefaultHandling of the filter criteria")] = 0
     service_info: Annotated[str | None, Meta(description="ServiceInfo of the filter criteria, besides the keys")] = None
+    include_register_request: Annotated[
+        bool, Meta(description="IncludeRegisterRequest of the filter criteria: a copy of the REGISTER goes along, without its proof")
+    ] = False
+    include_register_response: Annotated[
+        bool, Meta(description="IncludeRegisterResponse of the filter criteria: a copy of the 200 goes along, without its proof")
+    ] = False
     algorithms: Annotated[list[Literal["SHA-256", "MD5"]], Meta(min_length=1, description="Digest algorithms offered, strongest first")] = (
         msgspec.field(default_factory=lambda: ["SHA-256"])
     )

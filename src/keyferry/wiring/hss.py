@@ -46,7 +46,11 @@ def _criteria(servers: Sequence[ApplicationServer]) -> tuple[ifc.InitialFilterCr
             priority=place,
             trigger=trigger,
             application_server=ifc.ApplicationServer(
-                server_name=server.sip_uri, default_handling=server.default_handling, service_info=server.service_info
+                server_name=server.sip_uri,
+                default_handling=server.default_handling,
+                service_info=server.service_info,
+                include_register_request=server.include_register_request,
+                include_register_response=server.include_register_response,
             ),
         )
         for place, server in enumerate(servers)

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from keyferry.protocol.ims.third_party import parse_third_party_register
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
 from keyferry.protocol.sip.message import parse_message
+from keyferry.roles.appserver import KeyAgent, Pusher
 from keyferry.roles.scscf.as_notifier import MAX_TERMINATIONS, TERMINATIONS_IN
-from roles.home import NOTES, XCAP, Home, criterion, open_home
+from roles.home import NOTES, REALM, SIP_OF, XCAP, Device, Home, RecordingKeys, criterion, open_home, transport_key
 from roles.manual import SIP_ALICE, Manual, requests
 from roles.network import settle
 
@@ -94,6 +97,56 @@ async def test_shared_sets_of_criteria_are_evaluated() -> None:
         object.__setattr__(home.scscf, "cx", Sharing())
         assert (await ue.procedure()).status == 200
         assert await home.keys_at() == 1
+
+
+class TestSeveral:
+    """DESIGN §6, §7: one AS may own several AS_IDs, each with its own key; a registration goes to every AS whose criterion matches."""
+
+    async def test_an_as_of_two_as_ids_gets_one_push_for_each_and_both_again_when_it_lost_them(self) -> None:
+        server = SIP_OF[XCAP]
+        async with open_home(criteria=[criterion(XCAP)], push={"as_ids": {server: (XCAP, NOTES)}}) as home:
+            alice = home.device()
+            home.servers[XCAP].agent, keys = _agent_of_both(home)
+            await alice.register()
+            await _has_both(alice, keys)
+            home.servers[XCAP].agent, keys = _agent_of_both(home)
+            for as_id in (XCAP, NOTES):
+                owed = await home.scscf.owe_again(alice.impi, alice.reg, server, as_id)
+                assert owed is not None
+                await home.scscf.notifier.start(*owed)
+            await _has_both(alice, keys)
+            assert await home.owed() == []
+
+    async def test_the_pushes_of_one_registration_are_under_way_at_the_same_time(self) -> None:
+        """The 200 waits for the slowest, not for the sum."""
+        async with open_home(criteria=[criterion(XCAP), criterion(NOTES, priority=1)]) as home:
+            gates = {name: asyncio.Event() for name in ("AS1", "AS2")}
+            home.network.gates.update(gates)
+            registering = asyncio.ensure_future(home.device().register())
+            await settle()
+            assert [len(requests(home, "S", name)) for name in gates] == [1, 1]
+            gates["AS2"].set()
+            await settle()
+            assert not registering.done()
+            gates["AS1"].set()
+            await registering
+
+
+def _agent_of_both(home: Home) -> tuple[KeyAgent, RecordingKeys]:
+    keys = RecordingKeys()
+    transport_keys = {(as_id, "t1"): transport_key(as_id) for as_id in (XCAP, NOTES)}
+    pusher = Pusher("scscf1.home1.net", REALM, transport_keys, frozenset({REALM}))
+    return KeyAgent(frozenset({XCAP, NOTES}), {pusher.name: pusher}, keys, home.clock, home.log, home.counter), keys
+
+
+async def _has_both(device: Device, keys: RecordingKeys) -> None:
+    assert sorted(push.as_id for push in keys.pushes) == [NOTES, XCAP]
+    for as_id in (XCAP, NOTES):
+        name = device.key_id(as_id)
+        assert name is not None
+        record = await keys.lookup(name, as_id, device.home.clock.now())
+        assert record is not None
+        assert record.k_as == device.k_as(as_id)
 
 
 async def test_copies_and_keys_travel_in_one_multipart_body() -> None:
