@@ -75,7 +75,7 @@ class OverloadGate:
     def challenged(self, response: Response) -> None:
         """Note what a 401 asks, since its answer is not to be refused."""
         for value in response.all("WWW-Authenticate"):
-            self._issued.issued(value)
+            self._issued.issued(value, self._context.clock.monotonic())
 
     def refusal(self, data: bytes, flow: Flow) -> Refusal | None:
         """Return the 503 to a message, None if it is so unusual that it must be parsed to be answered."""

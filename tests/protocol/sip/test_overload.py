@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from keyferry.protocol.sip.headers import parse_name_addr, parse_via_list
 from keyferry.protocol.sip.message import Request, Response, make_response, parse_message
 from keyferry.protocol.sip.overload import (
+    ISSUED_LIFE,
     TRANSITIONS,
     IssuedNonces,
     Level,
@@ -143,7 +144,7 @@ def test_an_issued_nonce_is_answered_once_however_often_that_is_sent() -> None:
     """RFC 3261 §17.1.2.1: a retransmission is the same octets."""
     nonces = IssuedNonces()
     assert not nonces.answered_by(SECOND.encode())
-    nonces.issued('Digest realm="home1.net", nonce="abc==", algorithm=AKAv1-MD5')
+    nonces.issued('Digest realm="home1.net", nonce="abc==", algorithm=AKAv1-MD5', 0.0)
     assert not nonces.answered_by(FIRST.encode())
     assert nonces.answered_by(SECOND.encode())
     assert nonces.answered_by(SECOND.encode())
@@ -154,16 +155,39 @@ def test_nonces_are_bounded_and_the_oldest_goes_first() -> None:
     """MAX_ISSUED, MAX_ISSUED_NONCE."""
     nonces = IssuedNonces(2)
     for value in ('Digest nonce="abc=="', 'Digest nonce="2"', 'Digest nonce="3"', f'Digest nonce="{"4" * 257}"', 'Digest realm="a"'):
-        nonces.issued(value)
+        nonces.issued(value, 0.0)
     assert len(nonces) == 2
     answered = [nonces.answered_by(SECOND.replace("abc==", text).encode()) for text in ("abc==", "2", "3", "4" * 257)]
     assert answered == [False, True, True, False]
 
 
+def test_nonces_are_forgotten_when_nobody_can_be_answering_them_any_more() -> None:
+    """ISSUED_LIFE: what an hour of registrations leaves in memory is a minute or two of them."""
+    nonces = IssuedNonces()
+    answer = SECOND.encode()
+    nonces.issued('Digest nonce="abc=="', 1000.0)
+    nonces.issued('Digest nonce="2"', 1063.9)
+    nonces.issued('Digest nonce="3"', 1064.1)
+    assert nonces.answered_by(answer)
+    assert len(nonces) == 3
+    for number in range(10_000):
+        nonces.issued(f'Digest nonce="{number}-"', 1100.0 + number / 10)
+    assert len(nonces) <= 2 * ISSUED_LIFE * 10 + 2
+    assert not nonces.answered_by(answer)
+
+
+def test_after_a_long_pause_nothing_old_is_kept() -> None:
+    """ISSUED_LIFE: both generations are over."""
+    nonces = IssuedNonces()
+    nonces.issued('Digest nonce="abc=="', 0.0)
+    nonces.issued('Digest nonce="2"', 2 * ISSUED_LIFE)
+    assert len(nonces) == 1
+
+
 def test_one_of_several_credentials_may_be_the_answer() -> None:
     """RFC 3261 §22.4: a list of realms."""
     nonces = IssuedNonces()
-    nonces.issued('Digest nonce="abc=="')
+    nonces.issued('Digest nonce="abc=="', 0.0)
     assert nonces.answered_by(SECOND.replace("Contact:", 'Authorization: Digest nonce="other"\r\nContact:').encode())
     assert not nonces.answered_by(SECOND.replace("abc==", "other").encode())
 
@@ -189,7 +213,7 @@ def test_what_a_p_cscf_says_of_protection_is_read(parameter: str, protected: boo
 def test_any_octets_answer_nothing(data: bytes) -> None:
     """No exception, whatever comes."""
     nonces = IssuedNonces()
-    nonces.issued('Digest nonce="abc=="')
+    nonces.issued('Digest nonce="abc=="', 0.0)
     assert not nonces.answered_by(data) or b"abc==" in data
     assert not is_protected(data) or b"yes" in data.lower()
 

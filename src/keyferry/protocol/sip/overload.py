@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import OrderedDict
 from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final, NamedTuple
@@ -17,9 +16,11 @@ from typing import Final, NamedTuple
 from keyferry.protocol.sip.grammar import MAX_HEADERS, MAX_MESSAGE
 
 MAX_ISSUED: Final = 65_536
-"""Nonces remembered, 20 MB: at 1,000 challenges a second, a minute; what is forgotten may be refused under load."""
+"""Nonces remembered, 20 MB: at 1,000 challenges a second, half a minute at least; what is forgotten may be refused under load."""
 MAX_ISSUED_NONCE: Final = 256
 """Octets of a nonce that is remembered; those of AKA have 128 (DESIGN §4)."""
+ISSUED_LIFE: Final = 64.0
+"""Seconds that a nonce is remembered at least, twice that at most: a UE answers at once and sends again for 32 s (Timer F)."""
 
 
 class OverloadPolicy(NamedTuple):
@@ -131,30 +132,39 @@ class IssuedNonces:
 
     Without this, a stranger writes some nonce into his first REGISTERs, none of them is refused, and those who were challenged wait
     behind them. Each nonce stands for one message, however often that is sent again.
+
+    Two generations, the older of which goes as a whole: a time at each nonce would cost as much as the nonce.
     """
 
     def __init__(self, most: int = MAX_ISSUED) -> None:
-        self._of_message: OrderedDict[bytes, int | None] = OrderedDict()  # which message answered it, by hash
+        self._young: dict[bytes, int | None] = {}  # which message answered it, by hash
+        self._old: dict[bytes, int | None] = {}
+        self._since = 0.0  # when the young generation began
         self._most = most
 
     def __len__(self) -> int:
-        return len(self._of_message)
+        return len(self._young) + len(self._old)
 
-    def issued(self, challenge: str) -> None:
-        """Note the nonce of a WWW-Authenticate value that is sent; the oldest goes first."""
+    def issued(self, challenge: str, now: float) -> None:
+        """Note the nonce of a WWW-Authenticate value that is sent; the oldest go first."""
         found = _NONCE.search(challenge.encode("utf-8", "surrogateescape"))
-        if found is not None and len(found.group(1)) <= MAX_ISSUED_NONCE:
-            self._of_message[found.group(1)] = None
-            if len(self._of_message) > self._most:
-                self._of_message.popitem(last=False)
+        if found is None or len(found.group(1)) > MAX_ISSUED_NONCE:
+            return
+        if now - self._since >= ISSUED_LIFE or len(self._young) >= self._most // 2:
+            self._old = self._young if now - self._since < 2 * ISSUED_LIFE else {}
+            self._young, self._since = {}, now
+        self._young[found.group(1)] = None
 
     def answered_by(self, data: bytes) -> bool:
         """Tell whether a message is the first to answer a nonce that was issued, or the same octets again."""
         message = hash(data)
         for row in _authorizations(data, data.find(b"\r\n\r\n") + 2):
             found = _NONCE.search(row)
-            if found is not None and self._of_message.get(found.group(1), 0) in {None, message}:
-                self._of_message[found.group(1)] = message
+            if found is None:
+                continue
+            generation = self._young if found.group(1) in self._young else self._old
+            if generation.get(found.group(1), 0) in {None, message}:
+                generation[found.group(1)] = message
                 return True
         return False
 
