@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from keyferry.cli.trace import LARGE
-from lab.tracekit import IMPI, SECRETS, registration
-from protocol.capture.capturekit import pcap
+from lab.tracekit import IMPI, SECRETS, cx, cx_exchange, registration
+from protocol.capture.capturekit import START, avp, diameter, pcap
 from system.serving import environment, keyferry
 
 
@@ -32,6 +33,23 @@ def test_a_capture_is_explained(capture: Path) -> None:
     as_json = keyferry("trace", capture, "--impi", IMPI, "--ports", "5060, 5062", "--json")
     assert json.loads(as_json.stdout)["subscribers"][0]["impi"] == IMPI
     for secret in SECRETS:
+        assert secret not in shown.stdout + as_json.stdout
+
+
+def test_cx_of_a_capture_is_explained_without_its_keys(tmp_path: Path) -> None:
+    """TS 29.229 §6.3: MAR and MAA with AUTS, a vector and a refusal; CK, IK and XRES by their length alone."""
+    file = tmp_path / "cx.pcap"
+    refusal = diameter(303, avp(297, avp(298, struct.pack(">I", 5002))), request=False, hop=1)
+    asked = diameter(303, avp(1, IMPI.encode()))
+    file.write_bytes(pcap([*registration(), *cx(START + 1, resync=True), *cx_exchange(START + 2, asked, refusal, first=2)]))
+    shown = keyferry("trace", file)
+    assert shown.returncode == 0, shown.stderr
+    assert "MAR" in shown.stdout
+    assert "RAND and AUTS: resynchronisation" in shown.stdout
+    assert "Confidentiality-Key 16 octets" in shown.stdout
+    assert "5002 IDENTITIES_DONT_MATCH, the IMPU is not one of this IMPI's." in shown.stdout
+    as_json = keyferry("trace", file, "--json")
+    for secret in (*SECRETS, "XRES-XRES"[:8]):
         assert secret not in shown.stdout + as_json.stdout
 
 

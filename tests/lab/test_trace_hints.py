@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import struct
 import time
 
 import pytest
 
+from keyferry.protocol.capture.diameter import VENDOR_3GPP
 from keyferry.protocol.sip.message import Message, Request
 from lab.tracekit import (
     AUTS,
+    IMPI,
     IMPU,
     RESPONSE,
     answer,
     challenge,
     credentials,
     cx,
+    cx_exchange,
     drawn,
     hints,
     push_answer,
@@ -25,7 +29,7 @@ from lab.tracekit import (
     third_party,
     traced,
 )  # fmt: skip
-from protocol.capture.capturekit import AS, PCSCF, SCSCF, START, UE, nonce
+from protocol.capture.capturekit import AS, PCSCF, SCSCF, START, UE, avp, diameter, nonce
 
 SECOND = nonce(rand=2)
 
@@ -240,3 +244,25 @@ def test_time_is_linear_in_the_messages_of_one_subscriber() -> None:
     traced(storm)
     assert time.process_time() - began < 10.0
     assert AS != SCSCF
+
+
+@pytest.mark.parametrize(
+    ("avps", "says"),
+    [
+        (avp(297, avp(298, struct.pack(">I", 5001))), "5001 USER_UNKNOWN, the HSS does not know this IMPI or IMPU."),
+        (avp(297, avp(298, struct.pack(">I", 5999))), "5999 a code that is not known here."),
+        (avp(268, struct.pack(">I", 3002)), "3002 UNABLE_TO_DELIVER, no route to the HSS."),
+        (avp(268, struct.pack(">I", 5012)), "5012 UNABLE_TO_COMPLY; to a MAR with AUTS: its MAC-S is wrong"),
+        (avp(297, avp(298, struct.pack(">I", 2001))), ""),
+        (avp(268, struct.pack(">I", 2001)), ""),
+        (avp(268, b"odd"), ""),
+        (avp(297, b"\0"), ""),
+        (b"", ""),
+    ],
+)
+def test_what_an_hss_refuses_is_explained(avps: bytes, says: str) -> None:
+    """TS 29.229 §6.2, RFC 6733 §7.1: UAR and UAA; the same number means different things in the two."""
+    asked = diameter(300, avp(1, IMPI.encode()) + avp(601, IMPU.encode(), VENDOR_3GPP))
+    frames = [*registration(), *cx_exchange(START + 5, asked, diameter(300, avps, request=False))]
+    found = [hint for hint in hints(frames) if hint.startswith("UAA of HSS")]
+    assert [hint.partition(": ")[2].startswith(says) for hint in found] == ([True] if says else [])

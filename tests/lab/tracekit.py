@@ -127,9 +127,14 @@ def cx(at: float, server_data: bytes = b"", *, resync: bool = False) -> Frames:
     given += avp(625, bytes.fromhex(CK), VENDOR_3GPP) + avp(626, bytes.fromhex(IK), VENDOR_3GPP)
     mar = diameter(303, name + public + avp(612, wanted, VENDOR_3GPP))
     maa = diameter(303, avp(268, struct.pack(">I", 2001)) + avp(612, given, VENDOR_3GPP), request=False)
+    return cx_exchange(at, mar, maa)
+
+
+def cx_exchange(at: float, request: bytes, answer: bytes, *, first: int = 0) -> Frames:
+    """A Diameter request of the S-CSCF's machine, and its answer; `first` is the request's TSN."""
     client = Endpoint(SCSCF.host, 33_000)
-    sctp = [(client, HSS, mar), (HSS, client, maa)]
-    return [(at + place / 1000, _sctp(*row, place)) for place, row in enumerate(sctp)]
+    sctp = [(client, HSS, request), (HSS, client, answer)]
+    return [(at + place / 1000, _sctp(*row, first + place)) for place, row in enumerate(sctp)]
 
 
 def _sctp(source: Endpoint, target: Endpoint, data: bytes, sequence: int) -> bytes:

@@ -91,6 +91,13 @@ class BlockFacts(NamedTuple):
     octets: int  # V || C
 
 
+class Result(NamedTuple):
+    """How a Diameter request ended: a code of the base protocol (RFC 6733 §7.1), or of its application (TS 29.229 §6.2)."""
+
+    code: int
+    experimental: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """One message, its octets forgotten."""
@@ -113,6 +120,7 @@ class Facts:
     answer: AnswerFacts | None = None
     block: BlockFacts | None = None
     diameter: DiameterMessage | None = field(default=None, repr=False)
+    result: Result | None = None  # of a Diameter answer
 
     @property
     def what(self) -> str:
@@ -263,8 +271,15 @@ def diameter_facts(message: DiameterMessage, impi: str) -> Facts:
     return Facts(
         request=message.request, method=message.name, note=_diameter_note(message), traits=NO_TRAITS._replace(username=impi),
         diameter=DiameterMessage(message.command, message.request, message.application, message.hop_by_hop, message.end_to_end, ()),
-        challenge=_of_item(message),
+        challenge=_of_item(message), result=None if message.request else _result(message),
     )  # fmt: skip
+
+
+def _result(message: DiameterMessage) -> Result | None:
+    base, own = message.find(diameter.RESULT_CODE), message.find(diameter.EXPERIMENTAL_RESULT)
+    inner = find_avp(group_of(own), diameter.EXPERIMENTAL_RESULT_CODE) if own else None
+    found = inner or base
+    return Result(found.number, experimental=found is inner) if found is not None and found.number is not None else None
 
 
 def _item(message: DiameterMessage) -> tuple[Avp, ...]:

@@ -344,5 +344,28 @@ def _unanswered(seen: Seen) -> Iterator[Hint]:
             )
 
 
+_CX_RESULTS = {
+    5001: "USER_UNKNOWN, the HSS does not know this IMPI or IMPU", 5002: "IDENTITIES_DONT_MATCH, the IMPU is not one of this IMPI's",
+    5003: "IDENTITY_NOT_REGISTERED, nobody is registered under this IMPU", 5004: "ROAMING_NOT_ALLOWED, not from this visited network",
+    5005: "IDENTITY_ALREADY_REGISTERED, under another IMPI or S-CSCF", 5006: "AUTH_SCHEME_NOT_SUPPORTED, ask for Digest-AKAv1-MD5",
+    5007: "IN_ASSIGNMENT_TYPE, this Server-Assignment-Type does not fit the user's state", 5008: "TOO_MUCH_DATA",
+    5009: "NOT_SUPPORTED_USER_DATA", 5011: "FEATURE_UNSUPPORTED",
+}  # fmt: skip
+_BASE_RESULTS = {
+    3001: "COMMAND_UNSUPPORTED", 3002: "UNABLE_TO_DELIVER, no route to the HSS", 3003: "REALM_NOT_SERVED, look at Destination-Realm",
+    3004: "TOO_BUSY", 3007: "APPLICATION_UNSUPPORTED, the peers did not agree on Cx", 5005: "MISSING_AVP",
+    5012: "UNABLE_TO_COMPLY; to a MAR with AUTS: its MAC-S is wrong, or the RAND is not that of the challenge",
+}  # fmt: skip
+
+
+def _cx(seen: Seen) -> Iterator[Hint]:
+    """Say what an HSS's refusal means (TS 29.229 §6.2; RFC 6733 §7.1)."""
+    for row in seen.rows:
+        result = row.facts.result
+        if result is not None and not 2000 <= result.code < 3000:
+            meaning = (_CX_RESULTS if result.experimental else _BASE_RESULTS).get(result.code, "a code that is not known here")
+            yield Hint(row.number, f"{row.facts.method} of {seen.name(row.source)}: {result.code} {meaning}.")
+
+
 _Check = Callable[[Seen], Iterator[Hint]]
-_CHECKS: tuple[_Check, ...] = (_leaks, _answers, _nonces, _release, _promises, _large, _again, _refusals, _unanswered)
+_CHECKS: tuple[_Check, ...] = (_leaks, _answers, _nonces, _release, _promises, _large, _again, _refusals, _cx, _unanswered)
