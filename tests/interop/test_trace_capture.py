@@ -51,7 +51,7 @@ def test_a_real_registration_is_explained(served: Served, lab: Lab, tmp_path: Pa
 
 def test_every_message_that_tshark_sees_over_udp_and_tcp_is_found(tmp_path: Path) -> None:
     """A push over 1,300 octets goes over TCP (RFC 3261 §18.1.1); pcap and pcapng, whole and cut to 200 octets a frame."""
-    lab = make_lab(tmp_path, lambda text: text.replace('app = "xcap" ', f'service_info = "{"x" * 400}"\napp = "xcap" '), in_clear)
+    lab = make_lab(tmp_path, _with_a_long_push_and_no_probes, in_clear)
     file = tmp_path / "tcp.pcapng"
     with serving(lab.serve, lab.state), _capturing(lab, file, "lo"):
         ue(lab, "register")
@@ -70,6 +70,11 @@ def test_every_message_that_tshark_sees_over_udp_and_tcp_is_found(tmp_path: Path
     cut = tmp_path / "cut.pcapng"
     subprocess.run([editcap, "-s", "200", str(file), str(cut)], check=True, timeout=LIMIT, capture_output=True)
     assert any("tcpdump -s 0" in hint for hint in _trace(cut)["hints"])
+
+
+def _with_a_long_push_and_no_probes(text: str) -> str:
+    text = text.replace('app = "xcap" ', f'service_info = "{"x" * 400}"\napp = "xcap" ')
+    return text.replace("\n[scscf]\n", "\n[scscf]\nas_probe = 0.0\n")
 
 
 def _trace(file: Path) -> dict[str, Any]:
