@@ -23,7 +23,7 @@ from keyferry.protocol.sip.message import Response, parse_message
 from system.serving import Lab, Served, make_lab, serving, until
 
 STRANGERS = Path(__file__).parent / "strangers.py"
-RATE, SECONDS = 1_000, 3.0  # REGISTERs a second, and for how long
+RATE, AT_LEAST, SECONDS = 1_200, 1_000, 2.5  # REGISTERs a second: asked for, and really sent; and for how long
 TIMER_F = 32.0  # seconds, RFC 3261 §17.1.2.2: a UE gives up then
 REALM = "home1.net"
 MADE_UP = "A" * 44  # as long as a nonce of AKA
@@ -111,5 +111,5 @@ def test_the_victim_of_a_thousand_strangers_a_second_registers_at_the_first_atte
         sent = json.loads(strangers.stdout.readline())
     assert (registered.status, "rspauth=" in (registered.get("Authentication-Info") or "")) == (200, True)
     assert sent["sent"] == RATE * SECONDS
-    assert sent["seconds"] < 1.2 * SECONDS, "this machine is too busy to send so fast"
+    assert sent["sent"] / sent["seconds"] >= AT_LEAST, "this machine is too busy to send so fast"
     assert victim.served.health()["registrations"] == 1
