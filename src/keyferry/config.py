@@ -7,7 +7,6 @@ import difflib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -349,7 +348,7 @@ def _check_names(path: Path, config: Config) -> None:
             raise ConfigError(f"{where}.as_id", f"{as_id} is there twice", "One AS_ID is one application server")
         seen.add(as_id)
         split_address(server.listen_https, f"{where}.listen_https")
-        _check_protection(where, server, config.application_servers[:place])
+        _check_protection(where, server)
     for name in ("pcscf", "icscf", "scscf", "admin"):
         split_address(getattr(config, name).listen, f"{path}: {name}.listen")
     split_address(config.pcscf.gm_listen, f"{path}: pcscf.gm_listen")
@@ -363,7 +362,7 @@ def _check_names(path: Path, config: Config) -> None:
             _checked(f"{where}.impus", parse_impu, impu)
 
 
-def _check_protection(where: str, server: ApplicationServer, before: Sequence[ApplicationServer]) -> None:
+def _check_protection(where: str, server: ApplicationServer) -> None:
     """Refuse an AS whose URI, listener and protection policy do not say the same (DESIGN §6)."""
     over_tls = server.protection == "tls"
     name, other = ("listen_sips", "listen_sip") if over_tls else ("listen_sip", "listen_sips")
@@ -381,10 +380,6 @@ def _check_protection(where: str, server: ApplicationServer, before: Sequence[Ap
     if over_tls and server.reg_event:
         raise ConfigError(
             f"{where}.reg_event", "is not there with protection 'tls': the S-CSCF takes no SUBSCRIBE over TLS", "Leave it out"
-        )
-    if any(one.sip_uri == server.sip_uri and one.protection != server.protection for one in before):
-        raise ConfigError(
-            f"{where}.protection", "differs from that of another AS with the same sip_uri", "Give one of them another sip_uri"
         )
 
 

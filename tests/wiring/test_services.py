@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protection policies (DESIGN §6): where a key may go."""
+"""The protection policies (DESIGN §6): where a key may go; certificates that are read again."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from keyferry.errors import TransportError
+from keyferry.config import Config
+from keyferry.errors import StateError, TransportError
 from keyferry.ports import SipPeer
-from keyferry.wiring.services import only_loopback, only_tls
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.wiring.observability import Metrics, StructLog
+from keyferry.wiring.services import Services, only_loopback, only_tls
 
 AS = "as1.home1.net"
 
@@ -39,3 +45,19 @@ def test_on_loopback_the_address_decides() -> None:
         only_loopback(SipPeer("UDP", host, 5060))
     with pytest.raises(TransportError, match="policy `loopback`"):
         only_loopback(SipPeer("TLS", "192.0.2.1", 5061, AS, "as"))
+
+
+def test_a_certificate_that_cannot_be_read_again_keeps_no_other_from_it(tmp_path: Path) -> None:
+    """The old one stays in use, and the operator is told."""
+    random, metrics = SystemRandom(), Metrics()
+    renewed: list[str] = []
+
+    def unusable() -> None:
+        raise StateError("as-as1.home1.net.pem", "does not go with its key", "Copy both files there again")
+
+    with open_state(tmp_path / "state", random=random) as state:
+        services = Services(Config(), state, SystemClock(), random, StructLog("none"), metrics)
+        services.renewals += [unusable, lambda: renewed.append("the next")]
+        services.renew()
+    assert renewed == ["the next"]
+    assert metrics.value("sip_certificate", "unusable") == 1
