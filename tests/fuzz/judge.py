@@ -251,14 +251,16 @@ class Judge:
         pcscf = View("P-CSCF")
         for message in self._tail:
             pcscf.add_message(message)
-        pairs = [(run.user, as_id) for run in self.runs.values() if run.masked for as_id in NICKS]
-        if not pairs:
+        for held in self.home.pcscf.gm_keys.values():
+            pcscf.add(held.reveal())
+        last = [run for run in self.runs.values() if run.masked and run.rand in pcscf.rands]
+        if not last:
             return
-        victim, as_id = pairs[self.tally["closures"] % len(pairs)]
+        victim, as_id = last[-1].user, list(NICKS)[self.tally["closures"] % len(NICKS)]
         other, second = next(each for each in self.cards if each != victim), next(each for each in NICKS if each != as_id)
         foreign = {as_key(run.k_m, as_id).reveal() for run in self.runs.values() if run.masked and run.user == victim}
         view = pcscf | self._as_view(second) | self._ue_view(other) | self._observer()
-        known = closure(view, World(tuple(self.cards), tuple(NICKS), (REALM,)))
+        known = closure(view, World(tuple(self.cards), tuple(NICKS), (REALM,)), keys_only=True)
         assert not foreign & known, f"S4: a key of {victim} for {as_id} can be computed"
         self.tally["closures"] += 1
 

@@ -58,7 +58,14 @@ MUST_HAPPEN = (
 CLOSURE_EVERY = 32  # examples: a closure takes as long as hundreds of steps
 NO_FAULT: st.SearchStrategy[list[Fault]] = st.just([])
 FAULTS = NO_FAULT | NO_FAULT | st.lists(st.sampled_from(list(Fault)), max_size=4)
-PLOTS = st.lists(st.sampled_from(list(TRICKS)), min_size=1, max_size=3, unique=True)
+WHOLE_PLOTS = (
+    ["complete-marker", "forge-200-searched-res"],
+    ["complete-marker", "forge-200"],
+    ["strip-release", "marker-not-undone"],
+    ["strip-release-of-sm1", "complete-marker", "forge-200-old-proof"],
+    ["second-challenge-marked", "forge-200-guess"],
+)
+PLOTS = st.lists(st.sampled_from(list(TRICKS)), min_size=1, max_size=3, unique=True) | st.sampled_from(WHOLE_PLOTS)
 PLACES = st.integers(0, 3)
 CHANGES = ("nothing", "other AS", "other user", "other as", "other from", "other kid", "flipped", "expires 0")
 

@@ -244,6 +244,21 @@ class TestInterval:
         assert (kept[1].k_m, kept[1].no_keys_because) == (None, "a registration was begun and not finished")
         assert [state.cseq for state in kept] == [1, 1, 2]
 
+    async def test_the_keys_of_before_are_not_kept_beside_an_answer_that_is_on_its_way(self) -> None:
+        """DESIGN §5 step 6: who is killed between SM7 and its 200 has no keys; those of the last authentication end."""
+        kept: list[UeState] = []
+        bench = Bench(*ladder())
+
+        async def keep(state: UeState) -> None:
+            kept.append(state)
+
+        before = await bench.register()
+        bench.ue.keep = keep
+        bench.steps = ladder(seq=2)
+        await bench.register(before)
+        assert before.k_m is not None
+        assert [state.k_m is not None for state in kept] == [True, False, False]  # before SM1, after the 401, before SM7
+
     async def test_a_cseq_is_used_once_whatever_becomes_of_the_answer(self) -> None:
         """RFC 3261 §10.2: a registrar refuses a number that is not higher."""
         kept: list[UeState] = []

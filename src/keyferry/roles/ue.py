@@ -248,8 +248,9 @@ class Ue:
             challenge = self._challenge(response)
             run, credentials = self._answer(challenge)
             self._agree(response, run)
-            state = replace(state, seq_ms=self.usim.seq_ms)
-            await self._kept(replace(state, k_m=None, no_keys_because="a registration was begun and not finished"))
+            because = "a registration was begun and not finished"
+            state = replace(state, seq_ms=self.usim.seq_ms, k_m=None, no_keys_because=because)  # and so for every write from here on
+            await self._kept(state)
             invalid = 0 if run else invalid + 1
             if invalid > MAX_INVALID_CHALLENGES:
                 raise RegistrationFailed("the network's challenges are not valid for this ISIM: compare K, OPc and SQN", 401)

@@ -9,7 +9,8 @@ from keyferry.lab.attacks.judge import foreign_keys, pcscf_view, runs, world_of
 from keyferry.lab.attacks.pcscf_marker import COMPLETE, forged_200, with_server_data
 from keyferry.lab.attacks.town import ALICE, NOTES, XCAP, Town
 from keyferry.ports import UeState
-from keyferry.protocol.digest import build_challenge, parse_challenge
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.digest import build_challenge, parse_challenge, parse_credentials
 from keyferry.protocol.ims.activation import MAX_ANSWER_TIME
 from keyferry.protocol.ims.marker import RELEASE_TAG
 from keyferry.protocol.sip.headers import build_cseq, parse_cseq
@@ -37,12 +38,17 @@ async def replay_401(town: Town) -> Outcome:
 
     town.middle.to_ue = down
     first = await town.alice.register()
+    before = len(town.middle.seen)
     again = await town.alice.register()
     active = await town.alice.has_keys()
+    nonce = parse_challenge(old[0]).nonce
+    given = [parse_credentials(one.get("Authorization") or "") for one in town.middle.seen[before:] if isinstance(one, Request)]
+    reused = any(one.nonce == nonce and one.response and one.auts is None for one in given)
     happened = (
-        f"first registration {'with' if first and first.k_m else 'without'} keys; to the old 401 the UE answered with AUTS and gave up"
+        f"first registration {'with' if first and first.k_m else 'without'} keys; to the old 401 the UE answered with "
+        f"{'RES' if reused else 'AUTS'}{' and gave up' if again is None else ''}"
     )
-    return Outcome(happened, first is not None and again is None and not active)
+    return Outcome(happened, first is not None and again is None and not active and not reused)
 
 
 async def forge_200(town: Town) -> Outcome:
@@ -92,9 +98,16 @@ async def alter_keys(town: Town) -> Outcome:
 
     town.middle.from_home = down
     state = await town.alice.register()
-    held = town.middle.pcscf.fingerprint(state.impi, state.contact) if state and town.middle.pcscf else None
-    mine = state.gm_keys.fingerprint() if state and state.gm_keys else None
-    return Outcome("UE and P-CSCF hold different Gm keys, a protected SM7 would not arrive; AS keys do not depend on them", held != mine)
+    if state is None or town.middle.pcscf is None:
+        return Outcome("the UE is not registered", held=False)
+    held, mine = town.middle.pcscf.fingerprint(state.impi, state.contact), state.gm_keys.fingerprint() if state.gm_keys else None
+    apart = mine != held == Secret(bytes(32)).fingerprint()
+    works = state.k_m is not None and await town.opens(state)
+    happened = (
+        f"UE and P-CSCF hold {'different' if apart else 'the same'} Gm keys, a protected SM7 would not arrive; "
+        f"AS keys do not depend on them: the UE's {'opens' if works else 'does not open'}"
+    )
+    return Outcome(happened, apart and works)
 
 
 async def second_challenge(town: Town) -> Outcome:
