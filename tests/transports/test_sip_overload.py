@@ -50,9 +50,14 @@ def answer(port: int, branch: str) -> bytes:
     return register(port, branch=branch).replace(b"CSeq: 1 REGISTER", credentials)
 
 
+def first(port: int) -> bytes:
+    """Return a REGISTER that is challenged."""
+    return register(port, branch="z9hG4bKfirst").replace(b"Call-ID: ", b"Call-ID: challenge")
+
+
 async def challenged(lab: LoadedLab, peer: UdpPeer) -> None:
     """Get the nonce that `answer` answers."""
-    peer.send(register(peer.hop.port, branch="z9hG4bKfirst").replace(b"Call-ID: ", b"Call-ID: challenge"), lab.udp)
+    peer.send(first(peer.hop.port), lab.udp)
     assert (await peer.response()).status == 401
 
 
@@ -81,6 +86,21 @@ async def test_first_registers_are_refused_and_second_ones_served() -> None:
             assert len(lab.calls) == 4
             lab.go.set()
             assert [(await peer.response()).status for _ in range(4)] == [200] * 4
+
+
+async def test_a_retransmission_of_what_is_being_served_is_absorbed_and_of_what_was_answered_is_answered_again() -> None:
+    """RFC 3261 §17.2.2: whose first copy was let in is not told to go away."""
+    async with LoadedLab() as lab:
+        with UdpPeer() as peer:
+            await challenged(lab, peer)
+            await loaded(lab, peer)
+            peer.send(register(peer.hop.port, branch="z9hG4bKbusy0"), lab.udp)  # its first copy waits for the handler
+            peer.send(first(peer.hop.port), lab.udp)  # this one was answered
+            assert (await peer.response()).status == 401
+            assert (lab.tallies.counts["sip_shed", "initial"], len(lab.calls)) == (0, 3)
+            assert lab.tallies.counts["sip_retransmissions", "received"] == 2
+            lab.go.set()
+            assert [(await peer.response()).status for _ in range(3)] == [200] * 3
 
 
 async def test_an_answer_to_a_challenge_that_was_not_sent_or_was_answered_is_refused() -> None:

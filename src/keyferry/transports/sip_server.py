@@ -10,7 +10,7 @@ import sys
 from collections.abc import Coroutine
 
 from keyferry.errors import KeyferryError, ParseError, RemoteProtocolError
-from keyferry.ports import SipHandler
+from keyferry.ports import SipHandler, SipPeer
 from keyferry.protocol.sip.completed import CompletedResponses
 from keyferry.protocol.sip.grammar import with_parameter
 from keyferry.protocol.sip.headers import Via, build_via, top_via
@@ -24,7 +24,8 @@ from keyferry.protocol.sip.message import (
     salvage_request,
     with_to_tag,
 )
-from keyferry.protocol.sip.transaction import ServerTransaction, server_key
+from keyferry.protocol.sip.overload import first_via
+from keyferry.protocol.sip.transaction import ServerTransaction, is_unique, key_of_branch, server_key
 from keyferry.transports.sip_context import Flow, SipContext
 from keyferry.transports.sip_overload import OverloadGate
 from keyferry.transports.sip_tcp import TcpConnection
@@ -73,16 +74,22 @@ class SipServer:
             self._refuse(request, flow, problem.status)
             return
         peer = flow.peer
-        # Two UEs may have one address inside their tunnels.
-        key = server_key(request, via, f"{peer}/{peer.spi}" if peer.spi else str(peer), self._secret)
+        key = server_key(request, via, _source(peer), self._secret)
         request, back = self._routed(request, via, flow)
         if not self._again(key, request, octets, flow, back):
             self._context.saw(flow, octets, request, outgoing=False)
             self._begin(key, request, flow, back)
 
     def shed(self, data: bytes, flow: Flow, gate: OverloadGate) -> None:
-        """Answer 503 without a transaction (RFC 3261 §21.5.4), and without parsing where the message has the usual form."""
-        short = gate.refusal(data, flow)
+        """Answer 503 without a transaction (RFC 3261 §21.5.4), and without parsing where the message has the usual form.
+
+        Not to what is being served, or has been: whose first copy was let in gets one answer (§17.2.2).
+        """
+        key = self._key_of(data, flow)
+        if key in self._active:
+            self._context.count("sip_retransmissions", "received")
+            return
+        short = None if key in self._completed else gate.refusal(data, flow)
         if short is not None:
             try:
                 (UdpFlow(flow.endpoint, flow.host, short.port) if isinstance(flow, UdpFlow) else flow).send(short.data)
@@ -94,8 +101,24 @@ class SipServer:
         except ParseError as problem:
             self.malformed(data, flow, problem.status)
             return
-        if isinstance(request, Request):
+        if not isinstance(request, Request):
+            return
+        if key in self._completed:
+            self.received(request, len(data), flow)
+        else:
             self._refuse(request, flow, 503, (("Retry-After", str(gate.retry_after)),))
+
+    def _key_of(self, data: bytes, flow: Flow) -> int:
+        """Return the name of a message's transaction without parsing the message; 0, which is nobody's, where that cannot be."""
+        row = first_via(data)
+        try:
+            via = top_via(row)[0] if row is not None else None
+        except ParseError:
+            via = None
+        if via is None or not is_unique(via.branch):
+            return 0
+        method = data[: data.find(b" ")].decode("utf-8", "surrogateescape")
+        return key_of_branch(method, via, _source(flow.peer), self._secret)
 
     def malformed(self, data: bytes, flow: Flow, status: int) -> None:
         """Answer octets that are no message if they hold what an answer needs; else drop them."""
@@ -264,6 +287,11 @@ class SipServer:
         self._sweeping = False
         self._completed.sweep(self._context.clock.monotonic())
         self._sweep_later()
+
+
+def _source(peer: SipPeer) -> str:
+    """Return who sent something; two UEs may have one address inside their tunnels."""
+    return f"{peer}/{peer.spi}" if peer.spi else str(peer)
 
 
 def _with_top_via(request: Request, via: Via) -> Request:

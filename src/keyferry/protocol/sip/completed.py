@@ -49,6 +49,9 @@ class CompletedResponses:
         self.entries = 0
         self.octets = 0
 
+    def __contains__(self, key: int) -> bool:
+        return any(key in generation.entries for generation in self._generations)
+
     def remember(self, key: int, request: Request, response: Response, now: float) -> None:
         """Keep what `recall` needs; a response that does not pack (a field over 32 kB) is not kept."""
         packed = pack(request, response)

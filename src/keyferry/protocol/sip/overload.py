@@ -174,9 +174,16 @@ class IssuedNonces:
 _ECHOED = re.compile(rb"\r\n(?:(Via|v)|(From|f)|(To|t)|(Call-ID|i)|(CSeq))[ \t]*+:[^\r\n]*+", re.IGNORECASE)
 _TAG = re.compile(rb";\s*+tag\s*+=", re.IGNORECASE)
 _TOP_VIA = re.compile(rb'SIP/2\.0/[A-Z]++ ([A-Za-z0-9.\-]++|\[[0-9A-Fa-f:.]++\])(?::([0-9]{1,5}))?+((?:;[^,;"\s]++)*+)(,.*+)?')
+_VIA_ROW = re.compile(rb"\r\n(?:Via|v)[ \t]*+:[ \t]*+([^\r\n]*+)", re.IGNORECASE)
 _RPORT = re.compile(rb";rport(?=;|$)", re.IGNORECASE)
 _SET_BY_US = re.compile(rb";(?:received|rport)=", re.IGNORECASE)
 _DEFAULT_PORT: Final = 5060
+
+
+def first_via(data: bytes) -> str | None:
+    """Return the first Via row of a message without parsing it, None where there is none."""
+    row = _VIA_ROW.search(data)
+    return row.group(1).decode("utf-8", "surrogateescape") if row is not None else None
 
 
 class Refusal(NamedTuple):

@@ -17,6 +17,7 @@ from keyferry.protocol.sip.message import Request, Response
 
 MAGIC_COOKIE: Final = "z9hG4bK"
 """What the branch of an RFC 3261 element begins with (§8.1.1.7)."""
+_RFC2543 = ("To", "From", "Call-ID", "CSeq")
 
 
 class Timers(NamedTuple):
@@ -239,10 +240,26 @@ def server_key(request: Request, via: Via, source: str, secret: bytes) -> int:
     Branch, sent-by, method and the source address; for a branch without the magic cookie, or with nothing after it (RFC 4475 §3.2.1),
     what RFC 2543 compared instead. `secret` (at most 64 octets) makes the name unpredictable, so nobody can aim at another's.
     """
-    sent_by = via.host if via.port is None else f"{via.host}:{via.port}"
-    parts = [via.branch, sent_by, request.method, source]
-    if not via.branch.startswith(MAGIC_COOKIE) or via.branch == MAGIC_COOKIE:
-        parts += [request.uri, *(request.get(name) or "" for name in ("To", "From", "Call-ID", "CSeq"))]
+    if is_unique(via.branch):
+        return key_of_branch(request.method, via, source, secret)
+    return _key([*_parts(request.method, via, source), request.uri, *(request.get(name) or "" for name in _RFC2543)], secret)
+
+
+def is_unique(branch: str) -> bool:
+    """Tell whether a branch alone names a transaction."""
+    return branch.startswith(MAGIC_COOKIE) and branch != MAGIC_COOKIE
+
+
+def key_of_branch(method: str, via: Via, source: str, secret: bytes) -> int:
+    """Return what `server_key` does for a request whose branch is unique."""
+    return _key(_parts(method, via, source), secret)
+
+
+def _parts(method: str, via: Via, source: str) -> list[str]:
+    return [via.branch, via.host if via.port is None else f"{via.host}:{via.port}", method, source]
+
+
+def _key(parts: list[str], secret: bytes) -> int:
     text = "\n".join(parts).encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=secret).digest())
 
