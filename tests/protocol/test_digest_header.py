@@ -22,6 +22,7 @@ from keyferry.protocol.digest_header import (
     build_authentication_info,
     build_challenge,
     build_credentials,
+    is_digest,
     parse_authentication_info,
     parse_challenge,
     parse_credentials,
@@ -275,3 +276,12 @@ def test_unknown_parameters_of_authentication_info_are_dropped() -> None:
     info = parse_authentication_info('rspauth="x",qop="auth", cnonce="c", nc=00000001, new=parameter')
     assert info == AuthenticationInfo("x", "auth", "c", "00000001")
     assert parse_authentication_info('nextnonce="n"') == AuthenticationInfo(nextnonce="n")
+
+
+@pytest.mark.parametrize(
+    ("text", "digest"),
+    [("Digest x", True), (" digest\tx", True), ("Digest", True), ("DigestX y", False), ("Basic eA==", False), ("", False)],
+)
+def test_the_scheme_of_credentials_is_known_without_reading_them(text: str, digest: bool) -> None:
+    """RFC 4475 §3.3.7."""
+    assert is_digest(text) is digest

@@ -161,6 +161,11 @@ def parse_credentials(text: str) -> Credentials:
         raise ParseError(what, f"without {problem.args[0]}") from None
 
 
+def is_digest(text: str) -> bool:
+    """Tell whether an Authorization is of the Digest scheme; one of another scheme counts as none (RFC 4475 §3.3.7)."""
+    return text.lstrip(" \t")[:7].lower() in {"digest", "digest ", "digest\t"}
+
+
 def build_credentials(credentials: Credentials) -> str:
     """Return the header field value, reverse of `parse_credentials`.
 

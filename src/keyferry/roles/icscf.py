@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from keyferry.errors import CxError, TransportError
 from keyferry.ports import CxClient, Log, Resolver, SipClient, SipPeer
-from keyferry.protocol.digest import parse_credentials
+from keyferry.protocol.digest import is_digest, parse_credentials
 from keyferry.protocol.identity import Impi, parse_impi, parse_impu
 from keyferry.protocol.ims.registration import impi_of
 from keyferry.protocol.sip.headers import parse_name_addr
@@ -46,7 +46,7 @@ class Icscf:
     async def _register(self, request: Request) -> Response:
         """§5.3.1.2."""
         impu = parse_impu(parse_name_addr(request.get("To") or "").uri)
-        authorization = request.get("Authorization")
+        authorization = next((text for text in request.all("Authorization") if is_digest(text)), None)
         impi: Impi = parse_impi(parse_credentials(authorization).username) if authorization else impi_of(impu)
         try:
             server_name = await self.cx.user_authorization(impi, impu, request.get("P-Visited-Network-ID") or "")

@@ -162,3 +162,13 @@ def test_unpack_reverses_pack(given_rows: tuple[tuple[str, str], ...], rows: tup
     packed = pack(request, response)
     assert packed is not None
     assert unpack(request, packed) == response
+
+
+def test_what_is_remembered_is_known_until_it_is_swept() -> None:
+    """RFC 3261 §17.2.2: timer J."""
+    kept = CompletedResponses(lifetime=32.0)
+    kept.remember(7, REQUEST, CHALLENGE, 0.0)
+    assert 7 in kept
+    assert 8 not in kept
+    kept.sweep(33.0)
+    assert 7 not in kept

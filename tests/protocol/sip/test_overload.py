@@ -20,6 +20,7 @@ from keyferry.protocol.sip.overload import (
     Load,
     OverloadControl,
     OverloadPolicy,
+    first_via,
     is_initial_register,
     is_protected,
     refusal,
@@ -340,3 +341,17 @@ def test_hostile_input_takes_linear_time(hostile: str) -> None:
     is_initial_register(data)
     refusal(data, host="192.0.2.1", port=5060, retry_after=5, key=KEY)
     assert time.perf_counter() - began < 0.1
+
+
+@pytest.mark.parametrize(
+    ("data", "row"),
+    [
+        (b"REGISTER sip:a SIP/2.0\r\nTo: x\r\nVia: one\r\nVia: two\r\n\r\n", "one"),
+        (b"REGISTER sip:a SIP/2.0\r\nv :\tone\r\n\r\n", "one"),
+        (b"REGISTER sip:a SIP/2.0\r\nVia-X: one\r\n\r\n", None),
+        (b"", None),
+    ],
+)
+def test_the_first_via_is_found_without_parsing(data: bytes, row: str | None) -> None:
+    """RFC 3261 §17.2.3: it names the transaction."""
+    assert first_via(data) == row

@@ -138,7 +138,12 @@ class TestTowardsTheHomeNetwork:
         await visited.ask(register())
         assert visited.onward.all("Authorization") == []
 
-    @pytest.mark.parametrize("value", ["Basic YWxpY2U6eA==", CREDENTIALS + ', integrity-protected="no", integrity-protected="yes"'])
+    async def test_credentials_of_another_scheme_count_as_none(self, visited: Visited) -> None:
+        """RFC 4475 §3.3.7."""
+        await visited.ask(register(("Authorization", "Basic YWxpY2U6eA==")))
+        assert visited.onward.all("Authorization") == []
+
+    @pytest.mark.parametrize("value", ["Digest x", CREDENTIALS + ', integrity-protected="no", integrity-protected="yes"'])
     async def test_credentials_that_cannot_be_read_go_no_further(self, visited: Visited, value: str) -> None:
         assert (await visited.ask(register(("Authorization", value)))).status == 400
         assert visited.network.sent("P", "I") == []

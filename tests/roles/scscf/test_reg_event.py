@@ -111,7 +111,7 @@ class TestAdmission:
 
     @pytest.mark.parametrize(
         ("resource", "status"),
-        [("sip:bob@home1.net", 480), ("sip:nobody@home1.net", 480), ("sip:home1.net", 480), ("urn:x", 480), (BARRED, 403)],
+        [("sip:bob@home1.net", 480), ("sip:nobody@home1.net", 480), ("sip:home1.net", 480), ("urn:x", 416), (BARRED, 403)],
     )
     async def test_a_resource_without_a_binding_or_barred(self, home: Home, watcher: Watcher, resource: str, status: int) -> None:
         assert (await watcher.send(watcher.request(resource=resource))).status == status

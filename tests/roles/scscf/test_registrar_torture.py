@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
-from keyferry.protocol.sip.message import Response
+from keyferry.protocol.digest import parse_challenge
+from keyferry.protocol.sip.message import Request, Response
 from roles.home import Home, open_home
 from roles.manual import Manual
 
@@ -72,6 +74,24 @@ async def test_an_unknown_extension_is_named_and_refused(home: Home) -> None:
     answer = await Manual(home).send(Require="nothingSupportsThis, path, nothingSupportsThisEither")
     assert (answer.status, answer.get("Unsupported")) == (420, "nothingSupportsThis, nothingSupportsThisEither")
     assert (await Manual(home).send(Require="path, sec-agree")).status == 401
+
+
+@pytest.mark.parametrize("uri", ["nobodyKnowsThisScheme:totallyopaquecontent", "soap.beep://192.0.2.103:3002"])
+async def test_a_request_uri_of_another_scheme_is_416(home: Home, uri: str) -> None:
+    """RFC 4475 §3.3.2, §3.3.3."""
+    home.network.requests["X", "S"] = lambda request: replace(request, uri=uri)
+    assert (await Manual(home).send()).status == 416
+
+
+@pytest.mark.parametrize("hop", ["S", "I", "P"])
+async def test_credentials_of_an_unknown_scheme_are_challenged_as_none(home: Home, hop: str) -> None:
+    """RFC 4475 §3.3.7: by the registrar, and through the proxies before it."""
+    first = await Manual(home).send(Authorization="NoOneKnowsThisScheme opaque-data=here")
+    request = next(each.message for each in home.network.seen if each.receiver == "S")
+    assert isinstance(request, Request)
+    answer = await home.network.carry("X", request.without("Via").without("Path"), home.network.peer(hop))
+    assert (first.status, answer.status) == (401, 401)
+    assert parse_challenge(answer.get("WWW-Authenticate") or "").realm == "home1.net"
 
 
 async def test_an_endpoint_takes_a_request_with_no_hops_left(home: Home) -> None:

@@ -8,7 +8,16 @@ from typing import Literal, NamedTuple
 
 from keyferry.errors import DigestRejected, ParseError, RemoteProtocolError
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.digest import Challenge, Credentials, build_challenge, check_response, hash_a1, parse_credentials, rspauth_of
+from keyferry.protocol.digest import (
+    Challenge,
+    Credentials,
+    build_challenge,
+    check_response,
+    hash_a1,
+    is_digest,
+    parse_credentials,
+    rspauth_of,
+)
 from keyferry.protocol.identity import Impi, Impu, Reg, parse_impi, parse_impu, reg_of
 from keyferry.protocol.ims.marker import RELEASE_TAG, Marker
 from keyferry.protocol.sip.headers import (
@@ -231,7 +240,7 @@ def _one_contact(contacts: list[str]) -> NameAddr:
 
 
 def _credentials(request: Request) -> Credentials | None:
-    values = request.all("Authorization")
+    values = [text for text in request.all("Authorization") if is_digest(text)]
     if len(values) > 1:
         raise ParseError("Authorization", "more than one")
     return parse_credentials(values[0]) if values else None

@@ -19,6 +19,8 @@ from keyferry.protocol.sip.names import CANONICAL, KNOWN, REASONS, canonical_nam
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
+SCHEMES = frozenset({"sip", "sips", "tel"})
+"""Of a Request-URI: a subscription may be to a telephone number."""
 MAX_CALL_ID = 512
 """Characters; RFC 3261 gives no limit, real ones have under 130."""
 
@@ -170,7 +172,8 @@ def check_request(request: Request) -> Via:
     """Check what every request must hold (RFC 3261 §8.1.1, §8.2, §16.3); return its top Via.
 
     Exactly one From, To, Call-ID, CSeq with the same method, at least one Via; Max-Forwards, where present, is one
-    number from 0 to 255 (RFC 2543 elements send none). Raises ParseError.
+    number from 0 to 255 (RFC 2543 elements send none); a Request-URI of a scheme that is served, else the status is 416
+    (§8.2.2.1). Raises ParseError.
     """
     rows = request._rows()
     for name in _ECHOED:
@@ -189,6 +192,8 @@ def check_request(request: Request) -> Via:
     via = rows.get("Via")
     if not via:
         raise ParseError("Via", "none in a request")
+    if request.uri.partition(":")[0].lower() not in SCHEMES:
+        raise ParseError("Request-URI", "of a scheme that is not served", status=416)
     return top_via(via[0])[0]
 
 

@@ -12,7 +12,15 @@ from typing import TypeVar
 from keyferry.errors import ParseError, RemoteProtocolError, TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource, Resolver, SipClient, SipPeer
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.digest import build_challenge, build_credentials, parse_challenge, parse_credentials, with_parameter
+from keyferry.protocol.digest import (
+    Credentials,
+    build_challenge,
+    build_credentials,
+    is_digest,
+    parse_challenge,
+    parse_credentials,
+    with_parameter,
+)
 from keyferry.protocol.esp import KEY_OCTETS
 from keyferry.protocol.identity import Reg, reg_of
 from keyferry.protocol.ims.reginfo import ContactEvent
@@ -138,11 +146,10 @@ class Pcscf:
         onward = without_agreement(forwarded(request))
         for name in UNTRUSTED:
             onward = onward.without(name)
-        authorization = request.all("Authorization")
-        if authorization:
-            word = "yes" if protected else "no"
-            marked = (build_credentials(with_parameter(parse_credentials(text), "integrity-protected", word)) for text in authorization)
-            onward = onward.replacing("Authorization", *marked)
+        word = "yes" if protected else "no"
+        marked = [build_credentials(with_parameter(each, "integrity-protected", word)) for each in _credentials(request)]
+        # Of another scheme there is nothing to mark: it stays here, and the home network challenges (RFC 4475 §3.3.7).
+        onward = onward.replacing("Authorization", *marked) if marked else onward.without("Authorization")
         icid = self.random.octets(16).hex()
         return onward.with_headers(
             (
@@ -217,8 +224,8 @@ class Pcscf:
         keys: Secret | None = None
         if self.security is not None and protection.association is not None:
             keys = self.security.confirmed(protection.association, granted)
-        for text in request.all("Authorization"):
-            keys = keys or self._offered.pop((device, parse_credentials(text).nonce), None)
+        for each in _credentials(request):
+            keys = keys or self._offered.pop((device, each.nonce), None)
         if not granted:
             self.gm_keys.pop(device, None)
         elif keys is not None:
@@ -257,10 +264,14 @@ def _with_token(values: list[str], token: str) -> str:
 
 
 def _device(request: Request) -> Device | None:
-    contact, authorization = request.get("Contact"), request.get("Authorization")
+    contact, credentials = request.get("Contact"), _credentials(request)
     if not contact or contact == "*":
         return None
-    return Device(parse_credentials(authorization).username if authorization else "", _reg_of(contact))
+    return Device(credentials[0].username if credentials else "", _reg_of(contact))
+
+
+def _credentials(request: Request) -> list[Credentials]:
+    return [parse_credentials(text) for text in request.all("Authorization") if is_digest(text)]
 
 
 def _reg_of(contact: str) -> Reg:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from keyferry.errors import EspRejected, ParseError, RemoteProtocolError
 from keyferry.ports import Counter, GmProtection, SipPeer
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.digest import parse_credentials
+from keyferry.protocol.digest import is_digest, parse_credentials
 from keyferry.protocol.esp import ENCRYPTION, INTEGRITY, KEY_OCTETS, expand_keys
 from keyferry.protocol.ims.gm_association import AssociationSet, Endpoint, State
 from keyferry.protocol.ims.security_agreement import (
@@ -233,7 +233,7 @@ def tags_of(request: Request, name: str) -> list[str]:
 
 def _answers(request: Request) -> bool:
     """Tell whether there is an answer that could be right: not SM1, and not the word that MAC or SQN was wrong."""
-    given = [parse_credentials(text) for text in request.all("Authorization")]
+    given = [parse_credentials(text) for text in request.all("Authorization") if is_digest(text)]
     return any(each.response and each.auts is None for each in given)
 
 
