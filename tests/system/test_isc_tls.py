@@ -121,6 +121,21 @@ def test_keys_go_over_tls_to_another_machine(machines: Machines) -> None:
         assert "sip-certificate-expiring" not in server.log.read_text()
 
 
+def test_an_as_that_lost_its_keys_is_asked_and_gets_them_again_over_tls_alone(machines: Machines) -> None:
+    """DESIGN §6: an AS that restarted empty gets everything again; the question goes where keys may go."""
+    machines.give(machines.issuer, AS, "as")
+    with machines.core() as core:
+        with machines.appserver() as server:
+            assert ue(machines.lab, "register")["keys"]
+            until(lambda: keys(server) == 1, seconds=LIMIT, what="the key at the application server")
+        for file in machines.server_state.glob(f"as-{AS_ID}.db*"):
+            file.unlink()
+        with machines.appserver() as server:
+            until(lambda: keys(server) == 1, seconds=LIMIT, what="the key again")
+        assert 'keyferry_scscf_repush_total{reason="pushed"} 1.0' in core.admin("/metrics")[1]
+        assert 'keyferry_scscf_registrations_total{reason="initial"} 1.0' in core.admin("/metrics")[1]
+
+
 @pytest.mark.parametrize("why", ["role", "expired"])
 def test_a_certificate_that_will_not_do_gets_nothing_until_it_is_replaced(machines: Machines, why: str) -> None:
     """Copied again and read again with SIGHUP: the push that is owed arrives."""
