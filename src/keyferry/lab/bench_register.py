@@ -96,7 +96,7 @@ def config_of(setup: RegisterSetup) -> Config:
         network=Network(home_domain=HOME, overload="off"),
         pcscf=Pcscf(listen=ANY_PORT),
         icscf=Icscf(listen=ANY_PORT, scscf=f"sip:scscf1.{HOME}"),
-        scscf=Scscf(listen=ANY_PORT),
+        scscf=Scscf(listen=ANY_PORT, as_probe=0),  # the application servers here count every request as a push
         admin=Admin(listen=ANY_PORT),
         application_servers=servers,
         hosts={f"{name}-as.{HOME}": address for name, address in zip(names, setup.as_addresses, strict=False)},
