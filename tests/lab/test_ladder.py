@@ -67,6 +67,17 @@ def test_a_ladder_is_drawn_with_a_heading_for_each_phase() -> None:
     ]
 
 
+def test_what_went_in_esp_is_marked_with_the_octets_on_the_wire() -> None:
+    """RFC 3261 §18.1.1 asks nothing of a tunnel; fragments it makes all the same."""
+    ladder = Ladder()
+    ladder.names["127.0.0.1", 5060] = "P-CSCF"
+    ladder.observe(event(request(), "UE", True, PCSCF._replace(transport="ESP"))._replace(wire=1_476))
+    ladder.observe(event(request(), "UE", True, PCSCF._replace(transport="ESP"))._replace(wire=1_508))
+    assert [step.size_mark for step in ladder.steps] == ["", "> 1500"]
+    assert [step.said for step in ladder.steps] == [f"REGISTER  [in ESP: {wire} octets]" for wire in (1_476, 1_508)]
+    assert "ESP  1400        REGISTER  [in ESP: 1476 octets]" in draw(ladder.steps)[3]
+
+
 def test_notes_say_what_matters() -> None:
     release = ("Contact", '<sip:a@b>;+g.keyferry.release="6"')
     assert note_of(request(release)) == "states release 6"

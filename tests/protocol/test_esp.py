@@ -29,7 +29,7 @@ from keyferry.protocol.esp import (
 )
 from keyferry.protocol.identity import Impi
 from keyferry.protocol.ims.keys import access_keys
-from keyferry.protocol.ip_packet import InnerDatagram, build_datagram
+from keyferry.protocol.ip_packet import InnerDatagram, build_datagram, datagram_octets
 
 CK, IK = Secret(bytes.fromhex("b40ba9a3c58b2a05bbf0d987b21bf8cb")), Secret(bytes.fromhex("f769bcd751044604127672711c6d3441"))
 CBC = expand_keys(CK, IK, alg="hmac-sha-1-96", ealg="aes-cbc")
@@ -347,3 +347,15 @@ def test_a_refusal_holds_no_octet_of_the_packet() -> None:
     with pytest.raises(EspRejected) as refusal:
         InboundSa(SPI, EspKeys(CK, Secret(bytes(20)))).open(sealed(CBC)[0])
     assert str(refusal.value) == "icv"
+
+
+@pytest.mark.parametrize("ealg", ["aes-cbc", "null"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_length_of_a_packet_is_known_before_it_is_made(ealg: str, version: int) -> None:
+    """RFC 4303 §2.4: padding to whole blocks, or to words."""
+    keys = expand_keys(Secret(b"c" * 16), Secret(b"i" * 16), alg="hmac-sha-1-96", ealg=ealg)
+    near, far = (IPv4Address(number) if version == 4 else IPv6Address(number) for number in (1, 2))
+    sa = OutboundSa(256, keys)
+    for octets in range(40):
+        packet = sa.seal_datagram(InnerDatagram(near, 1, far, 2, bytes(octets)), bytes(sa.iv_octets))
+        assert sa.packet_octets(datagram_octets(version, octets)) == len(packet)
