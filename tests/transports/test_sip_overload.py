@@ -136,6 +136,25 @@ async def test_a_p_cscf_is_believed_that_a_register_was_protected_and_a_ue_is_no
                 assert len(lab.calls) == (4 if core else 3)
 
 
+class Tunnel:
+    """A flow of ESP, or of UDP."""
+
+    def __init__(self, transport: str) -> None:
+        self.local, self.peer = (SipPeer(transport, host, 5060) for host in ("192.0.2.9", "192.0.2.1"))
+
+    def send(self, data: bytes) -> None:
+        """Take the refusal."""
+
+
+async def test_who_comes_through_security_associations_may_state_an_older_nonce() -> None:
+    """TS 24.229 §5.1.1.4: the registration's credentials come again, over its associations."""
+    async with LoadedLab() as lab:
+        with UdpPeer() as peer:
+            await loaded(lab, peer)
+            assert not lab.node.shed(answer(1, "z9hG4bKagain"), Tunnel("ESP"))
+            assert lab.node.shed(answer(1, "z9hG4bKagain"), Tunnel("UDP"))
+
+
 async def test_it_begins_and_ends_with_a_line_in_the_log_each() -> None:
     """ports.Log: an alarm, and its end after OverloadPolicy.memory."""
     async with LoadedLab(POLICY._replace(memory=0.0)) as lab:
