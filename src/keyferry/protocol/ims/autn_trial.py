@@ -45,7 +45,7 @@ def explain_autn(name: AkaName, k: Secret, opc: Secret, rand: bytes, autn: bytes
 
 
 def _other_opc(name: AkaName, k: Secret, opc: Secret, op: Secret | None) -> Iterator[_Try]:
-    made = f"the network uses OPc of this card's {'OPc' if op is None else 'OP, derived twice'}"
+    made = "the network uses what this card's OPc gives if it is taken for OP" if op is None else "the network has derived OPc twice"
     hint = "give the card's value as `op`" if op is None else "the HSS derives from what is OPc already"
     yield _Try(algorithm_of(name, k, derived(name, k, opc)), (Verdict(Reason.OP_FOR_OPC, f"{made}: {hint}"),))
     if op is not None:
