@@ -50,13 +50,17 @@ HARD, SOFT = "\x01", "\x02"  # stand for a space that is no break, and for a bre
 def settings_page() -> str:
     """Return docs/configuration.md."""
     parts = [NOTE, (DOCS / "configuration.head.md").read_text("utf-8").rstrip(), "## The file of `keyferry serve`"]
+    seen: dict[type[Any], str] = {}
     for field in msgspec.structs.fields(config.Config):
         section = _section_of(field.type)
         name = f"[[{field.name}]]" if get_origin(_bare(field.type)) is list else f"[{field.name}]"
         if section is None:
             parts += [f"### `{name}`", f"A table of names and values: {_meta(field.type)['description']}. Default: empty."]
+        elif section in seen:
+            parts += [f"### `{name}`", f"{_meta(field.type)['description']} Each has the keys of `{seen[section]}`. Default: none."]
         else:
             parts += [f"### `{name}`", *_table(section)]
+            seen[section] = name
     parts += ["## The file of `keyferry ue`", "### `[ue]`", *_table(config.Ue)]
     hosts = next(field for field in msgspec.structs.fields(config.UeConfig) if field.name == "hosts")
     parts += ["### `[hosts]` of the UE", f"A table of names and values: {_meta(hosts.type)['description']}. Default: empty."]

@@ -69,7 +69,13 @@ class Icscf(_Section, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(description="host name in its SIP URI")] = "icscf.home1.net"
     listen: Address = "127.0.0.1:5062"
-    scscf: Annotated[str, Meta(description="SIP URI of the S-CSCF for users that have none")] = "sip:scscf1.home1.net:6060"
+    scscf: Annotated[str, Meta(description="SIP URI of the S-CSCF for users that have none; not used with `further_scscfs`")] = (
+        "sip:scscf1.home1.net:6060"
+    )
+    patience: Annotated[
+        float,
+        Meta(gt=0, le=30, description="seconds of silence after which a first REGISTER goes to another S-CSCF, if there is one"),
+    ] = 4.0
     trusted_peers: Trusted = msgspec.field(default_factory=list)
 
 
@@ -137,7 +143,7 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
         bool,
         Meta(description="subscribe to the registration state of each user; erase the keys where it says that one ended"),
     ] = False
-    pushers: Annotated[list[str], Meta(description="S-CSCFs that may push; empty: the one of this file")] = msgspec.field(
+    pushers: Annotated[list[str], Meta(description="S-CSCFs that may push; empty: those of this file")] = msgspec.field(
         default_factory=list
     )
 
@@ -173,12 +179,20 @@ class Config(_Section, frozen=True, kw_only=True):
     pcscf: Pcscf = msgspec.field(default_factory=Pcscf)
     icscf: Icscf = msgspec.field(default_factory=Icscf)
     scscf: Scscf = msgspec.field(default_factory=Scscf)
+    further_scscfs: Annotated[
+        list[Scscf], Meta(description="S-CSCFs besides the one above, each with a name and a port of its own; the HSS spreads the users.")
+    ] = msgspec.field(default_factory=list)
     admin: Admin = msgspec.field(default_factory=Admin)
     application_servers: list[ApplicationServer] = msgspec.field(default_factory=list)
     subscribers: list[Subscriber] = msgspec.field(default_factory=list)
     hosts: Annotated[
         dict[str, str], Meta(description="SIP host names → `HOST` or `HOST:PORT`, before names of this file's own functions")
     ] = msgspec.field(default_factory=dict)
+
+    @property
+    def scscfs(self) -> list[Scscf]:
+        """Every S-CSCF of the file."""
+        return [self.scscf, *self.further_scscfs]
 
 
 class Ue(_Section, frozen=True, kw_only=True):
@@ -320,8 +334,9 @@ SECTIONS: tuple[type[_Section], ...] = (Network, Pcscf, Icscf, Scscf, Applicatio
 
 def _check_peers(path: Path, config: Config) -> None:
     """Refuse an I-CSCF or S-CSCF that strangers can reach and that trusts nobody in particular: it gives keys to whom it answers."""
-    for name in ("icscf", "scscf"):
-        section = getattr(config, name)
+    sections: list[tuple[str, Icscf | Scscf]] = [("icscf", config.icscf), ("scscf", config.scscf)]
+    sections += [(f"further_scscfs[{place}]", section) for place, section in enumerate(config.further_scscfs)]
+    for name, section in sections:
         host, _ = split_address(section.listen, f"{path}: {name}.listen")
         for place, peer in enumerate(section.trusted_peers):
             if _address(peer) is None:
@@ -349,7 +364,8 @@ def _check_names(path: Path, config: Config) -> None:
         seen.add(as_id)
         split_address(server.listen_https, f"{where}.listen_https")
         _check_protection(where, server)
-    for name in ("pcscf", "icscf", "scscf", "admin"):
+    _check_scscfs(path, config)
+    for name in ("pcscf", "icscf", "admin"):
         split_address(getattr(config, name).listen, f"{path}: {name}.listen")
     split_address(config.pcscf.gm_listen, f"{path}: pcscf.gm_listen")
     if config.pcscf.listen_tls is not None:
@@ -381,6 +397,21 @@ def _check_protection(where: str, server: ApplicationServer) -> None:
         raise ConfigError(
             f"{where}.reg_event", "is not there with protection 'tls': the S-CSCF takes no SUBSCRIBE over TLS", "Leave it out"
         )
+
+
+def _check_scscfs(path: Path, config: Config) -> None:
+    """Refuse two S-CSCFs of one name, which would share a database and the keys of their seals, or at one address."""
+    names: set[str] = set()
+    addresses: set[tuple[str, int]] = set()
+    for place, scscf in enumerate(config.scscfs):
+        where = f"{path}: further_scscfs[{place - 1}]" if place else f"{path}: scscf"
+        address = split_address(scscf.listen, f"{where}.listen")
+        if scscf.name.lower() in names:
+            raise ConfigError(f"{where}.name", f"{scscf.name} is there twice", "Give every S-CSCF a name of its own")
+        if address[1] and address in addresses:
+            raise ConfigError(f"{where}.listen", f"{scscf.listen} is there twice", "Give every S-CSCF a port of its own")
+        names.add(scscf.name.lower())
+        addresses.add(address)
 
 
 def _check_keys(where: str, settings: Subscriber | Ue) -> None:

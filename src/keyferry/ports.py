@@ -15,6 +15,7 @@ from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
 from keyferry.protocol.ims.gm_association import AssociationSet, Endpoint
 from keyferry.protocol.ims.keypush import Push, PushOutcome
 from keyferry.protocol.ims.response_trial import WrongAnswer
+from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
 from keyferry.protocol.ims.verdicts import Analysis
 from keyferry.protocol.ip_packet import IpAddress
 from keyferry.protocol.sip.message import Message, Request, Response
@@ -264,8 +265,10 @@ class Resync(NamedTuple):
 class CxClient(Protocol):
     """The Cx reference point (TS 29.228 §6); every method raises CxError."""
 
-    async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str) -> str | None:
-        """UAR (§6.1.1): return the Server-Name of the S-CSCF assigned, None if the I-CSCF shall choose one."""
+    async def user_authorization(
+        self, impi: Impi, impu: Impu, visited_network: str, kind: AuthorizationType = AuthorizationType.REGISTRATION
+    ) -> UserAuthorization:
+        """UAR (§6.1.1): return the S-CSCF assigned, or whom to choose from; with capabilities the latter, whoever is assigned."""
 
     async def location_info(self, impu: Impu) -> str:
         """LIR (§6.1.4): return the Server-Name of the S-CSCF that serves a user."""

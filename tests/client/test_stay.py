@@ -212,3 +212,13 @@ async def test_before_it_watches_a_ue_takes_no_requests() -> None:
         assert (await client.handle(request, home.network.peer("P"))).status == 405
         await client.drop_keys("nothing to drop")
         Uncounted().count("anything")
+
+
+async def test_it_watches_itself_where_it_is_served_now() -> None:
+    """Another S-CSCF has no subscription of ours."""
+    async with open_home() as home, phone(home, expires=600) as alice:
+        alice.told.clear()
+        home.network.responses["P", "I"] = lambda response: (
+            response.replacing("Service-Route", "<sip:orig@scscf1.home1.net;lr;moved>") if response.get("Service-Route") else response
+        )
+        assert await alice.wait(301) == ["registered", "subscribed"]

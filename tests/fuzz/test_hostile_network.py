@@ -34,6 +34,7 @@ from keyferry.protocol.digest import build_credentials, parse_challenge, parse_c
 from keyferry.protocol.identity import Impi, KeyId
 from keyferry.protocol.ims.keypush import GRACE, SealedPush, open_push, parse_service_info, seal_push
 from keyferry.protocol.ims.marker import RELEASE_TAG
+from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
 from keyferry.protocol.ims.third_party import build_third_party_register
 from keyferry.protocol.sip.message import Request
 from roles.home import NICKS, NOTES, SIP_OF, XCAP, Device, Home, open_home, subscriber, transport_key
@@ -79,8 +80,10 @@ class ShortCx:
     def __init__(self, whole: CxClient, impi: Impi) -> None:
         self.whole, self.impi = whole, impi
 
-    async def user_authorization(self, impi: Impi, impu: Any, visited_network: str) -> str | None:
-        return await self.whole.user_authorization(impi, impu, visited_network)
+    async def user_authorization(
+        self, impi: Impi, impu: Any, visited_network: str, kind: AuthorizationType = AuthorizationType.REGISTRATION
+    ) -> UserAuthorization:
+        return await self.whole.user_authorization(impi, impu, visited_network, kind)
 
     async def location_info(self, impu: Any) -> str:
         return await self.whole.location_info(impu)

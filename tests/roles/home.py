@@ -116,7 +116,7 @@ class Home:
         network = self.network
         icscf = network.attach("I", "icscf.home1.net", lambda request, peer: self.icscf.handle(request, peer))
         self.icscf = Icscf(
-            self.hss, icscf, network, SCSCF, self.log,
+            self.hss, icscf, network, SCSCF, self.log, self.clock, self.counter,
             refused=lambda impi, problem, status: self.diagnosis.cx(impi, problem, status, "I-CSCF"),
         )  # fmt: skip
         pcscf = network.attach("P", "pcscf1.visited1.net", lambda request, peer: self.pcscf.handle(request, peer))

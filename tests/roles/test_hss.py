@@ -15,6 +15,7 @@ from keyferry.protocol.digest import Credentials, aka_nonce, hash_a1, respond
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.ifc import InitialFilterCriteria
 from keyferry.protocol.ims.response_trial import WrongAnswer
+from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
 from keyferry.protocol.ims.user_profile import parse_user_profile
 from keyferry.protocol.ims.verdicts import Reason
 from keyferry.roles.hss import SEQ_RESERVE, Hss
@@ -87,12 +88,12 @@ class TestUserAuthorization:
     """TS 29.228 §6.1.1."""
 
     async def test_a_new_user_has_no_s_cscf(self, hss: Hss) -> None:
-        assert await hss.user_authorization(ALICE, ALICE_SIP, "visited1.net") is None
+        assert (await hss.user_authorization(ALICE, ALICE_SIP, "visited1.net")).server_name is None
 
     async def test_the_s_cscf_of_the_last_authentication_is_assigned(self, hss: Hss) -> None:
         """TS 29.228 §6.3: MAR says who asks."""
         await mar(hss)
-        assert await hss.user_authorization(ALICE, ALICE_TEL, "visited1.net") == SCSCF
+        assert (await hss.user_authorization(ALICE, ALICE_TEL, "visited1.net")).server_name == SCSCF
 
     async def test_an_unknown_impi_is_5001(self, hss: Hss) -> None:
         """TS 29.229 §6.2.2.1."""
@@ -105,7 +106,7 @@ class TestUserAuthorization:
         with pytest.raises(CxError) as caught:
             await hss.multimedia_auth(ALICE, Impu("sip:bobby@home1.net"), SCSCF)
         assert caught.value.code == 5002
-        assert await hss.user_authorization(ALICE, ALICE_SIP, "") is None
+        assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name is None
 
 
 class TestVectors:
@@ -255,13 +256,13 @@ class TestServerAssignment:
         assert profile.impi == ALICE
         assert profile.impus == (ALICE_SIP, ALICE_TEL)
         assert list(profile.profiles[0].criteria) == [criterion()]
-        assert await hss.user_authorization(ALICE, ALICE_SIP, "") == SCSCF
+        assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name == SCSCF
         await self.sar(hss, assignment, OTHER)
-        assert await hss.user_authorization(ALICE, ALICE_SIP, "") == OTHER
+        assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name == OTHER
 
     async def test_no_assignment_returns_the_profile_and_assigns_nobody(self, hss: Hss) -> None:
         assert parse_user_profile(await self.sar(hss, ServerAssignment.NO_ASSIGNMENT)).impi == ALICE
-        assert await hss.user_authorization(ALICE, ALICE_SIP, "") is None
+        assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name is None
 
     async def test_a_barred_identity_is_marked(self, store: Store, hss: Hss) -> None:
         """TS 23.228 §5.2.1a."""
@@ -287,9 +288,9 @@ class TestServerAssignment:
     async def test_an_end_clears_the_assignment_of_the_s_cscf_that_asks_only(self, hss: Hss, assignment: ServerAssignment) -> None:
         await self.sar(hss, ServerAssignment.REGISTRATION)
         assert await self.sar(hss, assignment, OTHER) == b""
-        assert await hss.user_authorization(ALICE, ALICE_SIP, "") == SCSCF
+        assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name == SCSCF
         assert await self.sar(hss, assignment) == b""
-        assert await hss.user_authorization(ALICE, ALICE_SIP, "") is None
+        assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name is None
 
 
 @pytest.mark.parametrize(("option", "masked", "amf"), [(True, True, "8001"), (True, False, "8000"), (False, True, "8000")])
@@ -349,3 +350,36 @@ class TestAnalysis:
         vector = await mar(hss)
         assert await hss.explain_answer(self.answer(vector, user="eve")) is None
         assert await hss.explain_auts(Impi("eve@home1.net"), aka_nonce(vector.rand, vector.autn), bytes(14), []) is None
+
+
+class TestSeveralServers:
+    """TS 29.228 §6.1.1, §6.7: the user's own S-CSCF, else those to choose from."""
+
+    @pytest.fixture
+    def several(self, store: Store) -> Hss:
+        return Hss(store, PROFILES, SeededRandom(), RecordingLog(), RecordingCounter(), scscfs=(SCSCF, OTHER))
+
+    async def test_who_has_none_may_have_any_in_an_order_of_its_own(self, several: Hss) -> None:
+        found = await several.user_authorization(ALICE, ALICE_SIP, "")
+        assert found.server_name is None
+        assert sorted(found.candidates) == sorted((SCSCF, OTHER))
+        assert found == await several.user_authorization(ALICE, ALICE_TEL, "")
+
+    async def test_who_has_one_keeps_it_unless_capabilities_are_asked_for(self, several: Hss) -> None:
+        await mar(several)
+        assert await several.user_authorization(ALICE, ALICE_SIP, "") == UserAuthorization(SCSCF)
+        assert await several.user_authorization(ALICE, ALICE_SIP, "", AuthorizationType.DE_REGISTRATION) == UserAuthorization(SCSCF)
+        found = await several.user_authorization(ALICE, ALICE_SIP, "", AuthorizationType.REGISTRATION_AND_CAPABILITIES)
+        assert (found.server_name, len(found.candidates)) == (None, 2)
+
+    async def test_nobody_de_registers_who_is_not_registered(self, several: Hss) -> None:
+        """TS 29.229 §6.2.2.3."""
+        with pytest.raises(CxError) as problem:
+            await several.user_authorization(ALICE, ALICE_SIP, "", AuthorizationType.DE_REGISTRATION)
+        assert problem.value.code == 5003
+
+    async def test_a_seq_that_another_process_gave_is_not_given_again(self, store: Store) -> None:
+        """TS 33.102 §6.3.2: two processes with an HSS each, over one store."""
+        one, two = start(store), start(store)
+        seqs = [seq_of(await mar(hss)) for _ in range(3 * SEQ_RESERVE) for hss in (one, two)]
+        assert len(set(seqs)) == len(seqs)

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from keyferry.errors import CxError
+from keyferry.ports import SipPeer
 from keyferry.protocol.digest import Credentials, build_credentials
 from keyferry.protocol.identity import Impi
-from keyferry.protocol.sip.message import Request, Response
+from keyferry.protocol.ims.selection import UserAuthorization, ranked
+from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.roles.icscf import Icscf
 from roles.home import SCSCF, Home, open_home
 
@@ -84,7 +88,7 @@ async def test_the_visited_network_is_asked_for(home: Home) -> None:
     asked: list[str] = []
 
     class Strict:
-        async def user_authorization(self, impi: Impi, impu: str, visited_network: str) -> str | None:
+        async def user_authorization(self, impi: Impi, impu: str, visited_network: str, kind: object) -> UserAuthorization:
             asked.append(visited_network)
             raise CxError(5004, "DIAMETER_ERROR_ROAMING_NOT_ALLOWED")
 
@@ -98,7 +102,7 @@ async def test_what_the_hss_says_decides_the_answer(home: Home, code: int, statu
     """§5.3.1.2; TS 29.229 §6.2; RFC 6733 §7.1."""
 
     class Refusing:
-        async def user_authorization(self, impi: Impi, impu: str, visited_network: str) -> str | None:
+        async def user_authorization(self, impi: Impi, impu: str, visited_network: str, kind: object) -> UserAuthorization:
             raise CxError(code, "DIAMETER_ERROR")
 
     object.__setattr__(home.icscf, "cx", Refusing())
@@ -111,9 +115,12 @@ async def test_a_silent_s_cscf_is_504(home: Home) -> None:
     assert home.log.warnings == ["s-cscf-unreachable"]
 
 
-async def test_an_s_cscf_that_nobody_can_find_is_504(home: Home) -> None:
+async def test_an_s_cscf_that_nobody_can_find_is_replaced(home: Home) -> None:
+    """§5.3.1.3."""
     await home.subscribers.set_server_name(Impi("alice@home1.net"), "sip:gone.home1.net")
-    assert (await ask(home)).status == 504
+    assert (await ask(home)).status == 401
+    assert await home.subscribers.server_name(Impi("alice@home1.net")) == SCSCF
+    assert home.counter["icscf_moved_on", "silent"] == 1
 
 
 async def test_another_method_is_405(home: Home) -> None:
@@ -144,7 +151,7 @@ class TestSubscribe:
 
     async def test_it_goes_to_the_users_s_cscf_and_keeps_its_uri(self, home: Home) -> None:
         """LIR; the I-CSCF takes its Route away and is no part of the dialog."""
-        home.icscf = Icscf(home.hss, home.icscf.sip, home.network, SCSCF, home.log, "icscf.home1.net")
+        home.icscf = Icscf(home.hss, home.icscf.sip, home.network, SCSCF, home.log, home.clock, home.counter, "icscf.home1.net")
         await home.subscribers.set_server_name(Impi("alice@home1.net"), SCSCF)
         await ask_for(home, "sip:alice@home1.net", ("Route", "<sip:icscf.home1.net;lr>"))
         assert (onward(home).uri, onward(home).all("Route")) == ("sip:alice@home1.net", [f"<{SCSCF};lr>"])
@@ -167,3 +174,93 @@ class TestSubscribe:
 
         object.__setattr__(home.icscf, "cx", Failing())
         assert await ask_for(home) == 500
+
+
+OTHER = "sip:scscf2.home1.net"
+ALICE = Impi("alice@home1.net")
+
+
+class Second:
+    """Another S-CSCF, played by hand."""
+
+    def __init__(self, home: Home, status: int = 401) -> None:
+        self.status, self.seen, self.gate = status, 0, asyncio.Event()
+        self.gate.set()
+        home.hss.scscfs = (SCSCF, OTHER)
+        home.network.attach("S2", "scscf2.home1.net", self.answer)
+
+    async def answer(self, request: Request, peer: SipPeer) -> Response:
+        self.seen += 1
+        await self.gate.wait()
+        return make_response(request, self.status)
+
+
+async def assign(home: Home, server: str) -> None:
+    await home.subscribers.set_server_name(ALICE, server)
+
+
+class TestSeveral:
+    """§5.3.1.2, §5.3.1.3: several S-CSCFs."""
+
+    async def test_a_new_user_goes_to_the_first_that_the_hss_prefers(self, home: Home) -> None:
+        second = Second(home)
+        await ask(home)
+        assert second.seen == (ranked(ALICE, (SCSCF, OTHER))[0] == OTHER)
+
+    @pytest.mark.parametrize("status", [480, 302])
+    async def test_one_that_sends_away_is_followed_by_another(self, home: Home, status: int) -> None:
+        second = Second(home, status)
+        await assign(home, OTHER)
+        assert (await ask(home)).status == 401
+        assert (second.seen, await home.subscribers.server_name(ALICE)) == (1, SCSCF)
+        assert home.counter["icscf_moved_on", "sent-away"] == 1
+
+    async def test_one_that_takes_too_long_is_followed_by_another_and_then_asked_last(self, home: Home) -> None:
+        """Its users do not wait for it each."""
+        second = Second(home)
+        second.gate.clear()
+        home.icscf = replace(home.icscf, patience=0.05)
+        for expected in (1, 1):
+            await assign(home, OTHER)
+            assert (await ask(home)).status == 401
+            assert second.seen == expected
+        assert home.log.warnings == ["s-cscf-unreachable"]
+        await home.clock.advance(31)
+        await assign(home, OTHER)
+        second.gate.set()
+        assert (await ask(home)).status == 401
+        assert second.seen == 2
+
+    async def test_where_all_are_silent_it_is_504(self, home: Home) -> None:
+        Second(home)
+        home.network.down("S", "S2")
+        assert (await ask(home)).status == 504
+        assert home.counter["icscf_moved_on", "silent"] == 2
+
+    async def test_one_that_was_silent_is_still_asked_where_there_is_no_other(self, home: Home) -> None:
+        Second(home)
+        home.network.down("S", "S2")
+        await ask(home)
+        home.network.up("S")
+        assert (await ask(home)).status == 401
+
+    @pytest.mark.parametrize("what", ["protected", "de-registration"])
+    async def test_what_another_cannot_go_on_with_stays_with_the_users_own(self, home: Home, what: str) -> None:
+        """§5.3.1.3: the UE then begins anew."""
+        second = Second(home)
+        await assign(home, OTHER)
+        home.network.down("S2")
+        request = register()
+        if what == "protected":
+            own = build_credentials(Credentials("alice@home1.net", "home1.net", "", "sip:home1.net", ""))
+            request = request.replacing("Authorization", f'{own}, integrity-protected="yes"')
+        else:
+            request = request.with_headers((*request.headers, ("Expires", "0")))
+        assert (await home.network.carry("UE", request, home.network.peer("I"))).status == 504
+        assert (second.seen, home.network.sent("I", "S")) == (0, [])
+
+    async def test_who_is_not_registered_cannot_de_register(self, home: Home) -> None:
+        """TS 29.228 §6.1.1."""
+        request = register()
+        contact = request.replacing("Contact", "<sip:a@192.0.2.1>;expires=0")
+        assert (await home.network.carry("UE", contact, home.network.peer("I"))).status == 403

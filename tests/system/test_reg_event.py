@@ -22,18 +22,14 @@ def watched_lab(folder: Path, *, gm: str = "off", tls: bool = False) -> Lab:
     def edit(text: str) -> str:
         text = text.replace('icscf = "sip:icscf.home1.net:5062"', 'icscf = "sip:icscf.home1.net:5062"\nreg_event = true')
         text = text.replace("[pcscf]", f'[pcscf]\nlisten_tls = "127.0.0.1:{port}"')
-        return text.replace('app = "xcap" ', 'reg_event = true\napp = "xcap" ').replace('gm = "off"', f'gm = "{gm}"')
+        return text.replace('app = "xcap" ', 'reg_event = true\napp = "xcap" ').replace('gm = "optional"', f'gm = "{gm}"')
 
     def edit_ue(text: str) -> str:
         if tls:
             text = text.replace('"udp"', '"tls"').replace('"127.0.0.1:5060"', f'"127.0.0.1:{port}"\npcscf_name = "pcscf1.home1.net"')
-        return text.replace('gm = "off"', f'gm = "{gm}"') + "\n"
+        return text.replace('gm = "required"', f'gm = "{gm}"') + "\n"
 
-    lab = make_lab(folder, edit, edit_ue)
-    if gm != "off":  # the port of ESP is not among those of examples/
-        lab.serve.write_text(lab.serve.read_text().replace("[pcscf]", f'[pcscf]\ngm_listen = "127.0.0.2:{port + 1}"'))
-        lab.ue.write_text(lab.ue.read_text().replace("\n[hosts]", f'\npcscf_gm = "127.0.0.2:{port + 1}"\n[hosts]', 1))
-    return lab
+    return make_lab(folder, edit, edit_ue)
 
 
 @pytest.mark.parametrize("gm", ["off", "required"])

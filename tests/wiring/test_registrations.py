@@ -15,7 +15,7 @@ async def test_what_is_shown_names_devices_and_no_key() -> None:
     async with open_home() as home:
         alice = home.device()
         await alice.register()
-        operations = RegistrarOperations(home.scscf)
+        operations = RegistrarOperations([home.scscf])
         (shown,) = await operations.list(alice.impi)
         assert (shown["impi"], shown["reg"], shown["keys"], shown["release"]) == (alice.impi, alice.reg, True, 6)
         assert shown["identities"] == ["sip:alice@home1.net", "tel:+15550510"]
@@ -29,7 +29,7 @@ async def test_commands_reach_the_registrar() -> None:
     async with open_home() as home:
         alice = home.device()
         await alice.register()
-        operations = RegistrarOperations(home.scscf)
+        operations = RegistrarOperations([home.scscf])
         assert await operations.reauthenticate(alice.impi, alice.reg, 60) == 1
         assert await operations.deregister(alice.impi, None, "deactivated", None) == 1
         assert await operations.list(alice.impi) == []
@@ -43,7 +43,7 @@ async def test_what_waits_for_a_user_is_shown_beside() -> None:
         alice = home.device()
         await alice.register()
         await Manual(home).send()
-        pending = await RegistrarOperations(home.scscf).pending(alice.impi)
+        pending = await RegistrarOperations([home.scscf]).pending(alice.impi)
         assert pending["challenges"] == 1
         assert pending["owed"] == [{"as_id": XCAP, "server": SIP_OF[XCAP], "reg": alice.reg}]
         assert [one["reasons"] for one in cast("list[dict[str, object]]", pending["failures"])] == [["push"]]

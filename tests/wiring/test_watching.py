@@ -151,3 +151,23 @@ async def test_only_as_many_users_are_remembered_as_may_be_watched(monkeypatch: 
         await watched.home.device().register()
         await watched.home.device("bobby").register()
         assert list(watched.server._scscf) == ["sip:bobby@home1.net"]
+
+
+async def test_where_another_s_cscf_serves_a_user_the_p_cscf_subscribes_there() -> None:
+    async with opened() as watched:
+        alice = watched.home.device()
+        await alice.register()
+        watched.home.network.responses["P", "I"] = lambda response: (
+            response.replacing("Service-Route", "<sip:orig@scscf1.home1.net;lr;moved>") if response.get("Service-Route") else response
+        )
+        await alice.register()
+        assert watched.subscribes("P", "I") == 2
+        assert watched.pcscf.subscriber.count == 1
+
+
+async def test_the_p_cscf_too_remembers_no_more_users_than_it_may_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "MAX_SUBSCRIPTIONS", 1)
+    async with opened() as watched:
+        await watched.home.device().register()
+        await watched.home.device("bobby").register()
+        assert list(watched.pcscf._routes) == ["sip:bobby@home1.net"]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
-from keyferry.config import load_config
+from keyferry.config import Config, load_config
 from keyferry.errors import ConfigError
 from keyferry.wiring import serving
 from keyferry.wiring.services import ROLES, Role
@@ -19,6 +19,9 @@ def serve(
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file, for example examples/lab.toml.")],
     role: Annotated[
         list[str] | None, typer.Option("--role", help="Only this function: pcscf, icscf, scscf, as, admin. Repeatable.")
+    ] = None,
+    scscf: Annotated[
+        list[str] | None, typer.Option("--scscf", metavar="NAME", help="Of the file's S-CSCFs only this one. Repeatable.")
     ] = None,
     log: Annotated[str, typer.Option("--log", help="text, json or none; goes to standard error.")] = "text",
     state: StateOption = DEFAULT_STATE,
@@ -35,7 +38,9 @@ def serve(
     del as_json  # the ready line is JSON either way: it is there for scripts
     if log not in {"text", "json", "none"}:
         raise ConfigError("--log", f"{log!r} is not text, json or none")
-    serving.serve(load_config(config), state, show_json, roles=_roles(role), log_format=log)  # type: ignore[arg-type]
+    loaded = load_config(config)
+    scscfs = _scscfs(scscf, loaded)
+    serving.serve(loaded, state, show_json, roles=_roles(role), scscfs=scscfs, log_format=log)  # type: ignore[arg-type]
     console.print("stopped")
 
 
@@ -45,3 +50,11 @@ def _roles(names: list[str] | None) -> list[Role]:
     if unknown:
         raise ConfigError("--role", f"{unknown[0]!r} is not one of {', '.join(ROLES)}")
     return [known[name] for name in names] if names else list(ROLES)
+
+
+def _scscfs(names: list[str] | None, config: Config) -> list[str] | None:
+    known = [one.name for one in config.scscfs]
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ConfigError("--scscf", f"{unknown[0]!r} is not one of {', '.join(known)}")
+    return names or None

@@ -65,6 +65,7 @@ class Stay:
     _subscriber: RegEventSubscriber | None = None
     _due: float = 0.0  # seconds since the epoch: the next REGISTER
     _over: ContactChange | None = None  # how the network ended the registration
+    _served_by: tuple[str, ...] = ()  # Service-Route: which S-CSCF has our subscription
     _pause: float = RETRY_FIRST
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -144,8 +145,10 @@ class Stay:
                 on_news=self._heard, clock=self.client.clock, random=self.random, log=self.log, counter=Uncounted(),
             )  # fmt: skip
             self.client.notified = self._subscriber.handle_notify
-        if self._subscriber.watches(default):
+        if self._subscriber.watches(default) and state.service_route == self._served_by:
             return
+        self._served_by = state.service_route
+        self._subscriber.abandon(default)
         host = f"[{ue.pcscf.host}]" if ":" in ue.pcscf.host else ue.pcscf.host
         route = (f"<sip:{host}:{ue.pcscf.port};lr>", *state.service_route)
         try:

@@ -16,6 +16,7 @@ from keyferry.protocol.ims.autn_trial import explain_auts
 from keyferry.protocol.ims.ifc import InitialFilterCriteria
 from keyferry.protocol.ims.registration import with_amf_bit
 from keyferry.protocol.ims.response_trial import WrongAnswer, explain_response, key_passwords
+from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization, ranked
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
 from keyferry.protocol.ims.verdicts import Analysis
 
@@ -53,6 +54,7 @@ class _Counter:
 
     seq: int
     ceiling: int  # under seq while a write is under way
+    stored: int  # what this process knows to be in the store
 
 
 @dataclass(slots=True)
@@ -65,13 +67,21 @@ class Hss:
     log: Log
     counter: Counter
     max_counters: int = MAX_COUNTERS
+    scscfs: Sequence[str] = ()  # SIP URIs of the S-CSCFs that users are spread over; none: the I-CSCF knows one
     amf_bit: bool = False  # say in AUTN that a vector will be masked (DESIGN §4)
     _counters: OrderedDict[Impi, _Counter] = field(default_factory=OrderedDict)
 
-    async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str) -> str | None:
-        """UAR (§6.1.1): return the S-CSCF assigned. Roaming is allowed everywhere: there is no list of visited networks."""
+    async def user_authorization(
+        self, impi: Impi, impu: Impu, visited_network: str, kind: AuthorizationType = AuthorizationType.REGISTRATION
+    ) -> UserAuthorization:
+        """UAR (§6.1.1). Roaming is allowed everywhere: there is no list of visited networks. Every S-CSCF has the same capabilities."""
         del visited_network
-        return (await self._subscription(impi, impu)).server_name
+        server_name = (await self._subscription(impi, impu)).server_name
+        if kind is AuthorizationType.DE_REGISTRATION and server_name is None:
+            raise identity_not_registered()
+        if server_name is None or kind is AuthorizationType.REGISTRATION_AND_CAPABILITIES:
+            return UserAuthorization(None, ranked(impi, self.scscfs))
+        return UserAuthorization(server_name)
 
     async def location_info(self, impu: Impu) -> str:
         """LIR (§6.1.4): return the S-CSCF that serves a user; there are no services for users who are not registered."""
@@ -140,8 +150,12 @@ class Hss:
         counter.seq += 1
         seq = counter.seq  # taken before the write below yields to another request for the same user
         if seq > counter.ceiling:
+            stored = await self.subscribers.seq(impi)
+            if stored > counter.stored:  # another process gave vectors meanwhile, for the user's other S-CSCF
+                counter.seq = seq = max(counter.seq, stored + 1)
             # The ceiling rises after the write, so that a request that comes meanwhile waits for one too.
             allowed = seq + SEQ_RESERVE
+            counter.stored = allowed
             await self.subscribers.set_seq(impi, allowed)
             counter.ceiling = max(counter.ceiling, allowed)
         return seq
@@ -150,7 +164,7 @@ class Hss:
         counter = self._counters.get(impi)
         if counter is None:
             ceiling = await self.subscribers.seq(impi)
-            counter = self._counters.setdefault(impi, _Counter(ceiling, ceiling))
+            counter = self._counters.setdefault(impi, _Counter(ceiling, ceiling, ceiling))
             if len(self._counters) > self.max_counters:
                 self._forget_oldest()
         self._counters.move_to_end(impi)

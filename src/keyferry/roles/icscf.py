@@ -3,22 +3,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from keyferry.errors import CxError, TransportError
-from keyferry.ports import CxClient, Log, Resolver, SipClient, SipPeer
+from keyferry.ports import Clock, Counter, CxClient, Log, Resolver, SipClient, SipPeer
 from keyferry.protocol.digest import is_digest, parse_credentials
-from keyferry.protocol.identity import Impi, parse_impi, parse_impu
-from keyferry.protocol.ims.registration import impi_of
+from keyferry.protocol.identity import Impi, Impu, parse_impi, parse_impu
+from keyferry.protocol.ims.registration import deregisters, impi_of
+from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
 from keyferry.protocol.sip.headers import parse_name_addr
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response
 from keyferry.protocol.sip.proxy import forwarded, own_route, routed
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.cx_status import status_of
 
+DOWN: Final = 30.0
+"""Seconds that a silent S-CSCF is asked last: its users do not wait for it each."""
+MAX_TRIED: Final = 8
+"""S-CSCFs that one REGISTER is tried at."""
 NOT_SERVED = {5001: 404, 5003: 480}
 """USER_UNKNOWN, IDENTITY_NOT_REGISTERED, of a user whom somebody asks for (TS 24.229 §5.3.2.1)."""
+
+
+class _Asker(NamedTuple):
+    """What every UAR of one REGISTER says."""
+
+    cx: CxClient
+    impi: Impi
+    impu: Impu
+    visited_network: str
+
+    async def ask(self, kind: AuthorizationType) -> UserAuthorization:
+        return await self.cx.user_authorization(self.impi, self.impu, self.visited_network, kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +49,12 @@ class Icscf:
     resolver: Resolver
     default_scscf: str  # SIP URI
     log: Log
+    clock: Clock
+    counter: Counter
     name: str = ""  # our host name: what Route may name us by
     refused: Callable[[Impi, CxError, int], None] | None = None  # takes whom the HSS does not let in, and the status: the book of failures
+    patience: float | None = None  # seconds that an S-CSCF may be silent while there are others; None: as long as SIP waits
+    _down: dict[str, float] = field(default_factory=dict)  # SIP URI → until when a silent S-CSCF is the last choice, monotonic seconds
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
         """Answer with what the S-CSCF answers; methods that would need terminating services are not carried."""
@@ -44,25 +67,62 @@ class Icscf:
         return make_response(request, 405, headers=(("Allow", "REGISTER, SUBSCRIBE"),))
 
     async def _register(self, request: Request) -> Response:
-        """§5.3.1.2."""
+        """§5.3.1.2, §5.3.1.3."""
         impu = parse_impu(parse_name_addr(request.get("To") or "").uri)
         authorization = next((text for text in request.all("Authorization") if is_digest(text)), None)
         impi: Impi = parse_impi(parse_credentials(authorization).username) if authorization else impi_of(impu)
+        kind = AuthorizationType.DE_REGISTRATION if deregisters(request) else AuthorizationType.REGISTRATION
+        protected = authorization is not None and parse_credentials(authorization).parameter("integrity-protected") == "yes"
+        asker = _Asker(self.cx, impi, impu, request.get("P-Visited-Network-ID") or "")
         try:
-            server_name = await self.cx.user_authorization(impi, impu, request.get("P-Visited-Network-ID") or "")
+            if protected or kind is AuthorizationType.DE_REGISTRATION:  # another S-CSCF knows nothing of what is to be renewed or ended
+                target = (await asker.ask(kind)).server_name or self.default_scscf
+                return await self._sent(request, impi, target, None) or make_response(request, 504)
+            return await self._initial(request, asker)
         except CxError as problem:
             if self.refused is not None:
                 self.refused(impi, problem, status_of(problem))
             else:
                 self.log.warning("register-refused", impi=impi, impu=impu, cx=problem.name)
             return make_response(request, status_of(problem))
-        target = server_name or self.default_scscf
+
+    async def _initial(self, request: Request, asker: _Asker) -> Response:
+        """Send to the S-CSCF assigned; where it is silent or sends us away, to the next one that the HSS names (§5.3.1.3)."""
+        found = await asker.ask(AuthorizationType.REGISTRATION)
+        if found.server_name is not None and self._is_down(found.server_name):
+            found = await asker.ask(AuthorizationType.REGISTRATION_AND_CAPABILITIES)
+        tried: list[str] = []
+        while True:
+            offered = [found.server_name] if found.server_name is not None else self._in_order(found.candidates)
+            target = next((server for server in offered if server not in tried), None)
+            if target is None or len(tried) >= MAX_TRIED:
+                return make_response(request, 504)
+            tried.append(target)
+            response = await self._sent(request, asker.impi, target, self.patience)
+            if response is not None and response.status != 480 and not 300 <= response.status < 400:
+                self._down.pop(target, None)
+                return response
+            self.counter.count("icscf_moved_on", "silent" if response is None else "sent-away")
+            self._down[target] = self.clock.monotonic() + DOWN
+            found = await asker.ask(AuthorizationType.REGISTRATION_AND_CAPABILITIES)
+
+    async def _sent(self, request: Request, impi: Impi, target: str, patience: float | None) -> Response | None:
         onward = forwarded(request, uri=target)
         try:
-            return await self.sip.send(onward, self.resolver.resolve(parse_sip_uri(target)))
+            answer = self.sip.send(onward, self.resolver.resolve(parse_sip_uri(target)))
+            return await (answer if patience is None else asyncio.wait_for(answer, patience))
         except TransportError as problem:
             self.log.warning("s-cscf-unreachable", impi=impi, server=target, problem=problem.problem)
-            return make_response(request, 504)
+        except TimeoutError:
+            self.log.warning("s-cscf-unreachable", impi=impi, server=target, problem=f"no answer in {patience:g} s")
+        return None
+
+    def _in_order(self, candidates: Sequence[str]) -> list[str]:
+        """Return whom to ask, those that were silent lately after the others."""
+        return sorted(candidates or (self.default_scscf,), key=self._is_down)
+
+    def _is_down(self, server: str) -> bool:
+        return self._down.get(server, 0.0) > self.clock.monotonic()
 
     async def _subscribe(self, request: Request) -> Response:
         """§5.3.2.1: a request for a user goes to the user's S-CSCF; we are no part of the dialog."""

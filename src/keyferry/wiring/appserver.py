@@ -43,7 +43,7 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
     as_id = parse_as_id(settings.as_id)
     database = services.database(f"as-{as_id}")
     keys = SqliteKeyStore(database, services.state.keyring)
-    pushers = {name: _pusher(services, name, as_id) for name in settings.pushers or [services.config.scscf.name]}
+    pushers = {name: _pusher(services, name, as_id) for name in settings.pushers or [scscf.name for scscf in services.config.scscfs]}
     over_tls = str(settings.protection) == "tls"
     agent = KeyAgent(
         frozenset({as_id}), pushers, keys, services.clock, services.log, services.metrics, over_tls=over_tls,

@@ -18,7 +18,7 @@ from keyferry.protocol.identity import parse_impi, parse_impu
 from keyferry.protocol.ims import ifc
 from keyferry.roles.hss import Hss
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
-from keyferry.wiring.services import Services
+from keyferry.wiring.services import Services, server_name_of
 
 
 class HssParts(NamedTuple):
@@ -33,7 +33,8 @@ async def start_hss(services: Services) -> HssParts:
     subscribers = SqliteSubscriberStore(services.database("hss"), services.state.keyring)
     criteria = _criteria(services.config.application_servers)
     amf_bit = services.config.network.amf_bit
-    hss = Hss(subscribers, {"default": criteria}, services.random, services.log, services.metrics, amf_bit=amf_bit)
+    several = [server_name_of(settings) for settings in services.config.scscfs] if services.config.further_scscfs else []
+    hss = Hss(subscribers, {"default": criteria}, services.random, services.log, services.metrics, scscfs=several, amf_bit=amf_bit)
     await provision(subscribers, services.config.subscribers)
     return HssParts(hss, subscribers)
 

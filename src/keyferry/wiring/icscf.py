@@ -18,8 +18,10 @@ async def start_icscf(services: Services, cx: CxClient, refused: Callable[[Impi,
     trusted = settings.trusted_peers
     handler = services.trusting(trusted, lambda request, peer: icscf.handle(request, peer))
     node = services.node("I-CSCF", handler, sheds=True, trusted=trusted)
+    patience = settings.patience if services.config.further_scscfs else None
     icscf = Icscf(
-        cx=cx, sip=node, resolver=services.resolver, default_scscf=settings.scscf, log=services.log, name=settings.name, refused=refused
+        cx=cx, sip=node, resolver=services.resolver, default_scscf=settings.scscf, log=services.log, clock=services.clock,
+        counter=services.metrics, name=settings.name, patience=patience, refused=refused,
     )  # fmt: skip
     await services.serve_sip("icscf", node, settings.name, settings.listen)
     return icscf

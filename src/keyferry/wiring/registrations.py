@@ -22,29 +22,33 @@ FEW: Final = 5  # failures beside the registrations; /failures has them all
 class RegistrarOperations:
     """Implement asgi.registrations.Operations."""
 
-    registrar: Registrar
+    registrars: Sequence[Registrar]  # of the S-CSCFs of this process
 
     async def list(self, impi: Impi) -> Sequence[Mapping[str, object]]:
         """Return a user's registrations without keys."""
-        return [_shown(each) for each in await self.registrar.registrations.of_impi(impi)]
+        return [
+            {**_shown(each), "server": registrar.authenticator.policy.server_name}
+            for registrar in self.registrars
+            for each in await registrar.registrations.of_impi(impi)
+        ]
 
     async def pending(self, impi: Impi) -> Mapping[str, object]:
         """Return the challenges that wait, the pushes that are owed and the last failures."""
-        authenticator = self.registrar.authenticator
-        owed = self.registrar.notifier.owed_to(impi)
+        owed = [push for registrar in self.registrars for push in registrar.notifier.owed_to(impi)]
         return {
-            "challenges": authenticator.challenges.of_impi(impi),
+            "challenges": sum(registrar.authenticator.challenges.of_impi(impi) for registrar in self.registrars),
             "owed": [{"as_id": as_id, "server": server, "reg": reg} for _, as_id, server, reg in owed],
-            "failures": [shown(failure) for failure in authenticator.diagnosis.book.of_impi(impi)[:FEW]],
+            # S-CSCFs of one process keep one book
+            "failures": [shown(failure) for failure in self.registrars[0].authenticator.diagnosis.book.of_impi(impi)[:FEW]],
         }
 
     async def deregister(self, impi: Impi, reg: Reg | None, event: EndEvent, retry_after: int | None) -> int:
         """End registrations; return how many."""
-        return await self.registrar.network_deregister(impi, reg, event, retry_after)
+        return sum([await registrar.network_deregister(impi, reg, event, retry_after) for registrar in self.registrars])
 
     async def reauthenticate(self, impi: Impi, reg: Reg | None, seconds: int) -> int:
         """Ask for a new authentication; return of how many devices."""
-        return await self.registrar.shorten(impi, reg, seconds)
+        return sum([await registrar.shorten(impi, reg, seconds) for registrar in self.registrars])
 
 
 def _shown(registration: Registration) -> dict[str, object]:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The S-CSCF of a process: authentication, registrar, pushes, reg event package and the look for what has expired."""
+"""One S-CSCF of a process: authentication, registrar, pushes, reg event package and the look for what has expired."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from keyferry.config import split_address
+from keyferry.config import Scscf as Settings
 from keyferry.errors import KeyferryError
 from keyferry.ports import CxClient, RegistrationStore, SipPeer
 from keyferry.protocol.identity import AsId, parse_as_id
@@ -23,35 +23,38 @@ from keyferry.stores.isc_keys import LiveIscKeys
 from keyferry.stores.sqlite.registrations import SqliteRegistrationStore
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.isc import SealingKeys
-from keyferry.wiring.services import Services, is_trusted, only_loopback, only_tls
+from keyferry.wiring.services import Services, is_trusted, only_loopback, only_tls, server_name_of
+from keyferry.wiring.tracing import short_name
 
 
 class ScscfParts(NamedTuple):
-    """The S-CSCF, put together."""
+    """One S-CSCF, put together."""
 
+    server_name: str
     registrar: Registrar
     registrations: RegistrationStore
     repusher: Repusher
 
 
-async def start_scscf(services: Services, cx: CxClient, diagnosis: Diagnosis) -> ScscfParts:
-    """Start the S-CSCF. Raises ConfigError, StateError, TransportError."""
-    settings = services.config.scscf
+async def start_scscf(services: Services, cx: CxClient, settings: Settings, diagnosis: Diagnosis) -> ScscfParts:
+    """Start one S-CSCF. Raises ConfigError, StateError, TransportError."""
+    first = settings.name == services.config.scscf.name
     trusted = settings.trusted_peers
     handler = services.trusting(trusted, lambda request, peer: scscf.handle(request, peer))
-    node = services.node("S-CSCF", handler, sheds=True, trusted=trusted)
-    registrations = SqliteRegistrationStore(services.database("scscf"), services.state.keyring)
-    port = split_address(settings.listen, "scscf.listen")[1]
-    server_name = f"sip:{settings.name}:{port}" if port else f"sip:{settings.name}"
+    node = services.node("S-CSCF" if first else f"S-CSCF {short_name(settings.name)}", handler, sheds=True, trusted=trusted)
+    database = services.database("scscf" if first else f"scscf-{settings.name}")
+    registrations = SqliteRegistrationStore(database, services.state.keyring)
+    server_name = server_name_of(settings)
     notifier = AsNotifier(
         sip=node, resolver=services.resolver, registrations=registrations, clock=services.clock, random=services.random,
-        log=services.log, counter=services.metrics, policy=_push_policy(services, server_name),
+        log=services.log, counter=services.metrics, policy=_push_policy(services, settings, server_name),
         targets_of=lambda registration: registrar.targets_of(registration),
         terminate=lambda impi, reg: registrar.network_deregister(impi, reg), told=diagnosis.push,
     )  # fmt: skip
-    reg_event = _reg_event(services, node, registrations, server_name)
+    reg_event = _reg_event(services, node, registrations, settings)
+    auth_policy = _auth_policy(services, settings, server_name)
     registrar = Registrar(
-        authenticator=Authenticator(cx, services.clock, _auth_policy(services, server_name), services.log, services.metrics, diagnosis),
+        authenticator=Authenticator(cx, services.clock, auth_policy, services.log, services.metrics, diagnosis),
         notifier=notifier, registrations=registrations,
         cx=cx, clock=services.clock, random=services.random, log=services.log, counter=services.metrics,
         policy=RegistrarPolicy(
@@ -72,11 +75,11 @@ async def start_scscf(services: Services, cx: CxClient, diagnosis: Diagnosis) ->
     except KeyferryError as problem:  # a store that fails for one user must not keep the others out
         services.log.warning("first-sweep-failed", problem=str(problem))
     services.every(settings.sweep, scscf.sweep)
-    return ScscfParts(registrar, registrations, await _start_repusher(services, node, notifier, registrar))
+    repusher = await _start_repusher(services, settings, node, notifier, registrar)
+    return ScscfParts(server_name, registrar, registrations, repusher)
 
 
-async def _start_repusher(services: Services, node: SipNode, notifier: AsNotifier, registrar: Registrar) -> Repusher:
-    settings = services.config.scscf
+async def _start_repusher(services: Services, settings: Settings, node: SipNode, notifier: AsNotifier, registrar: Registrar) -> Repusher:
     repusher = Repusher(
         sip=node, resolver=services.resolver, registrations=registrar.registrations, notifier=notifier, owe_again=registrar.owe_again,
         clock=services.clock, random=services.random, log=services.log, counter=services.metrics,
@@ -88,25 +91,23 @@ async def _start_repusher(services: Services, node: SipNode, notifier: AsNotifie
     return repusher
 
 
-def _reg_event(services: Services, node: SipNode, registrations: RegistrationStore, server_name: str) -> RegEventNotifier:
-    trusted = services.config.scscf.trusted_peers
+def _reg_event(services: Services, node: SipNode, registrations: RegistrationStore, settings: Settings) -> RegEventNotifier:
+    trusted = settings.trusted_peers
     return RegEventNotifier(
         sip=node, resolver=services.resolver, registrations=registrations, owner_of=registrations.of_impu,
         trusts=lambda peer: is_trusted(trusted, peer), clock=services.clock, random=services.random, log=services.log,
-        counter=services.metrics, policy=RegEventPolicy(server_name), profile_of=cached_user_profile,
+        counter=services.metrics, policy=RegEventPolicy(server_name_of(settings)), profile_of=cached_user_profile,
     )  # fmt: skip
 
 
-def _auth_policy(services: Services, server_name: str) -> AuthPolicy:
-    settings = services.config.scscf
+def _auth_policy(services: Services, settings: Settings, server_name: str) -> AuthPolicy:
     return AuthPolicy(
         realm=services.config.network.home_domain, server_name=server_name, release=settings.release, release_info=settings.release_info,
         marker_octets=settings.marker_octets, mask=settings.mask, reg_await_auth=settings.reg_await_auth,
     )  # fmt: skip
 
 
-def _push_policy(services: Services, server_name: str) -> PushPolicy:
-    settings = services.config.scscf
+def _push_policy(services: Services, settings: Settings, server_name: str) -> PushPolicy:
     as_ids: dict[str, tuple[AsId, ...]] = {}
     live: dict[AsId, LiveIscKeys] = {}
     protection: dict[AsId, Callable[[SipPeer], None]] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
-from keyferry.config import Config, split_address
+from keyferry.config import Config, Scscf, split_address
 from keyferry.errors import KeyferryError, TransportError
 from keyferry.ports import Clock, Log, RandomSource, SipHandler, SipObserver, SipPeer
 from keyferry.protocol.identity import AsId
@@ -158,6 +158,12 @@ class Services:
             await asyncio.gather(task, return_exceptions=True)
 
         self.exit.push_async_callback(end)
+
+
+def server_name_of(settings: Scscf) -> str:
+    """Return the Server-Name of an S-CSCF: its SIP URI. Raises ConfigError."""
+    port = split_address(settings.listen, "scscf.listen")[1]
+    return f"sip:{settings.name}:{port}" if port else f"sip:{settings.name}"
 
 
 def is_trusted(trusted: Collection[str], peer: SipPeer) -> bool:

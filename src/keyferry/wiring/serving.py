@@ -24,10 +24,13 @@ GC_THRESHOLDS = (50_000, 50, 1_000)
 """For `gc.set_threshold`: messages and records hold no cycles, so looking for some after each 2,000 new objects finds nothing."""
 
 
-def serve(config: Config, state_path: Path, announce: Announce, *, roles: Collection[Role] = ROLES, log_format: LogFormat = "text") -> None:
+def serve(
+    config: Config, state_path: Path, announce: Announce, *, roles: Collection[Role] = ROLES, scscfs: Collection[str] | None = None,
+    log_format: LogFormat = "text",
+) -> None:  # fmt: skip
     """Serve until SIGTERM or SIGINT; SIGHUP reads certificates again. Raises ConfigError, StateError, TransportError."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, state_path, announce, roles, log_format))
+        runner.run(_serve(config, state_path, announce, roles, scscfs, log_format))
 
 
 def spare_the_collector() -> None:
@@ -40,18 +43,20 @@ def spare_the_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-async def _serve(config: Config, state_path: Path, announce: Announce, roles: Collection[Role], log_format: LogFormat) -> None:
+async def _serve(
+    config: Config, state_path: Path, announce: Announce, roles: Collection[Role], scscfs: Collection[str] | None, log_format: LogFormat
+) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     random = SystemRandom()
-    whole = set(roles) == set(ROLES)
+    whole = set(roles) == set(ROLES) and scscfs is None
     with open_state(state_path, random=random, exclusive=whole) as state:
         stream = BackgroundStream(sys.stderr)
         log = StructLog(log_format, stream)
         bridge_libraries(log)
-        system = System(config, state, SystemClock(), random, log, Metrics(), roles)
+        system = System(config, state, SystemClock(), random, log, Metrics(), roles, scscf_names=scscfs)
         try:
             listeners = await system.start()
             spare_the_collector()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -10,12 +11,12 @@ from keyferry.asgi.admin import AdminApp
 from keyferry.asgi.failures import FailuresApp
 from keyferry.asgi.registrations import RegistrationsApp
 from keyferry.config import Config
-from keyferry.ports import Clock, Log, RandomSource, RegistrationStore, SipObserver, SubscriberStore
+from keyferry.config import Scscf as ScscfSettings
+from keyferry.ports import Clock, Log, RandomSource, SipObserver, SubscriberStore
 from keyferry.protocol.ims.failures import FailureBook
 from keyferry.roles.pcscf.proxy import Pcscf
 from keyferry.roles.scscf.diagnosis import Diagnosis
 from keyferry.roles.scscf.registrar import Registrar
-from keyferry.roles.scscf.repush import Repusher
 from keyferry.stores.state_dir import StateDir
 from keyferry.transports.pki import Pki
 from keyferry.transports.resolver import TableResolver
@@ -25,7 +26,7 @@ from keyferry.wiring.icscf import start_icscf
 from keyferry.wiring.observability import Metrics
 from keyferry.wiring.pcscf import start_pcscf
 from keyferry.wiring.registrations import RegistrarOperations
-from keyferry.wiring.scscf import start_scscf
+from keyferry.wiring.scscf import ScscfParts, start_scscf
 from keyferry.wiring.services import ROLES, Listener, Role, Services
 from keyferry.wiring.tracing import Tracer
 
@@ -48,10 +49,9 @@ class System:
     tracer: Tracer = field(default_factory=Tracer)
     services: Services = field(init=False)
     subscribers: SubscriberStore = field(init=False)
-    registrations: RegistrationStore | None = None
+    scscf_names: Collection[str] | None = None  # of several S-CSCFs only these; None: all of the file
+    scscfs: list[ScscfParts] = field(default_factory=list)
     pcscf: Pcscf | None = None
-    registrar: Registrar | None = None
-    repusher: Repusher | None = None
     servers: list[AsParts] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -59,6 +59,11 @@ class System:
         self.services = Services(
             self.config, self.state, self.clock, self.random, self.log, self.metrics, self.observer, self.tracer
         )  # fmt: skip
+
+    @property
+    def registrar(self) -> Registrar | None:
+        """The registrar of the first S-CSCF."""
+        return self.scscfs[0].registrar if self.scscfs else None
 
     @property
     def listeners(self) -> list[Listener]:
@@ -101,7 +106,8 @@ class System:
             for settings in self.config.application_servers:
                 self.servers.append(await start_appserver(self.services, settings))
         if "scscf" in self.roles:
-            self.registrar, self.registrations, self.repusher = await start_scscf(self.services, hss, diagnosis)
+            for scscf in self._own_scscfs():
+                self.scscfs.append(await start_scscf(self.services, hss, scscf, diagnosis))
         if "icscf" in self.roles:
             await start_icscf(self.services, hss, lambda impi, problem, status: diagnosis.cx(impi, problem, status, "I-CSCF"))
         if "pcscf" in self.roles:
@@ -113,19 +119,24 @@ class System:
     async def _renew_daily(self) -> None:
         self.services.renew()
 
+    def _own_scscfs(self) -> list[ScscfSettings]:
+        return [each for each in self.config.scscfs if self.scscf_names is None or each.name in self.scscf_names]
+
     async def _start_admin(self, book: FailureBook) -> None:
         app = AdminApp(
             registry=self.metrics.registry,
             health=self._health,
             trace=self.tracer.follower_of(self.subscribers),
-            registrations=RegistrationsApp(RegistrarOperations(self.registrar)) if self.registrar is not None else None,
+            registrations=RegistrationsApp(RegistrarOperations([each.registrar for each in self.scscfs])) if self.scscfs else None,
             failures=FailuresApp(book),
         )
         await self.services.serve_http("admin", app, self.config.admin.listen, "", None)
         self.services.exit.callback(self.tracer.close)  # before the listener, so that streams end and nobody waits for them
 
     async def _health(self) -> dict[str, object]:
-        registered = await self.registrations.count() if self.registrations else 0
+        registered = sum([await each.registrations.count() for each in self.scscfs])
         keys = {server.as_id: await server.keys.count(self.clock.now()) for server in self.servers}
-        again = self.repusher.under_way() if self.repusher else {}
-        return {"ok": True, "registrations": registered, "keys": keys, **({"pushed_again": again} if again else {})}
+        again: Counter[str] = Counter()
+        for each in self.scscfs:
+            again.update(each.repusher.under_way())
+        return {"ok": True, "registrations": registered, "keys": keys, **({"pushed_again": dict(again)} if again else {})}

@@ -60,12 +60,18 @@ class PcscfWatch:
     resolver: Resolver
     icscf: str  # SIP URI
     tasks: Tasks
+    _routes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # resource → Service-Route: who serves the user
 
     def registered(self, binding: Binding) -> None:
-        """Subscribe at the first registration of a user (§5.2.3)."""
+        """Subscribe at the first registration of a user (§5.2.3), and where another S-CSCF serves it now."""
         resource = next((impu for impu in binding.impus if impu.startswith("sip:")), None)
-        if resource is not None and not self.subscriber.watches(resource):
-            self.tasks.spawn(self._subscribe(resource))
+        if resource is None or (self.subscriber.watches(resource) and self._routes.get(resource) == binding.service_route):
+            return
+        self._routes.pop(resource, None)
+        self._routes[resource] = binding.service_route
+        if len(self._routes) > MAX_SUBSCRIPTIONS:
+            del self._routes[next(iter(self._routes))]
+        self.tasks.spawn(self._subscribe(resource))
 
     def heard(self, news: RegNews) -> None:
         """Take a NOTIFY: what is terminated has ended here, too."""
@@ -75,6 +81,7 @@ class PcscfWatch:
 
     async def _subscribe(self, resource: str) -> None:
         hop = self.resolver.resolve(parse_sip_uri(self.icscf))
+        self.subscriber.abandon(resource)
         await self.subscriber.subscribe(resource, hop, (f"<{self.icscf};lr>",))
 
 

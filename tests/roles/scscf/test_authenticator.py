@@ -17,6 +17,7 @@ from keyferry.protocol.identity import Impi, Impu, Reg
 from keyferry.protocol.ims.keys import access_keys, application_master_key
 from keyferry.protocol.ims.marker import Marker, build_marker
 from keyferry.protocol.ims.registration import RegisterView
+from keyferry.protocol.ims.selection import UserAuthorization
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy, Challenged, Proven, Refused
 from keyferry.roles.scscf.diagnosis import Diagnosis
 from roles.home import REALM, SCSCF, subscriber
@@ -40,7 +41,7 @@ class Cx:
         self.res_octets = res_octets
         self.servers: list[str] = []
 
-    async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str) -> str | None:
+    async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str, kind: object = None) -> UserAuthorization:
         raise NotImplementedError
 
     async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: object) -> bytes:

@@ -54,10 +54,10 @@ async def test_a_wrong_answer_frees_the_user_at_the_hss(home: Home) -> None:
     """§5.4.1.2.3: AUTHENTICATION_FAILURE."""
     told, ue = watch(home), Manual(home)
     given = ue.answer(await ue.send())
-    assert await home.hss.user_authorization(ue.impi, SIP_ALICE, "") == SCSCF  # MAR assigned it
+    assert (await home.hss.user_authorization(ue.impi, SIP_ALICE, "")).server_name == SCSCF  # MAR assigned it
     assert (await ue.send(replace(given, response="0" * 32))).status == 403
     assert told.seen == [ServerAssignment.AUTHENTICATION_FAILURE]
-    assert await home.hss.user_authorization(ue.impi, SIP_ALICE, "") is None
+    assert (await home.hss.user_authorization(ue.impi, SIP_ALICE, "")).server_name is None
 
 
 async def test_no_answer_frees_the_user_when_reg_await_auth_ends(home: Home) -> None:
@@ -81,7 +81,7 @@ async def test_a_stranger_cannot_end_a_registration_by_failing(home: Home, answe
         await home.clock.advance(241)
         await home.scscf.sweep()
     assert told.seen == []
-    assert await home.hss.user_authorization(stranger.impi, SIP_ALICE, "") == SCSCF
+    assert (await home.hss.user_authorization(stranger.impi, SIP_ALICE, "")).server_name == SCSCF
 
 
 async def test_nor_a_registration_that_is_under_way(home: Home) -> None:

@@ -102,7 +102,7 @@ class TestNetworkDeregistration:
         assert watcher.events[-1] == (event, after)
         assert (await home.registrations.count(), await home.keys_at()) == (0, 0)
         assert requests(home, "S", "AS1")[-1].get("Expires") == "0"
-        assert await home.hss.user_authorization(ue.impi, SIP_ALICE, "") is None
+        assert (await home.hss.user_authorization(ue.impi, SIP_ALICE, "")).server_name is None
 
     async def test_one_device_goes_alone(self, home: Home) -> None:
         one, two = home.device(number=1), home.device(number=2)
@@ -111,7 +111,7 @@ class TestNetworkDeregistration:
         assert await home.scscf.network_deregister(one.impi, one.reg) == 1
         await settle()
         assert await home.key_of(two) is not None
-        assert await home.hss.user_authorization(one.impi, SIP_ALICE, "") == SCSCF
+        assert (await home.hss.user_authorization(one.impi, SIP_ALICE, "")).server_name == SCSCF
 
     async def test_nobody_is_ended_twice(self, home: Home) -> None:
         assert await home.scscf.network_deregister(Manual(home).impi) == 0

@@ -14,6 +14,7 @@ from keyferry.protocol.crypto.functions import F2345
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import AuthenticationInfo, build_authentication_info, hash_a1, parse_credentials, rspauth_of
 from keyferry.protocol.identity import Impi, Impu
+from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
 from keyferry.protocol.sip.message import Request, Response
 
 SHORT = 4  # octets: the least that TS 33.102 §6.3.7 allows
@@ -58,9 +59,11 @@ class ShortCx:
     whole: CxClient
     found: list[Secret]
 
-    async def user_authorization(self, impi: Impi, impu: Impu, visited_network: str) -> str | None:
+    async def user_authorization(
+        self, impi: Impi, impu: Impu, visited_network: str, kind: AuthorizationType = AuthorizationType.REGISTRATION
+    ) -> UserAuthorization:
         """UAR."""
-        return await self.whole.user_authorization(impi, impu, visited_network)
+        return await self.whole.user_authorization(impi, impu, visited_network, kind)
 
     async def location_info(self, impu: Impu) -> str:
         """LIR."""

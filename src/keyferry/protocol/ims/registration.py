@@ -103,6 +103,17 @@ def read_register(request: Request) -> RegisterView:
     )  # fmt: skip
 
 
+def deregisters(request: Request) -> bool:
+    """Tell whether a REGISTER asks for no time at all, as an I-CSCF reads it. Raises ParseError."""
+    contacts = request.all("Contact")
+    if contacts and "expires" in contacts[0].lower():
+        own = parse_name_addr_list(contacts[0])[0].parameter("expires")
+        if own is not None:
+            return parse_expires(own) == 0
+    text = request.get("Expires")
+    return text is not None and parse_expires(text) == 0
+
+
 def integrity_protected(view: RegisterView) -> bool:
     """Tell whether the P-CSCF says that the REGISTER came over security associations (§7.2A.2); to be believed of a trusted peer only."""
     if view.credentials is None:
