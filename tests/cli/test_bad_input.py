@@ -149,6 +149,15 @@ def test_a_port_in_use_is_named(lab: Lab) -> None:
         assert served.health()["ok"] is True
 
 
+def test_two_application_servers_of_one_process_at_one_sip_uri_are_refused(tmp_path: Path) -> None:
+    """One of them would get the pushes of both; an S-CSCF alone may push for two AS_IDs to one server."""
+    lab = make_lab(tmp_path, lambda text: text.replace("sip:notes-as.home1.net:5091", "sip:xcap-as.home1.net:5090"))
+    line = _said(keyferry("serve", "--config", lab.serve, "--state", lab.state, "--log", "none"), 2)
+    assert re.fullmatch(f"keyferry: application_servers\\[1\\].sip_uri: is the one of xcap.home1.net, too{REMEDY}", line), line
+    with serving(lab.serve, lab.state, "--role", "scscf", "--role", "admin") as served:
+        assert served.health()["ok"] is True
+
+
 def test_a_second_server_on_the_same_state_is_refused(served: Served, lab: Lab, tmp_path: Path) -> None:
     """The first goes on."""
     other = tmp_path / "other"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -36,6 +37,19 @@ class AsParts:
     as_id: AsId
     keys: KeyStore
     agent: KeyAgent
+
+
+def check_apart(servers: Sequence[ApplicationServer]) -> None:
+    """Refuse two application servers of this process at one SIP URI: each has a listener of its own, and one would get all pushes.
+
+    An S-CSCF may push for several AS_IDs to one server, which is somebody else's then. Raises ConfigError.
+    """
+    seen: dict[str, str] = {}
+    for place, server in enumerate(servers):
+        other = seen.setdefault(server.sip_uri, server.as_id)
+        if other != server.as_id:
+            where = f"application_servers[{place}].sip_uri"
+            raise ConfigError(where, f"is the one of {other}, too", "Give each application server of this process its own")
 
 
 async def start_appserver(services: Services, settings: ApplicationServer) -> AsParts:

@@ -20,7 +20,7 @@ from keyferry.roles.scscf.registrar import Registrar
 from keyferry.stores.state_dir import StateDir
 from keyferry.transports.pki import Pki
 from keyferry.transports.resolver import TableResolver
-from keyferry.wiring.appserver import AsParts, start_appserver
+from keyferry.wiring.appserver import AsParts, check_apart, start_appserver
 from keyferry.wiring.hss import start_hss
 from keyferry.wiring.icscf import start_icscf
 from keyferry.wiring.observability import Metrics
@@ -103,6 +103,7 @@ class System:
         diagnosis = Diagnosis(self.clock, self.log, self.metrics, hss)
         # Backwards along the path of a REGISTER, so that nobody is asked before it can answer.
         if "as" in self.roles:
+            check_apart(self.config.application_servers)
             for settings in self.config.application_servers:
                 self.servers.append(await start_appserver(self.services, settings))
         if "scscf" in self.roles:
