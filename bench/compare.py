@@ -184,6 +184,7 @@ def main() -> int:
         return 130
     report["ok"] = report["ratio"] >= options.at_least
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     if options.json:
         print(json.dumps(report))

@@ -55,7 +55,6 @@ from keyferry.wiring.system import System
 
 T1 = 0.5  # seconds (RFC 3261 §17.1.2.2)
 GIVE_UP = 8.0  # seconds without an answer, then a registration failed
-IN_FLIGHT = 32  # registrations under way while the capacity is measured
 FACTORS = (0.5, 1.0, 2.0, 4.0)
 BUFFER = 4 * 1024 * 1024  # octets
 WARM_UP = 1.0  # seconds of each run that are not counted
@@ -63,6 +62,7 @@ LOAD_LIMIT = 0.9  # of a processor; above, the load and not the server is what i
 
 Kind = Literal["fixed", "scscf", "kamailio"]
 Credentials = Literal["none", "aka", "md5"]
+IN_FLIGHT: dict[Kind, int] = {"fixed": 32, "scscf": 32, "kamailio": 64}  # registrations under way while the capacity is measured
 CREDENTIALS: dict[Kind, Credentials] = {"fixed": "none", "scscf": "aka", "kamailio": "md5"}
 
 _BRANCH = re.compile(rb"branch=z9hG4bKov([0-9a-f]{8})")
@@ -386,11 +386,11 @@ class Measured(NamedTuple):
 
 
 def measure(one: Measured, seconds: float, factor: float, capacity: Row | None) -> Row:
-    """Run once; a factor of 0 keeps IN_FLIGHT registrations under way."""
+    """Run once; a factor of 0 keeps as many registrations under way as IN_FLIGHT says."""
     load = one.load
 
     def closed(_: float, under_way: int) -> int:
-        return max(0, IN_FLIGHT - under_way)
+        return max(0, IN_FLIGHT[one.kind] - under_way)
 
     def opened(elapsed: float, _: int) -> int:
         return int(elapsed * factor * (capacity.goodput if capacity else 0.0)) - load.outcome.offered

@@ -362,6 +362,7 @@ def main() -> int:
         else:
             tell(f"the logs are in {folder}")
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(report, indent=1, default=str) + "\n", "utf-8")
     if options.json:
         print(json.dumps(report, default=str))
