@@ -76,7 +76,17 @@ def packets(capture: Path, profile: Path) -> list[Packet]:
     """Return what tshark makes of the packets under the SAs of a profile; other ESP on the interface is not ours."""
     spis = re.findall(r"0x[0-9a-f]{8}", (profile / "esp_sa").read_text())
     ours = " || ".join(f"esp.spi == {spi}" for spi in spis)
-    command = [program("tshark"), "-r", str(capture), "-Y", ours, "-T", "fields", "-E", "occurrence=l"]
+    command = [
+        program("tshark"),
+        "-r",
+        str(capture),
+        "-Y",
+        ours,
+        "-T",
+        "fields",
+        "-E",
+        "occurrence=f",
+    ]  # what a wrong key yields may look like ESP again
     for name in FIELDS:
         command += ["-e", name]
     # A capture that is still being written may end in the middle of a frame: tshark says so and exits with 2.
