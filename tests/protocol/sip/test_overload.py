@@ -66,6 +66,13 @@ def test_lasting_delay_sheds_until_it_is_low_and_comes_back_at_once() -> None:
     assert told(control, (2.4, 0.0, 0), (4.3, 0.03, 0), (4.4, 0.0, 0), (4.5, 0.09, 0)) == [Load.WARY, Load.WARY, Load.CALM, Load.STRAINED]
 
 
+def test_shedding_ends_though_the_delay_does_not_get_low() -> None:
+    """OverloadPolicy.ease, counted from the last measurement that was high: other programs use the machine, too."""
+    control = OverloadControl(POLICY)
+    assert told(control, (0.0, 0.06, 0), (0.1, 0.06, 0), (0.25, 0.06, 0)) == [Load.STRAINED, Load.SHEDDING, Load.SHEDDING]
+    assert told(control, (0.4, 0.03, 0), (0.44, 0.03, 0), (0.45, 0.03, 0)) == [Load.SHEDDING, Load.SHEDDING, Load.WARY]
+
+
 def test_many_requests_in_progress_are_load_too() -> None:
     """A store or an HSS that does not answer keeps the loop idle."""
     control = OverloadControl(POLICY)

@@ -30,7 +30,8 @@ class OverloadPolicy(NamedTuple):
     delay_low: float = 0.01  # seconds
     in_progress_high: int = 500  # requests
     in_progress_low: int = 250
-    patience: float = 0.05  # seconds of strain before shedding: a pause of the interpreter is no overload
+    patience: float = 0.15  # seconds of strain before shedding: a pause of the interpreter, or of a busy machine, is no overload
+    ease: float = 0.2  # seconds under the high marks that end shedding, low marks or not: other programs may keep the delay up
     memory: float = 2.0  # seconds after shedding in which it begins again at once
     retry_after: int = 5  # seconds at least, twice that at most: those refused together do not come back together
 
@@ -59,7 +60,9 @@ TRANSITIONS: Final[dict[tuple[Load, Level, bool], Load]] = {  # the last part: t
     **{(_T, level, over): _C for level in (Level.LOW, Level.BETWEEN) for over in (False, True)},
     (_T, Level.HIGH, False): _T,
     (_T, Level.HIGH, True): _S,  # after `patience`
-    **{(_S, level, over): _S for level in (Level.BETWEEN, Level.HIGH) for over in (False, True)},
+    **{(_S, Level.HIGH, over): _S for over in (False, True)},
+    (_S, Level.BETWEEN, False): _S,
+    (_S, Level.BETWEEN, True): _W,  # after `ease`
     **{(_S, Level.LOW, over): _W for over in (False, True)},
     **{(_W, Level.HIGH, over): _S for over in (False, True)},
     **{(_W, level, False): _W for level in (Level.LOW, Level.BETWEEN)},
@@ -88,11 +91,15 @@ class OverloadControl:
         else:
             level = Level.BETWEEN
         after = TRANSITIONS[self.state, level, now >= self._until]
-        if after is not self.state:
+        if after is not self.state or (after is Load.SHEDDING and level is Level.HIGH):
             self.state = after
             self.shedding = after is Load.SHEDDING
-            self._until = now + (policy.patience if after is Load.STRAINED else policy.memory if after is Load.WARY else 0.0)
+            self._until = now + self._lasting(after)
         return after
+
+    def _lasting(self, state: Load) -> float:
+        policy = self._policy
+        return {Load.STRAINED: policy.patience, Load.SHEDDING: policy.ease, Load.WARY: policy.memory}.get(state, 0.0)
 
 
 # ---- what may be refused
