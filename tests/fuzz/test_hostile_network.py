@@ -180,7 +180,8 @@ class HostileNetwork(RuleBasedStateMachine):
         return request.replacing("Authorization", build_credentials(replace(claimed, parameters=(*rest, ("integrity-protected", "yes")))))
 
     def teardown(self) -> None:
-        if self.opened is None:
+        if self.opened is None:  # the data was used up before anything began
+            self.loop.close()
             return
         try:
             self.run(self.at_rest())
