@@ -16,7 +16,7 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, KeyId
 from keyferry.protocol.ims.autn_trial import explain_autn
 from keyferry.protocol.ims.keys import as_key, digest_password, digest_realm, key_id, ua_key
-from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.protocol.sip.message import Request, Response, refuse_method
 from keyferry.roles.ue import Ue, UeProfile, UeSecurity
 from keyferry.transports.pki import MutualTls
 from keyferry.transports.sip_node import SipNode
@@ -67,7 +67,7 @@ class UeClient:
     async def handle(self, request: Request, peer: SipPeer) -> Response:
         """Answer a request of the network."""
         if self.notified is None:
-            return make_response(request, 405, headers=(("Allow", ""),))
+            return refuse_method(request)
         return await self.notified(request, peer)
 
     async def state(self) -> UeState | None:

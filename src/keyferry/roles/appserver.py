@@ -16,12 +16,12 @@ from keyferry.protocol.ims.key_store_id import build_store_header
 from keyferry.protocol.ims.keypush import Push, SealedPush, check_domains, open_push, parse_service_info
 from keyferry.protocol.ims.third_party import ThirdPartyRegister, parse_third_party_register
 from keyferry.protocol.sip.headers import parse_name_addr
-from keyferry.protocol.sip.message import Request, Response, check_request, make_response
+from keyferry.protocol.sip.message import Request, Response, check_request, make_response, refuse_method
 from keyferry.protocol.sip.uri import parse_sip_uri
 
 PUSHER_ROLE: Final = "scscf"
 """Of the certificate of who pushes over TLS."""
-_ALLOW = ("Allow", "REGISTER, OPTIONS")
+_ALLOWED = ("REGISTER", "OPTIONS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class KeyAgent:
         """
         check_request(request)
         if request.method == "OPTIONS":
-            return make_response(request, 200, headers=(_ALLOW, build_store_header(sorted(self.as_ids), self.keys.store_id)))
+            return make_response(request, 200, headers=(("Allow", ", ".join(_ALLOWED)), self._store()))
         if request.method != "REGISTER":
-            return make_response(request, 405, headers=(_ALLOW,))
+            return refuse_method(request, *_ALLOWED)
         try:
             register = parse_third_party_register(request)
             await self._take(register, peer)
@@ -71,7 +71,10 @@ class KeyAgent:
             return make_response(request, problem.status)
         if self.registered is not None:
             self.registered(register)
-        return make_response(request, 200, headers=(build_store_header(sorted(self.as_ids), self.keys.store_id),))
+        return make_response(request, 200, headers=(self._store(),))
+
+    def _store(self) -> tuple[str, str]:
+        return build_store_header(sorted(self.as_ids), self.keys.store_id)
 
     async def ended(self, scscf: str, impu: Impu) -> int:
         """Erase the keys of a user whose registration at an S-CSCF has ended, as the reg event package says; return how many."""

@@ -15,7 +15,7 @@ from keyferry.protocol.identity import Impi, Impu, parse_impi, parse_impu
 from keyferry.protocol.ims.registration import deregisters, impi_of
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
 from keyferry.protocol.sip.headers import parse_name_addr
-from keyferry.protocol.sip.message import Request, Response, check_request, make_response
+from keyferry.protocol.sip.message import Request, Response, check_request, make_response, refuse_method
 from keyferry.protocol.sip.proxy import forwarded, own_route, routed
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.cx_status import status_of
@@ -64,7 +64,7 @@ class Icscf:
             return await self._register(request)
         if request.method == "SUBSCRIBE":
             return await self._subscribe(request)
-        return make_response(request, 405, headers=(("Allow", "REGISTER, SUBSCRIBE"),))
+        return refuse_method(request, "REGISTER", "SUBSCRIBE")
 
     async def _register(self, request: Request) -> Response:
         """§5.3.1.2, §5.3.1.3."""

@@ -27,7 +27,7 @@ from keyferry.protocol.ims.subscription import (
     resubscribe_after,
 )
 from keyferry.protocol.sip.headers import parse_expires
-from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.protocol.sip.message import Request, Response, make_response, refuse_method
 from keyferry.protocol.sip.uri import parse_sip_uri
 
 MAX_SUBSCRIPTIONS = 200_000  # a P-CSCF has one a user
@@ -163,7 +163,7 @@ class RegEventSubscriber:
         """Answer a NOTIFY that the node has checked."""
         del peer
         if request.method != "NOTIFY":
-            return make_response(request, 405, headers=(("Allow", "NOTIFY"),))
+            return refuse_method(request, "NOTIFY")
         view = parse_notify(request)
         watched = self._by_tag.get(view.to_tag)
         if watched is None or not _matches(watched.subscription, view):

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from keyferry.errors import ParseError, RemoteProtocolError
 from keyferry.protocol.sip.framing import StreamFramer
 from keyferry.protocol.sip.headers import parse_cseq, parse_expires, parse_name_addr, parse_name_addr_list, parse_via_list
-from keyferry.protocol.sip.message import Message, Request, Response, build_message, check_request, parse_message
+from keyferry.protocol.sip.message import Message, Request, Response, build_message, check_request, parse_message, refuse_method
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.transaction import server_key
 from keyferry.protocol.sip.uri import parse_sip_uri, same_uri
@@ -106,8 +108,10 @@ def test_escaped_nulls_stay_and_two_are_not_one() -> None:
 
 
 def test_percent_that_is_no_escape() -> None:
-    """RFC 4475 §3.1.1.5: an unknown method, and two Contacts."""
+    """RFC 4475 §3.1.1.5: an unknown method, answered 501, and two Contacts."""
     message = request("no-escapes")
+    assert refuse_method(message, "REGISTER").status == 501
+    assert refuse_method(replace(message, method="REGISTER"), "SUBSCRIBE").status == 405
     assert message.method == "RE%47IST%45R"
     assert len(message.all("Contact")) == 2
     assert message.get("C%6Fntact") == "<sip:alias2@host2.home1.net>"

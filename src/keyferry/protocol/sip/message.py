@@ -15,7 +15,7 @@ from typing import Self, TypeAlias
 from keyferry.errors import LocalProtocolError, ParseError
 from keyferry.protocol.sip.grammar import MAX_HEADERS, MAX_MESSAGE, MAX_URI, MAX_VALUE, TOKEN, is_token
 from keyferry.protocol.sip.headers import NameAddr, Via, parse_cseq, parse_name_addr, top_via
-from keyferry.protocol.sip.names import CANONICAL, KNOWN, REASONS, canonical_name, lookup_key
+from keyferry.protocol.sip.names import CANONICAL, KNOWN, METHODS, REASONS, canonical_name, lookup_key
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -236,6 +236,11 @@ def make_response(
         reason = REASONS.get(status) or REASONS.get(status // 100 * 100, "")
     response = Response(status, reason, (*copied, *headers), body)
     return response if to_tag is None else with_to_tag(response, to_tag)
+
+
+def refuse_method(request: Request, *allowed: str) -> Response:
+    """Answer a request of a method that is not among those allowed here: 405, or 501 if no document knows it (RFC 3261 §8.2.1, §21.5.2)."""
+    return make_response(request, 405 if request.method in METHODS else 501, headers=(("Allow", ", ".join(allowed)),))
 
 
 def with_to_tag(response: Response, tag: str | Callable[[], str]) -> Response:

@@ -35,6 +35,12 @@ CANONICAL: Final[dict[str, str]] = {
 }
 """Every spelling met in practice; any other goes through `canonical_name`."""
 
+METHODS: Final = frozenset((
+    "REGISTER", "INVITE", "ACK", "CANCEL", "BYE", "OPTIONS", "SUBSCRIBE", "NOTIFY", "PUBLISH", "MESSAGE", "INFO", "PRACK", "UPDATE",
+    "REFER",
+))  # fmt: skip
+"""Methods that a document defines: RFC 3261, and the extensions IANA lists."""
+
 REASONS: Final = {
     100: "Trying", 180: "Ringing", 181: "Call Is Being Forwarded", 182: "Queued", 183: "Session Progress", 200: "OK", 202: "Accepted",
     300: "Multiple Choices", 301: "Moved Permanently", 302: "Moved Temporarily", 305: "Use Proxy", 380: "Alternative Service",

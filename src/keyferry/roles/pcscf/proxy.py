@@ -25,7 +25,7 @@ from keyferry.protocol.esp import KEY_OCTETS
 from keyferry.protocol.identity import Reg, reg_of
 from keyferry.protocol.ims.reginfo import ContactEvent
 from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list, parse_via_list
-from keyferry.protocol.sip.message import Request, Response, check_request, make_response, unsupported_tags
+from keyferry.protocol.sip.message import Request, Response, check_request, make_response, refuse_method, unsupported_tags
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.pcscf.bindings import Binding, Bindings, Device, associated, contact_of, service_route
@@ -92,7 +92,7 @@ class Pcscf:
             return make_response(request, refusal.status, headers=refusal.headers)
         if request.method == "NOTIFY":
             return await self.dialogs.notify(request, peer)
-        return make_response(request, 405, headers=(("Allow", "REGISTER, SUBSCRIBE, NOTIFY"),))
+        return refuse_method(request, "REGISTER", "SUBSCRIBE", "NOTIFY")
 
     def ended(self, contact: str, event: ContactEvent) -> None:
         """Forget the device of a contact address, with its keys and security associations: the network says so (§5.2.5.2)."""

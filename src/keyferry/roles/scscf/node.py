@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from keyferry.ports import SipPeer
-from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.protocol.sip.message import Request, Response, refuse_method
 from keyferry.roles.scscf.reg_event import RegEventNotifier
 from keyferry.roles.scscf.registrar import Registrar
 
@@ -24,7 +24,7 @@ class Scscf:
             return await self.registrar.handle(request, peer)
         if request.method == "SUBSCRIBE":
             return await self.reg_event.handle_subscribe(request, peer)
-        return make_response(request, 405, headers=(("Allow", "REGISTER, SUBSCRIBE"),))
+        return refuse_method(request, "REGISTER", "SUBSCRIBE")
 
     async def sweep(self) -> int:
         """End what is over, registrations first, so that who watches them is told; return how many ended."""

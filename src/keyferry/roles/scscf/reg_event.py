@@ -37,7 +37,7 @@ from keyferry.protocol.ims.subscription import (
     notify_outcome,
 )
 from keyferry.protocol.ims.user_profile import UserProfile, parse_user_profile
-from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.protocol.sip.message import Request, Response, make_response, refuse_method
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.scscf.reg_document import ContactNews, News, ProfileOf, body_of, document_of, event_of, impus_of, news_of, with_news
 
@@ -109,7 +109,7 @@ class RegEventNotifier:
     async def handle_subscribe(self, request: Request, peer: SipPeer) -> Response:
         """Answer a SUBSCRIBE that the node has checked (§5.4.2.1.1); a full NOTIFY follows the 200 at once."""
         if request.method != "SUBSCRIBE":
-            return make_response(request, 405, headers=(("Allow", "SUBSCRIBE"),))
+            return refuse_method(request, "SUBSCRIBE")
         if not self.trusts(peer):
             return self._refused(request, "untrusted")
         view = parse_subscribe(request)

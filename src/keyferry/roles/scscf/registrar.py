@@ -25,7 +25,7 @@ from keyferry.protocol.identity import AsId, Impi, Impu, Reg
 from keyferry.protocol.ims.ifc import ApplicationServer, InitialFilterCriteria, RegistrationType, SessionCase, matching
 from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, integrity_protected, key_not_after, read_register
 from keyferry.protocol.ims.user_profile import UserProfile, cached_user_profile, criteria_of
-from keyferry.protocol.sip.message import Request, Response, make_response, unsupported_tags
+from keyferry.protocol.sip.message import Request, Response, make_response, refuse_method, unsupported_tags
 from keyferry.roles.cx_status import status_of
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
 from keyferry.roles.scscf.authenticator import Authenticator, Challenged, Proven, Refused
@@ -118,7 +118,7 @@ class Registrar:
     def _misplaced(self, request: Request) -> Response | None:
         """Refuse what no registrar does, and extensions that this one does not know (RFC 3261 §10.3 step 2)."""
         if request.method != "REGISTER":
-            return make_response(request, 405, headers=(("Allow", "REGISTER"),))
+            return refuse_method(request, "REGISTER")
         unknown = unsupported_tags(request, "Require", SUPPORTED)
         if unknown:
             return make_response(request, 420, headers=(("Unsupported", ", ".join(unknown)),), to_tag=self._tag())
