@@ -17,13 +17,17 @@ NAME = "pcscf1.home1.net"
 
 def lab_with_tls(folder: Path, gm: str = "off") -> Lab:
     """Return a lab whose P-CSCF takes TLS and whose UE uses it."""
-    port, tunnel = free_port(), free_port()
+    port = free_port()
     return make_lab(
         folder,
-        lambda text: text.replace('gm = "off"', f'gm = "{gm}"').replace(
-            'icscf = "sip', f'listen_tls = "127.0.0.1:{port}"\ngm_listen = "127.0.0.1:{tunnel}"\nicscf = "sip'
+        lambda text: text.replace('gm = "optional"', f'gm = "{gm}"').replace(
+            'icscf = "sip', f'listen_tls = "127.0.0.1:{port}"\nicscf = "sip'
         ),
-        lambda text: text.replace('"127.0.0.1:5060"', f'"127.0.0.1:{port}"\npcscf_name = "{NAME}"').replace('"udp"', '"tls"'),
+        lambda text: (
+            text.replace('"127.0.0.1:5060"', f'"127.0.0.1:{port}"\npcscf_name = "{NAME}"')
+            .replace('"udp"', '"tls"')
+            .replace('gm = "required"', 'gm = "off"')
+        ),
     )
 
 
