@@ -113,7 +113,8 @@ def test_every_packet_opens_to_its_message_and_its_icv_is_good(shown: Shown, whi
     assert [one.what for one in found] == words(shown)
     assert len(found) >= 7
     for one in found:
-        assert (one.good in GOOD, one.bad in GOOD) == ((True, False) if one.what else (False, True))
+        assert (one.good in GOOD) is bool(one.what)
+        assert not (one.what and one.bad in GOOD)
     assert sum(not one.what for one in found) == sum(map(of_raw_keys, shown.protected)) >= 1
 
 
@@ -142,8 +143,10 @@ def test_with_one_wrong_octet_of_a_key_tshark_says_so(shown: Shown, tmp_path: Pa
     assert len(found) == len(shown.protected)
     if opens:
         assert not any(one.what for one in found)
-    right = [one.good in GOOD for one in found]
-    assert right == [opens and not of_raw_keys(step) for step in shown.protected]
+    for one, step in zip(found, shown.protected, strict=True):
+        # What a wrong key yields may look like anything: where that stops tshark before the ICV, it says neither.
+        assert (one.bad if opens and not of_raw_keys(step) else one.good) not in GOOD
+    assert any(one.good in GOOD for one in found) is opens
 
 
 def test_without_keys_the_capture_tells_nothing_of_the_protected_messages(shown: Shown, tmp_path: Path) -> None:
