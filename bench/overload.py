@@ -37,6 +37,8 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Literal, NamedTuple, Protocol
 
+import uvloop
+
 from kamailio import PASSWORD, KamailioMissing, kamailio
 from keyferry.config import Config, Network, Scscf
 from keyferry.lab.bench_register import HOME, Card, card
@@ -51,6 +53,7 @@ from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.services import Role
+from keyferry.wiring.serving import spare_the_collector
 from keyferry.wiring.system import System
 
 T1 = 0.5  # seconds (RFC 3261 §17.1.2.2)
@@ -74,10 +77,12 @@ _NONCE = re.compile(rb'nonce="([^"]*)"')
 
 def serve(link: Connection, kind: str, control: bool, subscribers: int, first_us: int, second_us: int) -> None:
     """Serve until told to stop; tell the port first, then counters."""
-    if kind == "scscf":
-        asyncio.run(serve_scscf(link, control, subscribers))
-    else:
-        asyncio.run(serve_fixed(link, OverloadPolicy() if control else None, first_us * 1e-6, second_us * 1e-6))
+    policy = OverloadPolicy() if control else None
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as `keyferry serve` does
+        if kind == "scscf":
+            runner.run(serve_scscf(link, control, subscribers))
+        else:
+            runner.run(serve_fixed(link, policy, first_us * 1e-6, second_us * 1e-6))
 
 
 async def serve_fixed(link: Connection, policy: OverloadPolicy | None, first: float, second: float) -> None:
@@ -116,6 +121,7 @@ async def serve_scscf(link: Connection, control: bool, subscribers: int) -> None
                 await asyncio.gather(
                     *(system.subscribers.add(subscriber(number)) for number in range(start, min(start + 500, subscribers)))
                 )
+            spare_the_collector()
             link.send(port)
             await answer(link, metrics)
         finally:
