@@ -11,6 +11,7 @@ import pytest
 from keyferry.ports import SipPeer
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import parse_challenge, parse_credentials
+from keyferry.protocol.ims.gm_association import REG_AWAIT_AUTH
 from keyferry.protocol.sip.message import Request, Response, build_message, make_response
 from keyferry.roles.pcscf.proxy import Pcscf
 from roles.network import FakeClock, Network, RecordingCounter, RecordingLog, SeededRandom
@@ -306,6 +307,17 @@ class TestGmKeys:
             await self.answered(visited, f"<sip:a{number}@192.0.2.1>")
         held = [visited.pcscf.fingerprint("alice@home1.net", f"<sip:a{number}@192.0.2.1>") for number in (1, 2, 3)]
         assert held == [KEYS, None, KEYS]
+
+    async def test_keys_of_a_challenge_that_nobody_answers_are_dropped_in_time(self, visited: Visited) -> None:
+        """TS 24.229 table 7.8: reg-await-auth. Anybody can cause challenges, and never answer."""
+        for number in range(5):
+            await self.challenged(visited, f"<sip:a{number}@192.0.2.1>")
+        assert isinstance(visited.pcscf.clock, FakeClock)
+        await visited.pcscf.clock.advance(REG_AWAIT_AUTH)
+        await self.challenged(visited)
+        assert len(visited.pcscf._offered) == 1
+        await self.answered(visited)
+        assert (visited.gm, len(visited.pcscf._offered)) == (KEYS, 0)
 
     async def test_a_2xx_whose_request_states_no_lifetime_counts_as_a_registration(self, visited: Visited) -> None:
         await self.challenged(visited)

@@ -7,7 +7,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from keyferry.errors import ParseError, RemoteProtocolError, TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource, Resolver, SipClient, SipPeer
@@ -23,6 +23,7 @@ from keyferry.protocol.digest import (
 )
 from keyferry.protocol.esp import KEY_OCTETS
 from keyferry.protocol.identity import Reg, reg_of
+from keyferry.protocol.ims.gm_association import REG_AWAIT_AUTH
 from keyferry.protocol.ims.reginfo import ContactEvent
 from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list, parse_via_list
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response, refuse_method, unsupported_tags
@@ -49,6 +50,13 @@ TOKEN_OCTETS = 12
 CHALLENGE_HEADERS = ("WWW-Authenticate", "Proxy-Authenticate")
 
 
+class Offered(NamedTuple):
+    """Gm keys of a challenge, and until when somebody may answer it."""
+
+    keys: Secret
+    until: float  # monotonic seconds
+
+
 @dataclass(slots=True)
 class Pcscf:
     """Forward REGISTERs, mark them as (un)protected, keep ck and ik and let neither through; protect Gm with them."""
@@ -66,7 +74,7 @@ class Pcscf:
     security: SecurityAgreement | None = None  # None: Gm is not protected
     gm_keys: OrderedDict[Device, Secret] = field(default_factory=OrderedDict)
     """CK || IK as received from the S-CSCF: of the challenge whose answer got a 2xx."""
-    _offered: OrderedDict[tuple[Device, str], Secret] = field(default_factory=OrderedDict)
+    _offered: OrderedDict[tuple[Device, str], Offered] = field(default_factory=OrderedDict)
     """Those of challenges without security agreement that wait for it, by nonce: anybody can cause a challenge in another's name."""
     registered: Callable[[Binding], None] | None = None
     """Called with every device as it registers or re-registers; must not wait."""
@@ -199,8 +207,11 @@ class Pcscf:
                 (*response.headers, self.security.challenged(protection.offer, found[0][1] if len(found) == 1 else None))
             )
         if device is not None:
+            now = self.clock.monotonic()
             for nonce, keys in found:
-                _keep(self._offered, (device, nonce), keys, self.max_devices)
+                _keep(self._offered, (device, nonce), Offered(keys, now + REG_AWAIT_AUTH), self.max_devices)
+            while self._offered and next(iter(self._offered.values())).until <= now:  # nobody can answer these any more
+                self._offered.popitem(last=False)
         return response
 
     def _bind(self, request: Request, peer: SipPeer, response: Response, device: Device, protection: Protection) -> None:
@@ -225,7 +236,8 @@ class Pcscf:
         if self.security is not None and protection.association is not None:
             keys = self.security.confirmed(protection.association, granted)
         for each in _credentials(request):
-            keys = keys or self._offered.pop((device, each.nonce), None)
+            offered = self._offered.pop((device, each.nonce), None)
+            keys = keys or (offered.keys if offered is not None else None)
         if not granted:
             self.gm_keys.pop(device, None)
         elif keys is not None:
@@ -234,9 +246,10 @@ class Pcscf:
 
 
 Key = TypeVar("Key")
+Kept = TypeVar("Kept")
 
 
-def _keep(held: OrderedDict[Key, Secret], key: Key, keys: Secret, limit: int) -> None:
+def _keep(held: OrderedDict[Key, Kept], key: Key, keys: Kept, limit: int) -> None:
     held[key] = keys
     held.move_to_end(key)
     if len(held) > limit:
