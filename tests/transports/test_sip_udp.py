@@ -28,6 +28,12 @@ class Inbox:
         self.then: Callable[[], None] | None = None
         self.waits: list[float] = []
         self.refused: set[bytes] = set()
+        self.shedding = False
+        self.let_in: list[bytes] = []
+
+    def admitted(self, data: bytes, flow: Flow) -> None:
+        self.let_in.append(data)
+        self.received(data, flow)
 
     def received(self, data: bytes, flow: Flow) -> None:
         self.got.append((data, flow))
@@ -129,6 +135,18 @@ async def test_what_is_refused_is_refused_as_it_is_read() -> None:
             peer.send(data, end.local)
         await turns()
         assert [data for data, _ in inbox.got] == [b"yes"]
+    end.close()
+
+
+async def test_what_was_let_in_under_load_is_not_asked_again() -> None:
+    """Receiver.admitted: the question costs as much as a part of the answer."""
+    end, inbox, _ = endpoint()
+    with UdpPeer() as peer:
+        for inbox.shedding, data in ((True, b"one"), (False, b"two")):
+            peer.send(data, end.local)
+            await turns()
+        assert [data for data, _ in inbox.got] == [b"one", b"two"]
+        assert inbox.let_in == [b"one"]
     end.close()
 
 

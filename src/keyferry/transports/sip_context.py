@@ -100,8 +100,15 @@ class Receiver(Protocol):
     def waited(self, seconds: float) -> None:
         """Note how long a datagram has waited for its turn."""
 
+    @property
+    def shedding(self) -> bool:
+        """Whether the node is overloaded."""
+
     def shed(self, data: bytes, flow: Flow) -> bool:
         """Refuse a message at once if the node is overloaded and the message may be refused; `received` asks this, too."""
+
+    def admitted(self, data: bytes, flow: Flow) -> None:
+        """Take a message that `shed` let in while the node was overloaded: it is not asked again."""
 
     def received(self, data: bytes, flow: Flow) -> None:
         """Take one datagram, or one message of a stream."""

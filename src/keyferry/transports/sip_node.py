@@ -204,8 +204,15 @@ class SipNode:
 
     def received(self, data: bytes, flow: Flow) -> None:
         """Take a datagram or a message of a stream; nothing that it holds stops the listener."""
+        self._guarded(data, flow, admitted=False)
+
+    def admitted(self, data: bytes, flow: Flow) -> None:
+        """Take a message that was let in while there was too much to do."""
+        self._guarded(data, flow, admitted=True)
+
+    def _guarded(self, data: bytes, flow: Flow, *, admitted: bool) -> None:
         try:
-            if not self.shed(data, flow):
+            if admitted or not self.shed(data, flow):
                 self._take(data, flow)
         except Exception as problem:  # the shell's last line: a bug of ours costs one message
             self._context.count("sip_dropped", "internal-error")
@@ -218,6 +225,11 @@ class SipNode:
     def undelivered(self, data: bytes, flow: Flow) -> None:
         """Take back a response whose peer had ended the connection."""
         self._server.undelivered(data, flow)
+
+    @property
+    def shedding(self) -> bool:
+        """Whether there is too much to do."""
+        return self._gate is not None and self._gate.shedding
 
     def shed(self, data: bytes, flow: Flow) -> bool:
         """Refuse a message at once if there is too much to do and it may be refused."""

@@ -58,6 +58,11 @@ class OverloadGate:
         """What the control thinks."""
         return self._control.state
 
+    @property
+    def shedding(self) -> bool:
+        """Whether new work is refused."""
+        return self._control.shedding
+
     def waited(self, seconds: float) -> None:
         """Note how long a datagram has waited; 0 when none does."""
         self._waited = seconds

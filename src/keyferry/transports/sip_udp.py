@@ -42,7 +42,7 @@ class UdpEndpoint:
         self._context = context
         self._receiver = receiver
         self._backlog: deque[tuple[bytes, tuple[str, int]]] = deque()
-        self._inbox: deque[tuple[bytes, UdpFlow, float]] = deque()
+        self._inbox: deque[tuple[bytes, UdpFlow, float, bool]] = deque()  # the last: it was let in under load
         self._inbox_octets = 0
         self._scheduled = False
         self._loop = asyncio.get_running_loop()
@@ -81,7 +81,7 @@ class UdpEndpoint:
 
     def _readable(self) -> None:
         receive = self._socket.recvfrom
-        shed = self._receiver.shed
+        shed, shedding = self._receiver.shed, self._receiver.shedding
         now = self._context.clock.monotonic()
         for _ in range(DRAIN):
             if len(self._inbox) >= MAX_INBOX or self._inbox_octets >= MAX_INBOX_OCTETS:
@@ -96,7 +96,7 @@ class UdpEndpoint:
                 continue
             flow = UdpFlow(self, address[0], address[1])
             if not shed(data, flow):
-                self._inbox.append((data, flow, now))
+                self._inbox.append((data, flow, now, shedding))
                 self._inbox_octets += len(data)
         if not self._scheduled:
             self._work()
@@ -110,9 +110,12 @@ class UdpEndpoint:
         if inbox:
             self._receiver.waited(now - inbox[0][2])
         while inbox and not self._closed:
-            data, flow, _ = inbox.popleft()
+            data, flow, _, admitted = inbox.popleft()
             self._inbox_octets -= len(data)
-            self._receiver.received(data, flow)
+            if admitted:
+                self._receiver.admitted(data, flow)
+            else:
+                self._receiver.received(data, flow)
             if clock() >= until and inbox:
                 self._scheduled = True
                 self._loop.call_soon(self._work)
