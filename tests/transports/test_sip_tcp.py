@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
+import struct
 
 import pytest
 
@@ -113,6 +115,22 @@ async def test_connections_above_the_limit_are_refused() -> None:
             await lab.node.send(request(), listener.hop)
         await first.close()
         await second.close()
+
+
+async def test_a_connection_that_is_reset_before_it_is_looked_at_disturbs_nobody() -> None:
+    """uvloop knows no address of it, and what the limits say of one without is nothing."""
+    problems: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    async with Lab(ok, trusts=lambda host: ipaddress.ip_address(host).is_multicast) as lab:
+        for _ in range(3):
+            sock = socket.create_connection((lab.tcp.host, lab.tcp.port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        peer = await TcpPeer.to(lab.tcp)
+        peer.send(register(1, transport="TCP"))
+        assert (await peer.response()).status == 200
+        await peer.close()
+    assert problems == []
 
 
 async def test_one_address_cannot_take_every_connection() -> None:

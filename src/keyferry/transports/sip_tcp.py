@@ -123,9 +123,12 @@ class TcpConnection(asyncio.Protocol):
         """Learn the addresses."""
         stream = self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its bases
         peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        if peer and local:
-            self.peer = self.peer._replace(host=peer[0], port=peer[1])
-            self.local = SipPeer(self.kind, local[0], local[1])
+        if not (peer and local):  # it was reset before we looked
+            self.given_up = True
+            stream.abort()
+            return
+        self.peer = self.peer._replace(host=peer[0], port=peer[1])
+        self.local = SipPeer(self.kind, local[0], local[1])
         stream.set_write_buffer_limits(high=HIGH_WATER)
         self.opened_at = self._active_at = self._owner.context.clock.monotonic()
         if self._owner.admitted(self):
