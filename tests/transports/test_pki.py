@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import hashlib
 import math
 import socket
 import ssl
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 
 from keyferry.errors import ParseError, StateError
 from keyferry.transports.http_server import tls_context
-from keyferry.transports.pki import LEAF_DAYS, RENEW_DAYS, Certificate, Pki, client_tls, mutual_tls, peer_identity
+from keyferry.transports.pki import LEAF_DAYS, RENEW_DAYS, Certificate, MutualTls, Pki, client_tls, mutual_tls, peer_identity
 
 DAY = 86_400.0
 
@@ -86,6 +88,43 @@ def test_a_certificate_is_kept_until_it_is_near_its_end(pki: Pki, clock: Settabl
     renewed = pki.ensure("xcap.home1.net", "as")
     assert renewed.sha256 != first.sha256
     assert renewed.not_after > first.not_after
+
+
+def test_a_certificate_that_came_without_its_key_leaves_the_old_one_in_use(pki: Pki, tmp_path: Path, clock: SettableClock) -> None:
+    """Both files are copied one after the other, and SIGHUP may come between."""
+    first = pki.ensure("as.home1.net", "as")
+    tls = mutual_tls(first, pki.ca_file)
+    (tmp_path / "other" / "pki").mkdir(parents=True)
+    for name in ("ca.pem", "pki/ca.key"):
+        (tmp_path / "other" / name).write_bytes((tmp_path / name).read_bytes())
+    other = Pki(tmp_path / "other", clock).ensure("as.home1.net", "as")
+    first.certificate.write_bytes(other.certificate.read_bytes())
+    with pytest.raises(StateError, match="does not go with its key"):
+        tls.renew(pki.ensure("as.home1.net", "as"))
+    assert shown(tls) == first.sha256
+    first.key.write_bytes(other.key.read_bytes())
+    tls.renew(pki.ensure("as.home1.net", "as"))
+    assert shown(tls) == other.sha256
+
+
+def shown(tls: MutualTls) -> bytes:
+    """Let both contexts shake hands; return which certificate the server showed."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = tls.client.wrap_bio(to_client, to_server, server_hostname="as.home1.net")
+    server = tls.server.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client, server, client, server):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return hashlib.sha256(client.getpeercert(binary_form=True) or b"").digest()
+
+
+def test_a_certificate_that_cannot_be_read_is_refused_with_a_remedy(pki: Pki) -> None:
+    """A renewal that raised anything else would end all the later ones."""
+    first = pki.ensure("as.home1.net", "as")
+    first.certificate.unlink()
+    first.certificate.mkdir()
+    with pytest.raises(StateError, match="cannot be read"):
+        pki.ensure("as.home1.net", "as")
 
 
 def test_a_certificate_is_made_again_when_its_names_change(pki: Pki) -> None:

@@ -62,8 +62,12 @@ class MutualTls:
     not_after: float  # of our certificate, seconds since the epoch
 
     def renew(self, certificate: Certificate) -> MutualTls:
-        """Use a new certificate of the same name from the next handshake on; return what now is known of it. Raises StateError."""
-        for context in (self.server, self.client):
+        """Use a new certificate of the same name from the next handshake on; return what now is known of it. Raises StateError.
+
+        One that does not go with its key changes nothing.
+        """
+        # The first is tried in vain: a context that took the certificate, and not the key, would shake hands with nobody any more.
+        for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.server, self.client):
             try:
                 context.load_cert_chain(certificate.certificate, certificate.key)
             except OSError as problem:
@@ -101,6 +105,9 @@ class Pki:
                 return _describe(name, role, *folder, found)
         except FileNotFoundError:
             pass
+        except OSError as problem:
+            remedy = "Check the owner and the mode of both files"
+            raise StateError(str(folder[0]), f"cannot be read: {problem.strerror}", remedy) from problem
         except (ValueError, x509.ExtensionNotFound) as problem:
             raise StateError(
                 str(folder[0]), "is not a certificate of ours", "Move it away; it is made again at the next start"
