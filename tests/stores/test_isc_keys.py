@@ -166,6 +166,18 @@ class TestLive:
         state.write_isc_keys(S, A, {"t1": before["t1"], "t7": key("t7", 64)})
         assert list(live.current(at_once=True)) == ["t1", "t7"]
 
+    def test_a_file_that_is_put_right_in_place_is_read(self, state: StateDir, around: Surroundings) -> None:
+        """Another owner or mode, as the error asks for, changes neither inode, time nor size."""
+        live = LiveIscKeys(state, S, A, around, around)
+        rotate_isc(state, as_id=A)
+        state.isc_file(S, A).chmod(0o644)
+        assert list(live.current(at_once=True)) == ["t1"]
+        state.isc_file(S, A).chmod(0o600)
+        assert list(live.current()) == ["t1"]
+        around.time += LOOK
+        assert list(live.current()) == ["t1", "t2"]
+        assert around.events == ["isc-keys-unusable", "isc-keys-read"]
+
     def test_the_first_is_made(self, state: StateDir, around: Surroundings) -> None:
         live = LiveIscKeys(state, S, "new.home1.net", around, around)
         (made,) = live.current().values()

@@ -85,7 +85,8 @@ class LiveIscKeys:
     clock: Clock
     log: Log
     _keys: dict[str, Secret] = field(init=False)
-    _stamp: tuple[int, ...] = field(init=False)
+    _stamp: tuple[int, ...] = field(init=False)  # of the file as it was read last
+    _spoilt: tuple[int, ...] | None = None  # of the file as it was when the log was told that it cannot be read
     _looked_at: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,14 +107,17 @@ class LiveIscKeys:
         stamp = self._stamp_now()
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
             if not stamp:
                 raise StateError(str(self.state.isc_file(self.scscf, self.as_id)), "is gone", "Restore it from its backup")
             self._keys = self.state.isc_keys(self.scscf, self.as_id)
         except StateError as problem:
-            self.log.warning("isc-keys-unusable", scscf=self.scscf, as_id=self.as_id, problem=str(problem))
+            # Tried again at each look: another owner or mode mends it, and changes nothing of the stamp.
+            if stamp != self._spoilt:
+                self.log.warning("isc-keys-unusable", scscf=self.scscf, as_id=self.as_id, problem=str(problem))
+            self._spoilt = stamp
         else:
+            self._stamp, self._spoilt = stamp, None
             self.log.info("isc-keys-read", scscf=self.scscf, as_id=self.as_id, kids=list(self._keys))
 
     def _stamp_now(self) -> tuple[int, ...]:
