@@ -125,6 +125,17 @@ def test_a_ue_file_is_checked_too(tmp_path: Path) -> None:
         load_ue_config(file)
 
 
+def test_a_device_is_named_by_a_uuid(tmp_path: Path) -> None:
+    """TS 24.229 §5.1.1.2.1: +sip.instance."""
+    text = (EXAMPLES / "ue.toml").read_text("utf-8")
+    file = tmp_path / "ue.toml"
+    file.write_text(text.replace("[ue]", '[ue]\ninstance = "urn:uuid:00000000-0000-4000-8000-000000000002"'))
+    assert load_ue_config(file).ue.instance == "urn:uuid:00000000-0000-4000-8000-000000000002"
+    file.write_text(text.replace("[ue]", '[ue]\ninstance = "my phone"'))
+    with pytest.raises(ConfigError, match=r"ue\.instance"):
+        load_ue_config(file)
+
+
 def test_addresses_are_split() -> None:
     assert split_address("127.0.0.1:5060", "x") == ("127.0.0.1", 5060)
     assert split_address("[::1]:0", "x") == ("::1", 0)

@@ -228,6 +228,10 @@ class Ue(_Section, frozen=True, kw_only=True):
     ca: Annotated[
         str | None, Meta(description="CA certificate of the application servers, and of the P-CSCF over TLS; default: STATE/ca.pem")
     ] = None
+    instance: Annotated[
+        Annotated[str, Meta(pattern=r"^urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")] | None,
+        Meta(description="urn:uuid:… of this device (+sip.instance); default: made of the IMPI. Two devices of one subscriber need two"),
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse what the ISIM could not use."""

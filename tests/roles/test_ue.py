@@ -477,10 +477,13 @@ class TestPinning:
 class TestDeregistration:
     """§5.1.1.6."""
 
-    async def test_expires_0_ends_it_and_the_keys(self) -> None:
+    @pytest.mark.parametrize("every", [False, True])
+    async def test_expires_0_ends_it_and_the_keys(self, every: bool) -> None:
+        """RFC 3261 §10.2.2: of this device, or of all."""
         bench = Bench(*ladder(), *ladder(seq=2), require_keys=True)
-        state = await bench.ue.deregister(await bench.register())
-        assert bench.seen[-1].get("Expires") == "0"
+        state = await bench.ue.deregister(await bench.register(), every=every)
+        assert [(request.get("Contact") == "*", request.get("Expires")) for request in bench.seen[-2:]] == [(every, "0")] * 2
+        assert state.masked is not every  # where nothing is stated, nothing is masked, whatever the marker says
         assert (state.expires_at, state.k_m, state.gm_keys, state.no_keys_because) == (0.0, None, None, "de-registered")
         assert state.pinned == (REALM,)
 

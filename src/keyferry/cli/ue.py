@@ -43,12 +43,20 @@ def register(config: ConfigOption, state: StateOption = DEFAULT_STATE, as_json: 
 
 
 @app.command()
-def deregister(config: ConfigOption, state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> None:
+def deregister(
+    config: ConfigOption,
+    every: Annotated[bool, typer.Option("--all", help="End every device of the subscriber, not this one alone.")] = False,
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
     """De-register: the keys end here and at every application server.
+
+    With --all (Contact: *) each device of the subscriber is de-registered, and its keys end; another device learns of it
+    if it watches its registration, as `ue stay` does.
 
     Example: keyferry ue deregister --config examples/ue.toml
     """
-    _show(_procedure(config, state, lambda session: session.client.deregister(), as_json), as_json)
+    _show(_procedure(config, state, lambda session: session.client.deregister(every=every), as_json), as_json)
 
 
 @app.command()

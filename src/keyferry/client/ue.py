@@ -78,9 +78,9 @@ class UeClient:
         """Register, or register again. Raises RegistrationFailed, TransportError."""
         return await self._kept(deregister=False)
 
-    async def deregister(self) -> UeState:
-        """De-register. Raises RegistrationFailed, TransportError."""
-        return await self._kept(deregister=True)
+    async def deregister(self, *, every: bool = False) -> UeState:
+        """De-register; with `every`, all devices of the subscriber. Raises RegistrationFailed, TransportError."""
+        return await self._kept(deregister=True, every=every)
 
     async def drop_keys(self, reason: str) -> None:
         """Take the end of the registration by the network (TS 24.229 §5.1.1.7): nothing of it is used again."""
@@ -90,12 +90,12 @@ class UeClient:
         if state is not None:
             await self.store.save(replace(state, k_m=None, gm_keys=None, expires_at=0.0, no_keys_because=reason))
 
-    async def _kept(self, *, deregister: bool) -> UeState:
+    async def _kept(self, *, deregister: bool, every: bool = False) -> UeState:
         before = await self.state()
         if deregister and before is None:
             raise RegistrationFailed("this UE has never registered with this state directory")
         try:
-            after = await (self.ue.deregister(before) if deregister and before else self.ue.register(before))
+            after = await (self.ue.deregister(before, every=every) if deregister and before else self.ue.register(before))
         except KeyferryError:
             # Old keys go: the network's may be new by now, and nothing that comes later makes the old ones good again (S2).
             kept = await self.state()
@@ -110,11 +110,12 @@ class UeClient:
 async def open_ue(
     profile: UeProfile, isim: Isim, *, pcscf: SipPeer, store: UeStore, clock: Clock, random: RandomSource, log: Log,
     local_host: str = "127.0.0.1", name: str = "UE", observer: SipObserver | None = None, gm: SipPeer | None = None,
-    tls: MutualTls | None = None,
+    tls: MutualTls | None = None, instance: str | None = None,
 ) -> AsyncIterator[UeClient]:  # fmt: skip
     """Open a UE on free ports of `local_host`; `gm` is where its P-CSCF takes ESP, None for a Gm without protection.
 
     Over TLS, `tls` says whose certificates the UE trusts, and `pcscf.name` which name it must read there.
+    `instance` is the device's urn:uuid:…; without one it comes from the IMPI, and is that of each such UE of it.
     Raises ParseError (K, OPc), TransportError.
     """
     algorithm = algorithm_of(isim.algorithm, isim.k, isim.opc)
@@ -131,8 +132,8 @@ async def open_ue(
         user = profile.impu.partition(":")[2].partition("@")[0]
         ue = Ue(
             profile=profile, usim=usim, sip=node, pcscf=pcscf, contact_uri=f"sip:{user}@{host}:{port}",
-            instance=f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'keyferry:{profile.impi}')}", clock=clock, random=random, log=log,
-            keep=store.save, security=None if sas is None else UeSecurity(sas, profile.impi),
+            instance=instance or f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'keyferry:{profile.impi}')}",
+            clock=clock, random=random, log=log, keep=store.save, security=None if sas is None else UeSecurity(sas, profile.impi),
             explain=lambda rand, autn: explain_autn(isim.algorithm, isim.k, isim.opc, rand, autn, op=isim.op),
         )  # fmt: skip
         client = UeClient(ue, store, clock)

@@ -172,16 +172,22 @@ class Ue:
     explain: Callable[[bytes, bytes], Analysis] | None = None
     """Say what is wrong with RAND and AUTN whose MAC is; None for a card that keeps its keys to itself."""
     _doubt: Analysis | None = None  # what was wrong with the last challenge
+    _every: bool = False  # this procedure is for every device of the subscriber
 
     async def register(self, state: UeState | None = None) -> UeState:
         """Register or re-register (§5.1.1.2, §5.1.1.4); return the state to keep.
 
         Raises RegistrationFailed, TransportError.
         """
+        self._every = False
         return await self._procedure(self._begin(state), self.profile.expires)
 
-    async def deregister(self, state: UeState) -> UeState:
-        """De-register (§5.1.1.6). The keys go as the procedure begins: whatever the network answers, they are not used again."""
+    async def deregister(self, state: UeState, *, every: bool = False) -> UeState:
+        """De-register (§5.1.1.6); with `every`, all devices of the subscriber (RFC 3261 §10.2.2).
+
+        The keys go as the procedure begins: whatever the network answers, they are not used again.
+        """
+        self._every = every
         begun = replace(self._begin(state), k_m=None, no_keys_because="de-registered")
         return await self._procedure(begun, 0)
 
@@ -227,7 +233,7 @@ class Ue:
         invalid = 0
         self._begin_agreement()
         for _ in range(MAX_ROUNDS):
-            state = replace(state, cseq=state.cseq + 1, contact=self._contact())
+            state = replace(state, cseq=state.cseq + 1, contact=state.contact if self._every else self._contact())
             await self._kept(state)  # a CSeq is used once, whatever becomes of the answer (RFC 3261 §10.2)
             sent_at = self.clock.monotonic()
             response, protected = await self._send(self._request(state, credentials, expires))
@@ -308,7 +314,7 @@ class Ue:
         self._doubt = None
         run = AkaRun(
             impi=self.profile.impi, challenge=challenge, rand=nonce.rand, marker=parse_marker(nonce.server_data),
-            stated_release=self.profile.release, res=aka.res, ck=aka.ck, ik=aka.ik, amf=aka.amf,
+            stated_release=None if self._every else self.profile.release, res=aka.res, ck=aka.ck, ik=aka.ik, amf=aka.amf,
         )  # fmt: skip
         return run, self._signed(challenge, self._credentials(challenge), aka.res, None)
 
@@ -396,7 +402,7 @@ class Ue:
                 ("To", f"<{impu}>"),
                 ("Call-ID", state.call_id),
                 ("CSeq", f"{state.cseq} REGISTER"),
-                ("Contact", state.contact),
+                ("Contact", "*" if self._every else state.contact),
                 ("Expires", str(expires)),
                 ("Authorization", build_credentials(credentials)),
                 ("Supported", "path"),

@@ -104,6 +104,6 @@ async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: 
         async with open_ue(
             profile, isim, pcscf=pcscf, store=store, clock=clock, random=random, log=log,
             local_host=local, observer=observer, gm=SipPeer("UDP", *gm) if settings.gm == "required" else None,
-            tls=client_tls(ca) if over_tls else None,
+            tls=client_tls(ca) if over_tls else None, instance=settings.instance,
         ) as client:  # fmt: skip
             yield UeSession(config, client, random, ca, log)

@@ -10,7 +10,7 @@ import pytest
 from keyferry.ports import SipPeer
 from keyferry.protocol.identity import Reg
 from keyferry.protocol.sip.message import Request, Response
-from keyferry.roles.pcscf.bindings import LAST_WORDS, Binding, Bindings, Device, associated, contact_of, service_route
+from keyferry.roles.pcscf.bindings import EVERY_DEVICE, LAST_WORDS, Binding, Bindings, Device, associated, contact_of, service_route
 
 NOW = 1_800_000_000.0
 
@@ -30,6 +30,21 @@ def test_a_device_is_found_by_itself_by_its_token_and_by_its_contact_until_its_t
     assert [bindings.get(one.device, NOW), bindings.of_token("token1", NOW), bindings.of_contact(one.contact, NOW)] == [one] * 3
     assert [bindings.get(one.device, NOW + 600), bindings.of_token("token1", NOW + 600)] == [None] * 2
     assert [bindings.of_token("token2", NOW), bindings.of_contact("sip:b@192.0.2.1", NOW)] == [None] * 2
+
+
+def test_a_subscribers_devices_are_found_also_those_whose_time_is_over() -> None:
+    """RFC 3261 §10.2.2."""
+    bindings, mine, other = Bindings(), [binding(1), binding(2, expires_at=NOW)], binding(3)
+    other = other._replace(device=other.device._replace(impi="bobby@home1.net"))
+    for one in (*mine, other):
+        bindings.put(one)
+    everyone = Device("alice@home1.net", EVERY_DEVICE)
+    assert bindings.of_impi("alice@home1.net") == mine
+    assert [everyone.stands_for(one.device) for one in (*mine, other)] == [True, True, False]
+    assert [mine[0].device.stands_for(one.device) for one in (*mine, other)] == [True, False, False]
+    for one in mine:
+        bindings.drop(one.device)
+    assert (bindings.of_impi("alice@home1.net"), list(bindings._of_impi)) == ([], ["bobby@home1.net"])
 
 
 def test_a_new_contact_takes_the_old_ones_place() -> None:

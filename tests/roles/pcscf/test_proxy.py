@@ -13,6 +13,7 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import parse_challenge, parse_credentials
 from keyferry.protocol.ims.gm_association import REG_AWAIT_AUTH
 from keyferry.protocol.sip.message import Request, Response, build_message, make_response
+from keyferry.roles.pcscf.bindings import LAST_WORDS
 from keyferry.roles.pcscf.proxy import Pcscf
 from roles.network import FakeClock, Network, RecordingCounter, RecordingLog, SeededRandom
 
@@ -294,6 +295,29 @@ class TestGmKeys:
             await self.answered(visited, contact)
         await self.answered(visited, expires="0")
         assert (visited.gm, visited.pcscf.fingerprint("alice@home1.net", other)) == (None, KEYS)
+
+    @pytest.mark.parametrize("status", [200, 403])
+    async def test_a_star_that_is_granted_ends_those_of_every_device_of_the_subscriber_alone(self, visited: Visited, status: int) -> None:
+        """RFC 3261 §10.2.2."""
+        devices = [("alice", CONTACT), ("alice", CONTACT.replace("uuid:1", "uuid:2")), ("bobby", CONTACT.replace("uuid:1", "uuid:3"))]
+        for user, contact in devices:
+            await self.challenged(visited, contact, user)
+            await visited.ask(register(("Authorization", ANSWER.replace("alice", user)), contact=contact))
+        await self.challenged(visited, "*")
+        await visited.ask(register(("Authorization", ANSWER), contact="*", expires="0"), status)
+        held = [visited.pcscf.fingerprint(f"{user}@home1.net", contact) == KEYS for user, contact in devices]
+        assert held == [status != 200, status != 200, True]
+        now = visited.pcscf.clock.now()
+        ended = [binding.ended for user in ("alice", "bobby") for binding in visited.pcscf.bindings.of_impi(f"{user}@home1.net")]
+        assert ended == [status == 200, status == 200, False]
+        left = [binding.expires_at - now for binding in visited.pcscf.bindings.of_impi("alice@home1.net")]
+        assert all(seconds == (LAST_WORDS if status == 200 else 600) for seconds in left)
+
+    async def test_a_star_that_asks_for_time_and_gets_a_2xx_binds_nobody(self, visited: Visited) -> None:
+        """RFC 3261 §10.2.2: a registrar refuses it."""
+        await self.challenged(visited, "*")
+        await self.answered(visited, "*")
+        assert (visited.pcscf.gm_keys, len(visited.pcscf.bindings)) == ({}, 0)
 
     async def test_a_device_without_an_instance_is_its_contact(self, visited: Visited) -> None:
         await self.challenged(visited, "<sip:alice@192.0.2.1>;q=1")

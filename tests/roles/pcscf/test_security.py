@@ -274,6 +274,31 @@ class TestUnderProtection:
         visited.sas.expire()
         assert (visited.live, visited.security._agreed) == ([], {})
 
+    async def test_a_star_over_the_set_of_one_device_ends_those_of_all(self, visited: Visited) -> None:
+        """RFC 3261 §10.2.2: it is challenged, and its answer comes over a set of its own."""
+        other_phone, other = SipPeer("UDP", "127.0.0.3", 5060), CONTACT.replace("uuid:1", "uuid:2")
+        first, server = await visited.challenged()
+        await visited.ask(sm7(server), 200, peer=first)
+        client = build_mechanisms([each_with(each, 3_000) for each in OFFER])
+        second, theirs = await visited.challenged(client=client, peer=other_phone, contact=other)
+        await visited.ask(sm7(theirs, client=client, contact=other), 200, peer=second)
+        client = build_mechanisms([each_with(each, 2_000) for each in OFFER])
+        sm1 = sm7(server, client=client, credentials=SM1, contact="*", expires="0")
+        again = await visited.ask(sm1, 401, ("WWW-Authenticate", CHALLENGE), peer=first)
+        third = visited.sas.hop(next(each for each in visited.live if each.state is State.TEMPORARY))
+        answer = sm7(again.get("Security-Server") or "", client=client, contact="*", expires="0")
+        assert (await visited.ask(answer, 200, peer=third)).status == 200
+        assert visited.pcscf.gm_keys == {}
+        visited.clock.time += 32
+        visited.sas.expire()
+        assert (visited.live, visited.security._agreed) == ([], {})
+
+    async def test_a_star_of_another_subscriber_over_a_set_is_refused(self, visited: Visited) -> None:
+        peer, server = await visited.challenged()
+        await visited.ask(sm7(server), 200, peer=peer)
+        star = sm7(server, credentials=SM1.replace("alice", "bobby"), contact="*", expires="0")
+        assert (await visited.ask(star, peer=peer)).status == 403
+
     async def test_a_stranger_elsewhere_ends_nobodys_set(self, visited: Visited) -> None:
         """The address is part of whose set it is."""
         peer, server = await visited.challenged()

@@ -100,6 +100,20 @@ class TestDeregistration:
         await tablet.deregister()
         assert (await home.hss.user_authorization(phone.impi, SIP_ALICE, "")).server_name is None
 
+    async def test_a_ue_that_wants_all_gone_ends_what_the_p_cscf_has_of_them_too(self, home: Home) -> None:
+        """§5.1.1.6; RFC 3261 §10.2.2."""
+        phone, tablet, bob = home.device(number=1), home.device(number=2), home.device("bobby")
+        for device in (phone, tablet, bob):
+            await device.register()
+        assert phone.state is not None
+        gone = await phone.ue.deregister(phone.state, every=True)
+        await settle()
+        assert gone.k_m is None
+        assert (await home.keys_at(XCAP), await home.keys_at(NOTES), await home.registrations.count()) == (1, 1, 1)
+        bound = [binding.ended for device in (phone, bob) for binding in home.pcscf.bindings.of_impi(device.impi)]
+        assert bound == [True, True, False]
+        assert {device.impi for device in home.pcscf.gm_keys} == {bob.impi}
+
     async def test_a_star_ends_every_device_of_that_user_and_of_no_other(self, home: Home) -> None:
         """RFC 3261 §10.2.2."""
         for device in (home.device(number=1), home.device(number=2), bob := home.device("bobby")):

@@ -13,6 +13,8 @@ from keyferry.protocol.identity import Reg
 from keyferry.protocol.sip.headers import parse_name_addr_list
 from keyferry.protocol.sip.message import Request, Response
 
+EVERY_DEVICE = Reg("*")
+"""Of a `Contact: *` (RFC 3261 §10.2.2); no device has this name, for theirs are base64."""
 MAX_BINDINGS = 200_000  # the oldest goes first
 MAX_IMPUS = 1_000
 """Of one P-Associated-URI; a user profile has under 20."""
@@ -22,10 +24,14 @@ LAST_WORDS = 32.0
 
 
 class Device(NamedTuple):
-    """Who registers: one device of one subscriber."""
+    """Who registers: one device of one subscriber, or who de-registers: all of them."""
 
     impi: str
     reg: Reg
+
+    def stands_for(self, other: Device) -> bool:
+        """Tell whether what this one asks for is the other's affair, too."""
+        return self == other or (self.reg == EVERY_DEVICE and self.impi == other.impi)
 
 
 class Binding(NamedTuple):
@@ -50,6 +56,7 @@ class Bindings:
     _by_device: OrderedDict[Device, Binding] = field(default_factory=OrderedDict)
     _by_token: dict[str, Device] = field(default_factory=dict)
     _by_contact: dict[str, Device] = field(default_factory=dict)
+    _of_impi: dict[str, set[Device]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._by_device)
@@ -58,6 +65,7 @@ class Bindings:
         """Remember a device, as it is now; it keeps the token it had."""
         self.drop(binding.device)
         self._by_device[binding.device] = binding
+        self._of_impi.setdefault(binding.device.impi, set()).add(binding.device)
         self._by_token[binding.token] = self._by_contact[binding.contact] = binding.device
         if len(self._by_device) > self.limit:
             self.drop(next(iter(self._by_device)))
@@ -67,6 +75,10 @@ class Bindings:
         binding = self._by_device.pop(device, None)
         if binding is not None:
             self._by_token.pop(binding.token, None)
+            others = self._of_impi[device.impi]
+            others.discard(device)
+            if not others:
+                del self._of_impi[device.impi]
             if self._by_contact.get(binding.contact) == device:
                 del self._by_contact[binding.contact]
         return binding
@@ -81,6 +93,10 @@ class Bindings:
         """Return a device's binding if its time is not over."""
         binding = self._by_device.get(device)
         return binding if binding is not None and binding.expires_at > now else None
+
+    def of_impi(self, impi: str) -> list[Binding]:
+        """Return what is known of a subscriber's devices, also of those whose time is over."""
+        return [self._by_device[device] for device in sorted(self._of_impi.get(impi, ()))]
 
     def of_token(self, token: str, now: float) -> Binding | None:
         """Return the binding that our Record-Route names."""

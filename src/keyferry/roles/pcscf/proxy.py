@@ -29,7 +29,7 @@ from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list, p
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response, refuse_method, unsupported_tags
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.roles.pcscf.bindings import Binding, Bindings, Device, associated, contact_of, service_route
+from keyferry.roles.pcscf.bindings import EVERY_DEVICE, Binding, Bindings, Device, associated, contact_of, service_route
 from keyferry.roles.pcscf.dialogs import CHARGING, UNTRUSTED, Dialogs
 from keyferry.roles.pcscf.security import (
     PROTECTED,
@@ -107,12 +107,15 @@ class Pcscf:
         binding = self.bindings.of_contact(contact, self.clock.now())
         if binding is None or binding.ended:
             return
+        self._end(binding)
+        self.counter.count("pcscf_ended", event)
+        self.log.info("registration-ended", impi=binding.device.impi, contact=contact, because=event)
+
+    def _end(self, binding: Binding) -> None:
         self.bindings.end(binding.device, self.clock.now())
         self.gm_keys.pop(binding.device, None)
         if self.security is not None and binding.user:
             self.security.ended(binding.user)
-        self.counter.count("pcscf_ended", event)
-        self.log.info("registration-ended", impi=binding.device.impi, contact=contact, because=event)
 
     async def _register(self, request: Request, peer: SipPeer) -> Response:
         if len([via for text in request.all("Via") for via in parse_via_list(text)]) > 1:
@@ -216,9 +219,11 @@ class Pcscf:
 
     def _bind(self, request: Request, peer: SipPeer, response: Response, device: Device, protection: Protection) -> None:
         """Remember what later requests of the device, and for it, need (§5.2.2.1: Service-Route, P-Associated-URI)."""
-        granted = 0 if _expires(request) == 0 else _granted(response, request, device)
+        granted = _lifetime(response, request, device)
         if not granted:
-            self.bindings.end(device, self.clock.now())
+            for binding in self.bindings.of_impi(device.impi):
+                if device.stands_for(binding.device) and not binding.ended:
+                    self._end(binding)
             return
         before = self.bindings.drop(device)
         binding = Binding(
@@ -231,7 +236,7 @@ class Pcscf:
             self.registered(binding)
 
     def _after_success(self, request: Request, response: Response, device: Device, protection: Protection) -> None:
-        granted = 0 if _expires(request) == 0 else _granted(response, request, device)
+        granted = _lifetime(response, request, device)
         keys: Secret | None = None
         if self.security is not None and protection.association is not None:
             keys = self.security.confirmed(protection.association, granted)
@@ -278,9 +283,9 @@ def _with_token(values: list[str], token: str) -> str:
 
 def _device(request: Request) -> Device | None:
     contact, credentials = request.get("Contact"), _credentials(request)
-    if not contact or contact == "*":
+    if not contact:
         return None
-    return Device(credentials[0].username if credentials else "", _reg_of(contact))
+    return Device(credentials[0].username if credentials else "", EVERY_DEVICE if contact == "*" else _reg_of(contact))
 
 
 def _credentials(request: Request) -> list[Credentials]:
@@ -290,6 +295,11 @@ def _credentials(request: Request) -> list[Credentials]:
 def _reg_of(contact: str) -> Reg:
     address = parse_name_addr_list(contact)[0]
     return reg_of(address.parameter("+sip.instance") or address.uri)
+
+
+def _lifetime(response: Response, request: Request, device: Device) -> int:
+    """Return the seconds that a 2xx grants a device, 0 for a de-registration."""
+    return 0 if device.reg == EVERY_DEVICE or _expires(request) == 0 else _granted(response, request, device)
 
 
 def _granted(response: Response, request: Request, device: Device) -> int:

@@ -175,7 +175,7 @@ class SecurityAgreement:
 
     def _check_protected(self, request: Request, association: AssociationSet, device: Device | None) -> None:
         agreed = self._agreed.get(association.spi_ps)
-        if agreed is None or device != agreed.device:
+        if agreed is None or device is None or not device.stands_for(agreed.device):
             # TS 24.229 §5.2.2.2: under the SAs of one private identity nobody registers another.
             self.counter.count("gm_agreement", "identity")
             raise SecurityRefused("the REGISTER is not of the user of its security associations", 403)
