@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from keyferry.protocol.ims.reginfo import ContactChange, ended
 from keyferry.protocol.sip.message import Request
+from keyferry.roles.pcscf.bindings import LAST_WORDS
 from keyferry.roles.reg_event_subscriber import RegEventSubscriber, RegNews, SubscriberProfile
 from keyferry.wiring import watching
 from keyferry.wiring.watching import AsWatch, PcscfWatch, Tasks
-from roles.home import NICKS, SIP_OF, XCAP, Home, open_home
+from roles.home import NICKS, SIP_OF, XCAP, Device, Home, open_home
 from roles.network import settle
 
 PCSCF = "sip:pcscf1.visited1.net"
@@ -171,3 +173,82 @@ async def test_the_p_cscf_too_remembers_no_more_users_than_it_may_watch(monkeypa
         await watched.home.device().register()
         await watched.home.device("bobby").register()
         assert list(watched.pcscf._routes) == ["sip:bobby@home1.net"]
+
+
+async def test_the_end_of_one_users_registration_does_not_end_anothers_that_has_the_same_contact() -> None:
+    """§5.2.5.2: a UE may write another's address into its Contact, and de-register."""
+    async with opened() as watched:
+        alice, mallory = watched.home.device(), watched.home.device("bobby")
+        mallory.ue.contact_uri = alice.ue.contact_uri
+        await mallory.register()
+        await alice.register()
+        await watched.home.clock.advance(LAST_WORDS)
+        await mallory.deregister()
+        assert watched.home.pcscf.fingerprint(alice.impi, alice.ue._contact()) is not None
+        await mallory.register()
+        await watched.home.clock.advance(LAST_WORDS)
+        await watched.home.scscf.network_deregister(mallory.impi, None, "rejected")
+        await settle()
+        assert watched.home.pcscf.fingerprint(alice.impi, alice.ue._contact()) is not None
+        assert watched.home.pcscf.fingerprint(mallory.impi, mallory.ue._contact()) is None
+
+
+async def late_end(watched: Watched, device: Device) -> RegNews:
+    """Return what a NOTIFY of the device's end says that arrives when it has registered anew."""
+    info = watched.pcscf.subscriber.info(IMPU)
+    assert info is not None
+    ending = [ContactChange(aor.aor, ended(contact, "deactivated")) for aor in info.registrations for contact in aor.contacts]
+    return RegNews(IMPU, replace(info, registrations=()), tuple(ending), "noresource")
+
+
+async def test_an_old_word_of_the_end_does_not_end_what_was_registered_since() -> None:
+    """RFC 3261 §17.1.2.2: a NOTIFY is retransmitted for 64*T1; the S-CSCF is asked what holds."""
+    async with opened() as watched:
+        alice = watched.home.device()
+        await alice.register()
+        watched.pcscf.heard(await late_end(watched, alice))
+        await settle()
+        assert watched.home.pcscf.fingerprint(alice.impi, alice.ue._contact()) is not None
+        assert watched.pcscf.subscriber.watches(IMPU)
+        assert watched.pcscf._doubted == {}
+
+
+@pytest.mark.parametrize("answer", ["MESSAGE", "SUBSCRIBE"])
+async def test_a_word_of_the_end_that_holds_or_that_nobody_denies_ends_a_young_registration(answer: str) -> None:
+    async with opened() as watched:
+        alice = watched.home.device()
+        await alice.register()
+        news = await late_end(watched, alice)
+        if answer == "SUBSCRIBE":
+            await watched.home.registrations.remove(alice.impi, alice.reg, [])
+        watched.home.network.requests["P", "I"] = lambda request: request.replacing("CSeq", f"1 {answer}")
+        watched.pcscf.heard(news)
+        await settle()
+        assert watched.home.pcscf.fingerprint(alice.impi, alice.ue._contact()) is None
+
+
+async def test_the_end_of_a_subscription_alone_ends_no_registration_and_there_is_a_new_one() -> None:
+    async with opened() as watched:
+        alice = watched.home.device()
+        await alice.register()
+        info = watched.pcscf.subscriber.info(IMPU)
+        assert info is not None
+        watched.pcscf.heard(RegNews(IMPU, info, (), "refused 403"))
+        await settle()
+        assert watched.pcscf.subscriber.watches(IMPU)
+        watched.home.network.requests["P", "I"] = lambda request: request.replacing("CSeq", "1 MESSAGE")
+        watched.pcscf.heard(RegNews(IMPU, info, (), "refused 403"))
+        await settle()
+        assert watched.home.pcscf.fingerprint(alice.impi, alice.ue._contact()) is not None
+
+
+async def test_a_device_that_is_gone_from_the_document_is_ended_and_another_at_its_address_is_not() -> None:
+    async with opened() as watched:
+        first, second = watched.home.device(), watched.home.device(number=2)
+        second.ue.contact_uri = first.ue.contact_uri
+        await first.register()
+        await second.register()
+        await watched.home.clock.advance(LAST_WORDS)
+        await watched.home.scscf.network_deregister(first.impi, first.reg, "deactivated")
+        await settle()
+        assert watched.home.pcscf.fingerprint(second.impi, second.ue._contact()) is not None

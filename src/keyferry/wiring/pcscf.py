@@ -30,6 +30,7 @@ async def start_pcscf(services: Services) -> Pcscf:
         sas = await node.protect(*split_address(settings.gm_listen, "pcscf.gm_listen"))
         tunnel = [Listener("pcscf", "esp", *sas.bound, settings.name)] if sas.bound else []
         pcscf.security = SecurityAgreement(sas, services.metrics, required=network.gm == "required")
+    services.every(SWEEP, pcscf.sweep)
     if settings.reg_event:
         _watch(services, node, pcscf)
     await services.serve_sip("pcscf", node, settings.name, settings.listen)

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Final
 
 from keyferry.errors import KeyferryError, RemoteProtocolError
 from keyferry.ports import Log, Resolver, SipPeer
 from keyferry.protocol.identity import Impu
+from keyferry.protocol.ims.reginfo import ContactEvent
 from keyferry.protocol.ims.third_party import ThirdPartyRegister
 from keyferry.protocol.sip.message import Request, Response
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.appserver import KeyAgent
-from keyferry.roles.pcscf.bindings import Binding
+from keyferry.roles.pcscf.bindings import LAST_WORDS, Binding
 from keyferry.roles.pcscf.proxy import Pcscf
 from keyferry.roles.reg_event_subscriber import MAX_SUBSCRIPTIONS, RegEventSubscriber, RegNews
 
@@ -61,11 +62,12 @@ class PcscfWatch:
     icscf: str  # SIP URI
     tasks: Tasks
     _routes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # resource → Service-Route: who serves the user
+    _doubted: dict[str, list[tuple[Binding, ContactEvent | None]]] = field(default_factory=dict)  # resource → what an old NOTIFY may mean
 
     def registered(self, binding: Binding) -> None:
         """Subscribe at the first registration of a user (§5.2.3), and where another S-CSCF serves it now."""
-        resource = next((impu for impu in binding.impus if impu.startswith("sip:")), None)
-        if resource is None or (self.subscriber.watches(resource) and self._routes.get(resource) == binding.service_route):
+        resource = binding.resource
+        if not resource or (self.subscriber.watches(resource) and self._routes.get(resource) == binding.service_route):
             return
         self._routes.pop(resource, None)
         self._routes[resource] = binding.service_route
@@ -74,10 +76,39 @@ class PcscfWatch:
         self.tasks.spawn(self._subscribe(resource))
 
     def heard(self, news: RegNews) -> None:
-        """Take a NOTIFY: what is terminated has ended here, too."""
-        for change in news.changes:
-            if change.contact.state == "terminated":
-                self.pcscf.ended(change.contact.uri, change.contact.event)
+        """Take a NOTIFY: what is terminated has ended here, too; of this user alone, whatever contacts it names."""
+        active = {contact.uri for aor in news.info.registrations for contact in aor.contacts}
+        events = {change.contact.uri: change.contact.event for change in news.changes if change.contact.state == "terminated"}
+        self._settle(news.resource, active)
+        doubted = []
+        for binding in self.pcscf.bindings.of_resource(news.resource):
+            gone = binding.contact in events and binding.contact not in active
+            if (gone or news.ended is not None) and not binding.ended and self.pcscf.clock.now() - binding.since < LAST_WORDS:
+                doubted.append((binding, events[binding.contact] if gone else None))
+            elif gone:
+                self.pcscf.ended(binding, events[binding.contact])
+        if doubted:
+            # The NOTIFY may be a retransmission from before these registered: the S-CSCF is asked what holds now.
+            self._doubted[news.resource] = doubted
+            self.subscriber.abandon(news.resource)
+            self.tasks.spawn(self._look_again(news.resource))
+
+    def _settle(self, resource: str, active: Collection[str]) -> None:
+        """End what was doubted and is not active."""
+        for binding, event in self._doubted.pop(resource, ()):
+            if binding.contact not in active:
+                self.pcscf.ended(binding, event or "expired")
+
+    async def _look_again(self, resource: str) -> None:
+        """Ask the S-CSCF; where it does not answer, what the NOTIFY named is taken to have ended."""
+        try:
+            await self._subscribe(resource)
+        except KeyferryError as problem:
+            nobody = isinstance(problem, RemoteProtocolError) and problem.status in NOT_REGISTERED
+            self._settle(
+                resource, () if nobody else {binding.contact for binding, event in self._doubted.get(resource, ()) if event is None}
+            )
+            raise
 
     async def _subscribe(self, resource: str) -> None:
         hop = self.resolver.resolve(parse_sip_uri(self.icscf))

@@ -27,9 +27,9 @@ def binding(number: int = 1, **changes: Any) -> Binding:
 def test_a_device_is_found_by_itself_by_its_token_and_by_its_contact_until_its_time_is_over() -> None:
     bindings, one = Bindings(), binding()
     bindings.put(one)
-    assert [bindings.get(one.device, NOW), bindings.of_token("token1", NOW), bindings.of_contact(one.contact, NOW)] == [one] * 3
+    assert [bindings.get(one.device, NOW), bindings.of_token("token1", NOW), bindings.of_sender(one.contact, "192.0.2.1", NOW)] == [one] * 3
     assert [bindings.get(one.device, NOW + 600), bindings.of_token("token1", NOW + 600)] == [None] * 2
-    assert [bindings.of_token("token2", NOW), bindings.of_contact("sip:b@192.0.2.1", NOW)] == [None] * 2
+    assert [bindings.of_token("token2", NOW), bindings.of_sender("sip:b@192.0.2.1", "192.0.2.1", NOW)] == [None] * 2
 
 
 def test_a_subscribers_devices_are_found_also_those_whose_time_is_over() -> None:
@@ -51,7 +51,7 @@ def test_a_new_contact_takes_the_old_ones_place() -> None:
     bindings = Bindings()
     bindings.put(binding())
     bindings.put(binding(contact="sip:alice@192.0.2.9"))
-    assert (len(bindings), bindings.of_contact("sip:alice@192.0.2.1", NOW)) == (1, None)
+    assert (len(bindings), bindings.of_sender("sip:alice@192.0.2.1", "192.0.2.1", NOW)) == (1, None)
 
 
 def test_two_devices_behind_one_address_do_not_end_each_other() -> None:
@@ -59,7 +59,7 @@ def test_two_devices_behind_one_address_do_not_end_each_other() -> None:
     bindings.put(one)
     bindings.put(two)
     bindings.drop(one.device)
-    assert bindings.of_contact(one.contact, NOW) == two
+    assert bindings.of_sender(one.contact, "192.0.2.1", NOW) == two
     assert bindings.drop(one.device) is None
 
 
@@ -79,7 +79,24 @@ def test_the_oldest_goes_when_there_is_no_room() -> None:
     bindings = Bindings(limit=2)
     for number in (1, 2, 3):
         bindings.put(binding(number))
-    assert (len(bindings), bindings.of_token("token1", NOW), bindings.of_contact("sip:alice@192.0.2.1", NOW)) == (2, None, None)
+    assert (len(bindings), bindings.of_token("token1", NOW), bindings.of_sender("sip:alice@192.0.2.1", "192.0.2.1", NOW)) == (2, None, None)
+
+
+def test_a_strangers_contact_does_not_take_the_place_of_the_same_one_from_elsewhere() -> None:
+    """A UE writes into its Contact what it likes; where it sends from is seen."""
+    bindings, one = Bindings(), binding()
+    bindings.put(one)
+    bindings.put(binding(2, contact=one.contact, source=SipPeer("UDP", "192.0.2.66", 5060), impus=("sip:mallory@home1.net",)))
+    assert bindings.of_sender(one.contact, "192.0.2.1", NOW) == one
+    assert bindings.of_resource("sip:alice@home1.net") == [one]
+
+
+def test_what_is_over_is_forgotten() -> None:
+    bindings, one = Bindings(), binding()
+    bindings.put(one)
+    bindings.put(binding(2, expires_at=NOW + 900, impus=("tel:+1555",)))
+    assert (bindings.over(NOW + 599), bindings.over(NOW + 600), bindings.over(NOW + 600)) == ([], [one], [])
+    assert (len(bindings), bindings.of_resource("sip:alice@home1.net"), len(bindings.of_resource(""))) == (1, [], 1)
 
 
 def test_what_a_200_says_is_read_and_what_cannot_be_read_is_not_there() -> None:

@@ -228,8 +228,8 @@ class TestNotify:
         """§5.2.5.2: the UE is told what the P-CSCF is told."""
         visited = Visited()
         binding = await visited.registered()
-        visited.pcscf.ended(binding.contact, "deactivated")
-        visited.pcscf.ended(binding.contact, "deactivated")
+        visited.pcscf.ended(binding, "deactivated")
+        visited.pcscf.ended(binding, "deactivated")
         assert visited.counter["pcscf_ended", "deactivated"] == 1
         request = notify(("Route", f"<sip:{binding.token}@pcscf1.visited1.net;lr>"))
         assert (await visited.network.carry("S", request, visited.network.peer("P"))).status == 200

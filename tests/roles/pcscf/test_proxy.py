@@ -288,6 +288,16 @@ class TestGmKeys:
         assert visited.gm is None
         await self.answered(visited, contact, expires=expires)  # and again: nothing is left to end
 
+    async def test_those_of_a_registration_that_ran_out_are_forgotten(self, visited: Visited) -> None:
+        """DESIGN §3: keys are dropped where they are of no use any more, whether or not the network says so."""
+        await self.challenged(visited)
+        await self.answered(visited)
+        assert isinstance(visited.pcscf.clock, FakeClock)
+        await visited.pcscf.clock.advance(599)
+        assert (await visited.pcscf.sweep(), visited.gm) == (0, KEYS)
+        await visited.pcscf.clock.advance(1)
+        assert (await visited.pcscf.sweep(), visited.gm, len(visited.pcscf.bindings)) == (1, None, 0)
+
     async def test_two_devices_have_their_own(self, visited: Visited) -> None:
         other = CONTACT.replace("uuid:1", "uuid:2")
         for contact in (CONTACT, other):

@@ -15,6 +15,7 @@ from keyferry.protocol.identity import reg_of
 from keyferry.protocol.ims.gm_association import AssociationSet, GmAssociations, State
 from keyferry.protocol.ims.security_agreement import UDP_TUNNEL, Mechanism, build_mechanisms, ipsec_3gpp, parse_mechanisms
 from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.roles.pcscf.bindings import Binding
 from keyferry.roles.pcscf.proxy import Pcscf
 from keyferry.roles.pcscf.security import SecurityAgreement
 from keyferry.transports.esp_sas import EspSas
@@ -329,6 +330,11 @@ class TestOtherRequests:
         headers = (("From", "<sip:alice@home1.net>;tag=1"), ("To", "<sip:alice@home1.net>"), ("Call-ID", "c"), ("CSeq", "1 SUBSCRIBE"))
         return Request("SUBSCRIBE", "sip:alice@home1.net", (*headers, ("Contact", "<sip:alice@127.0.0.2:5100>")))
 
+    @staticmethod
+    def binding(visited: Visited) -> Binding:
+        (found,) = visited.pcscf.bindings.of_resource("sip:alice@home1.net")
+        return found
+
     async def registered(self, visited: Visited) -> SipPeer:
         hop, server = await visited.challenged()
         granted = [
@@ -362,7 +368,7 @@ class TestOtherRequests:
     async def test_an_end_by_the_network_ends_the_associations(self, visited: Visited) -> None:
         """TS 33.203 §7.4; the last NOTIFY still passes."""
         await self.registered(visited)
-        visited.pcscf.ended("sip:alice@127.0.0.2:5100", "rejected")
+        visited.pcscf.ended(self.binding(visited), "rejected")
         assert (await visited.ask(self.subscribe(), peer=visited.sas.hop(visited.live[0]))).status == 403
         await visited.clock.advance(33)
         visited.sas.expire()
@@ -370,8 +376,7 @@ class TestOtherRequests:
 
     async def test_a_notify_for_a_ue_without_associations_left_is_504(self, visited: Visited) -> None:
         await self.registered(visited)
-        binding = visited.pcscf.bindings.of_contact("sip:alice@127.0.0.2:5100", visited.clock.now())
-        assert binding is not None
+        binding = self.binding(visited)
         visited.pcscf.bindings.put(binding._replace(user="gone"))
         headers = (("From", "<sip:a@b>;tag=1"), ("To", "<sip:a@b>;tag=2"), ("Call-ID", "c"), ("CSeq", "1 NOTIFY"))
         request = Request("NOTIFY", binding.contact, (*headers, ("Route", f"<sip:{binding.token}@pcscf1.visited1.net;lr>")))

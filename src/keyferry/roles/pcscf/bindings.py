@@ -10,6 +10,7 @@ from typing import NamedTuple
 from keyferry.errors import ParseError
 from keyferry.ports import SipPeer
 from keyferry.protocol.identity import Reg
+from keyferry.protocol.ims.agenda import Agenda
 from keyferry.protocol.sip.headers import parse_name_addr_list
 from keyferry.protocol.sip.message import Request, Response
 
@@ -21,6 +22,8 @@ MAX_IMPUS = 1_000
 MAX_SERVICE_ROUTES = 10
 LAST_WORDS = 32.0
 """Seconds, 64*T1, that a NOTIFY may be under way after the end of a registration."""
+EXPIRY_BATCH = 500
+"""Bindings forgotten per sweep; more wait for the next."""
 
 
 class Device(NamedTuple):
@@ -46,6 +49,12 @@ class Binding(NamedTuple):
     service_route: tuple[str, ...]  # name-addrs
     expires_at: float  # seconds since the epoch
     ended: bool = False  # it may send no more, but a NOTIFY that says so still reaches it
+    since: float = 0.0  # seconds since the epoch: the last REGISTER
+
+    @property
+    def resource(self) -> str:
+        """The identity under which the user's registrations are watched: the default one that is a SIP URI, "" for none."""
+        return next((impu for impu in self.impus if impu.startswith("sip:")), "")
 
 
 @dataclass(slots=True)
@@ -55,7 +64,9 @@ class Bindings:
     limit: int = MAX_BINDINGS
     _by_device: OrderedDict[Device, Binding] = field(default_factory=OrderedDict)
     _by_token: dict[str, Device] = field(default_factory=dict)
-    _by_contact: dict[str, Device] = field(default_factory=dict)
+    _by_sender: dict[tuple[str, str], Device] = field(default_factory=dict)  # contact, and the address that its REGISTER came from
+    _of_resource: dict[str, dict[Device, None]] = field(default_factory=dict)
+    _agenda: Agenda[str] = field(default_factory=Agenda)  # of tokens
     _of_impi: dict[str, set[Device]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -66,7 +77,10 @@ class Bindings:
         self.drop(binding.device)
         self._by_device[binding.device] = binding
         self._of_impi.setdefault(binding.device.impi, set()).add(binding.device)
-        self._by_token[binding.token] = self._by_contact[binding.contact] = binding.device
+        # A contact alone names nobody: a UE writes into its own what it likes, another's too.
+        self._by_token[binding.token] = self._by_sender[binding.contact, binding.source.host] = binding.device
+        self._of_resource.setdefault(binding.resource, {})[binding.device] = None
+        self._agenda.put(binding.token, binding.expires_at)
         if len(self._by_device) > self.limit:
             self.drop(next(iter(self._by_device)))
 
@@ -79,8 +93,14 @@ class Bindings:
             others.discard(device)
             if not others:
                 del self._of_impi[device.impi]
-            if self._by_contact.get(binding.contact) == device:
-                del self._by_contact[binding.contact]
+            self._agenda.drop(binding.token)
+            sender = (binding.contact, binding.source.host)
+            if self._by_sender.get(sender) == device:
+                del self._by_sender[sender]
+            devices = self._of_resource[binding.resource]
+            del devices[device]
+            if not devices:
+                del self._of_resource[binding.resource]
         return binding
 
     def end(self, device: Device, now: float) -> None:
@@ -88,6 +108,15 @@ class Bindings:
         binding = self.drop(device)
         if binding is not None:
             self.put(binding._replace(ended=True, expires_at=min(binding.expires_at, now + LAST_WORDS)))
+
+    def over(self, now: float) -> list[Binding]:
+        """Forget bindings whose time is over; return them."""
+        devices = [self._by_token[token] for token in self._agenda.due(now, EXPIRY_BATCH)]
+        return [binding for binding in map(self.drop, devices) if binding is not None]
+
+    def of_resource(self, resource: str) -> list[Binding]:
+        """Return a user's bindings, by the identity that is watched; those whose time is just over, too."""
+        return [self._by_device[device] for device in self._of_resource.get(resource, ())]
 
     def get(self, device: Device, now: float) -> Binding | None:
         """Return a device's binding if its time is not over."""
@@ -103,9 +132,9 @@ class Bindings:
         device = self._by_token.get(token)
         return None if device is None else self.get(device, now)
 
-    def of_contact(self, contact: str, now: float) -> Binding | None:
-        """Return the binding of a contact address."""
-        device = self._by_contact.get(contact)
+    def of_sender(self, contact: str, host: str, now: float) -> Binding | None:
+        """Return the binding of a contact address that was registered from `host`."""
+        device = self._by_sender.get((contact, host))
         return None if device is None else self.get(device, now)
 
 

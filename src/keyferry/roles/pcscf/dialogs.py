@@ -85,8 +85,8 @@ class Dialogs:
         security, now = self.security(), self.clock.now()
         if peer.transport == PROTECTED:
             return None if security is None else self.bindings.get(security.of_peer(peer), now)
-        binding = self.bindings.of_contact(contact_of(request), now)
-        if binding is None or binding.user or binding.source.host != peer.host:
+        binding = self.bindings.of_sender(contact_of(request), peer.host, now)
+        if binding is None or binding.user:
             return None  # who has security associations uses them
         # A UE's next TCP connection has another port; without one, another port is another UE. Under TLS the connection is the UE.
         free = peer.transport == "TCP" and binding.source.transport != "TLS"

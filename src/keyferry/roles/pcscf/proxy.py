@@ -102,20 +102,26 @@ class Pcscf:
             return await self.dialogs.notify(request, peer)
         return refuse_method(request, "REGISTER", "SUBSCRIBE", "NOTIFY")
 
-    def ended(self, contact: str, event: ContactEvent) -> None:
-        """Forget the device of a contact address, with its keys and security associations: the network says so (§5.2.5.2)."""
-        binding = self.bindings.of_contact(contact, self.clock.now())
-        if binding is None or binding.ended:
-            return
+    def ended(self, binding: Binding, event: ContactEvent) -> None:
+        """Forget a device as it was registered, with its keys and security associations: the network says so (§5.2.5.2)."""
+        if binding.ended or binding not in self.bindings.of_resource(binding.resource):
+            return  # or it has registered anew since
         self._end(binding)
         self.counter.count("pcscf_ended", event)
-        self.log.info("registration-ended", impi=binding.device.impi, contact=contact, because=event)
+        self.log.info("registration-ended", impi=binding.device.impi, contact=binding.contact, because=event)
 
     def _end(self, binding: Binding) -> None:
         self.bindings.end(binding.device, self.clock.now())
         self.gm_keys.pop(binding.device, None)
         if self.security is not None and binding.user:
             self.security.ended(binding.user)
+
+    async def sweep(self) -> int:
+        """Forget devices whose time is over, and their keys; return how many."""
+        over = self.bindings.over(self.clock.now())
+        for binding in over:
+            self.gm_keys.pop(binding.device, None)
+        return len(over)
 
     async def _register(self, request: Request, peer: SipPeer) -> Response:
         if len([via for text in request.all("Via") for via in parse_via_list(text)]) > 1:
@@ -225,11 +231,12 @@ class Pcscf:
                 if device.stands_for(binding.device) and not binding.ended:
                     self._end(binding)
             return
-        before = self.bindings.drop(device)
+        before, now = self.bindings.drop(device), self.clock.now()
         binding = Binding(
             device=device, token=before.token if before is not None else self.random.octets(TOKEN_OCTETS).hex(),
             contact=contact_of(request), source=peer, user=protection.association.user if protection.association is not None else "",
-            impus=associated(response), service_route=service_route(response), expires_at=self.clock.now() + granted,
+            impus=associated(response), service_route=service_route(response), expires_at=now + granted,
+            since=now,
         )  # fmt: skip
         self.bindings.put(binding)
         if self.registered is not None:
