@@ -354,6 +354,9 @@ class RegistrationStore(Protocol):
     async def of_impi(self, impi: Impi) -> Sequence[Registration]:
         """Return every device's registration."""
 
+    async def impis(self, after: str, limit: int) -> Sequence[Impi]:
+        """Return whose registrations there are, sorted, above `after` ("": all); at most `limit`, and no more are looked at."""
+
     async def of_impu(self, impu: Impu) -> Impi | None:
         """Return whose registrations name a public identity in their profile, barred or not; None where nobody's do."""
 

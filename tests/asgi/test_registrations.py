@@ -32,6 +32,9 @@ class Fake:
             raise StoreError("/secret/path")
         return [{"impi": impi}]
 
+    async def page(self, after: str, limit: int) -> Mapping[str, object]:
+        return {"registrations": [], "next": after, "limit": limit}
+
     async def pending(self, impi: Impi) -> Mapping[str, object]:
         return {"challenges": 0, "owed": [], "failures": []}
 
@@ -62,6 +65,15 @@ async def test_a_users_registrations_are_listed() -> None:
 
 
 @pytest.mark.parametrize(
+    ("query", "after", "limit"),
+    [("", "", 100), ("?limit=1000", "", 1000), ("?after=alice%40home1.net&limit=1", "alice@home1.net", 1), ("?after=", "", 100)],
+)
+async def test_without_an_impi_there_is_a_page_of_everybodys(query: str, after: str, limit: int) -> None:
+    answer = await call(opened()[0], target=f"/registrations{query}", **HERE)
+    assert (answer.status, json.loads(answer.body)) == (200, {"registrations": [], "next": after, "limit": limit})
+
+
+@pytest.mark.parametrize(
     ("command", "body", "asked"),
     [
         ("deregister", b"", ("alice@home1.net", None, "deactivated", None)),
@@ -82,7 +94,17 @@ async def test_commands(command: str, body: bytes, asked: tuple[object, ...]) ->
 @pytest.mark.parametrize(
     ("method", "target", "body", "headers", "status"),
     [
-        ("GET", "/registrations", b"", [], 400),
+        ("GET", "/registrations?limit=0", b"", [], 400),
+        ("GET", "/registrations?limit=1001", b"", [], 400),
+        ("GET", "/registrations?limit=\u0663", b"", [], 400),
+        ("GET", "/registrations?limit=", b"", [], 400),
+        ("GET", "/registrations?after=nobody", b"", [], 400),
+        ("GET", "/registrations?after=a@b.net&after=c@b.net", b"", [], 400),
+        ("GET", "/registrations?before=a@b.net", b"", [], 400),
+        ("GET", "/registrations?" + "&".join(["limit=1"] * 9), b"", [], 400),
+        ("GET", "/registrations?impi", b"", [], 400),
+        ("GET", "/registrations?impi=", b"", [], 400),
+        ("GET", "/registrations?impi=alice@home1.net&limit=5", b"", [], 400),
         ("GET", "/registrations?impi=nobody", b"", [], 400),
         ("GET", "/registrations?impi=broken@home1.net", b"", [], 503),
         ("GET", "/registrations?impi=" + "a" * 3000, b"", [], 400),

@@ -194,6 +194,7 @@ def test_the_demonstration_ends_with_its_word() -> None:
         "serve",
         "check",
         "bench",
+        "registrations",
         *(f"subscriber {name}" for name in ("add", "list", "show", "remove")),
         *(f"ue {name}" for name in ("register", "deregister", "status", "get", "put", "delete")),
         *(f"keys {name}" for name in ("derive", "rotate", "rotate-isc")),

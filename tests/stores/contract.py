@@ -259,6 +259,16 @@ class RegistrationContract:
         ]
         assert await store.walk(third[-1][0], 2) == []
 
+    async def test_whose_registrations_there_are_comes_sorted_and_page_by_page(self, store: RegistrationStore) -> None:
+        assert list(await store.impis("", 3)) == []
+        impis = [Impi(f"{name}@ims.example") for name in ("d", "B", "c", "a", "e")]
+        for impi in impis:
+            await store.commit(registration(impi), [])
+        await store.commit(registration(impis[0], OTHER_REG), [])  # two devices, one user
+        await store.remove(impis[4], REG, [])
+        assert list(await store.impis("", 2)) == [impis[1], impis[3]]
+        assert list(await store.impis(impis[3], 3)) == [impis[2], impis[0]]
+
     async def test_what_was_heard_of_an_as_comes_back(self, store: RegistrationStore) -> None:
         assert list(await store.as_stores()) == []
         one, two = AsStore("sip:as1.ims.example", AS_ID, "a" * 24, 7), AsStore("sip:as2.ims.example", AS_ID, "b" * 24, None)

@@ -111,6 +111,7 @@ ASKED = (
     ("GET", "/health", b""),
     ("GET", "/metrics", b""),
     ("GET", f"/registrations?impi={IMPI}", b""),
+    ("GET", "/registrations?limit=5", b""),
     ("GET", "/registrations?impi=%00", b""),
     ("GET", "/nothing", b""),
     ("POST", f"/registrations/{IMPI}/reauthenticate", b"{}"),

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from system.serving import Lab, Served, free_port, make_lab, serving, ue
+from system.serving import Lab, Served, free_port, keyferry, make_lab, serving, ue
 
 USERS = 8
 NAMES = ("scscf1.home1.net", "scscf2.home1.net")
@@ -113,4 +113,21 @@ def test_one_process_plays_both_and_its_operator_sees_both(tmp_path: Path) -> No
         servers = {registrations(served, number)[0]["server"].split(":")[1] for number in range(3)}
         assert servers <= set(NAMES)
         assert served.health()["registrations"] == 3
+        admin = ("--admin", f"127.0.0.1:{served.port('admin')}")
+        listed: list[dict[str, Any]] = []
+        after: list[str] = []
+        for _ in range(2):
+            page = json.loads(keyferry("registrations", *admin, "--limit", "2", *after, "--json").stdout)
+            listed += page["registrations"]
+            after = ["--after", str(page["next"])]
+        assert page["next"] is None
+        assert [one["impi"] for one in listed] == [f"crowd{number}@home1.net" for number in range(3)]
+        assert {one["server"].split(":")[1] for one in listed} == servers
+        shown = keyferry("registrations", *admin, "--limit", "2").stdout
+        assert all(part in shown for part in ("crowd0@home1.net", "crowd1@home1.net", "yes", "more: --after crowd1@home1.net"))
+        assert "crowd2" not in shown
+        assert "nobody is registered" in keyferry("registrations", *admin, "--after", "z@home1.net").stdout
+        one = json.loads(keyferry("registrations", *admin, "--impi", "crowd2@home1.net", "--json").stdout)
+        assert (len(one["registrations"]), one["challenges"]) == (1, 0)
+        assert keyferry("registrations", *admin, "--impi", "crowd2@home1.net", "--after", "crowd1@home1.net").returncode == 2
         assert [one["name"] for one in served.listen if one["role"] == "scscf" and one["proto"] == "udp"] == list(NAMES)

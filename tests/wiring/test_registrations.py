@@ -4,8 +4,15 @@
 from __future__ import annotations
 
 import json
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
+import pytest
+
+from keyferry.errors import SealError
+from keyferry.ports import Registration
+from keyferry.protocol.identity import Impi, Reg
+from keyferry.stores.memory import MemoryRegistrationStore
 from keyferry.wiring.registrations import RegistrarOperations
 from roles.home import SIP_OF, XCAP, open_home
 from roles.manual import Manual
@@ -47,3 +54,69 @@ async def test_what_waits_for_a_user_is_shown_beside() -> None:
         assert pending["challenges"] == 1
         assert pending["owed"] == [{"as_id": XCAP, "server": SIP_OF[XCAP], "reg": alice.reg}]
         assert [one["reasons"] for one in cast("list[dict[str, object]]", pending["failures"])] == [["push"]]
+
+
+class PartlyUnreadable(MemoryRegistrationStore):
+    """A store with one row that was tampered with."""
+
+    async def of_impi(self, impi: Impi) -> list[Registration]:
+        if impi.startswith("broken"):
+            raise SealError("registration.k_m: does not open")
+        return list(await super().of_impi(impi))
+
+
+async def pages(operations: RegistrarOperations, limit: int) -> list[list[str]]:
+    """Return the IMPIs of page after page, to the end."""
+    found: list[list[str]] = []
+    after: Any = ""
+    while after is not None:
+        page = cast("dict[str, Any]", await operations.page(after, limit))
+        found.append([one["impi"] for one in page["registrations"]])
+        after = page["next"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (1, [["a@b.net"] * 2, ["c@b.net"], ["d@b.net"] * 2, ["e@b.net"]]),  # one user's devices are not parted
+        (2, [["a@b.net"] * 2, ["c@b.net"], ["d@b.net"] * 2, ["e@b.net"]]),
+        (3, [["a@b.net", "a@b.net", "c@b.net"], ["d@b.net", "d@b.net", "e@b.net"]]),
+        (1000, [["a@b.net", "a@b.net", "c@b.net", "d@b.net", "d@b.net", "e@b.net"]]),
+    ],
+)
+async def test_pages_go_over_every_s_cscf_and_name_everybody_once(limit: int, expected: list[list[str]]) -> None:
+    """`d` is registered at one S-CSCF and still known to the other, which it was moved from."""
+    async with open_home() as one, open_home() as other:
+        homes = {"a": [one], "c": [other], "d": [one, other], "e": [other]}
+        alice = one.device()
+        await alice.register()
+        (like,) = await one.registrations.of_impi(alice.impi)
+        await one.registrations.remove(alice.impi, alice.reg, [])
+        for name, at in homes.items():
+            for home in at:
+                await home.registrations.commit(replace(like, impi=Impi(f"{name}@b.net")), [])
+        await one.registrations.commit(replace(like, impi=Impi("a@b.net"), reg=Reg("second")), [])
+        assert await pages(RegistrarOperations([one.scscf, other.scscf]), limit) == expected
+
+
+async def test_nobody_is_one_empty_page() -> None:
+    async with open_home() as home:
+        page = await RegistrarOperations([home.scscf]).page("", 10)
+        assert page == {"registrations": [], "next": None, "unreadable": []}
+
+
+async def test_a_row_that_was_tampered_with_is_named_and_hides_nobody() -> None:
+    async with open_home() as home:
+        alice = home.device()
+        await alice.register()
+        (like,) = await home.registrations.of_impi(alice.impi)
+        store = PartlyUnreadable()
+        for number in range(50):
+            for name in ("broken", "user"):
+                await store.commit(replace(like, impi=Impi(f"{name}{number:02}@b.net")), [])
+        operations = RegistrarOperations([replace(home.scscf, registrations=store)])
+        page = cast("dict[str, Any]", await operations.page("broken48@b.net", 2))
+        assert ([one["impi"] for one in page["registrations"]], page["unreadable"]) == (["user00@b.net"], ["broken49@b.net"])
+        assert page["next"] == "user00@b.net"
+        assert sum(len(page) for page in await pages(operations, 30)) == 50

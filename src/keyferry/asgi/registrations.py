@@ -19,6 +19,8 @@ MAX_BODY = 1_024
 MAX_QUERY = 2_048
 """Octets; an IMPI has at most 255, three times as many escaped."""
 MAX_SECONDS = 86_400
+PAGE, MAX_PAGE = 100, 1_000
+"""Registrations of one answer, where none and where many are asked for: a thousand are half a million octets."""
 
 EndEvent: TypeAlias = Literal["deactivated", "rejected", "probation"]
 FIELDS = {"deregister": {"reg": str, "event": str, "retry_after": int}, "reauthenticate": {"reg": str, "seconds": int}}
@@ -29,6 +31,12 @@ class Operations(Protocol):
 
     async def list(self, impi: Impi) -> Sequence[Mapping[str, object]]:
         """Return a user's registrations without keys."""
+
+    async def page(self, after: str, limit: int) -> Mapping[str, object]:
+        """Return `registrations` of the users above `after`, sorted, `next`, after which there are more, and `unreadable`, IMPIs.
+
+        At most `limit`, except that one user's are never parted.
+        """
 
     async def pending(self, impi: Impi) -> Mapping[str, object]:
         """Return what waits for a user: `challenges`, a number, `owed`, pushes not delivered, and `failures`, the last few."""
@@ -41,9 +49,9 @@ class Operations(Protocol):
 
 
 class RegistrationsApp:
-    """Answer GET /registrations?impi=… and POST /registrations/IMPI/deregister and …/reauthenticate; the caller checks who asks.
+    """Answer GET /registrations, also with ?impi=…, and POST /registrations/IMPI/deregister and …/reauthenticate.
 
-    A command is `application/json`, which no page of another site can send without asking first.
+    The caller checks who asks. A command is `application/json`, which no page of another site can send without asking first.
     """
 
     def __init__(self, operations: Operations) -> None:
@@ -64,11 +72,18 @@ class RegistrationsApp:
         path = bytes(scope.get("raw_path") or scope["path"].encode("utf-8")).decode("latin-1")
         if path == PATH:
             _want(scope, "GET")
-            impi = _asked(scope)
+            query = _query(scope)
+            if "impi" not in query:
+                return await self._operations.page(*_page(query))
+            if len(query) > 1:
+                raise RemoteProtocolError("Ask for impi alone, or for after and limit.", 400)
+            impi = parse_impi(query["impi"])
             return {"registrations": list(await self._operations.list(impi)), **await self._operations.pending(impi)}
         parts = path.removeprefix(f"{PATH}/").split("/")
         if len(parts) != 2 or parts[1] not in FIELDS:
-            raise RemoteProtocolError("There are /registrations?impi=IMPI, /registrations/IMPI/deregister and …/reauthenticate.", 404)
+            raise RemoteProtocolError(
+                "There are /registrations, /registrations?impi=IMPI, /registrations/IMPI/deregister and …/reauthenticate.", 404
+            )
         _want(scope, "POST")
         impi = parse_impi(unquote(parts[0]))
         command = await _command(scope, receive, FIELDS[parts[1]])
@@ -88,15 +103,25 @@ def _want(scope: Scope, method: str) -> None:
         raise RemoteProtocolError(f"Use {method}.", 405)
 
 
-def _asked(scope: Scope) -> Impi:
+def _query(scope: Scope) -> dict[str, str]:
+    """Return impi, after and limit, each at most once, and nothing else. Raises RemoteProtocolError."""
     query = bytes(scope.get("query_string", b""))
     try:
-        values = parse_qs(query.decode("latin-1"), max_num_fields=8).get("impi", []) if len(query) <= MAX_QUERY else []
+        if len(query) > MAX_QUERY:
+            raise ValueError
+        found = parse_qs(query.decode("latin-1"), keep_blank_values=True, strict_parsing=bool(query), max_num_fields=8)
     except ValueError:
-        values = []
-    if len(values) != 1:
-        raise RemoteProtocolError("Ask for /registrations?impi=IMPI.", 400)
-    return parse_impi(values[0])
+        found = {"": []}
+    if not found.keys() <= {"impi", "after", "limit"} or any(len(values) != 1 for values in found.values()):
+        raise RemoteProtocolError("Ask for /registrations?impi=IMPI, or for /registrations?after=IMPI&limit=NUMBER.", 400)
+    return {name: values[0] for name, values in found.items()}
+
+
+def _page(query: Mapping[str, str]) -> tuple[str, int]:
+    after, limit = query.get("after", ""), query.get("limit", str(PAGE))
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= MAX_PAGE):
+        raise RemoteProtocolError(f"limit goes from 1 to {MAX_PAGE}.", 400)
+    return (parse_impi(after) if after else ""), int(limit)
 
 
 async def _command(scope: Scope, receive: Receive, fields: Mapping[str, type]) -> dict[str, object]:

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from keyferry.cli import bench, check, demo, failures, keys, lab, pki, serve, subscriber, trace, ue
+from keyferry.cli import bench, check, demo, failures, keys, lab, pki, registrations, serve, subscriber, trace, ue
 from keyferry.cli.output import errors
 from keyferry.errors import ConfigError, KeyferryError, ParseError, StateError
 
@@ -26,6 +26,7 @@ app.command("check")(check.check)
 app.command("bench")(bench.bench)
 app.command("trace")(trace.trace)
 app.command("failures")(failures.failures)
+app.command("registrations")(registrations.registrations)
 app.add_typer(subscriber.app, name="subscriber")
 app.add_typer(ue.app, name="ue")
 app.add_typer(keys.app, name="keys")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import heapq
 import secrets
 from collections.abc import Callable, Sequence
 
@@ -150,6 +151,10 @@ class MemoryRegistrationStore:
         """Return every device's registration, by reg."""
         devices = self._registrations.get(impi, {})
         return [devices[reg] for reg in sorted(devices)]
+
+    async def impis(self, after: str, limit: int) -> Sequence[Impi]:
+        """Return whose registrations there are, sorted, above `after` ("": all); at most `limit`."""
+        return heapq.nsmallest(limit, (impi for impi in self._registrations if impi > after))
 
     async def of_impu(self, impu: Impu) -> Impi | None:
         """Return whose registrations name a public identity; None where nobody's do."""

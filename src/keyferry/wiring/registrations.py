@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,12 +12,15 @@ from typing import Final
 
 from keyferry.asgi.failures import shown
 from keyferry.asgi.registrations import EndEvent
+from keyferry.errors import KeyferryError
 from keyferry.ports import Registration
 from keyferry.protocol.identity import Impi, Reg
 from keyferry.protocol.ims.user_profile import identities_of
 from keyferry.roles.scscf.registrar import Registrar
 
 FEW: Final = 5  # failures beside the registrations; /failures has them all
+SLICE: Final = 20
+"""Users whose registrations are opened and read before other tasks get their turn: 3 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,30 @@ class RegistrarOperations:
             for registrar in self.registrars
             for each in await registrar.registrations.of_impi(impi)
         ]
+
+    async def page(self, after: str, limit: int) -> Mapping[str, object]:
+        """Return the registrations of the users above `after`, sorted; `next` is None at the end."""
+        found: dict[str, Sequence[Mapping[str, object]]] = {}
+        unreadable: set[str] = set()
+        some = heapq.merge(*[await registrar.registrations.impis(after, limit + 1) for registrar in self.registrars])
+        count, more = 0, False
+        for place, impi in enumerate(dict.fromkeys(some)):
+            if place % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            try:
+                devices = await self.list(impi)
+            except KeyferryError:  # a row that was tampered with hides nobody else
+                devices = []
+                unreadable.add(impi)
+            more = len(found) == limit or (count > 0 and count + len(devices) > limit)
+            if more:
+                break
+            found[impi], count = devices, count + len(devices)
+        return {
+            "registrations": [each for devices in found.values() for each in devices],
+            "next": next(reversed(found)) if more else None,
+            "unreadable": [impi for impi in found if impi in unreadable],
+        }
 
     async def pending(self, impi: Impi) -> Mapping[str, object]:
         """Return the challenges that wait, the pushes that are owed and the last failures."""

@@ -56,6 +56,17 @@ async def test_a_column_taken_from_another_row_breaks_the_seal(store: SqliteRegi
     assert await store.get(OTHER_IMPI, OTHER_REG) == OTHER
 
 
+async def test_a_page_of_users_is_read_from_the_index_alone(store: SqliteRegistrationStore, database: Database) -> None:
+    """However many there are, no more rows are looked at, and none is opened."""
+    await store.commit(registration(), [])
+    query = "SELECT DISTINCT impi FROM registration WHERE impi > ? ORDER BY impi LIMIT ?"
+    plan = " ".join(str(row[-1]) for row in database.read(f"EXPLAIN QUERY PLAN {query}", ("", 2)))
+    assert "SEARCH registration USING COVERING INDEX" in plan
+    assert "TEMP B-TREE" not in plan
+    execute(database.path, "UPDATE registration SET k_m = x'00'")
+    assert list(await store.impis("", 2)) == [IMPI]
+
+
 @pytest.mark.parametrize("column", ["impi", "reg"])
 async def test_a_row_given_to_another_user_or_device_breaks_the_seal(
     store: SqliteRegistrationStore, database: Database, column: str

@@ -113,6 +113,11 @@ class SqliteRegistrationStore:
         rows = self._database.read(f"{_SELECT} WHERE impi = ? ORDER BY reg LIMIT ?", (impi, MAX_DEVICES))
         return [self._registration(row) for row in rows]
 
+    async def impis(self, after: str, limit: int) -> Sequence[Impi]:
+        """Return whose registrations there are, sorted, above `after` ("": all); at most `limit`, by the index alone."""
+        rows = self._database.read("SELECT DISTINCT impi FROM registration WHERE impi > ? ORDER BY impi LIMIT ?", (after, limit))
+        return [Impi(impi) for (impi,) in rows]
+
     async def of_impu(self, impu: Impu) -> Impi | None:
         """Return whose registrations name a public identity; None where nobody's do."""
         rows = self._database.read(
