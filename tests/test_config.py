@@ -12,6 +12,7 @@ from keyferry.errors import ConfigError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 CARD = 'k = "465b5ce8b199b49faa5f0a2ee238a6bc"\nopc = "cd63cb71954a9f4e48a5994e37a02baf"\n'
+SHARED = '[[shared_ifc]]\nid = {}\napplication_servers = ["{}"]\n'
 SERVER = (
     '[[application_servers]]\nas_id = "{}"\nsip_uri = "sip:as.home1.net"\nlisten_sip = "127.0.0.1:5090"\nlisten_https = "127.0.0.1:8443"\n'
 )
@@ -68,6 +69,16 @@ def test_keys_do_not_print() -> None:
         ('[[further_scscfs]]\nname = "scscf2.home1.net"\n', "further_scscfs[0].listen: 127.0.0.1:6060 is there twice"),
         ('[[further_scscfs]]\nname = "s2.net"\nlisten = "x"\n', "further_scscfs[0].listen: 'x' is not HOST:PORT"),
         ('[[further_scscfs]]\nname = "s2.net"\nlisten = "192.0.2.1:6061"\n', "further_scscfs[0].listen: other machines can reach it"),
+        (SERVER.format("a.net") + SHARED.format(1, "b.net"), "shared_ifc[0].application_servers: b.net is no application server"),
+        (SERVER.format("a.net") + SHARED.format(1, "a.net") * 2, "shared_ifc[1].id: 1 is there twice"),
+        (
+            SERVER.format("a.net") + "".join(SHARED.format(n, "a.net") for n in (1, 2)),
+            "shared_ifc[1].application_servers: a.net is there twice",
+        ),
+        (SERVER.format("a.net") + SHARED.format(1, 'a.net", "A.NET'), "shared_ifc[0].application_servers: a.net is there twice"),
+        (SERVER.format("a.net") + SHARED.format(-1, "a.net"), "shared_ifc[0].id"),
+        (SERVER.format("a.net") + SHARED.format(1, "192.0.2.1"), "shared_ifc[0].application_servers: AS_ID"),
+        ("[[shared_ifc]]\nid = 1\napplication_servers = []\n", "shared_ifc[0].application_servers"),
         ("x", "is not TOML"),
         (SERVER.format("127.0.0.1"), "application_servers[0].as_id: AS_ID: an IP address is no host name"),
         (SERVER.format("a.net") + SERVER.format("A.NET"), "a.net is there twice"),

@@ -148,6 +148,15 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
     )
 
 
+class SharedIfc(_Section, frozen=True, kw_only=True):
+    """A set of filter criteria that the S-CSCFs hold; profiles of the HSS name it instead of its criteria (TS 29.228 §6.1.2.1)."""
+
+    id: Annotated[int, Meta(ge=0, le=999_999, description="SharedIFCSetID")]
+    application_servers: Annotated[
+        list[str], Meta(min_length=1, description="`as_id` of each application server whose criterion is in this set and nowhere else")
+    ]
+
+
 class Admin(_Section, frozen=True, kw_only=True):
     """Health and metrics."""
 
@@ -184,6 +193,7 @@ class Config(_Section, frozen=True, kw_only=True):
     ] = msgspec.field(default_factory=list)
     admin: Admin = msgspec.field(default_factory=Admin)
     application_servers: list[ApplicationServer] = msgspec.field(default_factory=list)
+    shared_ifc: list[SharedIfc] = msgspec.field(default_factory=list)
     subscribers: list[Subscriber] = msgspec.field(default_factory=list)
     hosts: Annotated[
         dict[str, str], Meta(description="SIP host names → `HOST` or `HOST:PORT`, before names of this file's own functions")
@@ -333,7 +343,7 @@ def _all_keys(kind: type[Any]) -> set[str]:
     return keys
 
 
-SECTIONS: tuple[type[_Section], ...] = (Network, Pcscf, Icscf, Scscf, ApplicationServer, Admin, Subscriber, Ue)
+SECTIONS: tuple[type[_Section], ...] = (Network, Pcscf, Icscf, Scscf, ApplicationServer, SharedIfc, Admin, Subscriber, Ue)
 
 
 def _check_peers(path: Path, config: Config) -> None:
@@ -368,6 +378,7 @@ def _check_names(path: Path, config: Config) -> None:
         seen.add(as_id)
         split_address(server.listen_https, f"{where}.listen_https")
         _check_protection(where, server)
+    _check_shared(path, config, seen)
     _check_scscfs(path, config)
     for name in ("pcscf", "icscf", "admin"):
         split_address(getattr(config, name).listen, f"{path}: {name}.listen")
@@ -380,6 +391,24 @@ def _check_names(path: Path, config: Config) -> None:
         _check_keys(where, subscriber)
         for impu in (*subscriber.impus, *subscriber.barred):
             _checked(f"{where}.impus", parse_impu, impu)
+
+
+def _check_shared(path: Path, config: Config, known: set[str]) -> None:
+    """Refuse sets that cannot be told apart, and an application server that would have two criteria or none."""
+    ids: set[int] = set()
+    shared: set[str] = set()
+    for place, one in enumerate(config.shared_ifc):
+        where = f"{path}: shared_ifc[{place}]"
+        if one.id in ids:
+            raise ConfigError(f"{where}.id", f"{one.id} is there twice", "Give every set a number of its own")
+        ids.add(one.id)
+        for text in one.application_servers:
+            as_id = _checked(f"{where}.application_servers", parse_as_id, text)
+            if as_id not in known:
+                raise ConfigError(f"{where}.application_servers", f"{as_id} is no application server of this file", "Name its as_id")
+            if as_id in shared:
+                raise ConfigError(f"{where}.application_servers", f"{as_id} is there twice", "Name it in one set, once")
+            shared.add(as_id)
 
 
 def _check_protection(where: str, server: ApplicationServer) -> None:

@@ -68,6 +68,7 @@ class Hss:
     counter: Counter
     max_counters: int = MAX_COUNTERS
     scscfs: Sequence[str] = ()  # SIP URIs of the S-CSCFs that users are spread over; none: the I-CSCF knows one
+    shared_ifc_sets: Mapping[str, Sequence[int]] = field(default_factory=dict)  # SharedIFCSetIDs of a profile, besides its criteria
     amf_bit: bool = False  # say in AUTN that a vector will be masked (DESIGN §4)
     _counters: OrderedDict[Impi, _Counter] = field(default_factory=OrderedDict)
 
@@ -193,7 +194,7 @@ class Hss:
     def _user_data(self, impi: Impi, subscription: Subscription) -> bytes:
         criteria = tuple(self.profiles.get(subscription.profile, ()))
         impus = tuple([(subscribed.impu, subscribed.barred) for subscribed in subscription.impus])
-        profile = ServiceProfile(impus=impus, criteria=criteria, shared_ifc_sets=())
+        profile = ServiceProfile(impus=impus, criteria=criteria, shared_ifc_sets=tuple(self.shared_ifc_sets.get(subscription.profile, ())))
         return build_user_profile(UserProfile(impi=impi, profiles=(profile,)))
 
 

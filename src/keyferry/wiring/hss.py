@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from keyferry.config import ApplicationServer, Subscriber
+from keyferry.config import Subscriber
 from keyferry.ports import SubscribedImpu as PortImpu
 from keyferry.ports import Subscriber as PortSubscriber
 from keyferry.ports import SubscriberStore
@@ -15,9 +15,9 @@ from keyferry.protocol.crypto.milenage import derive_opc
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.crypto.tuak import derive_topc
 from keyferry.protocol.identity import parse_impi, parse_impu
-from keyferry.protocol.ims import ifc
 from keyferry.roles.hss import Hss
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
+from keyferry.wiring.criteria import own_criteria
 from keyferry.wiring.services import Services, server_name_of
 
 
@@ -31,31 +31,15 @@ class HssParts(NamedTuple):
 async def start_hss(services: Services) -> HssParts:
     """Open the subscribers' store and provision the file's. Raises ConfigError, StateError, ParseError."""
     subscribers = SqliteSubscriberStore(services.database("hss"), services.state.keyring)
-    criteria = _criteria(services.config.application_servers)
+    profiles = {"default": own_criteria(services.config)}
+    shared = {"default": [one.id for one in services.config.shared_ifc]}
     amf_bit = services.config.network.amf_bit
     several = [server_name_of(settings) for settings in services.config.scscfs] if services.config.further_scscfs else []
-    hss = Hss(subscribers, {"default": criteria}, services.random, services.log, services.metrics, scscfs=several, amf_bit=amf_bit)
+    hss = Hss(
+        subscribers, profiles, services.random, services.log, services.metrics, scscfs=several, amf_bit=amf_bit, shared_ifc_sets=shared
+    )
     await provision(subscribers, services.config.subscribers)
     return HssParts(hss, subscribers)
-
-
-def _criteria(servers: Sequence[ApplicationServer]) -> tuple[ifc.InitialFilterCriteria, ...]:
-    """One criterion per AS, for every REGISTER: initial, again and at the end (specs: RegistrationType absent means all)."""
-    trigger = ifc.TriggerPoint(cnf=True, triggers=(ifc.ServicePointTrigger(ifc.OnMethod("REGISTER")),))
-    return tuple(
-        ifc.InitialFilterCriteria(
-            priority=place,
-            trigger=trigger,
-            application_server=ifc.ApplicationServer(
-                server_name=server.sip_uri,
-                default_handling=server.default_handling,
-                service_info=server.service_info,
-                include_register_request=server.include_register_request,
-                include_register_response=server.include_register_response,
-            ),
-        )
-        for place, server in enumerate(servers)
-    )
 
 
 def subscriber_of(settings: Subscriber) -> PortSubscriber:

@@ -22,6 +22,7 @@ from keyferry.roles.scscf.repush import Repusher, RepushPolicy
 from keyferry.stores.isc_keys import LiveIscKeys
 from keyferry.stores.sqlite.registrations import SqliteRegistrationStore
 from keyferry.transports.sip_node import SipNode
+from keyferry.wiring.criteria import shared_criteria
 from keyferry.wiring.isc import SealingKeys
 from keyferry.wiring.services import Services, is_trusted, only_loopback, only_tls, server_name_of
 from keyferry.wiring.tracing import short_name
@@ -58,7 +59,8 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
         notifier=notifier, registrations=registrations,
         cx=cx, clock=services.clock, random=services.random, log=services.log, counter=services.metrics,
         policy=RegistrarPolicy(
-            settings.min_expires, settings.max_expires, associated=settings.p_associated_uri, reauth_age=settings.reauth_age
+            settings.min_expires, settings.max_expires, associated=settings.p_associated_uri, reauth_age=settings.reauth_age,
+            shared_ifc=shared_criteria(services.config),
         ),
         # Where Gm is not protected nobody can say that it is; and this machine's own users can reach the loopback addresses.
         trusts=lambda peer: str(services.config.network.gm) != "off" and is_trusted(settings.trusted_peers, peer),
@@ -96,7 +98,8 @@ def _reg_event(services: Services, node: SipNode, registrations: RegistrationSto
     return RegEventNotifier(
         sip=node, resolver=services.resolver, registrations=registrations, owner_of=registrations.of_impu,
         trusts=lambda peer: is_trusted(trusted, peer), clock=services.clock, random=services.random, log=services.log,
-        counter=services.metrics, policy=RegEventPolicy(server_name_of(settings)), profile_of=cached_user_profile,
+        counter=services.metrics, policy=RegEventPolicy(server_name_of(settings), shared_ifc=shared_criteria(services.config)),
+        profile_of=cached_user_profile,
     )  # fmt: skip
 
 

@@ -97,6 +97,20 @@ async def test_shared_sets_of_criteria_are_evaluated() -> None:
         object.__setattr__(home.scscf, "cx", Sharing())
         assert (await ue.procedure()).status == 200
         assert await home.keys_at() == 1
+        assert home.counter["scscf_shared_ifc_unknown"] == 1
+        assert [fields["sets"] for _, event, fields in home.log.events if event == "shared-ifc-unknown"] == [[8]]
+
+
+async def test_the_hss_names_the_sets_of_a_profile_and_their_servers_lose_the_keys_in_the_end() -> None:
+    """TS 29.228 §6.1.2.1: what the set says holds for de-registration, too."""
+    async with open_home(criteria=[criterion(NOTES)], registrar={"shared_ifc": {7: [criterion(XCAP, priority=1)]}}) as home:
+        home.hss.shared_ifc_sets = {"default": (7,)}
+        alice = home.device()
+        await alice.register()
+        assert (await home.keys_at(XCAP), await home.keys_at(NOTES)) == (1, 1)
+        assert home.counter["scscf_shared_ifc_unknown"] == 0
+        await alice.deregister()
+        assert (await home.keys_at(XCAP), await home.keys_at(NOTES)) == (0, 0)
 
 
 class TestSeveral:

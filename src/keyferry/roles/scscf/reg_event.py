@@ -14,6 +14,7 @@ from keyferry.errors import KeyferryError, ParseError, RemoteProtocolError, Tran
 from keyferry.ports import Clock, Counter, Log, RandomSource, Registration, RegistrationStore, Resolver, SipClient, SipPeer
 from keyferry.protocol.identity import Impi, Impu, Reg, parse_impu
 from keyferry.protocol.ims.agenda import Agenda
+from keyferry.protocol.ims.ifc import InitialFilterCriteria
 from keyferry.protocol.ims.reginfo import ACTIVE_EVENTS, REGINFO_BODY, ContactEvent, RegInfo, diff, settled
 from keyferry.protocol.ims.registration import IntervalTooBrief, granted
 from keyferry.protocol.ims.subscribe import (
@@ -36,7 +37,7 @@ from keyferry.protocol.ims.subscription import (
     authorised,
     notify_outcome,
 )
-from keyferry.protocol.ims.user_profile import UserProfile, parse_user_profile
+from keyferry.protocol.ims.user_profile import UserProfile, criteria_of, parse_user_profile
 from keyferry.protocol.sip.message import Request, Response, make_response, refuse_method
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.scscf.reg_document import ContactNews, News, ProfileOf, body_of, document_of, event_of, impus_of, news_of, with_news
@@ -59,6 +60,7 @@ class RegEventPolicy:
     partial: bool = False  # TS 24.229 §5.4.2.1.2 wants full state in every NOTIFY; RFC 3680 §4.7 would send what changed
     max_subscriptions: int = MAX_SUBSCRIPTIONS
     max_per_watcher: int = MAX_PER_WATCHER
+    shared_ifc: Mapping[int, Sequence[InitialFilterCriteria]] = field(default_factory=dict)  # by SharedIFCSetID
 
 
 @dataclass(slots=True, eq=False)
@@ -213,8 +215,12 @@ class RegEventNotifier:
             view.asserted,
             impus=impus_of(registrations, self.profile_of),
             paths=[path for registration in registrations for path in registration.path],
-            servers={server for profile in profiles for server in _servers(profile)},
+            servers={server for profile in profiles for server in self._servers(profile)},
         )
+
+    def _servers(self, profile: UserProfile) -> list[str]:
+        every = [criterion for service in profile.profiles for criterion in criteria_of(service, self.policy.shared_ifc)]
+        return [criterion.application_server.server_name for criterion in every]
 
     def _make_room(self, impi: Impi, watcher: Watcher) -> None:
         """Forget a subscriber's oldest subscription, in silence: nobody may pile up NOTIFYs that are not answered."""
@@ -335,10 +341,6 @@ def _impu(uri: str) -> Impu | None:
         return parse_impu(uri)
     except ParseError:
         return None
-
-
-def _servers(profile: UserProfile) -> list[str]:
-    return [criterion.application_server.server_name for service in profile.profiles for criterion in service.criteria]
 
 
 def _dialog(subscription: Subscription) -> tuple[str, str, str | None]:

@@ -287,8 +287,7 @@ class Registrar:
         server_name = self.authenticator.policy.server_name
         user_data = await self.cx.server_assignment(view.impi, view.impu, server_name, assignment)
         profile = profile_of(user_data)
-        if profile.ignored:
-            self.log.warning("user-profile-partly-ignored", impi=view.impi, left_out=profile.ignored)
+        self._alarm_of(view.impi, profile)
         if profile.profile_of(view.impu) is None:
             raise ParseError("User-Data", "does not hold the public identity that registers", status=500)
         registration = Registration(
@@ -318,6 +317,15 @@ class Registrar:
             pushes=len(owed),
         )
         return response
+
+    def _alarm_of(self, impi: Impi, profile: UserProfile) -> None:
+        """Say what of a profile has no effect: what cannot be understood, and sets that this S-CSCF was not given."""
+        if profile.ignored:
+            self.log.warning("user-profile-partly-ignored", impi=impi, left_out=profile.ignored)
+        unknown = {number for service in profile.profiles for number in service.shared_ifc_sets} - self.policy.shared_ifc.keys()
+        if unknown:
+            self.counter.count("scscf_shared_ifc_unknown")
+            self.log.warning("shared-ifc-unknown", impi=impi, sets=sorted(unknown))
 
     async def _make_room(self, devices: Sequence[Registration], view: RegisterView) -> Sequence[Registration]:
         """End the device that would expire first if the user has MAX_DEVICES: one that names itself anew each time fills no store."""
