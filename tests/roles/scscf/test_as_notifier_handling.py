@@ -7,9 +7,10 @@ import asyncio
 
 import pytest
 
+from keyferry.ports import SipPeer
 from keyferry.protocol.ims.third_party import parse_third_party_register
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
-from keyferry.protocol.sip.message import parse_message
+from keyferry.protocol.sip.message import Request, Response, make_response, parse_message
 from keyferry.roles.appserver import KeyAgent, Pusher
 from keyferry.roles.scscf.as_notifier import MAX_TERMINATIONS, TERMINATIONS_IN
 from roles.home import NOTES, REALM, SIP_OF, XCAP, Device, Home, RecordingKeys, criterion, open_home, transport_key
@@ -62,6 +63,28 @@ class TestDefaultHandling:
             await home.device(number=100).register()
             await settle()
             assert await home.registrations.count() == 3
+
+    @pytest.mark.parametrize("status", [503, 403])
+    async def test_an_older_request_that_fails_says_nothing_of_a_newer_registration(self, status: int) -> None:
+        """The AS has taken the newer one meanwhile."""
+        async with open_home(criteria=[criterion(XCAP, default_handling=1)], push={"push_wait": 0.001}) as home:
+            agent, late = home.servers[XCAP].agent, [asyncio.Event()]
+
+            async def handle(request: Request, peer: SipPeer) -> Response:
+                if not late:
+                    return await agent.handle(request, peer)
+                await late.pop().wait()
+                return make_response(request, status)
+
+            home.network.attach("AS1", SIP_OF[XCAP].partition(":")[2], handle)
+            device, answer = home.device(), late[0]
+            for _ in range(2):
+                await device.register()
+            answer.set()
+            await settle()
+            assert await home.registration(device) is not None
+            assert await home.key_of(device) is not None
+            assert home.scscf.notifier.owed_to(device.impi) == []
 
 
 class TestPassedOn:

@@ -310,6 +310,29 @@ class TestResume:
         await settle()
         assert await hasty.owed() == []
 
+    async def test_what_found_no_room_is_taken_up_though_an_older_one_of_its_set_is_under_way(self, hasty: Home) -> None:
+        """The older one's keys are not those that the user has now."""
+        hasty.network.down("AS1")
+        hasty.scscf.notifier.max_under_way = 1
+        device = hasty.device()
+        await device.register()
+        await hasty.clock.advance(1)
+        await device.register()
+        hasty.scscf.notifier.max_under_way = 2
+        assert await hasty.scscf.notifier.resume() == 1
+        hasty.network.up("AS1")
+        await hasty.clock.advance(30)
+        assert await hasty.key_of(device) is not None
+        assert await hasty.owed() == []
+
+    async def test_a_bounded_number_of_refusals_is_remembered(self, hasty: Home) -> None:
+        hasty.scscf.notifier.max_refused = 2
+        for number in range(4):
+            hasty.servers[XCAP].answers[:] = [403]
+            await registered(hasty, number=number)
+        device = hasty.device()
+        assert len(hasty.scscf.notifier.owed_to(device.impi)) == 2
+
     async def test_closing_leaves_what_is_owed(self, hasty: Home) -> None:
         hasty.network.down("AS1")
         await registered(hasty)

@@ -30,6 +30,8 @@ from keyferry.roles.scscf.as_gate import RETRY_FIRST, AsGate
 _server_uri = lru_cache(maxsize=256)(parse_sip_uri)  # the ServerNames of one network's profiles
 TROUBLE_MOST = 30.0  # seconds between attempts at an AS that answers, and takes this push for its own trouble; from RETRY_FIRST, doubled
 MAX_UNDER_WAY = 100_000  # deliveries; above, an owed push waits in the store for the next sweep
+MAX_REFUSED = 100_000
+"""Refused sets remembered, 30 MB: an AS may refuse whatever a UE makes it hear, under ever new names of its device."""
 
 SetKey: TypeAlias = tuple[Impi, AsId, str, Reg]
 
@@ -122,6 +124,7 @@ class AsNotifier:
     targets_of: Callable[[Registration], Sequence[AsTarget]]  # for a delivery that was interrupted
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     max_under_way: int = MAX_UNDER_WAY
+    max_refused: int = MAX_REFUSED
     terminate: Callable[[Impi, Reg], Awaitable[object]] | None = None  # ends a registration where DefaultHandling wants it
     heard: Callable[[str, Sequence[AsId], Response], None] | None = None  # the re-push: what an AS answered where keys for it may go
     told: Callable[[PendingPush, str], None] | None = None  # the book of failures: what was not delivered and why; "" that it was
@@ -165,7 +168,7 @@ class AsNotifier:
         self._left_owed = False
         started = 0
         for push in await self.registrations.pending():
-            if set_key(push) in self._latest or self._is_refused(push):
+            if self._is_under_way(push) or self._is_refused(push):
                 continue
             if len(self._tasks) >= self.max_under_way:
                 self._left_owed = True
@@ -173,11 +176,11 @@ class AsNotifier:
             try:
                 registration = await self.registrations.get(push.impi, push.reg)
             except (SealError, StoreError) as problem:
-                self._refused[set_key(push)] = push.seq
+                self._refuse(push)
                 self._alarm(push, str(problem))
                 continue
-            if set_key(push) in self._latest:
-                continue  # it, or a newer one, was begun meanwhile
+            if self._is_under_way(push):
+                continue  # begun meanwhile
             if (registration is None and not push.erase) or not self._is_listed(push):
                 await self.registrations.delivered(push)
                 continue
@@ -196,6 +199,10 @@ class AsNotifier:
     def owed_to(self, impi: Impi) -> list[SetKey]:
         """Return the sets of a user that an AS has not taken, under way or refused, for an operator who looks."""
         return sorted(key for key in {*self._latest, *self._refused} if key[0] == impi)
+
+    def _is_under_way(self, push: PendingPush) -> bool:
+        """Tell whether a push or a newer one of its set is being delivered; an older one ends when this one is begun."""
+        return self._latest.get(set_key(push), 0) >= push.seq
 
     def _is_refused(self, push: PendingPush) -> bool:
         return self._refused.get(set_key(push)) == push.seq and self.clock.now() <= push.give_up_at
@@ -244,7 +251,8 @@ class AsNotifier:
         try:
             await self._try_until_done(push, target, registration)
         except KeyferryError as problem:  # a store that failed, or a set that no receiver would take
-            self._refused[key] = push.seq
+            if self._latest.get(key) == push.seq:
+                self._refuse(push)
             self._alarm(push, str(problem))
         finally:
             if self._latest.get(key) == push.seq:
@@ -262,7 +270,7 @@ class AsNotifier:
             async with nullcontext() if at_once else self._turn(key, gate, pause):
                 if await self._is_over(push) or await self._attempt(push, self._request(push, target, registration, call_id, cseq), gate):
                     return
-            if cseq == 1 and target.default_handling == 1 and registration is not None and not push.erase and key not in self._refused:
+            if cseq == 1 and target.default_handling == 1 and registration is not None:
                 await self._terminate(push)
             at_once = False
             pause = min(max(RETRY_FIRST, 2 * pause), TROUBLE_MOST) if gate.is_open else 0.0
@@ -319,13 +327,20 @@ class AsNotifier:
         self.counter.count("scscf_push_failed", "refused")
         self._alarm(push, f"the AS answered {response.status}")
         final = 300 <= response.status < 500 and response.status not in {408, 480}
-        if final:
+        if final and self._latest.get(set_key(push)) == push.seq:
             # A 4xx is the AS's word (§5.4.1.7): asking again changes nothing; it stays owed for the next start or authentication.
-            self._refused[set_key(push)] = push.seq
+            self._refuse(push)
         return final
+
+    def _refuse(self, push: PendingPush) -> None:
+        self._refused[set_key(push)] = push.seq
+        if len(self._refused) > self.max_refused:
+            del self._refused[next(iter(self._refused))]  # it may be asked once more, no worse
 
     async def _terminate(self, push: PendingPush) -> None:
         """§5.4.1.7: no answer, 408 or 5xx, and DefaultHandling is SESSION_TERMINATED."""
+        if push.erase or self._latest.get(set_key(push)) != push.seq:
+            return  # what is registered now has a push of its own, and the AS may have taken it
         now = self.clock.now()
         if self.terminate is None or (len(self._terminations) == MAX_TERMINATIONS and self._terminations[0] > now - TERMINATIONS_IN):
             self.counter.count("scscf_terminations", "spared")
