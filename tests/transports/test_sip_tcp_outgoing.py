@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 
 import pytest
 
@@ -14,6 +15,7 @@ from keyferry.ports import SipPeer
 from keyferry.protocol.sip.headers import parse_via
 from keyferry.protocol.sip.message import Request, Response, build_message, make_response
 from keyferry.transports import sip_tcp
+from keyferry.transports.sip_context import Limits
 from transports.sipkit import PATIENCE, Lab, Listener, TcpPeer, ok, patiently, register, request, turns
 
 
@@ -167,6 +169,46 @@ async def test_a_response_that_cannot_go_anywhere_is_counted() -> None:
                 await asyncio.sleep(0)
         lab.move(sip_tcp.LINGER + 0.1)
         await lab.tallies.until("sip_dropped", "unreachable")
+
+
+async def without_connections(lab: Lab) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while lab.node.connections:
+            await asyncio.sleep(0)
+
+
+async def test_connections_made_for_answers_count_as_the_strangers_own() -> None:
+    """Limits.per_source: one address that asks for its answers at ever new ports does not take every connection."""
+    go = asyncio.Event()
+
+    async def wait(received: Request, peer: SipPeer) -> Response:
+        await go.wait()
+        return make_response(received, 200)
+
+    async with contextlib.AsyncExitStack() as stack:
+        lab = await stack.enter_async_context(Lab(wait, Limits(connections=20, per_source=2)))
+        listeners = [await stack.enter_async_context(Listener()) for _ in range(5)]
+        peer = await TcpPeer.to(lab.tcp)
+        for number, listener in enumerate(listeners):
+            peer.send(register(listener.hop.port, transport="TCP", rport=False, branch=f"z9hG4bK{number}"))
+        async with asyncio.timeout(PATIENCE):
+            while lab.node.in_progress < len(listeners):
+                await asyncio.sleep(0)
+        peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.writer.transport.abort()
+        await without_connections(lab)
+        go.set()
+        await lab.tallies.until("sip_dropped", "unreachable", 3)
+        assert lab.tallies.counts["sip_dropped", "too-many-of-source"] == 3
+        for listener in listeners[:2]:
+            back = await listener.connection()
+            assert (await back.response()).status == 200
+            await back.close()
+        await without_connections(lab)
+        again = await TcpPeer.to(lab.tcp)
+        again.send(register(1, transport="TCP"))
+        assert (await again.response()).status == 200
+        await again.close()
 
 
 async def test_requests_may_go_back_over_a_connection_the_peer_opened() -> None:

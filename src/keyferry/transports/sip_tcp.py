@@ -56,7 +56,7 @@ class TcpConnection(asyncio.Protocol):
         self.finished = False  # the peer sends no more, or we listen no more: what is in progress is answered, then it is closed
         self.closed = False
         self.given_up = False  # we ended it, and want no other in its place
-        self.source = ""  # of who connected, if such are bounded: what the owner counts by
+        self.source = ""  # of who connected, or whom we owed an answer, if such are bounded: what the owner counts by
         self.incoming = outgoing is None
         self.peer = outgoing or SipPeer(self.kind, "", 0)
         self.local = SipPeer(self.kind, "", 0)
@@ -79,7 +79,7 @@ class TcpConnection(asyncio.Protocol):
 
     async def again(self, port: int | None) -> TcpConnection:
         """Return a connection to the same peer at the port in its sent-by, None: the default (RFC 3261 §18.2.2). Raises TransportError."""
-        return await self._owner.connection(self.peer._replace(port=port or self.default_port), self.local_host)
+        return await self._owner.back(self.peer._replace(port=port or self.default_port), self.local_host)
 
     def renounce(self) -> None:
         """Let the next request to the peer open another connection: over this one it got no answer, or its certificate would not do."""
@@ -291,6 +291,29 @@ class TcpTransport:
             raise TransportError(str(peer), f"its certificate is not one of the role {peer.role}")
         return found
 
+    async def back(self, peer: SipPeer, local_host: str) -> TcpConnection:
+        """Return a connection for an answer to a peer whose own is gone; a new one counts as one that the peer had made.
+
+        Raises TransportError.
+        """
+        source = self._source(peer.host) if self.known(peer, local_host) is None else ""
+        if not source:
+            return await self.connection(peer, local_host)
+        problem = self._no_room(source)
+        if problem:
+            raise TransportError(str(peer), problem)
+        self._of_source[source] += 1
+        try:
+            connection = await self.connection(peer, local_host)
+        except BaseException:
+            self._release(source)
+            raise
+        if connection.source or connection.closed:
+            self._release(source)
+        else:
+            connection.source = source
+        return connection
+
     async def _found(self, peer: SipPeer, local_host: str) -> TcpConnection:
         known = self.known(peer, local_host)
         if known is not None:
@@ -338,15 +361,10 @@ class TcpTransport:
 
     def admitted(self, connection: TcpConnection) -> bool:
         """Take in a new connection, or refuse it above a limit."""
-        limits, host = self.context.limits, connection.peer.host
-        source = source_of(host) if connection.incoming and not self.context.trusts(host) else ""
-        if self._closed or len(self._connections) >= limits.connections - (limits.connections // RESERVED if source else 0):
-            self.context.count("sip_dropped", "too-many-connections")
-            connection.abort("too many connections are open")
-            return False
-        if source and self._of_source[source] >= limits.per_source:
-            self.context.count("sip_dropped", "too-many-of-source")
-            connection.abort("too many connections of its address are open")
+        source = self._source(connection.peer.host) if connection.incoming else ""
+        problem = self._no_room(source)
+        if problem:
+            connection.abort(problem)
             return False
         self._connections.add(connection)
         if source:
@@ -370,13 +388,31 @@ class TcpTransport:
         """Forget a connection."""
         self._connections.discard(connection)
         if connection.source:
-            self._of_source[connection.source] -= 1
-            if not self._of_source[connection.source]:
-                del self._of_source[connection.source]
+            self._release(connection.source)
             connection.source = ""
         self.unusable(connection)
 
     # ---- inside
+
+    def _source(self, host: str) -> str:
+        """Return by what connections from or for a stranger are counted, "" for whom we trust."""
+        return "" if self.context.trusts(host) else source_of(host)
+
+    def _no_room(self, source: str) -> str:
+        """Return, and count, why one more connection is too much, of a stranger if there is a source; "" if it is not."""
+        limits = self.context.limits
+        if self._closed or len(self._connections) >= limits.connections - (limits.connections // RESERVED if source else 0):
+            self.context.count("sip_dropped", "too-many-connections")
+            return "too many connections are open"
+        if source and self._of_source[source] >= limits.per_source:
+            self.context.count("sip_dropped", "too-many-of-source")
+            return "too many connections of its address are open"
+        return ""
+
+    def _release(self, source: str) -> None:
+        self._of_source[source] -= 1
+        if not self._of_source[source]:
+            del self._of_source[source]
 
     def _connection(self, local_host: str, outgoing: SipPeer | None) -> TcpConnection:
         return TcpConnection(self, local_host, outgoing=outgoing)
