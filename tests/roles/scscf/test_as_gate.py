@@ -143,6 +143,22 @@ async def test_a_sign_of_life_ends_the_pause(clock: FakeClock, gate: AsGate) -> 
     assert gate.is_open
 
 
+async def test_after_a_sign_of_life_the_long_pause_does_not_come_back(clock: FakeClock, gate: AsGate) -> None:
+    """An attempt that fails then is followed by the next one after the first pause, not after what was asked for before."""
+    gate.failed(after=20.0)
+    senders = Senders(gate)
+    senders.come(2)
+    await clock.advance(1)
+    gate.try_now()
+    await settle()
+    gate.failed()
+    await senders.end(0)
+    assert senders.inside == []
+    await clock.advance(RETRY_FIRST)
+    assert senders.inside == [1]
+    await senders.end(1)
+
+
 async def test_nobody_can_ask_for_a_longer_pause_than_the_bound(clock: FakeClock, gate: AsGate) -> None:
     gate.failed(after=1e9)
     senders = Senders(gate)

@@ -35,6 +35,7 @@ class AsGate:
     _waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     _passing: int = 0
     _timer: asyncio.Task[None] | None = None
+    _timer_until: float = 0.0  # seconds of the monotonic clock
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -100,7 +101,10 @@ class AsGate:
                 future.set_result(None)
 
     def _let_in_later(self, seconds: float) -> None:
+        if self._timer is not None and self._not_before < self._timer_until:
+            self.close()  # it was set for a longer pause, which a sign of life has ended since
         if self._timer is None:
+            self._timer_until = self._not_before
             self._timer = asyncio.get_running_loop().create_task(self._wake(seconds))
 
     async def _wake(self, seconds: float) -> None:
