@@ -14,7 +14,7 @@ from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.identity import Impi, Impu, KeyId, reg_of
 from keyferry.protocol.ims.keypush import Push, PushedKey, build_push, seal_push
 from keyferry.protocol.ims.keys import key_id
-from keyferry.protocol.ims.third_party import build_third_party_register
+from keyferry.protocol.ims.third_party import ThirdPartyRegister, build_third_party_register
 from keyferry.protocol.sip.message import Request
 from keyferry.roles.appserver import KeyAgent, PushedKeys, Pusher
 from roles.home import NOTES, REALM, XCAP, RecordingKeys, key_of
@@ -383,3 +383,33 @@ class TestRequests:
         source = PushedKeys(bench.keys, bench.clock)
         assert await source.lookup(FIRST.key_id, NOTES) is None
         assert await source.lookup(KeyId("unknown@home1.net"), XCAP) is None
+
+
+class TestRegistered:
+    """TS 24.229 §5.7.1.1: the AS subscribes where From says, so not everybody's From counts."""
+
+    @pytest.mark.parametrize(
+        ("scscf", "sender", "sealed", "told"),
+        [
+            ("sip:scscf1.home1.net:6060", "S", True, True),
+            ("sip:scscf1.home1.net:6060", "S", False, True),
+            ("sip:scscf1.home1.net:6060", "FAR", True, True),
+            ("sip:scscf1.home1.net:6060", "FAR", False, False),
+            ("sip:192.0.2.99:6060", "S", False, False),
+            ("sip:192.0.2.99:6060", "S", True, False),
+            ("tel:+15551234", "S", False, False),
+        ],
+    )
+    async def test_only_what_is_of_a_pusher_is_told(self, bench: Bench, scscf: str, sender: str, sealed: bool, told: bool) -> None:
+        heard: list[ThirdPartyRegister] = []
+        bench.network.attach("AS", "as1.home1.net", replace(bench.agent, registered=heard.append).handle)
+        info = seal_push(PUSH, transport_key=T1, scscf="scscf1.home1.net", kid="t1") if sealed else None
+        assert await bench.send(register(info, scscf=scscf), sender) == 200
+        assert len(heard) == told
+
+    async def test_over_tls_the_certificate_counts(self, bench: Bench) -> None:
+        heard: list[ThirdPartyRegister] = []
+        agent = replace(bench.agent, over_tls=True, registered=heard.append)
+        for name, role in (("scscf1.home1.net", "as"), ("as2.home1.net", "as"), ("scscf1.home1.net", "scscf")):
+            await agent.handle(received(register(None)), SipPeer("TLS", "192.0.2.1", 5061, name, role))
+        assert len(heard) == 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from keyferry.protocol.ims.reginfo import ContactChange, ended
+from keyferry.protocol.ims.third_party import build_third_party_register
 from keyferry.protocol.sip.message import Request
 from keyferry.roles.pcscf.bindings import LAST_WORDS
 from keyferry.roles.reg_event_subscriber import RegEventSubscriber, RegNews, SubscriberProfile
@@ -102,6 +103,21 @@ async def test_the_as_subscribes_at_the_users_s_cscf_and_erases_keys_at_the_end(
         assert await watched.home.keys_at() == 0
         assert watched.home.counter["as_keys_erased", "reg-event"] == 1
         assert watched.server.subscriber.count == 0
+
+
+async def test_a_stranger_who_claims_to_be_another_s_cscf_ends_no_subscription() -> None:
+    """Nor is anything sent where it says."""
+    async with opened() as watched:
+        home, device = watched.home, watched.home.device()
+        stranger = home.network.attach("X", "x.invalid", None)
+        await device.register()
+        claim = build_third_party_register(
+            server_name=SIP_OF[XCAP], scscf_uri="sip:x.invalid", impu=device.ue.profile.impu, expires=600, call_id="c", cseq=1, from_tag="f"
+        )
+        assert (await stranger.send(claim, home.network.peer("AS1"))).status == 200
+        await settle()
+        assert watched.server.subscriber.watches(device.ue.profile.impu)
+        assert watched.subscribes("AS1", "X") == 0
 
 
 async def test_a_user_who_is_back_before_the_end_is_told_keeps_the_new_keys() -> None:

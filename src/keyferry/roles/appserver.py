@@ -48,7 +48,7 @@ class KeyAgent:
     counter: Counter
     over_tls: bool = False  # the pusher's certificate must name it, and its role
     registered: Callable[[ThirdPartyRegister], None] | None = None
-    """Called with every third-party REGISTER that was taken; must not wait."""
+    """Called with every third-party REGISTER that was taken and is of an S-CSCF that may push; must not wait."""
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
         """Answer a third-party REGISTER; a push that is refused is counted by its reason and changes nothing.
@@ -62,14 +62,14 @@ class KeyAgent:
             return refuse_method(request, *_ALLOWED)
         try:
             register = parse_third_party_register(request)
-            await self._take(register, peer)
+            proven = await self._take(register, peer)
         except PushRefused as problem:
             self._refused(problem.reason, peer, request)
             return make_response(request, problem.status)
         except ParseError as problem:
             self._refused("unreadable", peer, request)
             return make_response(request, problem.status)
-        if self.registered is not None:
+        if self.registered is not None and self._is_of_pusher(register, peer, proven=proven):
             self.registered(register)
         return make_response(request, 200, headers=(self._store(),))
 
@@ -87,21 +87,23 @@ class KeyAgent:
         self.log.info("registration-ended", impu=impu, pusher=name, keys=erased)
         return erased
 
-    async def _take(self, register: ThirdPartyRegister, peer: SipPeer) -> None:
+    async def _take(self, register: ThirdPartyRegister, peer: SipPeer) -> bool:
+        """Do what it asks; return whether a push in it shows who sent it."""
         block = parse_service_info(register.service_info) if register.service_info else None
         if block is None:
             if register.expires == 0:
                 await self._erase(register, peer)
-            return
+            return False
         pusher, push = self._opened(block, register, peer)
         outcome = await self.keys.apply(push, pusher=pusher.name, realm=pusher.realm, now=self.clock.now())
         if outcome.stale:
             self.counter.count("as_pushes", "stale")
             self.log.info("push-stale", impi=push.impi, reg=push.reg, seq=push.seq)
-            return
+            return True
         self.counter.count("as_pushes", "erased" if not push.keys else "stored")
         fingerprints = [key.k_as.fingerprint() for key in push.keys]
         self.log.info("push-taken", impi=push.impi, as_id=push.as_id, reg=push.reg, seq=push.seq, pusher=pusher.name, keys=fingerprints)
+        return True
 
     def _opened(self, block: SealedPush | Push, register: ThirdPartyRegister, peer: SipPeer) -> tuple[Pusher, Push]:
         """Establish who pushed, and for which of our names (DESIGN §6 "who may push")."""
@@ -135,6 +137,14 @@ class KeyAgent:
         erased = await self.keys.erase_impu(pusher.name, register.impu, sorted(self.as_ids), self.clock.now())
         self.counter.count("as_pushes", "erased")
         self.log.info("keys-erased", impu=register.impu, pusher=pusher.name, keys=erased)
+
+    def _is_of_pusher(self, register: ThirdPartyRegister, peer: SipPeer, *, proven: bool) -> bool:
+        """Tell whether its From may be believed: we ask there what became of the user, and nobody else."""
+        try:
+            self._pusher(_host(register.scscf), peer)
+        except (ParseError, PushRefused):
+            return False
+        return proven or self.over_tls or _is_loopback(peer)
 
     def _pusher(self, name: str, peer: SipPeer) -> Pusher:
         pusher = self.pushers.get(name)
