@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from keyferry.ports import PendingPush, Registration, SipPeer
+from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.identity import Impi, Impu, Reg
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.roles.scscf.as_gate import RETRY_MOST
-from keyferry.roles.scscf.as_notifier import TROUBLE_MOST, AsTarget
-from roles.home import SIP_OF, XCAP, Device, Home, criterion, open_home
+from keyferry.roles.scscf.as_notifier import TROUBLE_MOST, AsTarget, TransportKey
+from roles.home import NOTES, SIP_OF, XCAP, Device, Home, criterion, open_home, transport_key
 from roles.network import Fault, settle
 
 
@@ -332,6 +333,20 @@ class TestResume:
             await registered(hasty, number=number)
         device = hasty.device()
         assert len(hasty.scscf.notifier.owed_to(device.impi)) == 2
+
+    async def test_what_was_refused_under_a_transport_key_that_the_as_had_dropped_is_sent_under_the_new_one(self) -> None:
+        """A rotation whose file reached the S-CSCF late."""
+        kept = TransportKey("t1", Siv(transport_key(XCAP)))
+        used = {XCAP: TransportKey("t0", Siv(transport_key(NOTES))), NOTES: TransportKey("t1", Siv(transport_key(NOTES)))}
+        async with open_home(push={"transport_keys": used}) as home:
+            device = await registered(home)
+            await home.scscf.sweep()
+            assert [each[1] for each in home.scscf.notifier.owed_to(device.impi)] == [XCAP]
+            used[XCAP] = kept
+            await home.scscf.sweep()
+            await settle()
+            assert await home.key_of(device) is not None
+            assert await home.owed() == []
 
     async def test_closing_leaves_what_is_owed(self, hasty: Home) -> None:
         hasty.network.down("AS1")

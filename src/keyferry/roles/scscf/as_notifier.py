@@ -129,7 +129,8 @@ class AsNotifier:
     heard: Callable[[str, Sequence[AsId], Response], None] | None = None  # the re-push: what an AS answered where keys for it may go
     told: Callable[[PendingPush, str], None] | None = None  # the book of failures: what was not delivered and why; "" that it was
     _latest: dict[SetKey, int] = field(default_factory=dict)
-    _refused: dict[SetKey, int] = field(default_factory=dict)  # what an AS, or we, will not have: not tried again before a restart
+    _refused: dict[SetKey, int] = field(default_factory=dict)  # what an AS, or we, will not have: tried again after a restart or a rotation
+    _kids: dict[AsId, str] = field(default_factory=dict)  # under which transport key was sealed when we looked last
     _given: dict[tuple[Impi, AsId, Reg], int] = field(default_factory=dict)  # seqs that are not yet in the store
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _idle: dict[SetKey, asyncio.Task[None]] = field(default_factory=dict)  # deliveries between two attempts
@@ -163,6 +164,7 @@ class AsNotifier:
 
     async def resume(self) -> int:
         """Take up what is owed and not under way, if there may be any: after a restart, or after MAX_UNDER_WAY; return how many."""
+        self._try_under_new_keys()
         if not self._left_owed:
             return 0
         self._left_owed = False
@@ -199,6 +201,15 @@ class AsNotifier:
     def owed_to(self, impi: Impi) -> list[SetKey]:
         """Return the sets of a user that an AS has not taken, under way or refused, for an operator who looks."""
         return sorted(key for key in {*self._latest, *self._refused} if key[0] == impi)
+
+    def _try_under_new_keys(self) -> None:
+        """Owe again what an AS refused before its transport key changed: it may have dropped the one that we sealed with."""
+        for as_id, key in self.policy.transport_keys.items():
+            if self._kids.setdefault(as_id, key.kid) != key.kid:
+                self._kids[as_id] = key.kid
+                for refused in [each for each in self._refused if each[1] == as_id]:
+                    del self._refused[refused]
+                    self._left_owed = True
 
     def _is_under_way(self, push: PendingPush) -> bool:
         """Tell whether a push or a newer one of its set is being delivered; an older one ends when this one is begun."""
@@ -328,7 +339,7 @@ class AsNotifier:
         self._alarm(push, f"the AS answered {response.status}")
         final = 300 <= response.status < 500 and response.status not in {408, 480}
         if final and self._latest.get(set_key(push)) == push.seq:
-            # A 4xx is the AS's word (§5.4.1.7): asking again changes nothing; it stays owed for the next start or authentication.
+            # A 4xx is the AS's word (§5.4.1.7): asking again changes nothing; it stays owed for the next start, authentication or rotation.
             self._refuse(push)
         return final
 
