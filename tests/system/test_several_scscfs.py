@@ -74,6 +74,13 @@ def at(lab: Lab, name: str) -> set[str]:
         return {str(row[0]) for row in connection.execute("SELECT impi FROM registration")}
 
 
+def spoil(lab: Lab, impi: str) -> None:
+    """Change what is sealed of a user's registration, wherever it is."""
+    for file in lab.state.glob("scscf*.db"):
+        with closing(sqlite3.connect(file, timeout=10)) as connection, connection:
+            connection.execute("UPDATE registration SET cseq = cseq + 1 WHERE impi = ?", (impi,))
+
+
 def test_users_are_spread_stick_and_move_when_their_s_cscf_dies(tmp_path: Path) -> None:
     """A killed S-CSCF's users register at the other, with keys that open the door."""
     lab = crowded_lab(tmp_path)
@@ -129,5 +136,9 @@ def test_one_process_plays_both_and_its_operator_sees_both(tmp_path: Path) -> No
         assert "nobody is registered" in keyferry("registrations", *admin, "--after", "z@home1.net").stdout
         one = json.loads(keyferry("registrations", *admin, "--impi", "crowd2@home1.net", "--json").stdout)
         assert (len(one["registrations"]), one["challenges"]) == (1, 0)
+        spoil(lab, "crowd1@home1.net")
+        shown = keyferry("registrations", *admin).stdout
+        assert "CANNOT BE READ: crowd1@home1.net" in shown
+        assert all(f"crowd{number}@home1.net" in shown for number in (0, 2))
         assert keyferry("registrations", *admin, "--impi", "crowd2@home1.net", "--after", "crowd1@home1.net").returncode == 2
         assert [one["name"] for one in served.listen if one["role"] == "scscf" and one["proto"] == "udp"] == list(NAMES)
