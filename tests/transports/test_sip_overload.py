@@ -22,13 +22,13 @@ POLICY = OverloadPolicy(in_progress_high=2, in_progress_low=0, patience=0.0, ret
 class LoadedLab(Lab):
     """A node that sheds, with a handler that answers when it is told to."""
 
-    def __init__(self, policy: OverloadPolicy = POLICY) -> None:
+    def __init__(self, policy: OverloadPolicy = POLICY, limits: Limits | None = None) -> None:
         super().__init__()
         self.go = asyncio.Event()
         self.calls: list[str] = []
         self.node = SipNode(
             name="node", clock=self.clock, random=Numbers(), log=self.tallies, handler=self.handle, observer=self.seen.append,
-            counter=self.tallies, overload=policy, limits=Limits(),
+            counter=self.tallies, overload=policy, limits=limits or Limits(),
         )  # fmt: skip
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
@@ -86,6 +86,22 @@ async def test_first_registers_are_refused_and_second_ones_served() -> None:
             assert len(lab.calls) == 4
             lab.go.set()
             assert [(await peer.response()).status for _ in range(4)] == [200] * 4
+
+
+async def test_first_registers_leave_room_for_second_ones_though_shedding_has_not_begun() -> None:
+    """More of them may come within `patience` than may be in progress."""
+    async with LoadedLab(OverloadPolicy(), Limits(in_progress=10)) as lab:
+        with UdpPeer() as peer:
+            await challenged(lab, peer)
+            for number in range(12):
+                peer.send(register(peer.hop.port, branch=f"z9hG4bKbusy{number}"), lab.udp)
+            refused = [await peer.response() for _ in range(3)]
+            assert [(each.status, int(each.get("Retry-After") or "") >= 5) for each in refused] == [(503, True)] * 3
+            peer.send(answer(peer.hop.port, "z9hG4bKanswer"), lab.udp)
+            await turns(10)
+            assert (len(lab.calls), lab.node.load is Load.SHEDDING) == (10, False)
+            lab.go.set()
+            assert [(await peer.response()).status for _ in range(10)] == [200] * 10
 
 
 async def test_a_retransmission_of_what_is_being_served_is_absorbed_and_of_what_was_answered_is_answered_again() -> None:

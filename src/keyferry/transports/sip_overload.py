@@ -22,6 +22,8 @@ from keyferry.transports.sip_context import ESP, Flow, SipContext
 
 PROBE: Final = 0.02
 """Seconds between two looks at the event loop's lag, while there is work."""
+KEPT: Final = 10
+"""One in so many requests in progress (Limits.in_progress) is for those that are never refused: load may come faster than `patience`."""
 
 Sheddable: TypeAlias = Callable[[bytes], bool]
 """Whether a message, whole and unparsed, may be refused under load; it must cost little."""
@@ -43,6 +45,7 @@ class OverloadGate:
         self._policy = policy
         self._sheddable = sheddable
         self._in_progress = in_progress
+        self._full = context.limits.in_progress - context.limits.in_progress // KEPT
         self._core = core  # our peers are proxies, whose word on protection counts
         self._issued = IssuedNonces()
         self._control = OverloadControl(policy)
@@ -73,7 +76,7 @@ class OverloadGate:
 
     def sheds(self, data: bytes, flow: Flow) -> bool:
         """Tell whether this message is to be refused."""
-        if not self._control.shedding:
+        if not self._control.shedding and self._in_progress() < self._full:
             return False
         return is_initial_register(data) or self._pretends(data, flow) if self._sheddable is None else self._sheddable(data)
 
