@@ -326,6 +326,21 @@ class TestResume:
         assert await hasty.key_of(device) is not None
         assert await hasty.owed() == []
 
+    async def test_an_as_that_answers_nobody_takes_no_room_from_another(self) -> None:
+        """Its pushes wait in the store; the other's are delivered, and nothing is left behind when it is back."""
+        async with open_home(push={"push_wait": 0.001}) as home:
+            home.network.down("AS1")
+            home.scscf.notifier.max_under_way = 2
+            devices = [await registered(home, number=number) for number in range(4)]
+            assert [await home.key_of(device, NOTES) is not None for device in devices] == [True] * 4
+            assert await home.scscf.notifier.resume() == 0
+            home.network.up("AS1")
+            for _ in range(3):
+                await home.clock.advance(5)
+                await home.scscf.notifier.resume()
+            assert [await home.key_of(device) is not None for device in devices] == [True] * 4
+            assert await home.scscf.notifier.resume() == 0
+
     async def test_a_bounded_number_of_refusals_is_remembered(self, hasty: Home) -> None:
         hasty.scscf.notifier.max_refused = 2
         for number in range(4):

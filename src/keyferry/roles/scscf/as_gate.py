@@ -28,6 +28,7 @@ class AsGate:
     clock: Clock
     sleep: Callable[[float], Awaitable[None]]
     is_open: bool = True
+    under_way: int = 0  # deliveries that were begun and have not ended, whether they wait or not
     silent: bool = False  # a 200 has waited for it in vain, and nothing has come from it since
     _answered_at: float = 0.0  # seconds of the monotonic clock
     _pause: float = RETRY_FIRST

@@ -29,7 +29,8 @@ from keyferry.roles.scscf.as_gate import RETRY_FIRST, AsGate
 
 _server_uri = lru_cache(maxsize=256)(parse_sip_uri)  # the ServerNames of one network's profiles
 TROUBLE_MOST = 30.0  # seconds between attempts at an AS that answers, and takes this push for its own trouble; from RETRY_FIRST, doubled
-MAX_UNDER_WAY = 100_000  # deliveries; above, an owed push waits in the store for the next sweep
+MAX_UNDER_WAY = 50_000  # deliveries to one AS; above, an owed push waits in the store for the next sweep
+SLICE = 100  # owed pushes that are looked at before other tasks get their turn: 10 ms
 MAX_REFUSED = 100_000
 """Refused sets remembered, 30 MB: an AS may refuse whatever a UE makes it hear, under ever new names of its device."""
 
@@ -137,6 +138,7 @@ class AsNotifier:
     _gates: dict[str, AsGate] = field(default_factory=dict)  # by ServerName
     _terminations: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_TERMINATIONS))  # when
     _left_owed: bool = True  # the store may hold pushes that nobody is delivering
+    _full: set[str] = field(default_factory=set)  # ServerNames for which it does, since too many are under way there
 
     async def next_seq(self, impi: Impi, as_id: AsId, reg: Reg) -> int:
         """Return max(last + 1, milliseconds): strictly rising across restarts (DESIGN §6)."""
@@ -147,13 +149,11 @@ class AsNotifier:
 
     async def notify(self, owed: Sequence[tuple[PendingPush, AsTarget]], registration: Registration | None, *, wait: bool = True) -> None:
         """Start the deliveries of a committed registration, or of its end; `wait` for them at most `push_wait` ("key first")."""
-        room = max(0, self.max_under_way - len(self._tasks))
-        self._left_owed = self._left_owed or room < len(owed)
         began = self.clock.monotonic()
-        tasks = [self.start(push, target, registration) for push, target in owed[:room]]
-        if not wait or not tasks:
+        begun = [(self.start(push, target, registration), push) for push, target in owed if self._has_room(push)]
+        if not wait or not begun:
             return
-        gates = {task: self.gate(push.server_name) for task, (push, _) in zip(tasks, owed, strict=False) if not task.done()}
+        gates = {task: self.gate(push.server_name) for task, push in begun if not task.done()}
         waited = [task for task, gate in gates.items() if gate.is_open and not gate.silent]
         late: set[asyncio.Task[None]] = set()
         if waited:
@@ -165,16 +165,16 @@ class AsNotifier:
     async def resume(self) -> int:
         """Take up what is owed and not under way, if there may be any: after a restart, or after MAX_UNDER_WAY; return how many."""
         self._try_under_new_keys()
-        if not self._left_owed:
+        if not (self._left_owed or any(self.gate(name).under_way < self.max_under_way for name in self._full)):
             return 0
         self._left_owed = False
+        self._full.clear()
         started = 0
-        for push in await self.registrations.pending():
-            if self._is_under_way(push) or self._is_refused(push):
+        for place, push in enumerate(await self.registrations.pending(), 1):
+            if place % SLICE == 0:
+                await asyncio.sleep(0)
+            if self._is_under_way(push) or self._is_refused(push) or not self._has_room(push):
                 continue
-            if len(self._tasks) >= self.max_under_way:
-                self._left_owed = True
-                break
             try:
                 registration = await self.registrations.get(push.impi, push.reg)
             except (SealError, StoreError) as problem:
@@ -215,6 +215,13 @@ class AsNotifier:
         """Tell whether a push or a newer one of its set is being delivered; an older one ends when this one is begun."""
         return self._latest.get(set_key(push), 0) >= push.seq
 
+    def _has_room(self, push: PendingPush) -> bool:
+        """Tell whether one more may be under way to this AS: what one of them leaves unanswered is nothing to the others."""
+        if self.gate(push.server_name).under_way < self.max_under_way:
+            return True
+        self._full.add(push.server_name)
+        return False
+
     def _is_refused(self, push: PendingPush) -> bool:
         return self._refused.get(set_key(push)) == push.seq and self.clock.now() <= push.give_up_at
 
@@ -248,9 +255,15 @@ class AsNotifier:
         else:
             task = loop.create_task(work)
         if not task.done():
+            gate = self.gate(push.server_name)
+            gate.under_way += 1
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda done: self._ended(done, gate))
         return task
+
+    def _ended(self, task: asyncio.Task[None], gate: AsGate) -> None:
+        gate.under_way -= 1
+        self._tasks.discard(task)
 
     def _target_again(self, push: PendingPush, registration: Registration | None) -> AsTarget:
         targets = self.targets_of(registration) if registration else ()
