@@ -127,6 +127,42 @@ def test_a_certificate_that_cannot_be_read_is_refused_with_a_remedy(pki: Pki) ->
         pki.ensure("as.home1.net", "as")
 
 
+def test_processes_that_start_together_for_the_first_time_share_one_ca(tmp_path: Path, clock: SettableClock) -> None:
+    """Each function in a process of its own, started by one script."""
+    gate = threading.Barrier(4)
+    made: list[Certificate] = []
+
+    def start(number: int) -> None:
+        gate.wait()
+        made.append(Pki(tmp_path, clock).ensure(f"as{number}.home1.net", "as"))
+
+    threads = [threading.Thread(target=start, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ca = x509.load_pem_x509_certificate((tmp_path / "ca.pem").read_bytes())
+    assert len(made) == 4
+    for each in made:
+        x509.load_pem_x509_certificate(each.certificate.read_bytes()).verify_directly_issued_by(ca)
+
+
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, clock: SettableClock) -> None:
+    (tmp_path / "pki").touch()
+    with pytest.raises(StateError, match="cannot be used"):
+        Pki(tmp_path, clock).ensure("as.home1.net", "as")
+
+
+@pytest.mark.parametrize("tag", [0xA3, 0xA5, 0x83])
+def test_a_name_of_an_odd_kind_in_a_certificate_is_a_parse_error(pki: Pki, tag: int) -> None:
+    """An x400Address, an ediPartyName, and what is not well formed."""
+    found = x509.load_pem_x509_certificate(pki.ensure("as.home1.net", "as").certificate.read_bytes())
+    der = found.public_bytes(serialization.Encoding.DER)
+    assert der.count(b"\x82\x0cas.home1.net") == 1
+    with pytest.raises(ParseError, match="cannot be read"):
+        peer_identity(der.replace(b"\x82\x0cas.home1.net", bytes((tag,)) + b"\x0cas.home1.net"))
+
+
 def test_a_certificate_is_made_again_when_its_names_change(pki: Pki) -> None:
     first = pki.ensure("xcap.home1.net", "as")
     second = pki.ensure("xcap.home1.net", "as", also=("localhost", "127.0.0.1"))

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import ipaddress
 import math
 import os
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -94,6 +96,10 @@ class Pki:
         Where ca.pem is without the CA's key, certificates come from elsewhere: the one that is here is used until its end and beyond.
         Raises StateError.
         """
+        with self._alone():
+            return self._ensure(name, role, also)
+
+    def _ensure(self, name: str, role: str, also: Sequence[str]) -> Certificate:
         issuing = self._ensure_ca()
         folder = self._folder / f"{role}-{name}.pem", self._folder / f"{role}-{name}.key"
         try:
@@ -108,7 +114,7 @@ class Pki:
         except OSError as problem:
             remedy = "Check the owner and the mode of both files"
             raise StateError(str(folder[0]), f"cannot be read: {problem.strerror}", remedy) from problem
-        except (ValueError, x509.ExtensionNotFound) as problem:
+        except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as problem:
             raise StateError(
                 str(folder[0]), "is not a certificate of ours", "Move it away; it is made again at the next start"
             ) from problem
@@ -125,6 +131,20 @@ class Pki:
             found.append(_describe(name, role, path, path.with_suffix(".key"), x509.load_pem_x509_certificate(path.read_bytes())))
         return found
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes away: two that start for the first time would make two CAs, and one would trust nobody."""
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as problem:
+            raise StateError(str(self._folder), f"cannot be used: {problem.strerror}", "Check its owner and its mode") from problem
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
     def _now(self) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(self._clock.now(), datetime.UTC)
 
@@ -135,7 +155,6 @@ class Pki:
             return key_file.is_file()
         if key_file.exists():
             raise StateError(str(self._state), "holds the CA's key and not its certificate", "Restore ca.pem, or remove pki/ca.key")
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "keyferry lab CA")])
         builder = self._builder(name, name, key.public_key(), CA_DAYS)
@@ -236,7 +255,7 @@ def peer_identity(der: bytes) -> PeerIdentity:
         found = x509.load_der_x509_certificate(der)
         units = [str(one.value) for one in found.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)]
         names = _sip_domains(found)
-    except ValueError as problem:
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as problem:
         raise ParseError("certificate", "not X.509, or with names that cannot be read") from problem
     roles = [unit.removeprefix(ROLE_OU) for unit in units if unit.startswith(ROLE_OU)]
     return PeerIdentity(names, roles[0] if len(roles) == 1 else "", found.not_valid_after_utc.timestamp())
