@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import pytest
 
+from keyferry.protocol.identity import Impu
 from keyferry.protocol.ims.reginfo import ContactChange, ended
-from keyferry.protocol.ims.third_party import build_third_party_register
+from keyferry.protocol.ims.third_party import ThirdPartyRegister, build_third_party_register
 from keyferry.protocol.sip.message import Request
 from keyferry.roles.pcscf.bindings import LAST_WORDS
 from keyferry.roles.reg_event_subscriber import RegEventSubscriber, RegNews, SubscriberProfile
@@ -169,6 +172,20 @@ async def test_only_as_many_users_are_remembered_as_may_be_watched(monkeypatch: 
         await watched.home.device().register()
         await watched.home.device("bobby").register()
         assert list(watched.server._scscf) == ["sip:bobby@home1.net"]
+
+
+async def test_who_is_forgotten_before_the_as_subscribed_leaves_no_failed_task_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the bound, in one turn of the loop; the oldest go first, and who moves to another S-CSCF is none of them."""
+    problems: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    monkeypatch.setattr(watching, "MAX_SUBSCRIPTIONS", 2)
+    async with opened() as watched:
+        for user, scscf in (("alice", 1), ("bobby", 1), ("alice", 2), ("carol", 1), ("david", 1)):
+            watched.server.registered(ThirdPartyRegister(Impu(f"sip:{user}@home1.net"), f"sip:scscf{scscf}.home1.net", 600, "c", 1))
+        await settle()
+        assert list(watched.server._scscf) == ["sip:carol@home1.net", "sip:david@home1.net"]
+    gc.collect()
+    assert problems == []
 
 
 async def test_where_another_s_cscf_serves_a_user_the_p_cscf_subscribes_there() -> None:

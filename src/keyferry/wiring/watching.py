@@ -142,6 +142,7 @@ class AsWatch:
         self._count += 1
         self._seen[resource] = self._count
         if not self.subscriber.watches(resource) or self._scscf.get(resource) != register.scscf:
+            self._scscf.pop(resource, None)
             self._scscf[resource] = register.scscf
             if len(self._scscf) > MAX_SUBSCRIPTIONS:
                 self._forget(next(iter(self._scscf)))
@@ -153,7 +154,9 @@ class AsWatch:
             self.tasks.spawn(self._look_again(news.resource))
 
     async def _subscribe(self, resource: str) -> None:
-        scscf = self._scscf[resource]
+        scscf = self._scscf.get(resource)
+        if scscf is None:
+            return  # forgotten meanwhile: there are too many
         hop = self.resolver.resolve(parse_sip_uri(scscf))
         self.subscriber.abandon(resource)
         await self.subscriber.subscribe(resource, hop, (f"<{scscf};lr>",))
