@@ -9,7 +9,7 @@ from typing import NamedTuple
 from soaking.network import Life, Process
 from soaking.phones import Failure
 
-WARM_UP = 60.0  # seconds of each life that are not looked at: caches fill
+WARM_UP = 150.0  # seconds of each life that are not looked at: nonces are remembered for up to 128 s, and other caches fill meanwhile
 ENOUGH = 120.0  # seconds of looked-at life, all together, below which nothing is said about growth
 MAX_SLOPE = 1_000_000.0  # octets a minute: at 100 registrations/s it is 170 octets each; what allocators do is less after a while
 GRACE = 2.0  # seconds after a restart in which an answer may still be an answer to what was lost
