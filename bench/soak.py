@@ -12,6 +12,8 @@ are killed with SIGKILL at random moments and started again, mostly at once. Eve
 
 Where no namespace can be had (it needs Linux, unshare and nft), the UEs lose 2 % of what they send and receive, and nothing else is lost.
 
+Ctrl-C ends the load and prints the report of what was measured; a second one ends at once.
+
 Exit code: 0 every criterion holds, 1 one does not, 130 interrupted.
 """
 
@@ -109,6 +111,7 @@ class Soak:
     log_bad: list[str] = field(default_factory=list)
     end_problems: list[str] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     readers: dict[Part, LogReader] = field(default_factory=dict)
     totals: Counter[str] = field(default_factory=Counter)
 
@@ -128,12 +131,21 @@ class Soak:
         async with asyncio.TaskGroup() as group:
             works = [group.create_task(work()) for work in (self._looking, self._logging_in, self._weighing, self._reporting)]
             others = [group.create_task(self._killing()), group.create_task(self.load.open(self.rate, self.ended))]
-            await asyncio.sleep(self.options.minutes * 60)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.options.minutes * 60):
+                    await self.interrupted.wait()
             self.ended.set()
             await asyncio.wait(others)  # who was killed last is there again
             await self.load.drain()
             for work in works:
                 work.cancel()
+
+    def interrupt(self, task: asyncio.Task[Any]) -> None:
+        """End early, with a report; at once when asked again."""
+        if self.interrupted.is_set():
+            task.cancel()
+        tell("interrupted: a report of what was measured follows; once more ends it now")
+        self.interrupted.set()
 
     async def finish(self) -> None:
         """Look at everything once more with the network at rest, and end it."""
@@ -178,7 +190,10 @@ class Soak:
     async def _looking(self) -> None:
         while True:
             await asyncio.sleep(LOOK)
+            before = len(self.watch.wrong)
             self.watch.look(self.load.phones)
+            for one in self.watch.wrong[before : before + SHOWN]:
+                tell(f"{one.impi} at {one.at - self.began:.1f} s: {one.what}, for {one.for_seconds:.1f} s")
 
     async def _logging_in(self) -> None:
         while True:
@@ -323,6 +338,10 @@ async def soak(options: argparse.Namespace, folder: Path, without: str) -> dict[
         tell("measuring what the network can do")
         await run.calibrate()
         lost = f"{options.loss:.1%} of " + (f"what the UEs send and receive ({without})" if without else "all packets")
+        task = asyncio.current_task()
+        if task is not None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, run.interrupt, task)
         tell(f"{run.capacity:.0f} registrations/s; from now on {run.rate:.0f}/s begin; lost: {lost}")
         if without:
             load.lose(options.loss)
@@ -333,7 +352,7 @@ async def soak(options: argparse.Namespace, folder: Path, without: str) -> dict[
         await run.run()
         tell("at rest: a last look")
         await run.finish()
-        return run.data(lost, 0 if without else loss.dropped())
+        return run.data(lost, 0 if without else loss.dropped()) | {"interrupted": run.interrupted.is_set()}
     finally:
         if load is not None:
             load.close()
@@ -352,7 +371,7 @@ def main() -> int:
     report: dict[str, Any] = {}
     try:
         report = asyncio.run(soak(options, folder, without))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         tell("interrupted")
         return 130
     finally:
@@ -368,7 +387,7 @@ def main() -> int:
         print(json.dumps(report, default=str))
     else:
         _show(report)
-    return 0 if report["ok"] else 1
+    return 130 if report["interrupted"] else 0 if report["ok"] else 1
 
 
 def _show(report: dict[str, Any]) -> None:

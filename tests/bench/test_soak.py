@@ -31,9 +31,19 @@ def test_a_short_soak_kills_loses_and_finds_every_key(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == []
 
 
-def test_ctrl_c_ends_a_soak_and_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_soak_with_a_report_and_leaves_nothing(tmp_path: Path) -> None:
+    """130, what was measured until then, no process, no state."""
+    code, errors = interrupted("soak.py", *SMALL, "--output", "report.json", folder=tmp_path, when=lambda text: "from now on" in text)
+    assert code == 130, errors
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["interrupted"], report["ok"], report["totals"]["registered"] >= 30) == (True, True, True)
+    nothing_runs(tmp_path)
+    assert {one.name for one in tmp_path.iterdir()} == {"stderr", "report.json"}
+
+
+def test_ctrl_c_before_there_is_anything_to_report_ends_at_once(tmp_path: Path) -> None:
     """130, no process, no state."""
-    code, errors = interrupted("soak.py", *SMALL, folder=tmp_path, when=lambda text: "from now on" in text)
+    code, errors = interrupted("soak.py", *SMALL, folder=tmp_path, when=lambda text: "measuring" in text)
     assert (code, errors.splitlines()[-1]) == (130, "interrupted")
     nothing_runs(tmp_path)
     assert [one.name for one in tmp_path.iterdir()] == ["stderr"]
