@@ -48,6 +48,7 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # nothing is read yet that could be read again; unhandled, it ends a process
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     random = SystemRandom()
@@ -57,11 +58,11 @@ async def _serve(
         log = StructLog(log_format, stream)
         bridge_libraries(log)
         system = System(config, state, SystemClock(), random, log, Metrics(), roles, scscf_names=scscfs)
+        loop.add_signal_handler(signal.SIGHUP, system.renew)
         try:
             listeners = await system.start()
             spare_the_collector()
             log.info("ready", listeners=len(listeners))
-            loop.add_signal_handler(signal.SIGHUP, system.renew)
             announce({"ready": True, "listen": [listener._asdict() for listener in listeners], "ca": str(system.pki.ca_file)})
             await ended.wait()
             log.info("stopping")
