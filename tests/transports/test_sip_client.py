@@ -196,3 +196,28 @@ def test_a_response_without_via_stays_as_it_is() -> None:
     """Nothing to remove."""
     for response in (Response(200, "OK", (("X-A", "1"),)), Response(200, "OK", (("Via", "nonsense"),))):
         assert without_top_via(response) == response
+
+
+class NeverLooked:
+    """A flow that stands for a stranger's connection."""
+
+    local = peer = SipPeer("TCP", "127.0.0.1", 1)
+
+    def send(self, data: bytes) -> None:
+        raise AssertionError(data)
+
+
+async def test_the_end_of_a_connection_that_carries_no_request_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers end many; there may be tens of thousands of requests that wait for somebody else."""
+    async with Lab() as lab:
+        client = lab.node._client
+        with UdpPeer() as peer:
+            sending = asyncio.create_task(lab.node.send(request(), peer.hop))
+            received = await peer.request()
+            with monkeypatch.context() as patch:
+                patch.setattr(client, "_calls", None)  # whoever looks through it fails
+                client.lost(NeverLooked(), "gone")
+            assert len(client._on) == client.in_progress == 1
+            peer.send(answer(received), lab.udp)
+            assert (await patiently(sending)).status == 200
+        assert (len(client._on), client.in_progress) == (0, 0)

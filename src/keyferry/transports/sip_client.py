@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 
 from keyferry.errors import KeyferryError, ParseError, TransportError
 from keyferry.ports import SipPeer
@@ -41,6 +42,7 @@ class SipClientSide:
     def __init__(self, context: SipContext) -> None:
         self._context = context
         self._calls: dict[str, Call] = {}
+        self._on: Counter[int] = Counter()  # how many calls wait on a flow, by its id, while there are any
 
     @property
     def in_progress(self) -> int:
@@ -66,12 +68,16 @@ class SipClientSide:
         """
         call = Call(request, data, via, parse_cseq(request.get("CSeq") or ""), flow, check, self._context)
         self._calls[via.branch] = call
+        self._on[id(flow)] += 1
         try:
             self._carry_out(call, call.transaction.start(self._context.clock.monotonic()))
             return without_top_via(await call.future)
         finally:
             # the transaction would now absorb further responses for T4; unmatched ones are dropped just the same
             del self._calls[via.branch]
+            self._on[id(flow)] -= 1
+            if not self._on[id(flow)]:
+                del self._on[id(flow)]
             if call.deadline is not None:
                 call.deadline.cancel()
 
@@ -88,6 +94,8 @@ class SipClientSide:
 
     def lost(self, flow: Flow, problem: str) -> None:
         """Fail what waits for an answer on a connection that ended."""
+        if id(flow) not in self._on:
+            return  # a stranger's connection: whoever makes and ends many is not to have us look through all calls
         for call in list(self._calls.values()):
             if call.flow is flow:
                 self._fail(call, TransportError(str(flow.peer), problem))
