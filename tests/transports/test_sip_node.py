@@ -9,7 +9,7 @@ import socket
 import pytest
 import uvloop
 
-from keyferry.errors import LocalProtocolError, TransportError
+from keyferry.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from keyferry.ports import SipEvent, SipPeer
 from keyferry.protocol.sip.headers import parse_via
 from keyferry.protocol.sip.message import Request, Response, make_response
@@ -70,6 +70,17 @@ async def test_a_long_request_does_not_fall_back_to_udp() -> None:
             with pytest.raises(TransportError, match="no connection"):
                 await client.node.send(request(2_000), peer.hop)
             assert peer.nothing()
+
+
+async def test_a_request_that_no_receiver_takes_is_not_sent() -> None:
+    """RFC 3261 §21.5.7: a UE's REGISTER that grew too long on its way must not spoil the connection of others, nor make a hop look dead."""
+    async with Lab(ok) as server, Lab() as client:
+        for hop in (server.udp, server.tcp):
+            with pytest.raises(RemoteProtocolError, match="over 65535 octets") as caught:
+                await patiently(client.node.send(request(65_500), hop))
+            assert caught.value.status == 513
+        assert client.seen == []
+        assert (await patiently(client.node.send(request(65_000), server.tcp))).status == 200
 
 
 async def test_a_node_without_tcp_listener_can_still_open_connections() -> None:

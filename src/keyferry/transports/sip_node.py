@@ -9,9 +9,10 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from keyferry.errors import EspRejected, LocalProtocolError, ParseError, TransportError
+from keyferry.errors import EspRejected, LocalProtocolError, ParseError, RemoteProtocolError, TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource, SipHandler, SipObserver, SipPeer
 from keyferry.protocol.ims.gm_association import GmAssociations
+from keyferry.protocol.sip.grammar import MAX_MESSAGE
 from keyferry.protocol.sip.headers import Via, build_via
 from keyferry.protocol.sip.message import Request, Response, build_message, parse_message
 from keyferry.protocol.sip.overload import Load, OverloadPolicy
@@ -154,7 +155,8 @@ class SipNode:
         it does not fall back to UDP). To a hop over TLS, whose `name` or else host name must be in its certificate, everything goes over
         TLS. Over ESP, `hop` is what `protect` returned says of a set, and any size goes through the tunnel. `check` is called with the
         numeric destination, over TLS with its verified name and role, before every transmission and may raise.
-        Raises TransportError (no answer within 64*T1, or no connection), LocalProtocolError, and what `check` raises.
+        Raises TransportError (no answer within 64*T1, or no connection), LocalProtocolError, RemoteProtocolError 513 for a request
+        that no receiver takes, and what `check` raises.
         """
         if self._closed:
             raise TransportError(str(hop), "this node was closed")
@@ -290,7 +292,11 @@ class SipNode:
     def _prepared(self, request: Request, transport: str, sent_by: SipPeer) -> tuple[Request, bytes, Via]:
         via = self._client.via(transport, sent_by)
         outgoing = request.prepending("Via", build_via(via))
-        return outgoing, build_message(outgoing), via
+        data = build_message(outgoing)
+        if len(data) > MAX_MESSAGE:
+            # The next hop would read no further on the connection, which others use, and be taken for dead: no UE may cause that.
+            raise RemoteProtocolError(f"the request has over {MAX_MESSAGE} octets on its next hop", status=513)
+        return outgoing, data, via
 
     async def _address(self, hop: SipPeer) -> tuple[socket.AddressFamily, SipPeer]:
         if hop.transport not in ("UDP", "TCP", "TLS"):
