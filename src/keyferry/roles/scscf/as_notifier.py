@@ -29,7 +29,7 @@ from keyferry.roles.scscf.as_gate import RETRY_FIRST, AsGate
 
 _server_uri = lru_cache(maxsize=256)(parse_sip_uri)  # the ServerNames of one network's profiles
 TROUBLE_MOST = 30.0  # seconds between attempts at an AS that answers, and takes this push for its own trouble; from RETRY_FIRST, doubled
-MAX_UNDER_WAY = 50_000  # deliveries to one AS; above, an owed push waits in the store for the next sweep
+MAX_UNDER_WAY = 25_000  # deliveries to one AS, 5 kB each; above, an owed push waits in the store for the next sweep
 SLICE = 100  # owed pushes that are looked at before other tasks get their turn: 10 ms
 MAX_REFUSED = 100_000
 """Refused sets remembered, 30 MB: an AS may refuse whatever a UE makes it hear, under ever new names of its device."""
