@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,19 @@ def test_a_certificate_that_cannot_be_read_again_keeps_no_other_from_it(tmp_path
         services.renew()
     assert renewed == ["the next"]
     assert metrics.value("sip_certificate", "unusable") == 1
+
+
+async def test_periodic_work_goes_on_after_a_failure_of_any_kind(tmp_path: Path) -> None:
+    """One bad row must not end expiry, pushes and refreshes for ever, in silence."""
+    went_on, failures = asyncio.Event(), [ValueError("a bad row"), StateError("x", "y", "z")]
+
+    async def work() -> None:
+        if failures:
+            raise failures.pop(0)
+        went_on.set()
+
+    with open_state(tmp_path / "state", random=SystemRandom()) as state:
+        services = Services(Config(), state, SystemClock(), SystemRandom(), StructLog("none"), Metrics())
+        async with services.exit:
+            services.every(0.001, work)
+            await asyncio.wait_for(went_on.wait(), 10)

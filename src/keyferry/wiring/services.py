@@ -150,6 +150,8 @@ class Services:
                     await work()
                 except KeyferryError as problem:
                     self.log.warning("periodic-work-failed", problem=str(problem))
+                except Exception as problem:  # the shell's last line: one bad row must not end the work for ever, in silence
+                    self.log.warning("periodic-work-failed", problem=type(problem).__name__)
 
         task = asyncio.get_running_loop().create_task(run())
 

@@ -134,7 +134,9 @@ class TestSubscribe:
         assert (await visited.ask(subscribe(own, to_tag=";tag=2", uri="sip:scscf1.home1.net:6060"))).status == 200
         assert visited.last("S").all("Route") == []
         assert (await visited.ask(subscribe(own, to_tag=";tag=2", uri="sip:icscf.home1.net"))).status == 403
-        assert visited.counter["pcscf_requests_refused", "not-its-s-cscf"] == 1
+        for elsewhere in ("sip:scscf1.home1.net:5090", "sip:scscf1.home1.net"):  # another function on the S-CSCF's machine
+            assert (await visited.ask(subscribe(own, to_tag=";tag=2", uri=elsewhere))).status == 403
+        assert visited.counter["pcscf_requests_refused", "not-its-s-cscf"] == 3
 
     @pytest.mark.parametrize(("sender", "contact"), [("EVE", "<sip:alice@192.0.2.1>"), ("UE", "<sip:other@192.0.2.1>"), ("UE", "*")])
     async def test_who_is_not_registered_is_refused(self, sender: str, contact: str) -> None:

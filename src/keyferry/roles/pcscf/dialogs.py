@@ -11,10 +11,11 @@ from keyferry.ports import Clock, Counter, Log, RandomSource, Resolver, SipClien
 from keyferry.protocol.sip.headers import parse_name_addr, parse_name_addr_list
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.protocol.sip.proxy import forwarded, next_hop, own_route, routed
-from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.protocol.sip.uri import SipUri, parse_sip_uri
 from keyferry.roles.pcscf.bindings import Binding, Bindings, contact_of
 from keyferry.roles.pcscf.security import PROTECTED, SecurityAgreement, without_agreement
 
+DEFAULT_PORT = 5060  # RFC 3261 §19.1.2
 UNTRUSTED = ("Path", "P-Visited-Network-ID", "P-Charging-Vector", "P-Charging-Function-Addresses", "P-Asserted-Identity", "Service-Route")
 """What only the network may write (RFC 3455, RFC 7315, RFC 3325): from a UE it is taken out."""
 CHARGING = ("P-Charging-Vector", "P-Charging-Function-Addresses")
@@ -52,7 +53,7 @@ class Dialogs:
         onward, _ = own_route(onward, self._here)
         if parse_name_addr(request.get("To") or "").parameter("tag") is None:
             onward = routed(onward, binding.service_route)  # RFC 3608 §6.3: whatever the UE preloaded
-        if next_hop(onward).host not in _servers(binding):
+        if _place(next_hop(onward)) not in _servers(binding):
             # In a dialog it is the UE that names the target; this network's other nodes are none of its business.
             return self._refused(request, "not-its-s-cscf", 403)
         onward = onward.with_headers(
@@ -123,8 +124,13 @@ def _identity(request: Request, binding: Binding) -> str:
     return next((uri for uri in preferred if uri in binding.impus), binding.impus[0])
 
 
-def _servers(binding: Binding) -> set[str]:
-    return {parse_sip_uri(parse_name_addr(route).uri).host for route in binding.service_route}
+def _servers(binding: Binding) -> set[tuple[str, int]]:
+    return {_place(parse_sip_uri(parse_name_addr(route).uri)) for route in binding.service_route}
+
+
+def _place(uri: SipUri) -> tuple[str, int]:
+    """Return host and port: at another port of the same machine there may be another function."""
+    return uri.host, uri.port or DEFAULT_PORT
 
 
 def _without_charging(response: Response) -> Response:
