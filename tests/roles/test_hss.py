@@ -20,7 +20,7 @@ from keyferry.protocol.ims.user_profile import parse_user_profile
 from keyferry.protocol.ims.verdicts import Reason
 from keyferry.roles.hss import SEQ_RESERVE, Hss
 from keyferry.stores.memory import MemorySubscriberStore
-from roles.home import SCSCF, criterion, key_of, subscriber
+from roles.home import SCSCF, criterion, key_of, open_home, subscriber
 from roles.network import RecordingCounter, RecordingLog, SeededRandom, settle
 
 ALICE, ALICE_SIP, ALICE_TEL = Impi("alice@home1.net"), Impu("sip:alice@home1.net"), Impu("tel:+15550510")
@@ -383,3 +383,33 @@ class TestSeveralServers:
         one, two = start(store), start(store)
         seqs = [seq_of(await mar(hss)) for _ in range(3 * SEQ_RESERVE) for hss in (one, two)]
         assert len(set(seqs)) == len(seqs)
+
+
+@pytest.mark.parametrize("unproven", [ServerAssignment.AUTHENTICATION_TIMEOUT, ServerAssignment.AUTHENTICATION_FAILURE])
+async def test_a_challenge_at_another_s_cscf_that_nobody_answers_moves_no_user(unproven: ServerAssignment) -> None:
+    """TS 29.228 §6.1.2.1: a stranger's REGISTER must not take a registered user's S-CSCF away."""
+    async with open_home() as home:
+        alice = home.device()
+        await alice.register()
+        impu, other = Impu("sip:alice@home1.net"), "sip:scscf2.home1.net"
+        await home.hss.multimedia_auth(alice.impi, impu, other)
+        await home.hss.server_assignment(alice.impi, impu, other, unproven)
+        assert await home.hss.location_info(impu) == SCSCF
+        await home.hss.multimedia_auth(alice.impi, impu, other)
+        await home.hss.server_assignment(alice.impi, impu, SCSCF, ServerAssignment.USER_DEREGISTRATION)
+        await home.hss.server_assignment(alice.impi, impu, other, unproven)
+        assert await home.subscribers.server_name(alice.impi) is None
+
+
+async def test_who_proves_to_be_the_user_moves_and_the_number_of_moves_remembered_is_bounded() -> None:
+    async with open_home() as home:
+        home.hss.max_counters = 1
+        for user in ("alice", "bobby"):
+            device = home.device(user)
+            await device.register()
+            await home.hss.multimedia_auth(device.impi, Impu(f"sip:{user}@home1.net"), "sip:scscf2.home1.net")
+        assert list(home.hss._before) == ["bobby@home1.net"]
+        impu = Impu("sip:bobby@home1.net")
+        await home.hss.server_assignment(device.impi, impu, "sip:scscf2.home1.net", ServerAssignment.REGISTRATION)
+        await home.hss.server_assignment(device.impi, impu, "sip:scscf2.home1.net", ServerAssignment.AUTHENTICATION_FAILURE)
+        assert await home.subscribers.server_name(device.impi) is None

@@ -31,6 +31,7 @@ ENDS_ASSIGNMENT = {
     ServerAssignment.AUTHENTICATION_FAILURE,
     ServerAssignment.AUTHENTICATION_TIMEOUT,
 }
+UNPROVEN = {ServerAssignment.AUTHENTICATION_FAILURE, ServerAssignment.AUTHENTICATION_TIMEOUT}
 
 
 def user_unknown() -> CxError:
@@ -71,6 +72,7 @@ class Hss:
     shared_ifc_sets: Mapping[str, Sequence[int]] = field(default_factory=dict)  # SharedIFCSetIDs of a profile, besides its criteria
     amf_bit: bool = False  # say in AUTN that a vector will be masked (DESIGN §4)
     _counters: OrderedDict[Impi, _Counter] = field(default_factory=OrderedDict)
+    _before: OrderedDict[Impi, str] = field(default_factory=OrderedDict)  # whose S-CSCF a challenge changed, and nobody has answered it yet
 
     async def user_authorization(
         self, impi: Impi, impu: Impu, visited_network: str, kind: AuthorizationType = AuthorizationType.REGISTRATION
@@ -105,6 +107,7 @@ class Hss:
         _check_pair(subscriber.impus, impu)
         algorithm = algorithm_of(subscriber.algorithm, subscriber.k, subscriber.opc)
         if assigned != server_name:
+            self._remember(impi, assigned)
             await self.subscribers.set_server_name(impi, server_name)
         if resync is not None:
             await self._resynchronise(impi, algorithm, resync)
@@ -117,12 +120,24 @@ class Hss:
         """SAR (§6.1.2): assign the S-CSCF and return the user's profile, or end the assignment."""
         subscription = await self._subscription(impi, impu)
         if assignment in ENDS_ASSIGNMENT:
+            if self._before.get(impi) == server_name:
+                del self._before[impi]
             if subscription.server_name == server_name:
-                await self.subscribers.set_server_name(impi, None)
+                # Who was challenged elsewhere and did not prove anything has moved nobody.
+                before = self._before.pop(impi, None)
+                await self.subscribers.set_server_name(impi, before if assignment in UNPROVEN else None)
             return b""
+        if assignment is not ServerAssignment.NO_ASSIGNMENT:
+            self._before.pop(impi, None)
         if assignment is not ServerAssignment.NO_ASSIGNMENT and subscription.server_name != server_name:
             await self.subscribers.set_server_name(impi, server_name)
         return self._user_data(impi, subscription)
+
+    def _remember(self, impi: Impi, assigned: str | None) -> None:
+        if assigned is not None:
+            self._before.setdefault(impi, assigned)
+            if len(self._before) > self.max_counters:
+                self._before.popitem(last=False)
 
     async def explain_answer(self, answer: WrongAnswer) -> Analysis | None:
         """Try the usual mistakes with K (ports.CxAnalyst); nothing but a verdict is returned."""
