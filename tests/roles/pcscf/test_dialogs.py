@@ -205,10 +205,15 @@ class TestNotify:
         assert (answer.status, onward.uri, onward.all("Route")) == (200, "sip:alice@192.0.2.1", [])
         assert (onward.all("P-Charging-Vector"), onward.all("P-Asserted-Identity")) == ([], [])
 
-    async def test_a_ue_that_registered_over_tcp_is_reached_at_its_contact(self) -> None:
+    async def test_a_ue_that_registered_over_tcp_is_reached_at_the_port_of_its_contact_and_on_its_own_host(self) -> None:
+        """A Contact may name a node of the network, which would take the P-CSCF's word."""
         visited = Visited()
         binding = await visited.registered()
-        visited.pcscf.bindings.put(binding._replace(source=binding.source._replace(transport="TCP"), contact="sip:alice@ue.invalid"))
+        hop = visited.pcscf.dialogs._towards(binding._replace(source=binding.source._replace(transport="TCP"), contact="sip:a@s.net:5090"))
+        assert hop == binding.source._replace(transport="TCP", port=5090)
+        source = binding.source._replace(transport="TCP")
+        contact = f"sip:alice@{source.host}:{source.port}"
+        visited.pcscf.bindings.put(binding._replace(source=source, contact=contact))
         request = notify(("Route", f"<sip:{binding.token}@pcscf1.visited1.net;lr>"))
         assert (await visited.network.carry("S", request, visited.network.peer("P"))).status == 200
 

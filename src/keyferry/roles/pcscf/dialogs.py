@@ -96,8 +96,10 @@ class Dialogs:
     def _towards(self, binding: Binding) -> SipPeer:
         security = self.security()
         if not binding.user or security is None:
-            # Over TLS by the connection that the UE opened alone (RFC 5626 §5.3), over TCP to the port where it listens.
-            return self.resolver.resolve(parse_sip_uri(binding.contact)) if binding.source.transport == "TCP" else binding.source
+            # Over TLS by the connection that the UE opened alone (RFC 5626 §5.3), over TCP to the port where it listens; on its own
+            # host, whatever its Contact says: that may name a node of this network.
+            port = parse_sip_uri(binding.contact).port or DEFAULT_PORT
+            return binding.source._replace(port=port) if binding.source.transport == "TCP" else binding.source
         hop = security.hop(binding.user)
         if hop is None:
             raise TransportError(binding.contact, "has no security associations left")
