@@ -437,13 +437,24 @@ def rows(options: argparse.Namespace, kinds: Sequence[Kind]) -> Iterator[Row]:
                 continue
             servers.append(Measured(kind, server, Load(server.port, options.phones, CREDENTIALS[kind])))
         for one in servers:
-            sys.stderr.write(f"{one.kind}: warming up\n")
-            measure(one, min(3.0, options.seconds), 0.0, None)  # caches, and the store
+            _everybody(one, options)
         for factor in options.factor or FACTORS:
             for one in servers:  # each after a measurement of its own: a shared machine does not stay the same
                 capacity = measure(one, options.seconds, 0.0, None)
                 yield capacity
                 yield measure(one, options.seconds, factor, capacity)
+
+
+def _everybody(one: Measured, options: argparse.Namespace) -> None:
+    """Let every UE register once: who is new costs more, and the capacity is to be that of the load which is offered then."""
+    seconds = min(3.0, options.seconds)
+    done = 0.0
+    while done < options.phones:
+        sys.stderr.write(f"{one.kind}: warming up, {done:.0f} of {options.phones} UEs\n")
+        row = measure(one, seconds, 0.0, None)
+        if not row.goodput:
+            break
+        done += row.goodput * (seconds - WARM_UP if seconds > WARM_UP else seconds)
 
 
 def main() -> int:
