@@ -18,8 +18,9 @@ from keyferry.protocol.ims.keypush import SealedPush, parse_service_info
 from keyferry.protocol.ims.third_party import parse_third_party_register
 from keyferry.protocol.sip.message import Request
 from keyferry.roles.scscf.as_notifier import AsTarget, select_targets
-from roles.home import NOTES, REALM, SIP_OF, XCAP, Device, Home, criterion, open_home, subscriber
+from roles.home import NOTES, REALM, SIP_OF, XCAP, Home, criterion, open_home, subscriber
 from roles.network import Fault, settle
+from roles.notifierkit import pushes, registered
 
 
 @pytest.fixture
@@ -27,28 +28,6 @@ async def home() -> AsyncIterator[Home]:
     """One AS, and an S-CSCF that waits for its answer as long as it takes."""
     async with open_home(criteria=[criterion(XCAP)]) as opened:
         yield opened
-
-
-@pytest.fixture
-async def hasty() -> AsyncIterator[Home]:
-    """The same, with an S-CSCF that hardly waits."""
-    async with open_home(criteria=[criterion(XCAP)], push={"push_wait": 0.001}) as opened:
-        yield opened
-
-
-def pushes(home: Home) -> list[Request]:
-    return [message for message in home.network.sent("S", "AS1") if isinstance(message, Request)]
-
-
-def isc(home: Home) -> list[str]:
-    """Return the part of the ladder between S-CSCF and AS, and forget the ladder."""
-    return [line for line in home.network.ladder() if "AS" in line]
-
-
-async def registered(home: Home, **profile: Any) -> Device:
-    device = home.device(**profile)
-    await device.register()
-    return device
 
 
 class TestTheMessage:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -15,8 +14,9 @@ from keyferry.protocol.identity import Impi, Impu, Reg
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.roles.scscf.as_gate import RETRY_MOST
 from keyferry.roles.scscf.as_notifier import TROUBLE_MOST, AsTarget, TransportKey
-from roles.home import NOTES, SIP_OF, XCAP, Device, Home, criterion, open_home, transport_key
+from roles.home import NOTES, SIP_OF, XCAP, Home, criterion, open_home, transport_key
 from roles.network import Fault, settle
+from roles.notifierkit import isc, pushes, registered
 
 
 @pytest.fixture
@@ -24,28 +24,6 @@ async def home() -> AsyncIterator[Home]:
     """One AS, and an S-CSCF that waits for its answer as long as it takes."""
     async with open_home(criteria=[criterion(XCAP)]) as opened:
         yield opened
-
-
-@pytest.fixture
-async def hasty() -> AsyncIterator[Home]:
-    """The same, with an S-CSCF that hardly waits."""
-    async with open_home(criteria=[criterion(XCAP)], push={"push_wait": 0.001}) as opened:
-        yield opened
-
-
-def pushes(home: Home) -> list[Request]:
-    return [message for message in home.network.sent("S", "AS1") if isinstance(message, Request)]
-
-
-def isc(home: Home) -> list[str]:
-    """Return the part of the ladder between S-CSCF and AS, and forget the ladder."""
-    return [line for line in home.network.ladder() if "AS" in line]
-
-
-async def registered(home: Home, **profile: Any) -> Device:
-    device = home.device(**profile)
-    await device.register()
-    return device
 
 
 class TestRetries:

@@ -3,21 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from keyferry.errors import RegistrationFailed
 from keyferry.protocol.sip.message import Response
 from roles.home import Home, open_home
 from roles.manual import DEVICE, SIP_ALICE, TEL_ALICE, Manual, answers
-
-
-@pytest.fixture
-async def home() -> AsyncIterator[Home]:
-    async with open_home() as opened:
-        opened.network.attach("X", "x.invalid", None)
-        yield opened
 
 
 def listed(answer: Response) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -19,13 +18,6 @@ from keyferry.protocol.sip.message import Request, Response, build_message
 from roles.home import NOTES, REALM, XCAP, Home, open_home, subscriber
 from roles.manual import SIP_ALICE, TEL_ALICE, Manual, answers
 from roles.network import Fault
-
-
-@pytest.fixture
-async def home() -> AsyncIterator[Home]:
-    async with open_home() as opened:
-        opened.network.attach("X", "x.invalid", None)
-        yield opened
 
 
 class TestLadder:

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-
-import pytest
+from collections.abc import Sequence
 
 from keyferry.errors import CxError
 from keyferry.ports import PendingPush, ServerAssignment
@@ -14,13 +12,6 @@ from keyferry.protocol.identity import Impi, Impu, Reg
 from roles.home import NOTES, SCSCF, XCAP, Home, criterion, open_home
 from roles.manual import SIP_ALICE, Manual, on, requests
 from roles.network import settle
-
-
-@pytest.fixture
-async def home() -> AsyncIterator[Home]:
-    async with open_home() as opened:
-        opened.network.attach("X", "x.invalid", None)
-        yield opened
 
 
 class TestReauthentication:

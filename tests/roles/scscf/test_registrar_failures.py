@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -15,13 +14,6 @@ from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.marker import parse_marker
 from roles.home import SCSCF, Home, open_home
 from roles.manual import DEVICE, SIP_ALICE, Manual
-
-
-@pytest.fixture
-async def home() -> AsyncIterator[Home]:
-    async with open_home() as opened:
-        opened.network.attach("X", "x.invalid", None)
-        yield opened
 
 
 @dataclass

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from keyferry.errors import ParseError
@@ -16,13 +14,6 @@ from keyferry.roles.scscf.registrar import profile_of
 from roles.home import NICKS, NOTES, SIP_OF, XCAP, Device, Home, criterion, open_home, subscriber
 from roles.manual import SIP_ALICE, TEL_ALICE, Manual, answers, requests
 from roles.network import settle
-
-
-@pytest.fixture
-async def home() -> AsyncIterator[Home]:
-    async with open_home() as opened:
-        opened.network.attach("X", "x.invalid", None)
-        yield opened
 
 
 class TestProfiles:

@@ -3,22 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
 from keyferry.protocol.digest import parse_challenge
 from keyferry.protocol.sip.message import Request, Response
-from roles.home import Home, open_home
+from roles.home import Home
 from roles.manual import Manual
-
-
-@pytest.fixture
-async def home() -> AsyncIterator[Home]:
-    async with open_home() as opened:
-        opened.network.attach("X", "x.invalid", None)
-        yield opened
 
 
 def bindings(answer: Response) -> list[str]:
