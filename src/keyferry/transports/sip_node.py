@@ -215,6 +215,8 @@ class SipNode:
     def _guarded(self, data: bytes, flow: Flow, *, admitted: bool) -> None:
         try:
             if admitted or not self.shed(data, flow):
+                if self._gate is not None:
+                    self._gate.let_in(data)
                 self._take(data, flow)
         except Exception as problem:  # the shell's last line: a bug of ours costs one message
             self._context.count("sip_dropped", "internal-error")

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 from keyferry.protocol.sip.message import Response
 from keyferry.protocol.sip.overload import (
     IssuedNonces,
+    LetIn,
     Load,
     OverloadControl,
     OverloadPolicy,
@@ -48,6 +49,7 @@ class OverloadGate:
         self._full = context.limits.in_progress - context.limits.in_progress // KEPT
         self._core = core  # our peers are proxies, whose word on protection counts
         self._issued = IssuedNonces()
+        self._let_in = LetIn()
         self._control = OverloadControl(policy)
         self._key = context.random.octets(32)
         self._waited = 0.0
@@ -79,6 +81,14 @@ class OverloadGate:
         if not self._control.shedding and self._in_progress() < self._full:
             return False
         return is_initial_register(data) or self._pretends(data, flow) if self._sheddable is None else self._sheddable(data)
+
+    def let_in(self, data: bytes) -> None:
+        """Note a message that is served, so that it is known when it is sent again."""
+        self._let_in.note(data, self._context.clock.monotonic())
+
+    def was_let_in(self, data: bytes) -> bool:
+        """Tell whether a message may be one that is served, or was, sent again."""
+        return data in self._let_in
 
     def challenged(self, response: Response) -> None:
         """Note what a 401 asks, since its answer is not to be refused."""

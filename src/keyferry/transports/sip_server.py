@@ -85,7 +85,7 @@ class SipServer:
 
         Not to what is being served, or has been: whose first copy was let in gets one answer (§17.2.2).
         """
-        key = self._key_of(data, flow)
+        key = self._key_of(data, flow) if gate.was_let_in(data) else 0
         if key in self._active:
             self._context.count("sip_retransmissions", "received")
             return

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from keyferry.protocol.sip.headers import parse_name_addr, parse_via_list
 from keyferry.protocol.sip.message import Request, Response, make_response, parse_message
 from keyferry.protocol.sip.overload import (
-    ISSUED_LIFE,
+    RECENT,
     TRANSITIONS,
     IssuedNonces,
+    LetIn,
     Level,
     Load,
     OverloadControl,
@@ -170,7 +171,7 @@ def test_nonces_are_bounded_and_the_oldest_goes_first() -> None:
 
 
 def test_nonces_are_forgotten_when_nobody_can_be_answering_them_any_more() -> None:
-    """ISSUED_LIFE: what an hour of registrations leaves in memory is a minute or two of them."""
+    """RECENT: what an hour of registrations leaves in memory is a minute or two of them."""
     nonces = IssuedNonces()
     answer = SECOND.encode()
     nonces.issued('Digest nonce="abc=="', 1000.0)
@@ -180,16 +181,35 @@ def test_nonces_are_forgotten_when_nobody_can_be_answering_them_any_more() -> No
     assert len(nonces) == 3
     for number in range(10_000):
         nonces.issued(f'Digest nonce="{number}-"', 1100.0 + number / 10)
-    assert len(nonces) <= 2 * ISSUED_LIFE * 10 + 2
+    assert len(nonces) <= 2 * RECENT * 10 + 2
     assert not nonces.answered_by(answer)
 
 
 def test_after_a_long_pause_nothing_old_is_kept() -> None:
-    """ISSUED_LIFE: both generations are over."""
+    """RECENT: both generations are over."""
     nonces = IssuedNonces()
     nonces.issued('Digest nonce="abc=="', 0.0)
-    nonces.issued('Digest nonce="2"', 2 * ISSUED_LIFE)
+    nonces.issued('Digest nonce="2"', 2 * RECENT)
     assert len(nonces) == 1
+
+
+def test_a_message_that_was_let_in_is_known_when_the_same_octets_come_again() -> None:
+    """RFC 3261 §17.1.2.2."""
+    let_in = LetIn()
+    let_in.note(FIRST.encode(), 0.0)
+    assert FIRST.encode() in let_in
+    assert FIRST.replace("z9hG4bK1", "z9hG4bK9").encode() not in let_in
+
+
+def test_messages_that_were_let_in_are_bounded_and_forgotten() -> None:
+    """MAX_LET_IN, RECENT."""
+    let_in = LetIn(4)
+    for number in range(5):
+        let_in.note(b"%d" % number, 0.0)
+    assert len(let_in) == 3
+    assert b"4" in let_in
+    let_in.note(b"5", 2 * RECENT)
+    assert len(let_in) == 1
 
 
 def test_one_of_several_credentials_may_be_the_answer() -> None:

@@ -11,16 +11,22 @@ import hashlib
 import re
 from collections.abc import Iterator
 from enum import Enum, auto
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from keyferry.protocol.sip.grammar import MAX_HEADERS, MAX_MESSAGE
+from keyferry.protocol.sip.names import KNOWN
 
 MAX_ISSUED: Final = 65_536
 """Nonces remembered, 20 MB: at 1,000 challenges a second, half a minute at least; what is forgotten may be refused under load."""
 MAX_ISSUED_NONCE: Final = 256
 """Octets of a nonce that is remembered; those of AKA have 128 (DESIGN §4)."""
-ISSUED_LIFE: Final = 64.0
-"""Seconds that a nonce is remembered at least, twice that at most: a UE answers at once and sends again for 32 s (Timer F)."""
+MAX_LET_IN: Final = 131_072
+"""Messages remembered, 12 MB: at 2,000 a second, half a minute at least."""
+RECENT: Final = 64.0
+"""Seconds that nonces and messages are remembered at least, twice that at most: a UE answers at once and sends again for 32 s (Timer F)."""
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class OverloadPolicy(NamedTuple):
@@ -134,33 +140,72 @@ def _authorizations(data: bytes, end: int) -> Iterator[bytes]:
         yield row.group(1)
 
 
-class IssuedNonces:
-    """The nonces of the challenges that this node sent: whoever claims to answer another one answers nothing.
+class _Recent(Generic[K, V]):
+    """What was put in a while ago at most: two generations, the older of which goes as a whole, since a time at each would cost as much."""
 
-    Without this, a stranger writes some nonce into his first REGISTERs, none of them is refused, and those who were challenged wait
-    behind them. Each nonce stands for one message, however often that is sent again.
+    __slots__ = ("_most", "_old", "_since", "_young")
 
-    Two generations, the older of which goes as a whole: a time at each nonce would cost as much as the nonce.
-    """
-
-    def __init__(self, most: int = MAX_ISSUED) -> None:
-        self._young: dict[bytes, int | None] = {}  # which message answered it, by hash
-        self._old: dict[bytes, int | None] = {}
+    def __init__(self, most: int) -> None:
+        self._young: dict[K, V] = {}
+        self._old: dict[K, V] = {}
         self._since = 0.0  # when the young generation began
         self._most = most
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
+    def put(self, key: K, value: V, now: float) -> None:
+        if now - self._since >= RECENT or len(self._young) >= self._most // 2:
+            self._old = self._young if now - self._since < 2 * RECENT else {}
+            self._young, self._since = {}, now
+        self._young[key] = value
+
+    def generation(self, key: K) -> dict[K, V]:
+        """Return where a key is, if it is anywhere."""
+        return self._young if key in self._young else self._old
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._young or key in self._old
+
+
+class LetIn:
+    """The messages that were let in, by hash: what is sent again has the same octets (RFC 3261 §17.1.2.2), so any other is new.
+
+    To find out under load whether a message is new costs a tenth of what its transaction's name would.
+    """
+
+    def __init__(self, most: int = MAX_LET_IN) -> None:
+        self._messages: _Recent[int, None] = _Recent(most)
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def note(self, data: bytes, now: float) -> None:
+        """Take a message that goes to its handler; the oldest go first."""
+        self._messages.put(hash(data), None, now)
+
+    def __contains__(self, data: bytes) -> bool:
+        return hash(data) in self._messages
+
+
+class IssuedNonces:
+    """The nonces of the challenges that this node sent: whoever claims to answer another one answers nothing.
+
+    Without this, a stranger writes some nonce into his first REGISTERs, none of them is refused, and those who were challenged wait
+    behind them. Each nonce stands for one message, however often that is sent again.
+    """
+
+    def __init__(self, most: int = MAX_ISSUED) -> None:
+        self._nonces: _Recent[bytes, int | None] = _Recent(most)  # which message answered it, by hash
+
+    def __len__(self) -> int:
+        return len(self._nonces)
+
     def issued(self, challenge: str, now: float) -> None:
         """Note the nonce of a WWW-Authenticate value that is sent; the oldest go first."""
         found = _NONCE.search(challenge.encode("utf-8", "surrogateescape"))
-        if found is None or len(found.group(1)) > MAX_ISSUED_NONCE:
-            return
-        if now - self._since >= ISSUED_LIFE or len(self._young) >= self._most // 2:
-            self._old = self._young if now - self._since < 2 * ISSUED_LIFE else {}
-            self._young, self._since = {}, now
-        self._young[found.group(1)] = None
+        if found is not None and len(found.group(1)) <= MAX_ISSUED_NONCE:
+            self._nonces.put(found.group(1), None, now)
 
     def answered_by(self, data: bytes) -> bool:
         """Tell whether a message is the first to answer a nonce that was issued, or the same octets again."""
@@ -169,7 +214,7 @@ class IssuedNonces:
             found = _NONCE.search(row)
             if found is None:
                 continue
-            generation = self._young if found.group(1) in self._young else self._old
+            generation = self._nonces.generation(found.group(1))
             if generation.get(found.group(1), 0) in {None, message}:
                 generation[found.group(1)] = message
                 return True
@@ -178,7 +223,16 @@ class IssuedNonces:
 
 # ---- how it is refused
 
-_ECHOED = re.compile(rb"\r\n(?:(Via|v)|(From|f)|(To|t)|(Call-ID|i)|(CSeq))[ \t]*+:[^\r\n]*+", re.IGNORECASE)
+_ECHOED: Final = {
+    spelling: place
+    for place, names in enumerate((("Via", "v"), ("From", "f"), ("To", "t"), ("Call-ID", "i"), ("CSeq",)))
+    for name in names
+    for spelling in (name.encode(), name.lower().encode())
+}
+_FOLDED: Final = (b" ", b"\t")
+_USUAL: Final = frozenset(
+    name.encode() for name in KNOWN if name.lower().encode() not in _ECHOED
+)  # known not to be one of them, without looking
 _TAG = re.compile(rb";\s*+tag\s*+=", re.IGNORECASE)
 _TOP_VIA = re.compile(rb'SIP/2\.0/[A-Z]++ ([A-Za-z0-9.\-]++|\[[0-9A-Fa-f:.]++\])(?::([0-9]{1,5}))?+((?:;[^,;"\s]++)*+)(,.*+)?')
 _VIA_ROW = re.compile(rb"\r\n(?:Via|v)[ \t]*+:[ \t]*+([^\r\n]*+)", re.IGNORECASE)
@@ -210,15 +264,14 @@ def refusal(data: bytes, *, host: str, port: int, retry_after: int, key: bytes) 
     if end < 0 or len(data) > MAX_MESSAGE:
         return None
     head = data[:end]
-    text = head.replace(b"\r\n", b"")
-    if len(head) - len(text) > 2 * MAX_HEADERS or b"\r" in text or b"\n" in text or b"\0" in text or b"\n " in head or b"\n\t" in head:
+    lines = head.split(b"\r\n")
+    breaks = len(lines) - 1
+    if breaks > MAX_HEADERS or head.count(b"\r") != breaks or head.count(b"\n") != breaks or b"\0" in head:
         return None
-    if not head.startswith(b"REGISTER ") or not head[: head.find(b"\r\n")].endswith(b" SIP/2.0"):
+    if not head.startswith(b"REGISTER ") or not lines[0].endswith(b" SIP/2.0"):
         return None
-    rows: tuple[list[bytes], ...] = ([], [], [], [], [])
-    for row in _ECHOED.finditer(head):
-        rows[(row.lastindex or 1) - 1].append(row.group())
-    if not rows[0] or not len(rows[1]) == len(rows[2]) == len(rows[3]) == len(rows[4]) == 1:
+    rows = _echoed(lines)
+    if rows is None or not rows[0] or not len(rows[1]) == len(rows[2]) == len(rows[3]) == len(rows[4]) == 1:
         return None
     via = _routed(rows[0][0], host.encode(), port)
     if via is None:
@@ -228,8 +281,25 @@ def refusal(data: bytes, *, host: str, port: int, retry_after: int, key: bytes) 
     if _TAG.search(to.rpartition(b">")[2]) is None:
         to += b";tag=" + digest.hexdigest().encode()
     seconds = retry_after + digest.digest()[0] % (retry_after + 1)
-    answer = b"".join((b"SIP/2.0 503 Service Unavailable", via[0], *rows[0][1:], rows[1][0], to, rows[3][0], rows[4][0]))
-    return Refusal(answer + b"\r\nRetry-After: %d\r\nContent-Length: 0\r\n\r\n" % seconds, via[1])
+    last = b"Retry-After: %d\r\nContent-Length: 0\r\n\r\n" % seconds
+    return Refusal(
+        b"\r\n".join((b"SIP/2.0 503 Service Unavailable", via[0], *rows[0][1:], rows[1][0], to, rows[3][0], rows[4][0], last)), via[1]
+    )
+
+
+def _echoed(lines: list[bytes]) -> tuple[list[bytes], ...] | None:
+    """Return the rows that a response repeats, Via first; None where a row is folded."""
+    rows: tuple[list[bytes], ...] = ([], [], [], [], [])
+    for line in lines:
+        name = line.partition(b":")[0]
+        place = _ECHOED.get(name)
+        if place is None and name not in _USUAL:
+            if name.startswith(_FOLDED):
+                return None
+            place = _ECHOED.get(name.rstrip(b" \t").lower())
+        if place is not None:
+            rows[place].append(line)
+    return rows
 
 
 def _routed(row: bytes, host: bytes, port: int) -> tuple[bytes, int] | None:
