@@ -159,3 +159,33 @@ def test_any_text_is_refused_or_taken(nonce: str) -> None:
     """A nonce comes from a peer."""
     with pytest.raises(DigestRejected):
         nonces().claim(nonce, "alice", 1, 100.0)
+
+
+def test_what_was_saved_is_refused_and_taken_as_before() -> None:
+    """A server that ends and begins again sends nobody away, and takes nothing twice."""
+    before, after = nonces(), nonces()
+    issued = [before.issue(float(place), chance(place)) for place in range(3)]
+    for place, nonce in enumerate(issued):
+        before.claim(nonce, f"key{place}", 5, 10.0)
+    before.claim(issued[0], "key0", 3, 10.0)
+    after.restore(before.save())
+    assert refused(after, issued[0], 5, key="key0")
+    assert refused(after, issued[0], 3, key="key0")
+    assert refused(after, issued[1], 5, key="key1")
+    for door in (before, after):
+        assert not refused(door, issued[0], 4, key="key0")
+        assert not refused(door, issued[2], 6, key="key2")
+    assert after.save() == before.save()
+
+
+def test_what_does_not_fit_is_refused_as_stale_not_taken_again() -> None:
+    """The keys that were not used for longest are left out, and with them every nonce that they may have used."""
+    before, after = nonces(), nonces()
+    issued = [before.issue(float(place), chance(place)) for place in range(4)]
+    for place in (3, 0, 1):
+        before.claim(issued[place], f"key{place}", 1, 10.0)
+    after.restore(before.save(limit=2))
+    assert refused(after, issued[3], 2, key="key3")
+    assert refused(after, issued[2], 1, key="new")
+    assert not refused(after, issued[1], 2, key="key1")
+    assert not refused(after, after.issue(11.0, chance(9)), 1, key="key3")

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import base64
-import hmac
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 from keyferry.errors import DigestRejected
+from keyferry.protocol.door_nonce import CHANCE as CHANCE
+from keyferry.protocol.door_nonce import build_nonce, parse_nonce
 
 if TYPE_CHECKING:
     from keyferry.protocol.crypto.secret import Secret
@@ -19,14 +20,34 @@ KEYS = 65_536
 """Keys whose counts are remembered, about 700 octets each. One pushed out costs its user one 401 with stale=true."""
 NONCES_PER_KEY = 32
 """Nonces remembered per key: a user with many connections, each with a nonce of its own, pushes out only their own."""
-CHANCE = 7
-"""Random octets of a nonce: they tell apart those of one microsecond."""
+SAVED = 500_000
+"""Nonces that `save` keeps, 50 MB; those of the keys that were not used for longest are then refused as stale."""
 
-_STAMP = 7  # octets: microseconds of a monotonic clock
-_MAC = 16  # octets of HMAC-SHA-256
-_SIGNED = _STAMP + CHANCE
-_TEXT = 4 * (_SIGNED + _MAC) // 3  # 40 characters of base64url, no padding: some phones split the header at "="
 _BITS = (1 << WINDOW) - 1
+
+
+class SavedWindow(NamedTuple):
+    """The counts used with one nonce."""
+
+    nonce: str
+    issued: int  # microseconds of the monotonic clock
+    highest: int
+    seen: int  # a bit for each of WINDOW counts up to the highest, that first
+
+
+class SavedCounts(NamedTuple):
+    """The nonces one key used."""
+
+    key_id: str
+    floor: int
+    windows: tuple[SavedWindow, ...]
+
+
+class SavedNonces(NamedTuple):
+    """All that `Nonces` remembers; it goes with the nonce key and the machine's boot, which give the times their meaning."""
+
+    floor: int
+    counts: tuple[SavedCounts, ...]  # of the key first that was not used for longest
 
 
 class Nonces:
@@ -49,8 +70,7 @@ class Nonces:
 
     def issue(self, now: float, chance: bytes) -> str:
         """Return a new nonce; `now` in monotonic seconds, `chance` 7 random octets."""
-        signed = int(now * 1e6).to_bytes(_STAMP, "big") + chance
-        return base64.urlsafe_b64encode(signed + self._mac(signed)).decode("ascii")
+        return build_nonce(self._key, self._scope, now, chance)
 
     def claim(self, nonce: str, key_id: str, count: int, now: float) -> bool:
         """Take `count` of `nonce` for a key whose response is right; true if the nonce is in the second half of its life.
@@ -60,7 +80,7 @@ class Nonces:
         """
         counts = self._used.get(key_id)
         window = counts.windows.get(nonce) if counts else None
-        issued = window.issued if window else self._open(nonce)
+        issued = window.issued if window else parse_nonce(self._key, self._scope, nonce)
         age = int(now * 1e6) - issued
         if not 0 <= age <= self._lifetime:
             raise DigestRejected("the nonce is too old", stale=True)
@@ -82,21 +102,18 @@ class Nonces:
                 self._floor = max(self._floor, forgotten.latest())
         return counts.add(nonce, issued, self._per_key)
 
-    def _open(self, nonce: str) -> int:
-        """Return when a nonce was issued, in microseconds, if it was by this door."""
-        if len(nonce) == _TEXT and nonce.isascii():
-            try:
-                octets = base64.urlsafe_b64decode(nonce)
-            except ValueError:
-                octets = b""
-            signed = octets[:_SIGNED]
-            # Encoded again: the decoder skips and folds characters, and one nonce must have one text.
-            if hmac.compare_digest(base64.urlsafe_b64encode(signed + self._mac(signed)), nonce.encode("ascii")):
-                return int.from_bytes(signed[:_STAMP], "big")
-        raise DigestRejected("the nonce is not one of this door", stale=True)
+    def save(self, *, limit: int = SAVED) -> SavedNonces:
+        """Return what is remembered, of at most `limit` nonces: another `Nonces` with the same key and scope goes on from it."""
+        room = sum(total <= limit for total in accumulate(len(counts.windows) for counts in reversed(self._used.values())))
+        left_out = list(self._used.values())[: len(self._used) - room]
+        floor = max([self._floor, *(counts.latest() for counts in left_out)])
+        kept = list(self._used.items())[len(left_out) :]
+        return SavedNonces(floor, tuple([counts.save(key_id) for key_id, counts in kept]))
 
-    def _mac(self, signed: bytes) -> bytes:
-        return hmac.digest(self._key.reveal(), signed + self._scope, "sha256")[:_MAC]
+    def restore(self, saved: SavedNonces) -> None:
+        """Go on from what was saved; for one that has taken nothing yet."""
+        self._floor = saved.floor
+        self._used = OrderedDict((key_id, _Counts.restored(floor, windows)) for key_id, floor, windows in saved.counts)
 
 
 class _Counts:
@@ -117,7 +134,19 @@ class _Counts:
 
     def latest(self) -> int:
         """Return the time of issue of the youngest nonce this key may have used."""
-        return max(self.floor, *(window.issued for window in self.windows.values()))
+        return max([self.floor, *(window.issued for window in self.windows.values())])
+
+    def save(self, key_id: str) -> SavedCounts:
+        windows = [SavedWindow(nonce, window.issued, window.highest, window.seen) for nonce, window in self.windows.items()]
+        return SavedCounts(key_id, self.floor, tuple(windows))
+
+    @classmethod
+    def restored(cls, floor: int, windows: tuple[SavedWindow, ...]) -> _Counts:
+        counts = cls(floor)
+        for nonce, issued, highest, seen in windows:
+            window = counts.windows[nonce] = _Window(issued)
+            window.highest, window.seen = highest, seen
+        return counts
 
 
 class _Window:
