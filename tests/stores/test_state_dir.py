@@ -12,6 +12,7 @@ import pytest
 
 from keyferry.errors import StateError
 from keyferry.stores.state_dir import MAX_KEY_FILE, StateDir, open_state
+from keyferry.transports.clock import SystemRandom
 from stores.made import CountedRandom, key
 
 KEK_LINE = "0a0b0c0d " + base64.b64encode(bytes(64)).decode()
@@ -55,6 +56,22 @@ def test_the_last_kek_is_current(path: Path) -> None:
     with opened(path) as state:
         assert list(state.keks) == [old, bytes.fromhex("0a0b0c0d")]
         assert state.keyring.current == bytes.fromhex("0a0b0c0d")
+
+
+def test_user_ids_are_made_with_one_key_per_application_that_stays(path: Path) -> None:
+    """Restarts, other processes and a rotation of the KEK leave the ids as they are; another state directory has others."""
+    with opened(path) as state:
+        key = state.user_id_key("notes.home1.net")
+        other = state.user_id_key("xcap.home1.net")
+        state.write_keks({**state.keks, b"new1": state.new_kek()[1]})
+    assert len(key) == 32
+    assert key != other
+    assert stat.S_IMODE((path / "user-ids").stat().st_mode) == 0o600
+    assert key.reveal() not in base64.b64decode((path / "user-ids").read_text().split()[1])
+    with opened(path) as state:
+        assert state.user_id_key("notes.home1.net") == key
+    with open_state(path.with_name("elsewhere"), random=SystemRandom()) as state:
+        assert state.user_id_key("notes.home1.net") != key
 
 
 def test_one_serves_and_others_may_read(path: Path) -> None:

@@ -5,6 +5,7 @@ version     one line, the layout of the directory
 kek         lines `kid-hex base64(64 octets)`, the last is current; every sealed row needs it: back it up apart from the rows
 kek.lock    held shared by every process that has read the KEKs, alone by a rotation and by the first start
 lock        held by the one process that serves
+user-ids    what the opaque user ids of applications are made with: without it every user is a new one; never rotated
 isc/        a file per S-CSCF and AS: lines `kid base64(64 octets)`, the last is the one to seal with
 *.db        the stores
 """
@@ -15,6 +16,7 @@ import base64
 import binascii
 import contextlib
 import fcntl
+import hmac
 import os
 import re
 import stat
@@ -30,13 +32,15 @@ from keyferry.stores.sealing import KEK_OCTETS, KID_OCTETS, Keyring
 VERSION = "1"
 TRANSPORT_KEY_OCTETS = 64
 FIRST_TRANSPORT_KID = "t1"
+USER_IDS_OCTETS = 32
 MAX_KEY_FILE = 16_384
 """Octets: a hundred keys of 64 octets in base64; two are in use at most."""
 
-_OWN = {"version", "lock", "kek.lock", "kek", "isc"}
+_OWN = {"version", "lock", "kek.lock", "kek", "user-ids", "isc"}
 _NAME = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._@:\[\]-]{0,99}")
 _KEK_KID = re.compile(rf"[0-9a-f]{{{2 * KID_OCTETS}}}")
 _TRANSPORT_KID = re.compile(r"[A-Za-z0-9_-]{1,32}")
+_USER_IDS_KID = "u1"
 _NEW = ".new"  # what a whole file is called until it takes its name
 
 
@@ -83,6 +87,17 @@ class StateDir:
         if not file.exists():
             _write(file, {FIRST_TRANSPORT_KID: Secret(self.random.octets(TRANSPORT_KEY_OCTETS))}, replace=False)
         return _read_keys(file, _TRANSPORT_KID, TRANSPORT_KEY_OCTETS, own=True)
+
+    def user_id_key(self, as_id: str) -> Secret:
+        """Return what the user ids of one AS are made with: 32 octets, always the same, from which no other AS's can be computed.
+
+        Raises StateError.
+        """
+        file = self.root / "user-ids"
+        if not file.exists():
+            _write(file, {_USER_IDS_KID: Secret(self.random.octets(USER_IDS_OCTETS))}, replace=False)
+        key = _read_keys(file, re.compile(_USER_IDS_KID), USER_IDS_OCTETS, own=True)[_USER_IDS_KID]
+        return Secret(hmac.digest(key.reveal(), b"keyferry-user-ids-1\0" + as_id.encode("utf-8"), "sha256"))
 
     def isc_file(self, scscf: str, as_id: str) -> Path:
         """Return where their transport keys are.

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audit log: one JSON object a line for every login and every refused one; never a path, a query, a body or a key.
+
+There is no path in it, because a path names people: XCAP has the user in it, and some phones their call-barring password.
+Writing is another thread's work. A request neither waits for the disk nor fails with it: what cannot be written is counted,
+and the next line that can says how many are missing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import datetime
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from keyferry.errors import ConfigError
+
+QUEUED = 10_000
+"""Lines that may wait for the disk, some 400 octets each."""
+MAX_FIELD = 300
+"""Characters of a field: a key id has at most 278."""
+BATCH = 256
+"""Lines in one write."""
+
+
+class Event(NamedTuple):
+    """One line."""
+
+    time: float  # seconds since the epoch
+    as_id: str
+    result: str  # "granted" or "refused"
+    reason: str  # of a fixed set (docs/errors.md), "" if granted
+    mechanism: str  # how it was, or would have been, proven; "" if nobody tried
+    user: str  # the opaque id, "" if nobody is known
+    public_identity: str  # the default one
+    key_id: str  # of the key that was proven, or of a known form and claimed
+    source: str  # the client's address
+    method: str  # of the request, "WEBSOCKET" for an upgrade
+
+    def line(self) -> bytes:
+        """Return the JSON object, a line of ASCII."""
+        moment = datetime.datetime.fromtimestamp(self.time, datetime.UTC)
+        fields: dict[str, str] = {"time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")}
+        fields |= {name: value[:MAX_FIELD] for name, value in zip(_FIELDS, self[1:], strict=True) if value}
+        return json.dumps(fields).encode("ascii") + b"\n"
+
+
+_FIELDS = ("as", *Event._fields[2:])
+Audit: TypeAlias = Callable[[Event], object]
+"""Takes every event, at once and without raising: what it raises is dropped."""
+
+
+class AuditLog:
+    """Append events to a file, mode 0600; another thread writes.
+
+    For log rotation, rename the file: the next line goes to a new one. No signal is needed. Several workers may share the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, queued: int = QUEUED) -> None:
+        """Take where, and how many lines may wait. Raises ConfigError if no such file can be written now."""
+        self._path = Path(path)
+        self._queued = queued
+        self._waiting: deque[Event] = deque()
+        self._lost = 0
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._file = -1
+        self._torn = False  # the last line in the file has no end
+        try:
+            os.close(self._open())
+        except OSError as problem:
+            remedy = "Choose a file in a folder that this process may write to"
+            raise ConfigError("SimLogin audit", f"{self._path} cannot be written: {problem.strerror}", remedy) from problem
+
+    @property
+    def lost(self) -> int:
+        """Return how many lines could not be written and were not yet told of."""
+        return self._lost
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        with self._wake:
+            if self._closing or len(self._waiting) >= self._queued:
+                self._lost += 1
+                return
+            self._waiting.append(event)
+            if self._thread is None or not self._thread.is_alive():  # not sooner: a server may fork after it has loaded the application
+                self._thread = threading.Thread(target=self._run, name="keyferry-audit", daemon=True)
+                self._thread.start()
+                atexit.register(self.close)
+            self._wake.notify()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Write what waits, for some seconds at most; later events are lost."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join(timeout)
+            atexit.unregister(self.close)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._closing:
+                    self._wake.wait()
+                batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+                lost = self._lost
+            if not batch:
+                break
+            self._write(batch, lost)
+        self._close_file()
+
+    def _write(self, batch: list[Event], lost: int) -> None:
+        lines = [event.line() for event in batch]
+        if lost:
+            lines.insert(0, json.dumps({"lost": lost}).encode("ascii") + b"\n")
+        if self._torn:
+            lines.insert(0, b"\n")
+        try:
+            self._reopen_if_renamed()
+            self._torn = True
+            _write_all(self._file, b"".join(lines))
+            self._torn = False
+        except OSError:  # a full disk, a folder that went: the next batch tries again
+            self._close_file()
+            with self._wake:
+                self._lost += len(batch)
+            return
+        with self._wake:
+            self._lost -= lost
+
+    def _reopen_if_renamed(self) -> None:
+        if self._file >= 0:
+            try:
+                there, ours = os.stat(self._path), os.fstat(self._file)
+                if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                    return
+            except FileNotFoundError:
+                pass
+            self._close_file()
+        self._file = self._open()
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+            self._file = -1
+
+
+def audit_of(audit: str | os.PathLike[str] | Audit | None) -> Audit | None:
+    """Return what SimLogin(audit=…) means: a file's path, something to call, or nothing. Raises ConfigError."""
+    if audit is None or callable(audit):
+        return audit
+    if isinstance(audit, str | os.PathLike):
+        return AuditLog(audit)
+    raise ConfigError("SimLogin audit", f"is a {type(audit).__name__}", "Give the path of a file, or something to call with each event")
+
+
+def _write_all(file: int, octets: bytes) -> None:
+    """Write in one go where the system lets us, so that lines of several workers do not mix."""
+    left = memoryview(octets)
+    while left:
+        left = left[os.write(file, left) :]

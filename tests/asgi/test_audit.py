@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audit log: JSON lines, written beside the requests, never instead of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keyferry.asgi.audit import MAX_FIELD, AuditLog, Event, audit_of
+from keyferry.errors import ConfigError
+
+GRANTED = Event(
+    1_800_000_000.1234, "notes.home1.net", "granted", "", "digest", "KRvc1wflndjj-Sbq7F0GviLz",
+    "sip:alice@home1.net", "k@home1.net", "192.0.2.1", "GET",
+)  # fmt: skip
+REFUSED = Event(1_800_000_001.0, "notes.home1.net", "refused", "unknown-key", "", "", "", "", "2001:db8::1", "PUT")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("ascii").splitlines() if line]
+
+
+def test_a_line_says_who_what_when_how_and_the_result(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.log")
+    log(GRANTED)
+    log(REFUSED)
+    log.close()
+    assert lines(tmp_path / "audit.log") == [
+        {
+            "time": "2027-01-15T08:00:00.123Z",
+            "as": "notes.home1.net",
+            "result": "granted",
+            "mechanism": "digest",
+            "user": "KRvc1wflndjj-Sbq7F0GviLz",
+            "public_identity": "sip:alice@home1.net",
+            "key_id": "k@home1.net",
+            "source": "192.0.2.1",
+            "method": "GET",
+        },
+        {
+            "time": "2027-01-15T08:00:01.000Z",
+            "as": "notes.home1.net",
+            "result": "refused",
+            "reason": "unknown-key",
+            "source": "2001:db8::1",
+            "method": "PUT",
+        },
+    ]
+    assert stat.S_IMODE((tmp_path / "audit.log").stat().st_mode) == 0o600
+
+
+def test_fields_are_bounded_and_cannot_begin_a_line(tmp_path: Path) -> None:
+    line = GRANTED._replace(method="X" * 1000 + "\n", source="\n\u2028\x00\ud800").line()
+    assert line.count(b"\n") == 1
+    assert line.isascii()
+    assert json.loads(line)["method"] == "X" * MAX_FIELD
+
+
+def test_several_logs_append_to_one_file(tmp_path: Path) -> None:
+    logs = [AuditLog(tmp_path / "a") for _ in range(3)]
+    for _ in range(100):
+        for log in logs:
+            log(GRANTED)
+    for log in logs:
+        log.close()
+    assert len(lines(tmp_path / "a")) == 300
+
+
+def test_a_renamed_file_is_followed_by_a_new_one(tmp_path: Path) -> None:
+    log = Steps(tmp_path / "a")
+    log.write(GRANTED)
+    (tmp_path / "a").rename(tmp_path / "a.1")
+    log.write(REFUSED)
+    log.close()
+    assert [line["result"] for line in lines(tmp_path / "a.1")] == ["granted"]
+    assert [line["result"] for line in lines(tmp_path / "a")] == ["refused"]
+
+
+class Steps(AuditLog):
+    """An AuditLog that tells when a batch was tried."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        super().__init__(path, **options)
+        self.tried = threading.Semaphore(0)
+
+    def write(self, event: Event) -> None:
+        self(event)
+        assert self.tried.acquire(timeout=10)
+
+    def _write(self, batch: list[Event], lost: int) -> None:
+        super()._write(batch, lost)
+        self.tried.release()
+
+
+def test_what_could_not_be_written_is_counted_and_told_later(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = Steps(folder / "a")
+    (folder / "a").unlink()
+    folder.rmdir()
+    log.write(GRANTED)
+    log.write(GRANTED)
+    assert log.lost == 2
+    folder.mkdir()
+    log.write(REFUSED)
+    assert log.lost == 0
+    log.close()
+    assert [line.get("lost", line.get("result")) for line in lines(folder / "a")] == [2, "refused"]
+
+
+def test_a_full_disk_tears_no_later_line(tmp_path: Path) -> None:
+    log = Steps(tmp_path / "a")
+    log.write(GRANTED)
+    with (tmp_path / "a").open("ab") as file:
+        file.write(b'{"time": "2027-01-15T08')
+    log._torn = True  # as after a write that ended in the middle
+    log.write(REFUSED)
+    log.close()
+    assert [json.loads(line)["result"] for line in (tmp_path / "a").read_text().splitlines() if line.endswith("}")] == [
+        "granted",
+        "refused",
+    ]
+
+
+def test_a_disk_that_stands_still_holds_up_nobody(tmp_path: Path) -> None:
+    """The queue is bounded: later events are lost, and counted."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    gate = threading.Event()
+
+    class Stuck(AuditLog):
+        def _write(self, batch: list[Event], lost: int) -> None:
+            gate.wait(10)
+
+    log = Stuck(fifo, queued=5)
+    for _ in range(300):
+        log(GRANTED)
+    assert log.lost >= 300 - 5 - 256
+    gate.set()
+    log.close()
+    log(GRANTED)
+    os.close(reader)
+
+
+def test_what_audit_may_be(tmp_path: Path) -> None:
+    seen: list[Event] = []
+    assert audit_of(None) is None
+    assert audit_of(seen.append) == seen.append
+    assert isinstance(audit_of(str(tmp_path / "a")), AuditLog)
+    assert isinstance(audit_of(tmp_path / "a"), AuditLog)
+    with pytest.raises(ConfigError, match="audit"):
+        audit_of(5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="cannot be written: No such file"):
+        audit_of(tmp_path / "none" / "a")
