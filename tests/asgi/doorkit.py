@@ -27,6 +27,7 @@ from keyferry.protocol import digest
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
 from keyferry.protocol.ims import keys as ims_keys
+from keyferry.protocol.ims.key_record import Offer
 
 AS_ID = AsId("xcap.home1.net")
 ALICE = (Impu("sip:alice@home1.net"), Impu("tel:+15551234"))
@@ -78,6 +79,7 @@ def record(name: str = "alice", impus: tuple[Impu, ...] = ALICE, as_id: AsId = A
         reg=Reg("AAAAAAAAAAAA"),
         impus=impus,
         k_as=k_as,
+        not_before=1_799_999_000.0,
         not_after=1_900_000_000.0,
         superseded=superseded,
     )
@@ -93,13 +95,30 @@ class FakeKeys:
         self.lookup_fails = False
         self.used_fails = False
         self.problem: Exception = StoreError("broken")
+        self.derived = 0
+        self.first: set[KeyId] = set()
 
-    async def lookup(self, key_id: KeyId, as_id: AsId) -> KeyRecord | None:
+    def offer(self, as_id: AsId) -> Offer:
+        return Offer("ims-as-key", ims_keys.digest_realm(as_id), "IMS-AS-key", handsets=False)
+
+    async def lookup(self, identifier: str, as_id: AsId) -> KeyRecord | None:
+        return self.lookup_now(identifier, as_id)
+
+    def lookup_now(self, identifier: str, as_id: AsId) -> KeyRecord | None:
         assert as_id == AS_ID or as_id == "localhost"
-        self.asked.append(key_id)
+        self.asked.append(identifier)
         if self.lookup_fails:
             raise self.problem
-        return self.records.get(key_id)
+        return self.records.get(KeyId(identifier))
+
+    def protocol_key(self, held: KeyRecord, ua_id: bytes) -> Secret:
+        self.derived += 1
+        return ims_keys.ua_key(held.k_as, ua_id)
+
+    async def claim_first(self, held: KeyRecord) -> bool:
+        fresh = held.key_id not in self.first
+        self.first.add(held.key_id)
+        return fresh
 
     async def used(self, held: KeyRecord) -> None:
         if self.used_fails:
@@ -232,11 +251,11 @@ class Door:
         return (await call(self.door)).challenge()
 
 
-def make_door(*records: KeyRecord, app: Echo | None = None, login: type[SimLogin] = SimLogin, **settings: Any) -> Door:
+def make_door(*records: KeyRecord, app: Echo | None = None, keys: FakeKeys | None = None, **settings: Any) -> Door:
     """Return a door that knows these keys."""
-    app, keys, clock, counter = app or Echo(), FakeKeys(*records), FakeClock(), FakeCounter()
-    settings = {"as_id": AS_ID, "random": FakeRandom(), **settings}
-    return Door(login(app, keys=keys, clock=clock, counter=counter, **settings), app, keys, clock, counter)
+    app, keys, clock, counter = app or Echo(), keys or FakeKeys(*records), FakeClock(), FakeCounter()
+    settings = {"as_id": AS_ID, "random": FakeRandom(), "clock": clock, **settings}
+    return Door(SimLogin(app, keys=keys, counter=counter, **settings), app, keys, clock, counter)
 
 
 # ---- TLS

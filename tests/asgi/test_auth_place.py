@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asgi.doorkit import AS_ID, Answer, Client, Door, call, make_door, record
-from keyferry.asgi.auth import BOUND_CNONCE
+from keyferry.asgi.door import BOUND_CNONCE
 from keyferry.errors import LocalProtocolError
 
 ALICE_KEY = record()
@@ -132,7 +132,7 @@ async def test_another_scheme_is_challenged(text: str) -> None:
 async def test_a_client_that_saw_our_certificate_is_admitted() -> None:
     """DESIGN §7: cb1."""
     door, client = make_door(ALICE_KEY, certificate_hashes=(b"0" * 32, CERTIFICATE)), Client(ALICE_KEY)
-    text = door.door._certificates - {"MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA"}
+    text = door.door._door._certificates - {"MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA"}
     (certificate,) = text
     assert (await logged_in(door, client, cnonce=f"{BOUND_CNONCE}AAAA.{certificate}")).status == 200
 

@@ -289,7 +289,7 @@ class KeyContract:
     async def test_a_pushed_key_is_found(self, store: KeyStore) -> None:
         outcome = await self.apply(store, push(1, "a"))
         assert (outcome.stored, outcome.stale) == (1, False)
-        expected = KeyRecord(pushed_key("a").key_id, AS_ID, IMPI, REG, (IMPU, TEL), key("a"), NOW + 3600, superseded=False)
+        expected = KeyRecord(pushed_key("a").key_id, AS_ID, IMPI, REG, (IMPU, TEL), key("a"), NOW, NOW + 3600, superseded=False)
         assert await self.held(store, "a") == expected
         assert await self.held(store, "a") == expected
         assert await store.count(NOW) == 1

@@ -7,6 +7,8 @@ import pytest
 
 from keyferry.stores.memory import MemoryDocumentStore, MemoryKeyStore, MemoryRegistrationStore, MemorySubscriberStore, MemoryUeStore
 from stores.contract import DocumentContract, KeyContract, RegistrationContract, SubscriberContract, UeContract
+from stores.first_nonces import BEGAN, FirstNonceContract
+from stores.made import AS_ID, NOW, PUSHER, REALM, push, pushed_key
 
 
 class TestMemorySubscribers(SubscriberContract):
@@ -21,10 +23,17 @@ class TestMemoryRegistrations(RegistrationContract):
         return MemoryRegistrationStore()
 
 
-class TestMemoryKeys(KeyContract):
+class TestMemoryKeys(KeyContract, FirstNonceContract):
     @pytest.fixture
     def store(self) -> MemoryKeyStore:
-        return MemoryKeyStore()
+        return MemoryKeyStore(began=BEGAN)
+
+    async def test_a_store_that_does_not_know_when_it_began_takes_no_first_nonce(self) -> None:
+        store = MemoryKeyStore()
+        await store.apply(push(1, "a"), pusher=PUSHER, realm=REALM, now=NOW)
+        (record,) = [store.lookup_now(pushed_key("a").key_id, AS_ID, NOW)]
+        assert record is not None
+        assert not await store.claim_first(record)
 
 
 class TestMemoryDocuments(DocumentContract):

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from keyferry.errors import ParseError, PushRefused, SealError
-from keyferry.ports import Clock, Counter, KeyRecord, KeyStore, Log, SipPeer
+from keyferry.ports import Clock, Counter, KeyRecord, KeyStore, Log, Offer, SipPeer
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impu, KeyId
 from keyferry.protocol.ims.key_store_id import build_store_header
 from keyferry.protocol.ims.keypush import Push, SealedPush, check_domains, open_push, parse_service_info
+from keyferry.protocol.ims.keys import MECHANISM, PSK_PREFIX, digest_realm, ua_key
 from keyferry.protocol.ims.third_party import ThirdPartyRegister, parse_third_party_register
 from keyferry.protocol.sip.headers import parse_name_addr
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response, refuse_method
@@ -166,13 +167,29 @@ class PushedKeys:
     keys: KeyStore
     clock: Clock
 
-    async def lookup(self, key_id: KeyId, as_id: AsId) -> KeyRecord | None:
+    def offer(self, as_id: AsId) -> Offer:
+        """Return the realm and the PSK prefix of pushed keys."""
+        return Offer(MECHANISM, digest_realm(as_id), PSK_PREFIX, handsets=False)
+
+    async def lookup(self, identifier: str, as_id: AsId) -> KeyRecord | None:
         """Return the record if the key is valid now."""
-        return await self.keys.lookup(key_id, as_id, self.clock.now())
+        return await self.keys.lookup(KeyId(identifier), as_id, self.clock.now())
+
+    def lookup_now(self, identifier: str, as_id: AsId) -> KeyRecord | None:
+        """Do the same without waiting."""
+        return self.keys.lookup_now(KeyId(identifier), as_id, self.clock.now())
+
+    def protocol_key(self, record: KeyRecord, ua_id: bytes) -> Secret:
+        """Derive K_UA from K_AS (DESIGN §3)."""
+        return ua_key(record.k_as, ua_id)
 
     async def used(self, record: KeyRecord) -> None:
         """Note that a request proved this key."""
         await self.keys.used(record, self.clock.now())
+
+    async def claim_first(self, record: KeyRecord) -> bool:
+        """Take the first nonce of a key, for a ledger of one process."""
+        return await self.keys.claim_first(record)
 
 
 def _host(uri: str) -> str:

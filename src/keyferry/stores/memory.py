@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import heapq
+import math
 import secrets
 from collections.abc import Callable, Sequence
 
 from keyferry.errors import StoreError
 from keyferry.ports import AsStore, Document, KeyRecord, PendingPush, Registration, Subscriber, Subscription, UeState
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
-from keyferry.protocol.ims.keypush import HeldKey, HeldSet, Owner, Push, PushOutcome, after_use, erased, receive, valid
+from keyferry.protocol.ims.keypush import MAX_KEY_LIFE, SKEW, HeldKey, HeldSet, Owner, Push, PushOutcome, after_use, erased, receive, valid
 from keyferry.protocol.ims.user_profile import identities_of
 
 
@@ -211,7 +212,10 @@ def _push_key(push: PendingPush) -> tuple[Impi, AsId, str, Reg]:
 class MemoryKeyStore:
     """Implement ports.KeyStore."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, began: float = math.inf) -> None:
+        """Take when the store began, by the clock of whoever pushes: first nonces count for younger keys alone; by default for none."""
+        self._began = began
+        self._first: dict[KeyId, float] = {}  # claimed first nonces, and until when they are remembered
         self._sets: dict[tuple[str, Impi, AsId, Reg], HeldSet] = {}
         self._keys: dict[KeyId, tuple[HeldKey, HeldSet]] = {}
         self._store_id = secrets.token_hex(12)
@@ -242,10 +246,22 @@ class MemoryKeyStore:
 
     async def lookup(self, key_id: KeyId, as_id: AsId, now: float) -> KeyRecord | None:
         """Return a key valid at `now`."""
+        return self.lookup_now(key_id, as_id, now)
+
+    def lookup_now(self, key_id: KeyId, as_id: AsId, now: float) -> KeyRecord | None:
+        """Do the same at once."""
         key, held = self._keys.get(key_id, (None, None))
         if key is None or held is None or held.as_id != as_id or not valid(key, now):
             return None
-        return KeyRecord(key_id, as_id, held.impi, held.reg, held.impus, key.k_as, _ends(key), key.superseded_until is not None)
+        superseded = key.superseded_until is not None
+        return KeyRecord(key_id, as_id, held.impi, held.reg, held.impus, key.k_as, float(key.not_before), _ends(key), superseded)
+
+    async def claim_first(self, record: KeyRecord) -> bool:
+        """Insert if absent."""
+        if record.not_before < self._began or record.key_id not in self._keys or record.key_id in self._first:
+            return False
+        self._first[record.key_id] = record.not_before + MAX_KEY_LIFE + SKEW
+        return True
 
     async def used(self, record: KeyRecord, now: float) -> None:
         """End the superseded keys of the record's device if the record itself is not superseded."""
@@ -267,7 +283,10 @@ class MemoryKeyStore:
             if held.tombstone_until <= now:
                 went += 1
                 del self._sets[place]
-        return went
+        over = [key_id for key_id, until in self._first.items() if until <= now]
+        for key_id in over:
+            del self._first[key_id]
+        return went + len(over)
 
     def _owner(self, key_id: KeyId) -> Owner | None:
         _, held = self._keys.get(key_id, (None, None))

@@ -15,6 +15,7 @@ from keyferry.config import ApplicationServer
 from keyferry.errors import ConfigError
 from keyferry.ports import KeyStore
 from keyferry.protocol.identity import AsId, parse_as_id
+from keyferry.protocol.ims.keypush import SKEW
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.appserver import KeyAgent, PushedKeys, Pusher
 from keyferry.roles.reg_event_subscriber import RegEventSubscriber, SubscriberProfile
@@ -56,8 +57,11 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
     """Start one application server. Raises ConfigError, StateError, TransportError."""
     as_id = parse_as_id(settings.as_id)
     database = services.database(f"as-{as_id}")
-    keys = SqliteKeyStore(database, services.state.keyring)
-    pushers = {name: _pusher(services, name, as_id) for name in settings.pushers or [scscf.name for scscf in services.config.scscfs]}
+    ours = [scscf.name for scscf in services.config.scscfs]
+    # Pushers of this process have our clock.
+    skew = SKEW if set(settings.pushers) - set(ours) else 0.0
+    keys = SqliteKeyStore(database, services.state.keyring, now=services.clock.now(), skew=skew)
+    pushers = {name: _pusher(services, name, as_id) for name in settings.pushers or ours}
     over_tls = str(settings.protection) == "tls"
     agent = KeyAgent(
         frozenset({as_id}), pushers, keys, services.clock, services.log, services.metrics, over_tls=over_tls,

@@ -20,16 +20,17 @@ from keyferry.stores.sealing import Keyring
 from keyferry.stores.sqlite import keys
 from keyferry.stores.sqlite.keys import SqliteKeyStore
 from stores.contract import OTHER_IMPI, KeyContract
-from stores.made import AS_ID, IMPU, NOW, OTHER_REG, PUSHER, REALM, TEL, push, pushed_key
+from stores.first_nonces import BEGAN, FirstNonceContract
+from stores.made import AS_ID, IMPI, IMPU, NOW, OTHER_REG, PUSHER, REALM, REG, TEL, push, pushed_key
 from stores.tamper import columns, execute
 
 
 @pytest.fixture
 def store(database: Database, keyring: Keyring) -> SqliteKeyStore:
-    return SqliteKeyStore(database, keyring)
+    return SqliteKeyStore(database, keyring, now=BEGAN, skew=0)
 
 
-class TestSqliteKeys(KeyContract):
+class TestSqliteKeys(KeyContract, FirstNonceContract):
     """The contract."""
 
 
@@ -71,6 +72,51 @@ async def test_a_store_keeps_its_name_and_a_new_one_has_another(tmp_path: Path, 
             names.append(SqliteKeyStore(opened, keyring).store_id)
     assert names[0] == names[1] != names[2]
     assert all(len(name) == 24 for name in names)
+
+
+async def record_of(store: SqliteKeyStore, name: str) -> KeyRecord:
+    await apply(store, push(1, name))
+    record = store.lookup_now(pushed_key(name).key_id, AS_ID, NOW)
+    assert record is not None
+    return record
+
+
+async def test_a_first_nonce_is_claimed_once_by_all_processes(tmp_path: Path, keyring: Keyring) -> None:
+    """DESIGN §7: two workers, one file, and one of them restarts."""
+    file = tmp_path / "shared.db"
+    with Database(file) as one, Database(file) as two:
+        stores = [SqliteKeyStore(one, keyring, now=BEGAN, skew=0), SqliteKeyStore(two, keyring, now=NOW + 9, skew=0)]
+        record = await record_of(stores[0], "a")
+        assert sorted(await asyncio.gather(*(store.claim_first(record) for store in stores))) == [False, True]
+    with Database(file) as one:
+        assert not await SqliteKeyStore(one, keyring, now=NOW + 9, skew=0).claim_first(record)
+
+
+async def test_a_first_nonce_needs_a_store_older_than_its_key_by_the_skew_of_the_clocks(tmp_path: Path, keyring: Keyring) -> None:
+    """A pusher's clock may be ahead: what it calls younger than the store may be older."""
+    granted = []
+    for place, settings in enumerate(({"now": NOW - 60}, {"now": NOW - 59}, {"now": NOW, "skew": 0}, {"now": NOW + 1, "skew": 0}, {})):
+        with Database(tmp_path / f"{place}.db") as database:
+            store = SqliteKeyStore(database, keyring, **settings)  # type: ignore[arg-type]
+            granted.append(await store.claim_first(await record_of(store, "a")))
+    assert granted == [True, False, True, False, False]
+
+
+async def test_a_file_of_an_older_keyferry_begins_when_it_is_opened(tmp_path: Path, keyring: Keyring) -> None:
+    """Its keys may be older than what it remembers of first nonces."""
+    file = tmp_path / "old.db"
+    with Database(file) as database:
+        await apply(SqliteKeyStore(database, keyring), push(1, "a"))
+    for table in ("key_store_began", "first_nonce"):
+        execute(file, f"DROP TABLE {table}")
+    with Database(file) as database:
+        store = SqliteKeyStore(database, keyring, now=NOW + 5, skew=0)
+        assert not await store.claim_first(await record_of(store, "a"))
+        younger = pushed_key("b", start=NOW + 5)
+        await apply(store, Push(2, IMPI, AS_ID, REG, (younger,), (IMPU,)))
+        record = store.lookup_now(younger.key_id, AS_ID, NOW + 5)
+        assert record is not None
+        assert await store.claim_first(record)
 
 
 async def test_every_column_is_bound(store: SqliteKeyStore, database: Database) -> None:

@@ -30,8 +30,12 @@ UA_TLS13_PSK = bytes.fromhex("0100000007")
 """Ua security protocol identifier of TLS 1.3 with a pre-shared key."""
 UA_ID_OCTETS = 5
 
+MECHANISM = "ims-as-key"
+"""What logs and identities call a proof of a pushed key."""
+PSK_PREFIX = "IMS-AS-key"
+"""What a TLS-PSK identity begins with, before ";" (compare TS 33.222 §5.4)."""
+
 _REALM_PREFIX = "IMS-AS-key@"
-_PSK_PREFIX = "IMS-AS-key;"
 
 
 class AccessKeys(NamedTuple):
@@ -93,7 +97,7 @@ def digest_password(k_ua: Secret) -> Secret:
 
 def psk_identity(ua_id: bytes, name: KeyId) -> str:
     """Return the identity that a TLS client offers for the K_UA of `ua_id`."""
-    return f"{_PSK_PREFIX}{_ua_id(ua_id).hex()};{name}"
+    return f"{PSK_PREFIX};{_ua_id(ua_id).hex()};{name}"
 
 
 def _ck_ik(ck: Secret, ik: Secret) -> Secret:

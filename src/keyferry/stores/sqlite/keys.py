@@ -15,7 +15,7 @@ from keyferry.errors import SealError
 from keyferry.ports import KeyRecord
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
-from keyferry.protocol.ims.keypush import SKEW, HeldKey, HeldSet, Owner, Push, PushOutcome, after_use, erased, receive, valid
+from keyferry.protocol.ims.keypush import MAX_KEY_LIFE, SKEW, HeldKey, HeldSet, Owner, Push, PushOutcome, after_use, erased, receive, valid
 from keyferry.stores.database import Database, Row
 from keyferry.stores.sealing import Keyring, SealedColumn
 
@@ -39,7 +39,13 @@ SCHEMA = (
     # the name of this store: one that was lost and made again has another
     "CREATE TABLE IF NOT EXISTS key_store (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)",
     "INSERT INTO key_store (one, id) SELECT 1, lower(hex(randomblob(12))) WHERE NOT EXISTS (SELECT 1 FROM key_store)",
+    # when this store began to note first nonces; of an older file, when it was first opened by a keyferry that does
+    "CREATE TABLE IF NOT EXISTS key_store_began (one INTEGER PRIMARY KEY CHECK (one = 1), at REAL NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS first_nonce (key_id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS first_nonce_until ON first_nonce (until)",
 )
+_BEGAN = "INSERT INTO key_store_began (one, at) SELECT 1, {} WHERE NOT EXISTS (SELECT 1 FROM key_store_began)"
+_SYSTEM_TIME = "(julianday('now') - 2440587.5) * 86400.0"
 KEYS = SealedColumn("held_set", "keys", tuple(_FIELDS.split(", ")))
 
 _SELECT = f"SELECT held_set.id, keys, {_FIELDS} FROM held_set"  # noqa: S608
@@ -69,14 +75,22 @@ class _Cached(NamedTuple):
 class SqliteKeyStore:
     """Implement ports.KeyStore."""
 
-    def __init__(self, database: Database, keyring: Keyring, *, max_cached: int = MAX_CACHED) -> None:
-        database.ensure(SCHEMA)
+    def __init__(
+        self, database: Database, keyring: Keyring, *, max_cached: int = MAX_CACHED, now: float | None = None, skew: float = SKEW
+    ) -> None:
+        """Take what a new store calls its beginning, else the system's time, and how many seconds a pusher's clock may be ahead of it.
+
+        A first nonce counts only for a key that is younger than the store by more than `skew`: 0 for pushers of the same machine.
+        """
+        database.ensure((*SCHEMA, _BEGAN.format(_SYSTEM_TIME if now is None else repr(float(now)))))
         self._database = database
         self._keyring = keyring
         self._max_cached = max_cached
         self._cache: OrderedDict[KeyId, _Cached] = OrderedDict()
         self._generation = 0  # of the database's other writers, when the cache was begun
         self._store_id = ""
+        self._skew = skew
+        self._began: float | None = None
 
     @property
     def store_id(self) -> str:
@@ -126,13 +140,36 @@ class SqliteKeyStore:
 
         Raises SealError if its row was tampered with.
         """
+        return self.lookup_now(key_id, as_id, now)
+
+    def lookup_now(self, key_id: KeyId, as_id: AsId, now: float) -> KeyRecord | None:
+        """Do the same at once: one read by an index, or none.
+
+        Raises SealError.
+        """
         cached = self._cached(key_id)
         if cached is None or cached.as_id != as_id or not valid(cached.key, now):
             return None
         key = cached.key
         end = key.not_after if key.superseded_until is None else min(key.not_after, key.superseded_until)
         superseded = key.superseded_until is not None
-        return KeyRecord(key_id, as_id, cached.impi, cached.reg, cached.impus, key.k_as, float(end), superseded)
+        return KeyRecord(key_id, as_id, cached.impi, cached.reg, cached.impus, key.k_as, float(key.not_before), float(end), superseded)
+
+    async def claim_first(self, record: KeyRecord) -> bool:
+        """Insert if absent; the claim outlives every push of the key, however late and with whatever lifetime. Raises StoreError."""
+        if self._began is None:
+            self._began = float(self._database.read("SELECT at FROM key_store_began")[0][0])
+        if record.not_before < self._began + self._skew:
+            return False
+        until = record.not_before + MAX_KEY_LIFE + SKEW
+
+        def work(connection: sqlite3.Connection) -> bool:
+            if connection.execute("SELECT 1 FROM held_key WHERE key_id = ?", (record.key_id,)).fetchone() is None:
+                return False  # it was erased meanwhile
+            sql = "INSERT OR IGNORE INTO first_nonce (key_id, until) VALUES (?, ?)"
+            return connection.execute(sql, (record.key_id, until)).rowcount == 1
+
+        return await self._database.write(work)
 
     async def used(self, record: KeyRecord, now: float) -> None:
         """End the superseded keys of the record's device if the record itself is not superseded."""
@@ -179,7 +216,10 @@ class SqliteKeyStore:
         for set_id, pusher, impus in over:
             _drop_impus(connection, set_id, pusher, msgspec.json.decode(impus, type=list[str]))
             connection.execute("DELETE FROM held_set WHERE id = ?", (set_id,))
-        return went + len(over), max(len(ended), len(over)) == SLICE
+        claims = connection.execute(
+            "DELETE FROM first_nonce WHERE key_id IN (SELECT key_id FROM first_nonce WHERE until <= ? LIMIT ?)", (now, SLICE)
+        ).rowcount
+        return went + len(over) + claims, max(len(ended), len(over), claims) == SLICE
 
     def _drop_ended(self, connection: sqlite3.Connection, set_id: int, now: float, touched: list[KeyId]) -> None:
         try:

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol, TypeAlias
 
+from keyferry.ports.door import KeySource as KeySource
+from keyferry.ports.door import UseLedger as UseLedger
 from keyferry.protocol.aka import AkaName, AuthVector
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.esp import EspKeys
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
 from keyferry.protocol.ims.gm_association import AssociationSet, Endpoint
+from keyferry.protocol.ims.key_record import KeyRecord as KeyRecord
+from keyferry.protocol.ims.key_record import Offer as Offer
 from keyferry.protocol.ims.keypush import Push, PushOutcome
 from keyferry.protocol.ims.response_trial import WrongAnswer
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
@@ -388,29 +392,6 @@ class RegistrationStore(Protocol):
 # ---- AS
 
 
-class KeyRecord(NamedTuple):
-    """An AS key that is valid now, and whose it is."""
-
-    key_id: KeyId
-    as_id: AsId
-    impi: Impi
-    reg: Reg
-    impus: tuple[Impu, ...]  # the default first
-    k_as: Secret
-    not_after: float  # seconds since the epoch
-    superseded: bool  # a newer key of the same device is there, not yet used
-
-
-class KeySource(Protocol):
-    """Whose key is this identifier? Pushed keys are the first source; GBA and AKMA stand behind the same port."""
-
-    async def lookup(self, key_id: KeyId, as_id: AsId) -> KeyRecord | None:
-        """Return the record if the key is valid now."""
-
-    async def used(self, record: KeyRecord) -> None:
-        """Note that a request proved this key: an older one of the same device ends (DESIGN §6)."""
-
-
 class KeyStore(Protocol):
     """Hold pushed keys, sealed, and tombstones."""
 
@@ -426,6 +407,12 @@ class KeyStore(Protocol):
 
     async def lookup(self, key_id: KeyId, as_id: AsId, now: float) -> KeyRecord | None:
         """Return a key valid at `now`."""
+
+    def lookup_now(self, key_id: KeyId, as_id: AsId, now: float) -> KeyRecord | None:
+        """Do the same without waiting: may block some 100 µs, never on a network."""
+
+    async def claim_first(self, record: KeyRecord) -> bool:
+        """Take the first nonce of a key, once and for ever, durably; false if it was taken, the key went, or the store began after it."""
 
     async def used(self, record: KeyRecord, now: float) -> None:
         """End the superseded keys of the record's device if the record itself is not superseded."""

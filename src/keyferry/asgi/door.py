@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door of one AS_ID: proves one request by HTTP Digest (RFC 7616; DESIGN §7). What stands around it is in `auth`."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from keyferry.asgi.exchange import App, Header, Receive, Scope, Send, headers_named, read_body, respond
+from keyferry.asgi.offers import ALGORITHMS, Offers, Place
+from keyferry.asgi.signed_body import SignedResponse, replayed, signed
+from keyferry.errors import ConfigError, DigestRejected, LocalProtocolError, ParseError, RemoteProtocolError, SecurityError
+from keyferry.protocol import digest
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import AsId
+from keyferry.protocol.ims import keys as ims_keys
+
+if TYPE_CHECKING:
+    # At run time `ports` would import all that its records are made of, SIP and XML too.
+    from keyferry.ports import KeySource, RandomSource, UseLedger
+    from keyferry.protocol.ims.key_record import KeyRecord
+
+MAX_AUTHORIZATION = 4096
+"""Octets of Authorization: a key id and a realm of 255 octets each and a uri of 2,048 leave 1,500 to the rest."""
+MAX_CNONCE = 256
+"""Characters; ours has 70, and each one is hashed twice."""
+MAX_BODY = 65_536
+"""Octets of a body held in memory for auth-int, of the request and of the response."""
+PROVEN_KEYS = 65_536
+"""Keys whose HA1 is kept, about 500 octets each; another one costs its derivation again, 10 microseconds."""
+BOUND_CNONCE = "cb1."
+"""A cnonce that says which certificate the client saw: "cb1." random "." base64url(SHA-256(certificate)) (*ours*)."""
+
+LOGIN = b"Log in with a SIM: HTTP Digest with a key of your IMS registration.\n"
+"""The body of every 401: what is wrong with an answer is not told."""
+
+_FIRST_NONCE = 32  # characters of a first nonce; others have 40
+_FIRST_COUNT = "00000001"
+_CNONCE = re.compile(rf"[\x20\x21\x23-\x5b\x5d-\x7e]{{1,{MAX_CNONCE}}}")  # needs no escape where it is sent back
+
+
+class Refused(SecurityError):
+    """Say no: `reason` is counted, `text` is told, status 401 challenges."""
+
+    def __init__(
+        self, reason: str, status: int = 401, text: bytes = LOGIN, *, stale: bool = False, headers: tuple[Header, ...] = ()
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+        self.text = text
+        self.stale = stale
+        self.headers = headers
+
+
+class _Proven(NamedTuple):
+    """What need not be derived again for a key that answered rightly."""
+
+    k_as: Secret
+    algorithm: str
+    realm: str
+    ha1: Secret
+    noted: bool  # the source was told of the use
+
+
+class Proof(NamedTuple):
+    """A right answer."""
+
+    record: KeyRecord
+    source: str  # Offer.mechanism
+    mechanism: str  # "digest" or "first-nonce"
+    credentials: digest.Credentials
+    algorithm: str
+    ha1: Secret
+    nextnonce: str | None
+    body: bytes | None  # of the request, if it had to be read
+
+
+class Door:
+    """Prove requests to one AS_ID. One instance a process; what workers must agree about is in the ledger."""
+
+    def __init__(
+        self,
+        *,
+        as_id: AsId,
+        sources: Sequence[KeySource],
+        ledger: UseLedger,
+        random: RandomSource,
+        algorithms: tuple[str, ...] = ("SHA-256",),
+        qop: tuple[str, ...] = ("auth",),
+        certificate_hashes: tuple[bytes, ...] = (),
+        max_body: int = MAX_BODY,
+        proven_keys: int = PROVEN_KEYS,
+        handsets: str = "token",
+    ) -> None:
+        """Take where keys are found; `handsets` says who is taken for a phone: token (of User-Agent), always, never.
+
+        Raises ConfigError.
+        """
+        _check_settings(sources, algorithms, qop, certificate_hashes)
+        self._as_id = as_id
+        self._nobody = Secret(random.octets(32))
+        self._offers = Offers(as_id, sources, algorithms=algorithms, qop=qop, nobody=self._nobody, handsets=handsets)
+        self._ledger = ledger
+        self._certificates = frozenset(base64.urlsafe_b64encode(octets).decode("ascii").rstrip("=") for octets in certificate_hashes)
+        self._max_body = max_body
+        self._proven: OrderedDict[str, _Proven] = OrderedDict()
+        self._proven_keys = proven_keys
+
+    async def prove(self, scope: Scope, receive: Receive) -> Proof:
+        """Return who sent a request. Its Host is checked already.
+
+        Raises Refused, StoreError, SealError; LocalProtocolError if the HTTP server gives no raw path.
+        """
+        if scope.get("scheme", "http") != "https":
+            raise Refused("scheme", 403, b"A SIM login is never used over plain http.\n")
+        authorizations = headers_named(scope, b"authorization")
+        if not authorizations:
+            raise Refused("challenge")
+        credentials = _parse(authorizations)
+        place = self._offers.of_realm(credentials.realm)
+        if place is None:
+            raise Refused("realm")
+        algorithm = _check_form(credentials, place)
+        _check_uri(credentials.uri, scope)
+        body = None
+        if credentials.qop == "auth-int":
+            try:
+                body = await read_body(receive, self._max_body)
+            except RemoteProtocolError as problem:
+                raise Refused("body", problem.status, problem.problem.encode("ascii") + b"\n") from problem
+        record, ha1 = await self._check_response(place, credentials, algorithm, scope["method"], body or b"")
+        cnonce = credentials.cnonce or ""
+        if cnonce.startswith(BOUND_CNONCE) and cnonce.rpartition(".")[2] not in self._certificates:
+            raise Refused("certificate", 403, b"You saw a certificate that is not this server's.\n")
+        first = len(credentials.nonce) == _FIRST_NONCE
+        nextnonce = await (self._claim_first(place, credentials, algorithm, record) if first else self._claim(credentials, record))
+        proven = self._proven.get(record.key_id)
+        if proven is None or proven.ha1 is not ha1 or not proven.noted:
+            await self._note_use(place, record, credentials.realm, algorithm, ha1)
+        return Proof(record, place.offer.mechanism, "first-nonce" if first else "digest", credentials, algorithm, ha1, nextnonce, body)
+
+    async def serve(self, proof: Proof, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer a proven request, and sign its answer (RFC 7616 §3.5)."""
+        if proof.body is None:
+            await app(scope, receive, signed(send, _info(proof, b"")))
+            return
+        response = SignedResponse(send, lambda body: _info(proof, body), self._max_body, head=scope["method"] == "HEAD")
+        await app(scope, replayed(proof.body, receive), response)
+
+    async def refuse(self, refusal: Refused, scope: Scope, send: Send) -> None:
+        """Answer a request that is not admitted; with status 401, challenge."""
+        headers = list(refusal.headers)
+        if refusal.status == 401:
+            headers += self._offers.challenges(self._ledger.issue(), handset=self._offers.is_handset(scope), stale=refusal.stale)
+            if headers_named(scope, b"authorization"):
+                headers.append((b"retry-after", b"1"))  # the key may be on its way
+        await respond(send, refusal.status, refusal.text, headers=headers)
+
+    async def _check_response(
+        self, place: Place, credentials: digest.Credentials, algorithm: str, method: str, body: bytes
+    ) -> tuple[KeyRecord, Secret]:
+        """Look the key up and check the response; an unknown key, a retired one, a wrong response all cost one derivation."""
+        record = await self._lookup(place, credentials.username)
+        known = self._recall(record, credentials.realm, algorithm) if record else None
+        ha1 = known or self._derive(place, record or place.nobody, credentials, algorithm)
+        try:
+            digest.check_response(ha1, credentials, algorithm=algorithm, method=method, body=body)
+        except DigestRejected as problem:
+            if known:
+                self._derive(place, place.nobody, credentials, algorithm)
+            raise Refused("response" if record else "unknown-key") from problem
+        if record is None:
+            raise Refused("unknown-key")
+        return record, ha1
+
+    async def _lookup(self, place: Place, name: str) -> KeyRecord | None:
+        record = None
+        if name in self._proven or place.identifiers.fullmatch(name):
+            record = await place.source.lookup(name, self._as_id)
+        if record is None or record.key_id != name or record.as_id != self._as_id or not record.impus:
+            self._proven.pop(name, None)
+            return None
+        return record
+
+    def _recall(self, record: KeyRecord, realm: str, algorithm: str) -> Secret | None:
+        proven = self._proven.get(record.key_id)
+        if proven is None or proven.algorithm != algorithm or proven.realm != realm:
+            return None
+        if proven.k_as is not record.k_as and proven.k_as != record.k_as:
+            return None
+        self._proven.move_to_end(record.key_id)
+        return proven.ha1
+
+    def _derive(self, place: Place, record: KeyRecord, credentials: digest.Credentials, algorithm: str) -> Secret:
+        password = ims_keys.digest_password(place.source.protocol_key(record, ims_keys.UA_DIGEST))
+        return digest.hash_a1(algorithm, credentials.username, credentials.realm, password)
+
+    async def _claim(self, credentials: digest.Credentials, record: KeyRecord) -> str | None:
+        """Take the count of a right response; return a new nonce if this one grows old."""
+        try:
+            old = await self._ledger.claim(credentials.nonce, record, int(credentials.nc or "", 16))
+        except DigestRejected as problem:
+            raise _gone(problem) from problem
+        return self._ledger.issue() if old else None
+
+    async def _claim_first(self, place: Place, credentials: digest.Credentials, algorithm: str, record: KeyRecord) -> str:
+        """Take the first nonce, which only this key has and only once; return the nonce to go on with (*ours*, DESIGN §3)."""
+        fits = (algorithm, credentials.qop, credentials.nc) == ("SHA-256", "auth", _FIRST_COUNT) and not place.offer.handsets
+        if not fits or credentials.nonce != ims_keys.first_nonce(place.source.protocol_key(record, ims_keys.UA_DIGEST)):
+            raise Refused("stale", stale=True)
+        try:
+            claimed = await self._ledger.claim_first(record)
+        except DigestRejected as problem:
+            raise _gone(problem) from problem
+        if not claimed:
+            raise Refused("first-nonce", stale=True)
+        return self._ledger.issue()
+
+    async def _note_use(self, place: Place, record: KeyRecord, realm: str, algorithm: str, ha1: Secret) -> None:
+        """Remember the key, and tell the source once that it was used: that ends an older one of the device (DESIGN §6)."""
+        if not record.superseded:
+            await place.source.used(record)
+        self._proven[record.key_id] = _Proven(record.k_as, algorithm, realm, ha1, not record.superseded)
+        if len(self._proven) > self._proven_keys:
+            self._proven.popitem(last=False)
+
+
+def _check_settings(
+    sources: Sequence[KeySource], algorithms: tuple[str, ...], qop: tuple[str, ...], certificate_hashes: Iterable[bytes]
+) -> None:
+    if not sources:
+        raise ConfigError("SimLogin keys", "no source of keys")
+    if not algorithms or len(set(algorithms)) != len(algorithms) or not set(algorithms) <= set(ALGORITHMS):
+        raise ConfigError("SimLogin algorithms", "not some of SHA-256 and MD5")
+    if not qop or not set(qop) <= {"auth", "auth-int"}:
+        raise ConfigError("SimLogin qop", "not some of auth and auth-int")
+    if any(len(octets) != 32 for octets in certificate_hashes):
+        raise ConfigError("SimLogin certificate_hashes", "not SHA-256 of a certificate, 32 octets")
+
+
+def _parse(authorizations: list[bytes]) -> digest.Credentials:
+    if len(authorizations) > 1:
+        raise Refused("malformed", 400, b"One Authorization field, please.\n")
+    value = authorizations[0]
+    if len(value) > MAX_AUTHORIZATION:
+        raise Refused("malformed", 431, b"The Authorization field is too long.\n")
+    if value[:6].lower() != b"digest":
+        raise Refused("scheme-unknown")
+    try:
+        return digest.parse_credentials(value.decode("utf-8", "surrogateescape"))
+    except ParseError as problem:
+        raise Refused("malformed", 400, b"The Authorization field is not understood.\n") from problem
+
+
+def _check_form(credentials: digest.Credentials, place: Place) -> str:
+    """Return the algorithm, as offered."""
+    algorithm = place.algorithms.get((credentials.algorithm or "MD5").lower())
+    if algorithm is None:
+        raise Refused("algorithm")
+    if credentials.qop not in place.qop:
+        raise Refused("qop")
+    if not _CNONCE.fullmatch(credentials.cnonce or ""):
+        raise Refused("malformed", 400, b"The Digest response lacks a usable cnonce.\n")
+    return algorithm
+
+
+def _check_uri(uri: str, scope: Scope) -> None:
+    """Compare octet for octet: whatever else `path` may be decoded to, the client signed this request target."""
+    raw_path = scope.get("raw_path")
+    if raw_path is None:
+        raise LocalProtocolError("the HTTP server gives no raw_path: use uvicorn, hypercorn or granian")
+    query = scope.get("query_string", b"")
+    signed_uri = uri.encode("utf-8", "surrogateescape")
+    target = raw_path + b"?" + query if query else raw_path
+    # An empty query cannot be told from none in ASGI.
+    if raw_path[:1] != b"/" or (signed_uri != target and (query or signed_uri != raw_path + b"?")):
+        raise Refused("uri", 400, b"The Digest uri is not the target of the request.\n")
+
+
+def _gone(problem: DigestRejected) -> Refused:
+    """Return the refusal of a right response that the ledger does not take: the nonce is used up, or the key went meanwhile."""
+    return Refused("stale", stale=True) if problem.stale else Refused("unknown-key")
+
+
+def _info(proof: Proof, body: bytes) -> bytes:
+    """Return Authentication-Info; `body` is the response's, and counts with auth-int."""
+    credentials = proof.credentials
+    rspauth = digest.rspauth_of(proof.ha1, credentials, algorithm=proof.algorithm, body=body)
+    # Written out for speed: all five are known to need no escape.
+    nextnonce = f', nextnonce="{proof.nextnonce}"' if proof.nextnonce else ""
+    text = f'rspauth="{rspauth}", qop={credentials.qop}, cnonce="{credentials.cnonce}", nc={credentials.nc}{nextnonce}'
+    return text.encode("ascii")
