@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-PACKAGES = {"sipp": "sip-tester", "tshark": "tshark", "dumpcap": "wireshark-common", "curl": "curl"}
+PACKAGES = {"sipp": "sip-tester", "tshark": "tshark", "dumpcap": "wireshark-common", "curl": "curl", "chromium": "chromium"}
 
 
 def program(name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from asgi.doorkit import Certificate, Client, Door, Pki, make_door, record, serving
+from asgi.stockclients import Notes, site
 from interop.peers import program
 from keyferry.protocol.identity import AsId
 
@@ -90,6 +91,24 @@ async def test_many_processes_each_with_a_nonce_of_their_own(pki: Pki, certifica
             door.clock.time += 1
             answers = await asyncio.gather(*(curl("/notes") for _ in range(8)))
             assert set(answers) == {"sip:alice@home1.net 200"}
+
+
+@pytest.mark.parametrize(("arguments", "method", "good"), [((), "GET", 200), (("-X", "PUT", "--data-binary", "milk"), "PUT", 201)])
+async def test_the_command_is_challenged_once_for_each_url(tmp_path: Path, arguments: tuple[str, ...], method: str, good: int) -> None:
+    """RFC 7616 §3.3: a thousand in one process keep one connection, but the command forgets the nonce; libcurl does not."""
+    count = 1_000
+    async with site(tmp_path, step=0.001) as at:
+        assert isinstance(at.door.app, Notes)
+        at.door.app.notes = {f"/notes/{number}": b"milk" for number in range(count)}
+        process = await asyncio.create_subprocess_exec(
+            program("curl"), "--disable", "--config", "-", "--noproxy", "*", "--silent", "--show-error", "--digest", "--cacert", str(at.ca),
+            "--output", "/dev/null", "--write-out", "%{http_code} ", *arguments, f"{at.url}/notes/[0-{count - 1}]",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        out, _ = await asyncio.wait_for(process.communicate(f'user = "{at.user}:{at.password}"\n'.encode()), 2 * LIMIT)
+        assert out.split() == [str(good).encode()] * count
+        assert at.statuses == [401, good] * count
+        assert {(entry.method, entry.connection) for entry in at.log} == {(method, at.log[0].connection)}
 
 
 async def test_a_wrong_password_gets_nothing(pki: Pki, certificate: Certificate) -> None:
