@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from asgi.doorkit import AS_ID, Client, Door, Echo, FakeRandom, Pki, make_door, record, serving
+from asgi.doorkit import AS_ID, Certificate, Client, Door, Echo, FakeRandom, Pki, make_door, record, serving
 from keyferry.asgi.exchange import Receive, Scope, Send
 from keyferry.client.http_auth import WAITS, SimDigest
 from keyferry.errors import DigestRejected, LocalProtocolError
@@ -71,6 +75,26 @@ class Spy:
 
     def counts(self) -> list[str | None]:
         return [digest.parse_credentials(text).nc if text else None for text in self.authorizations]
+
+
+@contextlib.contextmanager
+def in_thread(app: Any, certificate: Certificate) -> Iterator[int]:
+    """Serve beside a client that blocks."""
+    ready: queue.SimpleQueue[int] = queue.SimpleQueue()
+    ended = threading.Event()
+
+    async def run() -> None:
+        async with serving(app, certificate) as port:
+            ready.put(port)
+            await asyncio.to_thread(ended.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    try:
+        yield ready.get(timeout=20)
+    finally:
+        ended.set()
+        thread.join()
 
 
 def drop(name: bytes, *, numbers: tuple[int, ...] = (1, 2, 3, 4, 5)) -> Callable[[int, dict[str, Any]], None]:
@@ -138,13 +162,37 @@ async def test_the_key_goes_to_its_own_host_over_https_alone() -> None:
     assert len(spy.authorizations) == 2
 
 
-def test_a_synchronous_client_is_told_so() -> None:
-    """httpx.Client."""
-    with (
-        httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200)), auth=sim()) as client,
-        pytest.raises(LocalProtocolError),
-    ):
+def test_a_synchronous_client_logs_in_too(pki: Pki) -> None:
+    """httpx.Client: the same flow, by a challenge."""
+    taken: list[float] = []
+    certificate = pki.issue(LOCAL, "sync")
+    spy = Spy(make_door(LOCAL_ALICE, as_id=LOCAL, certificate_hashes=(certificate.sha256,)))
+    auth = SimDigest(
+        key_id=LOCAL_ALICE.key_id, as_id=LOCAL, k_ua=ims_keys.ua_key(LOCAL_ALICE.k_as), random=FakeRandom("client"), pause=taken.append
+    )
+    with in_thread(spy, certificate) as port, httpx.Client(verify=pki.trust(), auth=auth) as client:
+        for _ in range(2):
+            assert client.put(f"https://localhost:{port}/notes", content=b"x").text == "sip:alice@home1.net"
+    assert spy.counts() == [None, "00000001", "00000002"]
+    assert taken == []
+
+
+def test_a_synchronous_client_waits_for_a_late_key_and_stops_before_another_server() -> None:
+    """The waits are the caller's; a wrong proof is refused."""
+    taken: list[float] = []
+    texts = iter(["", "Retry-After", "Retry-After", "forged"])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        kind = next(texts)
+        if kind == "forged":
+            return httpx.Response(200, headers={"Authentication-Info": 'rspauth="00", qop=auth, cnonce="x", nc=00000001'})
+        text = f'Digest realm="IMS-AS-key@{AS_ID}", nonce="y", qop="auth", algorithm=SHA-256'
+        return httpx.Response(401, headers={"WWW-Authenticate": text, **({kind: "1"} if kind else {})})
+
+    auth = SimDigest(key_id=ALICE.key_id, as_id=AS_ID, k_ua=ims_keys.ua_key(ALICE.k_as), random=FakeRandom("client"), pause=taken.append)
+    with httpx.Client(transport=httpx.MockTransport(answer), auth=auth) as client, pytest.raises(DigestRejected):
         client.get(URL)
+    assert taken == [1.0, 2.0]
 
 
 async def test_other_challenges_are_left_to_others() -> None:
@@ -383,7 +431,7 @@ async def test_an_answer_over_a_connection_to_another_server_is_rejected() -> No
         def get_extra_info(self, _: str) -> Any:
             return None if self._certificate is None else self
 
-        def getpeercert(self, *, binary_form: bool) -> bytes | None:
+        def getpeercert(self, binary_form: bool) -> bytes | None:
             assert binary_form
             return self._certificate
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from keyferry.protocol.identity import KeyId
 from keyferry.stores.memory import MemoryDocumentStore, MemoryKeyStore, MemoryRegistrationStore, MemorySubscriberStore, MemoryUeStore
 from stores.contract import DocumentContract, KeyContract, RegistrationContract, SubscriberContract, UeContract
 from stores.first_nonces import BEGAN, FirstNonceContract
@@ -46,3 +47,8 @@ class TestMemoryUe(UeContract):
     @pytest.fixture
     def store(self) -> MemoryUeStore:
         return MemoryUeStore()
+
+    async def test_a_first_nonce_is_used_once(self, store: MemoryUeStore) -> None:
+        """DESIGN §7."""
+        one, other = KeyId("A" * 24 + "@home1.net"), KeyId("B" * 24 + "@home1.net")
+        assert [await store.claim_first(key, NOW) for key in (one, other, one)] == [True, True, False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from keyferry.client.session import ue_session
 from keyferry.config import load_config, load_ue_config
 from keyferry.ports import SipEvent
 from keyferry.protocol.ims.keypush import SealedPush, parse_service_info
@@ -14,7 +15,6 @@ from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.system import System
-from keyferry.wiring.ue_session import ue_session
 from system.serving import make_lab
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from keyferry.client.session import ue_session
 from keyferry.config import UeConfig, load_config, load_ue_config
 from keyferry.ports import SipEvent, UeState
 from keyferry.protocol.crypto.milenage import Milenage
@@ -23,7 +24,6 @@ from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.system import System
-from keyferry.wiring.ue_session import ue_session
 from system.serving import Lab, keyferry, make_lab, serving, ue
 
 NO_KEYS = {"xcap.home1.net": 0, "notes.home1.net": 0}

@@ -55,6 +55,16 @@ def trust(ca: Path) -> ssl.SSLContext:
     return context
 
 
+def open_client(
+    auth: httpx.Auth | None, *, hosts: Mapping[str, str], tls: ssl.SSLContext, base_url: str = "", timeout: float = TIMEOUT
+) -> httpx.AsyncClient:
+    """Return a client that goes to the addresses of a table, follows no redirect, and takes nothing from the environment."""
+    inner = httpx.AsyncHTTPTransport(verify=tls, http1=True, retries=0)
+    return httpx.AsyncClient(
+        transport=HostsTransport(inner, hosts), auth=auth, timeout=timeout, trust_env=False, follow_redirects=False, base_url=base_url
+    )
+
+
 def open_http(
     state: UeState | None, url: str, *, ca: Path, hosts: Mapping[str, str], random: RandomSource, waits: Sequence[float] = WAITS
 ) -> httpx.AsyncClient:
@@ -71,5 +81,4 @@ def open_http(
     if state is not None:
         credentials = http_credentials(state, parse_as_id(target.host))
         auth = SimDigest(key_id=credentials.username, as_id=credentials.as_id, k_ua=credentials.k_ua, random=random, waits=waits)
-    inner = httpx.AsyncHTTPTransport(verify=trust(ca), http1=True, retries=0)
-    return httpx.AsyncClient(transport=HostsTransport(inner, hosts), auth=auth, timeout=TIMEOUT, trust_env=False, follow_redirects=False)
+    return open_client(auth, hosts=hosts, tls=trust(ca))

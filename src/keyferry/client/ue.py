@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from keyferry.errors import KeyferryError, RegistrationFailed
@@ -54,6 +55,15 @@ def http_credentials(state: UeState, as_id: AsId) -> HttpCredentials:
     return HttpCredentials(as_id, key_id(k_as, state.realm), digest_password(k_ua), digest_realm(as_id), "SHA-256", k_as, k_ua)
 
 
+def registered(state: UeState | None, now: float) -> UeState:
+    """Return the state of a registration that is still valid. Raises RegistrationFailed that says what to do."""
+    if state is None or not state.expires_at:
+        raise RegistrationFailed("this UE is not registered: run `keyferry ue register`")
+    if state.expires_at <= now:
+        raise RegistrationFailed("this UE's registration has expired: run `keyferry ue register`")
+    return state
+
+
 @dataclass(slots=True)
 class UeClient:
     """One UE with its stored state; every procedure saves what the next command needs."""
@@ -63,6 +73,10 @@ class UeClient:
     clock: Clock
     notified: SipHandler | None = None
     """Takes the NOTIFYs that the network sends."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by a procedure: what is stored meanwhile is neither the old registration nor the new one."""
+    renewing: bool = False
+    """A registration is under way: the keys of the one before are good until the new ones are used."""
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
         """Answer a request of the network."""
@@ -76,11 +90,17 @@ class UeClient:
 
     async def register(self) -> UeState:
         """Register, or register again. Raises RegistrationFailed, TransportError."""
-        return await self._kept(deregister=False)
+        async with self.turn:
+            self.renewing = True
+            try:
+                return await self._kept(deregister=False)
+            finally:
+                self.renewing = False
 
     async def deregister(self, *, every: bool = False) -> UeState:
         """De-register; with `every`, all devices of the subscriber. Raises RegistrationFailed, TransportError."""
-        return await self._kept(deregister=True, every=every)
+        async with self.turn:
+            return await self._kept(deregister=True, every=every)
 
     async def drop_keys(self, reason: str) -> None:
         """Take the end of the registration by the network (TS 24.229 §5.1.1.7): nothing of it is used again."""

@@ -483,5 +483,8 @@ class UeStore(Protocol):
     async def save(self, state: UeState) -> None:
         """Store it durably."""
 
+    async def claim_first(self, key_id: KeyId, now: float) -> bool:
+        """Note durably that the first nonce of a key is used; false if it was before, by whatever process (DESIGN §7)."""
+
 
 Fields: TypeAlias = Mapping[str, object]

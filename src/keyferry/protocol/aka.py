@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from keyferry.errors import AutsRejected, LocalProtocolError, MacFailure, ParseError, SyncFailure
 from keyferry.protocol.crypto.functions import AMF_OCTETS, F2345, RAND_OCTETS
-from keyferry.protocol.crypto.milenage import Milenage
+from keyferry.protocol.crypto.milenage import Milenage, derive_opc
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.crypto.tuak import Tuak
+from keyferry.protocol.crypto.tuak import Tuak, derive_topc
 
 AkaName: TypeAlias = Literal["milenage", "tuak"]
 
@@ -67,6 +67,14 @@ class UsimAnswer(NamedTuple):
     ik: Secret
     amf: bytes  # 2 octets, authentic: they are under AUTN's MAC
     sqn: int
+
+
+def opc_of(name: AkaName, k: Secret, op: Secret) -> Secret:
+    """Return OPc from OP (TS 35.206 §4.1), or TOPc from TOP (TS 35.231 §6).
+
+    Raises ParseError.
+    """
+    return derive_opc(k, op) if name == "milenage" else derive_topc(k, op)
 
 
 def algorithm_of(name: AkaName, k: Secret, opc: Secret) -> AkaAlgorithm:

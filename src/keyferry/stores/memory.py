@@ -334,6 +334,7 @@ class MemoryUeStore:
 
     def __init__(self) -> None:
         self._states: dict[Impi, UeState] = {}
+        self._first: set[KeyId] = set()
 
     async def load(self, impi: Impi) -> UeState | None:
         """Return the state."""
@@ -342,3 +343,10 @@ class MemoryUeStore:
     async def save(self, state: UeState) -> None:
         """Store it."""
         self._states[state.impi] = state
+
+    async def claim_first(self, key_id: KeyId, now: float) -> bool:
+        """Note that the first nonce of a key is used; false if it was before."""
+        del now  # it is forgotten with the process
+        before = key_id in self._first
+        self._first.add(key_id)
+        return not before

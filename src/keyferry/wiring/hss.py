@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from keyferry.config import Subscriber
 from keyferry.ports import SubscribedImpu as PortImpu
 from keyferry.ports import Subscriber as PortSubscriber
 from keyferry.ports import SubscriberStore
-from keyferry.protocol.aka import algorithm_of
-from keyferry.protocol.crypto.milenage import derive_opc
+from keyferry.protocol.aka import algorithm_of, opc_of
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.crypto.tuak import derive_topc
 from keyferry.protocol.identity import parse_impi, parse_impu
 from keyferry.roles.hss import Hss
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
@@ -51,11 +49,6 @@ def subscriber_of(settings: Subscriber) -> PortSubscriber:
     barred = {parse_impu(text) for text in settings.barred}
     impus = tuple(PortImpu(parse_impu(text), parse_impu(text) in barred) for text in settings.impus)
     return PortSubscriber(parse_impi(settings.impi), impus, settings.algorithm, settings.k, opc, bytes.fromhex(settings.amf))
-
-
-def opc_of(algorithm: Literal["milenage", "tuak"], k: Secret, op: Secret) -> Secret:
-    """Return OPc from OP, or TOPc from TOP. Raises ParseError."""
-    return derive_opc(k, op) if algorithm == "milenage" else derive_topc(k, op)
 
 
 async def provision(store: SubscriberStore, subscribers: Sequence[Subscriber]) -> None:

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from keyferry.errors import SealError
+from keyferry.protocol.identity import KeyId
 from keyferry.stores.database import Database
 from keyferry.stores.sealing import Keyring
-from keyferry.stores.sqlite.ue import SqliteUeStore
+from keyferry.stores.sqlite.ue import REMEMBERED, SqliteUeStore
 from stores.contract import OTHER_IMPI, UeContract
-from stores.made import IMPI, ue_state
+from stores.made import IMPI, NOW, ue_state
 from stores.tamper import execute
 
 
@@ -21,6 +24,16 @@ def store(database: Database, keyring: Keyring) -> SqliteUeStore:
 
 class TestSqliteUe(UeContract):
     """The contract."""
+
+
+async def test_a_first_nonce_is_used_once_by_all_processes(store: SqliteUeStore, database: Database, keyring: Keyring) -> None:
+    """DESIGN §7: two commands at once; and what is long gone takes no room."""
+    key = KeyId("A" * 24 + "@home1.net")
+    with Database(database.path) as again:
+        other = SqliteUeStore(again, keyring)
+        assert sorted(await asyncio.gather(store.claim_first(key, NOW), other.claim_first(key, NOW))) == [False, True]
+    await store.claim_first(KeyId("B" * 24 + "@home1.net"), NOW + REMEMBERED + 1)
+    assert len(execute(database.path, "SELECT id FROM first_nonce")) == 1
 
 
 async def test_states_that_change_places_do_not_open(store: SqliteUeStore, database: Database) -> None:

@@ -9,11 +9,17 @@ import msgspec
 
 from keyferry.ports import UeState
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.identity import Impi, Impu
+from keyferry.protocol.identity import Impi, Impu, KeyId
 from keyferry.stores.database import Database, octets, text
 from keyferry.stores.sealing import Keyring, SealedColumn
 
-SCHEMA = ("CREATE TABLE IF NOT EXISTS ue_state (id INTEGER PRIMARY KEY, impi TEXT NOT NULL UNIQUE, state BLOB NOT NULL)",)
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS ue_state (id INTEGER PRIMARY KEY, impi TEXT NOT NULL UNIQUE, state BLOB NOT NULL)",
+    # Not sealed: whoever changes it makes a request more necessary, or one that the server refuses.
+    "CREATE TABLE IF NOT EXISTS first_nonce (id INTEGER PRIMARY KEY, key_id TEXT NOT NULL UNIQUE, at REAL NOT NULL)",
+)
+REMEMBERED = 2 * 604_800.0
+"""Seconds that a first nonce is known to be used: longer than any key lives (`scscf.key_max_age`)."""
 STATE = SealedColumn("ue_state", "state", ("impi",))
 
 
@@ -65,6 +71,16 @@ class SqliteUeStore:
             connection.execute(sql, (state.impi, sealed))
 
         await self._database.write(work)
+
+    async def claim_first(self, key_id: KeyId, now: float) -> bool:
+        """Note durably that the first nonce of a key is used; false if it was before, by whatever process."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            connection.execute("DELETE FROM first_nonce WHERE at < ?", (now - REMEMBERED,))
+            claimed = connection.execute("INSERT OR IGNORE INTO first_nonce (key_id, at) VALUES (?, ?)", (key_id, now))
+            return claimed.rowcount == 1
+
+        return await self._database.write(work)
 
 
 def _written(state: UeState) -> _State:

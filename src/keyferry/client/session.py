@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A UE from its configuration and its state directory, for the command line and the lab."""
+"""A UE from its configuration and its state directory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from urllib.parse import urljoin
 
 import httpx
 
-from keyferry.client.http import open_http
+from keyferry.client.http import open_client, trust
+from keyferry.client.login import UeLogin
 from keyferry.client.stay import Stay, Tell
-from keyferry.client.ue import HttpCredentials, Isim, UeClient, http_credentials, open_ue
+from keyferry.client.ue import HttpCredentials, Isim, UeClient, http_credentials, open_ue, registered
 from keyferry.config import UeConfig, split_address
-from keyferry.errors import ConfigError, RegistrationFailed
+from keyferry.errors import ConfigError
 from keyferry.ports import Log, RandomSource, SipObserver, SipPeer, UeState
+from keyferry.protocol.aka import opc_of
 from keyferry.protocol.identity import parse_as_id, parse_impi, parse_impu
 from keyferry.roles.ue import UeProfile
 from keyferry.stores.database import Database
@@ -26,7 +28,6 @@ from keyferry.stores.sqlite.ue import SqliteUeStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.pki import client_tls
-from keyferry.wiring.hss import opc_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,7 @@ class UeSession:
 
     async def current(self) -> UeState:
         """Return the state of a registration that is still valid. Raises RegistrationFailed."""
-        state = await self.client.state()
-        if state is None or not state.expires_at:
-            raise RegistrationFailed("this UE is not registered: run `keyferry ue register`")
-        if state.expires_at <= self.client.clock.now():
-            raise RegistrationFailed("this UE's registration has expired: run `keyferry ue register`")
-        return state
+        return registered(await self.client.state(), self.client.clock.now())
 
     async def stay(self, tell: Tell) -> bool:
         """Stay registered until SIGINT or SIGTERM; false if the network wants us no more. Raises RegistrationFailed, TransportError."""
@@ -77,9 +73,20 @@ class UeSession:
             raise ConfigError(target, "is not an https URL", "AS keys are used over TLS only")
         return url
 
-    def http(self, state: UeState, url: str) -> httpx.AsyncClient:
-        """Return an HTTP client that authenticates with the AS key of the URL's host."""
-        return open_http(state, url, ca=self.ca, hosts=self.config.hosts, random=self.random)
+    def login(self, host: str) -> UeLogin:
+        """Return what authenticates requests to one host with the key of the registration of the moment. Raises ParseError."""
+        return UeLogin(self.client, parse_as_id(host), self.random)
+
+    def http(self, url: str, *, base: bool = False) -> httpx.AsyncClient:
+        """Return an HTTP client for the host of a URL, which with `base` is what paths are relative to.
+
+        Raises ConfigError (no https), ParseError (the host).
+        """
+        target = httpx.URL(url)
+        if target.scheme != "https" or not target.host:
+            raise ConfigError(url, "is not an https URL", "AS keys are used over TLS only")
+        login = self.login(target.host)
+        return open_client(login, hosts=self.config.hosts, tls=trust(self.ca), base_url=url if base else "")
 
 
 @asynccontextmanager

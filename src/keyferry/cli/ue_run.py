@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands of `keyferry ue` share: their options, and an open UE to work with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from keyferry.cli.output import errors
+from keyferry.client.session import UeSession, ue_session
+from keyferry.config import load_ue_config
+from keyferry.errors import TransportError
+from keyferry.wiring.observability import StructLog
+
+ConfigOption = Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file, for example examples/ue.toml.")]
+
+Result = TypeVar("Result")
+
+
+def run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]], *, quiet: bool = False) -> Result:
+    """Open the UE and do some work with it. Raises ConfigError, StateError, TransportError, and what the work raises."""
+    loaded = load_ue_config(config)
+
+    async def opened() -> Result:
+        async with ue_session(loaded, state, StructLog("text")) as session:
+            return await work(session)
+
+    try:
+        with (
+            nullcontext() if quiet else errors.status("waiting for the network")
+        ):  # shown on a terminal only; a dead network takes 32 s to be sure of
+            return asyncio.run(opened())
+    except TransportError as problem:
+        hint = "is it running (`keyferry serve`), and are ue.pcscf and [hosts] right?"
+        raise TransportError(problem.peer, f"{problem.problem}: {hint}") from problem
