@@ -132,7 +132,8 @@ def test_on_a_terminal_a_large_body_has_a_progress_bar(shelf: tuple[Lab, str], t
     lab, url = shelf
     (tmp_path / "large").write_bytes(bytes(3_000_000))
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "keyferry", "ue", "put", "--config", lab.ue, "--state", lab.state, f"{url}/bar", tmp_path / "large"]
+    files = ["--config", str(lab.ue), "--state", str(lab.state), f"{url}/bar", str(tmp_path / "large")]
+    command = [sys.executable, "-m", "keyferry", "ue", "put", *files]
     terminal = {**environment(), "TERM": "xterm", "COLUMNS": "100"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=terminal) as process:
         os.close(theirs)
