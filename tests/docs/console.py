@@ -97,7 +97,7 @@ class Shell:
         """Write the files that a page shows."""
         for block in blocks(page):
             if block.file is not None:
-                (self.folder / block.file).write_text(block.body, "utf-8")
+                (self.folder / block.file).write_text(self.moved(block.body), "utf-8")
 
     def run(self, command: Command) -> str:
         """Run one command, which must succeed, and return what it printed."""
@@ -146,7 +146,8 @@ class Shell:
         return "".join(server.log.read_text("utf-8", "replace") for server in self._servers.values())
 
     def _environment(self) -> dict[str, str]:
-        kept = {**environment(), "PYTHONPATH": str(ROOT / "src")}
+        # The plugin by name: a tree that is tested where it lies need not be installed.
+        kept = {**environment(), "PYTHONPATH": str(ROOT / "src"), "PYTEST_PLUGINS": "keyferry.testing.plugin"}
         return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
