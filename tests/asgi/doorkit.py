@@ -115,6 +115,9 @@ class FakeKeys:
         self.derived += 1
         return ims_keys.ua_key(held.k_as, ua_id)
 
+    def user_id_key(self, as_id: AsId) -> Secret:
+        return Secret(bytes(32))
+
     async def claim_first(self, held: KeyRecord) -> bool:
         fresh = held.key_id not in self.first
         self.first.add(held.key_id)
@@ -196,7 +199,7 @@ class Echo:
         if scope["type"] != "http":
             return
         self.bodies.append((await receive()).get("body", b""))
-        pieces = self.pieces if self.pieces is not None else [scope["keyferry"].user.encode()]
+        pieces = self.pieces if self.pieces is not None else [scope["keyferry"].user.encode() if "keyferry" in scope else b"nobody"]
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x-app", b"echo")]})
         for piece in pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -251,7 +251,7 @@ async def test_the_memory_for_keys_is_bounded() -> None:
     for one in [*held, *held]:
         door.clock.time += 1
         assert (await logged_in(door, Client(one))).status == 200
-    assert len(door.door._door._proven) == 2
+    assert len(door.door._doors[AS_ID]._proven) == 2
 
 
 @pytest.mark.parametrize("name", ['al"ice', "a\\b", "", "x" * 500, "../../etc/passwd", "\u00e9@home1.net", "A" * 24 + "@home1.net'--"])

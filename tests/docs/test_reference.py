@@ -104,7 +104,7 @@ def test_the_examples_of_help_name_options_that_exist() -> None:
 
 def _modules() -> Iterator[ModuleType]:
     for found in pkgutil.walk_packages(keyferry.__path__, "keyferry."):
-        if not found.name.endswith("__main__"):
+        if not found.name.endswith("__main__") and "frameworks." not in found.name:  # Django's wants settings
             yield importlib.import_module(found.name)
 
 
@@ -161,11 +161,11 @@ def test_every_metric_is_documented_with_its_reasons() -> None:
 
 
 def test_every_reason_of_a_refusal_is_documented() -> None:
-    """PushRefused at the key agent, _Refused at the door."""
+    """PushRefused at the key agent, Refused at the door; two more words of the door are no refusals of a request."""
     pushes = {word for name, arguments in _calls("PushRefused", "_refused") for word in (arguments[0] if arguments else [])}
     assert pushes == _table("Refused pushes")
-    door = {word for name, arguments in _calls("_Refused", "_count") for word in (arguments[0] if arguments else [])}
-    assert door == _table("The door")
+    door = {word for name, arguments in _calls("Refused") for word in (arguments[0] if arguments else [])}
+    assert door | {"granted", "store"} == _table("The door")
 
 
 def test_every_reason_of_a_failed_registration_is_documented_in_the_words_of_the_code() -> None:

@@ -1,37 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIM login: ASGI middleware that admits whoever proves a ferried key by HTTP Digest (RFC 7616; DESIGN §7).
+"""SIM login: ASGI middleware that admits whoever proves a ferried key (DESIGN §7). docs/simlogin.md has every option.
 
-    app = SimLogin(app, as_id="notes.home1.net", keys=keys, clock=clock, random=random)
+    app = SimLogin(app, as_id="notes.home1.net")
 
-The application finds who it is in `scope["keyferry"]`. This module needs nothing but the standard library and `cryptography`.
+The application finds who it is in `scope["user"]`; its frameworks call that `request.user`. This module, and what it imports,
+needs nothing but the standard library and `cryptography`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from keyferry.asgi.admission import Admission, Admitted
+from keyferry.asgi.answers import PRIVATE, adding, hsts
+from keyferry.asgi.audit import Audit, Event, audit_of
 from keyferry.asgi.door import MAX_BODY, PROVEN_KEYS, Door, Refused
-from keyferry.asgi.exchange import App, Receive, Scope, Send, headers_named, respond
-from keyferry.asgi.ledger import FirstUses, LocalLedger
-from keyferry.errors import ConfigError, LocalProtocolError, ParseError, SealError, StoreError
-from keyferry.protocol.identity import Impu, KeyId, parse_as_id
+from keyferry.asgi.exchange import App, Header, Receive, Scope, Send, headers_named, respond
+from keyferry.asgi.identity import SIM_SCOPE, SimAuth, SimUser, UserIds
+from keyferry.asgi.limits import FailureLimits, Failures
+from keyferry.asgi.names import Proxies, PublicNames
+from keyferry.asgi.origin import Origins
+from keyferry.asgi.paths import PathRules
+from keyferry.asgi.session import SessionCookie, without_session
+from keyferry.asgi.sockets import LivingSocket, no_body, refusing
+from keyferry.asgi.sources import ledger_of, sources_of
+from keyferry.errors import ConfigError, LocalProtocolError, SealError, StoreError
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import AsId, Impu, KeyId
+from keyferry.transports.clock import SystemClock, SystemRandom
 
 if TYPE_CHECKING:
     # At run time `ports` would import all that its records are made of, SIP and XML too.
-    from keyferry.ports import Clock, Counter, KeySource, RandomSource, UseLedger
+    from keyferry.asgi.sources import Keys
+    from keyferry.ports import Clock, Counter, RandomSource, UseLedger
 
 NONCE_LIFETIME = 86_400.0
 """Seconds: no ferried key lives longer (`key_max_age`), and phones bootstrap anew for every fresh nonce."""
+MAX_HSTS = 63_072_000
+"""Seconds: two years, as much as browsers' lists ask for."""
+WARNING_EVERY = 60.0
+"""Seconds between two warnings that strangers can cause."""
+
+_NOT_AUDITED = frozenset({"challenge", "limited"})
+"""What every login begins with, and what a flood consists of: counted, not logged."""
+_CLAIMED = re.compile(rb'username="([A-Za-z0-9_\-]{24}@[A-Za-z0-9.\-]{1,253})"')
+_SECURE = {"http": "https", "ws": "wss"}
+_SPOOFED = frozenset({b"remote-user", b"remote_user"})
+"""Fields that frameworks may take for the server's own word about the user; from a client they go no further."""
+_PLAIN = b"A SIM login is never used over plain http.\n"
 
 
 class Identity(NamedTuple):
-    """Who sent a request, as the application sees it."""
+    """Whose key was proven, and how: `scope["keyferry"]`."""
 
     impus: tuple[Impu, ...]  # the default first
     key_id: KeyId
-    mechanism: str
+    mechanism: str  # "digest", "first-nonce", "psk", "session"
 
     @property
     def user(self) -> Impu:
@@ -40,21 +69,26 @@ class Identity(NamedTuple):
 
 
 class SimLogin:
-    """Admit requests that prove a key of `as_id`; challenge, or refuse, all others.
-
-    Use one instance per AS_ID and per process: it remembers nonces and counts, unless the ledger is one that workers share. Behind a
-    proxy that ends TLS the server must be told to trust that proxy's X-Forwarded-Proto, and `certificate_hashes` are of the proxy's
-    certificates.
-    """
+    """Let an application know who sent a request, and let nobody else near the paths that need a login."""
 
     def __init__(
         self,
         app: App,
         *,
         as_id: str,
-        keys: KeySource | Sequence[KeySource],
-        clock: Clock,
-        random: RandomSource,
+        keys: Keys = None,
+        open: Iterable[str] = (),
+        required: Iterable[str] = ("/",),
+        public_names: Iterable[str] = (),
+        trusted_proxies: Iterable[str] = (),
+        trusted_origins: Iterable[str] = (),
+        session: SessionCookie | None = None,
+        audit: str | os.PathLike[str] | Audit | None = None,
+        limits: FailureLimits | None = None,
+        hsts_seconds: int = 0,
+        user_id_key: Secret | bytes | None = None,
+        clock: Clock | None = None,
+        random: RandomSource | None = None,
         ledger: UseLedger | None = None,
         counter: Counter | None = None,
         algorithms: tuple[str, ...] = ("SHA-256",),
@@ -65,70 +99,225 @@ class SimLogin:
         proven_keys: int = PROVEN_KEYS,
         handsets: str = "token",
     ) -> None:
-        """Take the application, the host name in its URI, and where keys are found: one source, or several in the order of their offers.
+        """Take the application, the host name in the URIs that users open, and where keys are found; docs/simlogin.md has the rest.
 
-        `certificate_hashes` are SHA-256 over the DER of each certificate this door shows (32 octets); without them our own
-        client, which names the one it saw, is refused. Raises ConfigError.
+        `certificate_hashes` are SHA-256 over the DER of each certificate that users see at this name (32 octets); without them
+        our own client, which names the one it saw, is refused. Raises ConfigError, which says what to write.
         """
-        try:
-            name = parse_as_id(as_id)
-        except ParseError as problem:
-            raise ConfigError("SimLogin as_id", str(problem), "Give the host name in the URI that users open") from problem
-        if name != as_id:
-            raise ConfigError("SimLogin as_id", "not in canonical form", f"Write {name}")
-        sources = tuple(keys) if isinstance(keys, Sequence) else (keys,)
-        if ledger is None:
-            first = next((source for source in sources if isinstance(source, FirstUses)), None)
-            ledger = LocalLedger(scope=as_id, clock=clock, random=random, lifetime=nonce_lifetime, keys=proven_keys, first=first)
         self.app = app
-        self._door = Door(
-            as_id=name, sources=sources, ledger=ledger, random=random, algorithms=algorithms, qop=qop,
-            certificate_hashes=certificate_hashes, max_body=max_body, proven_keys=proven_keys, handsets=handsets,
-        )  # fmt: skip
-        self._plain_host = as_id.encode("ascii")
-        self._host = re.compile(rb"(?i:" + re.escape(self._plain_host) + rb")\.?(?::[0-9]{1,5})?")
+        self._clock: Clock = clock or SystemClock()
+        random = random or SystemRandom()
+        self._names = PublicNames(as_id, public_names)
+        self._rules = PathRules(open, required)
+        self._proxies = Proxies(trusted_proxies)
+        self._session = _session_of(session)
+        self._audit = audit_of(audit)
         self._counter = counter
+        self._next_warning = 0.0
+        self._hsts = hsts(_seconds(hsts_seconds))
+        self._private: tuple[Header, ...] = PRIVATE + self._hsts
+        sources = sources_of(keys, self._clock, random)
+        key = Secret(user_id_key) if isinstance(user_id_key, bytes) else user_id_key
+        self._ids = UserIds(self._names.names[0], sources, key)
+        self._doors = {
+            name: Door(
+                as_id=name, sources=sources, random=random, algorithms=algorithms, qop=qop, certificate_hashes=certificate_hashes,
+                max_body=max_body, proven_keys=proven_keys, handsets=handsets, ledger=ledger or ledger_of(
+                    sources, name, clock=self._clock, random=random, lifetime=nonce_lifetime, keys=proven_keys
+                ),
+            )
+            for name in self._names.names
+        }  # fmt: skip
+        self._admission = Admission(
+            self._doors, sources, origins=Origins(trusted_origins), session=self._session, clock=self._clock,
+            failures=Failures(limits or FailureLimits()), nobody=Secret(random.octets(32)),
+        )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
-        kind = scope["type"]
-        if kind == "http":
-            await self._http(scope, receive, send)
-        elif kind == "lifespan":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif kind == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: the server answers 403
+        elif scope["type"] not in {"http", "websocket"}:
+            raise LocalProtocolError("SimLogin guards http and websocket, and refuses what it does not know")
+        elif self._rules.needs_login(scope):
+            await self._guard(scope, receive, send)
         else:
-            raise LocalProtocolError("SimLogin guards http, and refuses what it does not know")
+            await self._welcome(scope, receive, send)
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Admit only who logs in."""
+        request, source = self._seen(scope), self._proxies.source(scope)
         try:
-            self._check_host(scope)
-            proof = await self._door.prove(scope, receive)
+            login = await self._login(request, receive, source)
         except Refused as refusal:
-            self._count(refusal.reason)
-            await self._door.refuse(refusal, scope, send)
+            self._tell(request, source, refusal.reason)
+            await self._refuse(refusal, scope, request, receive, send)
             return
         except (StoreError, SealError):  # a row that somebody changed is a store that fails
-            self._count("store")
-            await respond(send, 503, b"The key store does not answer.\n", headers=[(b"retry-after", b"1")])
+            self._tell(request, source, "store")
+            answer = adding(refusing(scope, receive, send) if scope["type"] == "websocket" else send, self._private)
+            await respond(answer, 503, b"The key store does not answer.\n", headers=[(b"retry-after", b"1")])
             return
-        self._count("granted")
-        inner = {
-            **scope,
-            "headers": [field for field in scope["headers"] if field[0] != b"authorization"],
-            "keyferry": Identity(proof.record.impus, proof.record.key_id, proof.mechanism),
-        }
-        await self._door.serve(proof, self.app, inner, receive, send)
+        self._tell(request, source, "", login)
+        await self._serve(login, scope, receive, send)
 
-    def _check_host(self, scope: Scope) -> None:
-        hosts = headers_named(scope, b"host")
+    async def _welcome(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Admit everybody to an open path, under their name if they have one; a wrong Digest is refused here, too."""
+        request = self._seen(scope)
+        way = self._admission.way(request, required=False)
+        if way == "digest":
+            await self._guard(scope, receive, send)
+            return
+        login, reason = None, ""
+        if way:
+            source = self._proxies.source(scope)
+            try:
+                login = await self._login(request, receive, source)
+            except Refused as refusal:
+                reason = refusal.reason
+            except (StoreError, SealError):
+                reason = "store"
+            self._tell(request, source, reason, login)
+        if login is not None:
+            await self._serve(login, scope, receive, send)
+        else:
+            await self._serve_nobody(request, scope, receive, send, ended=reason == "session")
+
+    # ---- who it is
+
+    def _seen(self, scope: Scope) -> Scope:
+        """Return a request as the client sent it: over TLS, if a trusted proxy says so; a websocket as the GET that it began as."""
+        if scope["type"] == "http" and scope.get("scheme") == "https":
+            return scope
+        scheme = "https" if self._proxies.secure(scope) else "http"
+        return {**scope, "scheme": scheme, "method": scope.get("method", "GET")}
+
+    async def _login(self, request: Scope, receive: Receive, source: str) -> _Login:
+        name = self._place(request)
+        admitted = await self._admission.admit(request, receive if request["type"] == "http" else no_body, name, source)
+        record = admitted.record
+        return _Login(admitted, SimUser(self._ids.of(record.impi), record.impus), name)
+
+    def _place(self, request: Scope) -> AsId:
+        if request["scheme"] != "https":
+            self._hint(request)
+            raise Refused("scheme", 403, _PLAIN)
+        hosts = headers_named(request, b"host")
         if len(hosts) != 1:
             raise Refused("malformed", 400, b"One Host field, please.\n")
-        if hosts[0] != self._plain_host and not self._host.fullmatch(hosts[0]):
-            raise Refused("host", 421, b"Another host is meant.\n")
+        name = self._names.of(hosts[0])
+        if name is None:
+            text = self._names.wrong(hosts[0])
+            self._warn(f"{text} Give SimLogin(public_names=...) every name; a proxy in front has to pass the Host field on.")
+            raise Refused("host", 421, text.encode("ascii") + b"\n")
+        return name
 
-    def _count(self, reason: str) -> None:
+    # ---- answers
+
+    async def _serve(self, login: _Login, scope: Scope, receive: Receive, send: Send) -> None:
+        admitted, user, name = login
+        record = admitted.record
+        inner = self._inner(scope, secure=True)
+        inner["user"] = user
+        inner["auth"] = SimAuth(SIM_SCOPE)
+        inner["keyferry"] = Identity(record.impus, record.key_id, admitted.mechanism)
+        answer = adding(send, self._private, (admitted.cookie,) if admitted.cookie else ())
+        if scope["type"] == "websocket":
+            socket = LivingSocket(receive, answer, lambda: self._admission.lives(record.key_id, name), self._clock.monotonic)
+            await self.app(inner, socket.receive, socket.send)
+        elif admitted.proof is not None:
+            await self._doors[name].serve(admitted.proof, self.app, inner, receive, answer)
+        else:
+            await self.app(inner, receive, answer)
+
+    async def _serve_nobody(self, request: Scope, scope: Scope, receive: Receive, send: Send, *, ended: bool) -> None:
+        """Let nobody in particular in; should the application want to know who it is, its 401 becomes a challenge."""
+        secure = request["scheme"] == "https"
+        inner = self._inner(scope, secure=secure)
+        inner.pop("keyferry", None)
+        inner["user"] = SimUser()
+        inner["auth"] = SimAuth()
+        hosts = headers_named(request, b"host")
+        name = self._names.of(hosts[0]) if secure and len(hosts) == 1 else None
+        challenge = (lambda: self._doors[name].challenges(request)) if name else None
+        if ended and self._session:
+            answer = adding(send, self._private, (self._session.end(),), challenge)
+        else:
+            answer = adding(send, self._hsts if secure else (), (), challenge)
+        await self.app(inner, receive, answer)
+
+    async def _refuse(self, refusal: Refused, scope: Scope, request: Scope, receive: Receive, send: Send) -> None:
+        ended = (self._session.end(),) if self._session and refusal.reason == "session" else ()
+        answer = adding(refusing(scope, receive, send) if scope["type"] == "websocket" else send, self._private, ended)
+        hosts = headers_named(request, b"host")
+        name = (self._names.of(hosts[0]) if hosts else None) or self._names.names[0]
+        await self._doors[name].refuse(refusal, request, answer)
+
+    def _inner(self, scope: Scope, *, secure: bool) -> Scope:
+        """Return a scope for the application, without what is ours and what a client may not say."""
+        headers = [
+            (name, value)
+            for name, value in scope["headers"]
+            if name not in _SPOOFED and not (name == b"authorization" and value[:6].lower() == b"digest")
+        ]
+        if self._session is not None:
+            headers = without_session(headers)
+        inner = {**scope, "headers": headers}
+        if secure and (scheme := _SECURE.get(scope.get("scheme", ""))):
+            inner["scheme"] = scheme
+        return inner
+
+    # ---- what is told to whom
+
+    def _tell(self, request: Scope, source: str, reason: str, login: _Login | None = None) -> None:
         if self._counter is not None:
-            self._counter.count("door", reason)
+            self._counter.count("door", reason or "granted")
+        if self._audit is None or reason in _NOT_AUDITED:
+            return
+        way = self._admission.way(request)
+        mechanism = login.admitted.mechanism if login else way
+        event = Event(
+            self._clock.now(), login.name if login else self._names.names[0], "granted" if login else "refused", reason, mechanism,
+            login.user.id if login else "", login.user.display_name if login else "",
+            login.admitted.record.key_id if login else _claimed(request, way), source,
+            request["method"] if request["type"] == "http" else "WEBSOCKET",
+        )  # fmt: skip
+        with contextlib.suppress(Exception):  # whatever the audit is, it fails no request
+            self._audit(event)
+
+    def _hint(self, request: Scope) -> None:
+        if headers_named(request, b"x-forwarded-proto") == [b"https"]:
+            client = request.get("client") or ("unix",)
+            self._warn(f'{client[0]} says that TLS ended there: if it is your proxy, give SimLogin(trusted_proxies=("{client[0]}",))')
+
+    def _warn(self, text: str) -> None:
+        """Tell the operator, once a minute at most, as anybody can cause it."""
+        now = self._clock.monotonic()
+        if now >= self._next_warning:
+            self._next_warning = now + WARNING_EVERY
+            logging.getLogger("keyferry.asgi").warning("%s", text)
+
+
+class _Login(NamedTuple):
+    admitted: Admitted
+    user: SimUser
+    name: AsId
+
+
+def _claimed(request: Scope, way: str) -> str:
+    """Return the key id that a refused request names, if it has the form of one."""
+    fields = headers_named(request, b"authorization") if way == "digest" else ()
+    match = _CLAIMED.search(fields[0]) if len(fields) == 1 else None
+    return match[1].decode("ascii") if match else ""
+
+
+def _session_of(session: object) -> SessionCookie | None:
+    if session is None or isinstance(session, SessionCookie):
+        return session
+    raise ConfigError("SimLogin session", f"is a {type(session).__name__}", "Give SessionCookie(), or nothing")
+
+
+def _seconds(value: int) -> int:
+    if isinstance(value, bool) or not 0 <= value <= MAX_HSTS:
+        raise ConfigError("SimLogin hsts_seconds", f"not between 0 and {MAX_HSTS}")
+    return int(value)

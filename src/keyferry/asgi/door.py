@@ -155,10 +155,14 @@ class Door:
         """Answer a request that is not admitted; with status 401, challenge."""
         headers = list(refusal.headers)
         if refusal.status == 401:
-            headers += self._offers.challenges(self._ledger.issue(), handset=self._offers.is_handset(scope), stale=refusal.stale)
+            headers += self.challenges(scope, stale=refusal.stale)
             if headers_named(scope, b"authorization"):
                 headers.append((b"retry-after", b"1"))  # the key may be on its way
         await respond(send, refusal.status, refusal.text, headers=headers)
+
+    def challenges(self, scope: Scope, *, stale: bool = False) -> list[Header]:
+        """Return the WWW-Authenticate fields for a request, with a new nonce."""
+        return self._offers.challenges(self._ledger.issue(), handset=self._offers.is_handset(scope), stale=stale)
 
     async def _check_response(
         self, place: Place, credentials: digest.Credentials, algorithm: str, method: str, body: bytes

@@ -39,7 +39,7 @@ class FailureLimits:
 
 
 class Failures:
-    """Count failures."""
+    """Count failures; `source` is an address."""
 
     def __init__(self, limits: FailureLimits) -> None:
         self._limits = limits
@@ -51,7 +51,7 @@ class Failures:
 
         `now` is monotonic. What is returned goes back to `leave`.
         """
-        bucket = self._buckets.get(source)
+        bucket = self._buckets.get(bucket_name(source)) if self._buckets else None
         if bucket is None:
             return self._nobody
         bucket.refill(now, self._limits)
@@ -66,7 +66,7 @@ class Failures:
 
     def failed(self, source: str, now: float) -> tuple[bool, float]:
         """Take one token: return whether there was one, and else in how many seconds there will be."""
-        limits = self._limits
+        limits, source = self._limits, bucket_name(source)
         bucket = self._buckets.get(source)
         if bucket is None:
             bucket = self._buckets[source] = Bucket(float(limits.burst), now)

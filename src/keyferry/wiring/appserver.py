@@ -80,7 +80,7 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
     door = SimLogin(
         _application(settings, database), as_id=as_id, keys=PushedKeys(keys, services.clock), clock=services.clock,
         random=services.random, counter=services.metrics, algorithms=tuple(settings.algorithms),
-        certificate_hashes=(certificate.sha256,),
+        certificate_hashes=(certificate.sha256,), user_id_key=services.state.user_id_key(as_id),
     )  # fmt: skip
     await services.serve_http("as", door, settings.listen_https, as_id, tls_context(certificate.certificate, certificate.key))
     return AsParts(settings, as_id, keys, agent)

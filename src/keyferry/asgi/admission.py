@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a request proves who sent it: by its TLS connection, by Digest, or by the cookie of a session, whose key must be there now."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from keyferry.asgi import session as sessions
+from keyferry.asgi.door import Refused
+from keyferry.asgi.exchange import Header, Receive, Scope, headers_named
+from keyferry.asgi.origin import changes
+from keyferry.protocol.ims import keys as ims_keys
+
+if TYPE_CHECKING:
+    from keyferry.asgi.door import Door, Proof
+    from keyferry.asgi.limits import Failures
+    from keyferry.asgi.origin import Origins
+    from keyferry.asgi.session import SessionCookie
+    from keyferry.ports import Clock, KeySource
+    from keyferry.protocol.crypto.secret import Secret
+    from keyferry.protocol.identity import AsId, KeyId
+    from keyferry.protocol.ims.key_record import KeyRecord
+
+PSK_SCOPE = "keyferry.psk"
+"""Where the server puts what a TLS-PSK handshake has proven; no octet of a request can get there."""
+NOTED_KEYS = 65_536
+"""Keys of TLS-PSK whose source was told of their use."""
+
+FAILED = frozenset({"response", "unknown-key", "malformed", "realm", "algorithm", "qop", "uri", "scheme-unknown", "certificate", "session"})
+"""Refusals that count against the source: those that an honest client gives no or few occasions for."""
+
+_OTHER_SITE = b"A page of another site made this request; it must not act in your name.\n"
+_TOO_MANY = b"Too many logins from this address have failed.\n"
+
+
+class Admitted(NamedTuple):
+    """Who sent a request."""
+
+    record: KeyRecord
+    mechanism: str  # "digest", "first-nonce", "psk", "session"
+    source: str  # Offer.mechanism
+    proof: Proof | None = None  # of Digest
+    cookie: Header | None = None  # begins a session, or renews it
+
+
+class Admission:
+    """Decide who sent a request, for all the names of one application."""
+
+    def __init__(
+        self,
+        doors: Mapping[AsId, Door],
+        sources: Sequence[KeySource],
+        *,
+        origins: Origins,
+        session: SessionCookie | None,
+        failures: Failures,
+        clock: Clock,
+        nobody: Secret,
+    ) -> None:
+        """Take a door for each name, and what else a login depends on; `nobody` is a key that nobody has."""
+        self._doors = doors
+        self._sources = sources
+        self._by_mechanism = {name: {source.offer(name).mechanism: source for source in sources} for name in doors}
+        self._origins = origins
+        self._session = session
+        self._failures = failures
+        self._clock = clock
+        self._nobody = nobody
+        self._noted: OrderedDict[KeyId, None] = OrderedDict()
+
+    async def admit(self, scope: Scope, receive: Receive, name: AsId, source: str) -> Admitted:
+        """Return who sent a request to `name` from the address `source`. Raises Refused, StoreError, SealError."""
+        way = self.way(scope)
+        if not way:
+            raise Refused("challenge")
+        self._check_site(scope, name, way)
+        bucket = self._failures.enter(source, self._clock.monotonic())
+        if bucket is None:
+            raise self._limited(1.0)
+        try:
+            return await _WAYS[way](self, scope, receive, name)
+        except Refused as refusal:
+            if refusal.reason in FAILED:
+                left, wait = self._failures.failed(source, self._clock.monotonic())
+                if not left:
+                    raise self._limited(wait) from refusal
+            raise
+        finally:
+            self._failures.leave(bucket)
+
+    def way(self, scope: Scope, *, required: bool = True) -> str:
+        """Return how a request would prove who sent it: "psk", "digest", "session", or "" for not at all.
+
+        The connection comes first: what it proved no request on it can change. Credentials of another scheme are the
+        application's where no login is required, or where there is another way.
+        """
+        if PSK_SCOPE in scope:
+            return "psk"
+        authorizations = headers_named(scope, b"authorization")
+        if any(value[:6].lower() == b"digest" for value in authorizations):
+            return "digest"
+        if self._session is not None and any(sessions.NAME in value for value in headers_named(scope, b"cookie")):
+            return "session"
+        return "digest" if required and authorizations else ""
+
+    async def lives(self, key_id: KeyId, name: AsId) -> bool:
+        """Tell whether a key is still there. Raises StoreError, SealError."""
+        return await self._find(key_id, name) is not None
+
+    # ---- ways
+
+    async def _by_digest(self, scope: Scope, receive: Receive, name: AsId) -> Admitted:
+        proof = await self._doors[name].prove(scope, receive)
+        source = self._by_mechanism[name][proof.source]
+        cookie = self._begin(scope, name, proof.record, source)
+        return Admitted(proof.record, proof.mechanism, proof.source, proof, cookie)
+
+    async def _by_psk(self, scope: Scope, _receive: Receive, name: AsId) -> Admitted:
+        """Take what the handshake proved; the connection may be older than the end of its key."""
+        proven = scope[PSK_SCOPE]
+        if proven.record.as_id != name:
+            raise Refused("host", 421, b"This connection was made with the key of another host.\n")
+        found = await self._find(proven.record.key_id, name)
+        if found is None or found[0].k_as != proven.record.k_as:
+            raise Refused("unknown-key")
+        record, source = found
+        if record.key_id not in self._noted and not record.superseded:
+            await source.used(record)
+            self._noted[record.key_id] = None
+            if len(self._noted) > NOTED_KEYS:
+                self._noted.popitem(last=False)
+        return Admitted(record, "psk", proven.source, None, self._begin(scope, name, record, source))
+
+    async def _by_session(self, scope: Scope, _receive: Receive, name: AsId) -> Admitted:
+        session = sessions.read(scope)
+        now = self._clock.now()
+        found = await self._find(session.identifier, name) if session and session.expires_ms > now * 1000 else None
+        # As much work for a key that is not there as for a wrong signature.
+        key = found[1].protocol_key(found[0], ims_keys.UA_DIGEST) if found else ims_keys.ua_key(self._nobody, ims_keys.UA_DIGEST)
+        if session is None or not session.holds(key, name, now) or found is None:
+            raise Refused("session")
+        return Admitted(found[0], "session", found[1].offer(name).mechanism)
+
+    # ---- parts
+
+    def _check_site(self, scope: Scope, name: AsId, way: str) -> None:
+        """Let no page of another site act for the user; whoever has but a cookie, and no browser's word, has to prove more."""
+        if not changes(scope):
+            return
+        same = self._origins.same(scope, name)
+        if same is False:
+            raise Refused("cross-site", 403, _OTHER_SITE)
+        if same is None and way == "session":
+            raise Refused("challenge")
+
+    async def _find(self, identifier: str, name: AsId) -> tuple[KeyRecord, KeySource] | None:
+        for source in self._sources:
+            record = await source.lookup(identifier, name)
+            if record is not None and record.key_id == identifier and record.as_id == name and record.impus:
+                return record, source
+        return None
+
+    def _begin(self, scope: Scope, name: AsId, record: KeyRecord, source: KeySource) -> Header | None:
+        """Return the field that begins a session under this key, unless the client has one in the first half of its life."""
+        if self._session is None:
+            return None
+        now = self._clock.now()
+        key = source.protocol_key(record, ims_keys.UA_DIGEST)
+        held = sessions.read(scope)
+        if held and held.identifier == record.key_id and held.young(now) and held.holds(key, name, now):
+            return None
+        until = min(now + self._session.lifetime, record.not_after)
+        token = sessions.sign(key, name, record.key_id, now, until)
+        return self._session.set(token, until - now) if token else None
+
+    def _limited(self, wait: float) -> Refused:
+        return Refused("limited", 429, _TOO_MANY, headers=((b"retry-after", b"%d" % max(1, math.ceil(wait))),))
+
+
+_WAYS = {"psk": Admission._by_psk, "digest": Admission._by_digest, "session": Admission._by_session}

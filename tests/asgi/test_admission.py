@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways to log in, and what ends a login (DESIGN §7)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from asgi.doorkit import ALICE, AS_ID, BOB, Answer, Client, Door, call, make_door, record
+from keyferry.asgi.admission import PSK_SCOPE
+from keyferry.asgi.limits import FailureLimits
+from keyferry.asgi.session import SessionCookie
+from keyferry.errors import ConfigError, StoreError
+from keyferry.ports import KeyRecord
+from keyferry.protocol.identity import AsId
+
+ALICE_KEY, BOB_KEY = record(), record("bob", BOB)
+HERE = ("Origin", f"https://{AS_ID}")
+ELSEWHERE = ("Origin", "https://evil.example")
+
+
+class Psk(NamedTuple):
+    """What a handshake proved."""
+
+    record: KeyRecord
+    source: str = "ims-as-key"
+
+
+def over(held: KeyRecord) -> dict[str, Any]:
+    """Return what a connection adds to a scope."""
+    return {PSK_SCOPE: Psk(held)}
+
+
+def mechanism(door: Door) -> str:
+    found: str = door.app.scopes[-1]["keyferry"].mechanism
+    return found
+
+
+async def login(door: Door, held: KeyRecord = ALICE_KEY, method: str = "GET", *more: tuple[str, str], **scope: Any) -> Answer:
+    challenge = (await call(door.door)).challenge()
+    answer = Client(held).answer(challenge, method=method)
+    return await call(door.door, method, headers=[answer, *more], **scope)
+
+
+async def cookie(door: Door, held: KeyRecord = ALICE_KEY) -> tuple[str, str]:
+    answer = await login(door, held)
+    return ("Cookie", str(answer.get("set-cookie")).partition(";")[0])
+
+
+def sessions(*records: KeyRecord, **settings: Any) -> Door:
+    return make_door(*records, **{"session": SessionCookie(), **settings})
+
+
+# ---- TLS-PSK
+
+
+async def test_what_the_handshake_proved_is_a_login() -> None:
+    door = make_door(ALICE_KEY)
+    assert (await call(door.door, **over(ALICE_KEY))).body == ALICE[0].encode()
+    assert mechanism(door) == "psk"
+    await call(door.door, **over(ALICE_KEY))
+    assert door.keys.told == [ALICE_KEY.key_id]  # of its use, once
+
+
+async def test_a_connection_made_with_another_hosts_key_is_misdirected() -> None:
+    door = make_door(ALICE_KEY)
+    other = ALICE_KEY._replace(as_id=AsId("other.home1.net"))
+    assert (await call(door.door, **over(other))).status == 421
+    assert (await call(door.door, host="other.home1.net", **over(other))).status == 421
+    assert door.app.scopes == []
+
+
+async def test_a_connection_ends_with_its_key() -> None:
+    """A connection may live longer than the registration."""
+    door = make_door(ALICE_KEY)
+    scope = over(ALICE_KEY)
+    assert (await call(door.door, **scope)).status == 200
+    del door.keys.records[ALICE_KEY.key_id]
+    assert (await call(door.door, **scope)).status == 401
+    door.keys.records[ALICE_KEY.key_id] = ALICE_KEY._replace(k_as=BOB_KEY.k_as)
+    assert (await call(door.door, **scope)).status == 401
+
+
+async def test_no_request_changes_whose_the_connection_is() -> None:
+    door = sessions(ALICE_KEY, BOB_KEY)
+    bobs = await cookie(door, BOB_KEY)
+    challenge = await door.challenge()
+    digest = Client(BOB_KEY).answer(challenge)
+    answer = await call(door.door, headers=[digest, bobs], **over(ALICE_KEY))
+    assert answer.body == ALICE[0].encode()
+    assert b"authorization" not in dict(door.app.scopes[-1]["headers"])
+
+
+async def test_a_superseded_key_does_not_end_its_successor() -> None:
+    door = make_door(ALICE_KEY._replace(superseded=True))
+    assert (await call(door.door, **over(ALICE_KEY))).status == 200
+    assert door.keys.told == []
+
+
+# ---- session
+
+
+async def test_a_login_may_last_some_hours() -> None:
+    door = sessions(ALICE_KEY)
+    kept = await cookie(door)
+    answer = await call(door.door, headers=[kept, ("Cookie", "theme=dark")])
+    assert (answer.status, answer.body) == (200, ALICE[0].encode())
+    assert mechanism(door) == "session"
+    assert answer.get("set-cookie") is None
+    assert (b"cookie", b"theme=dark") in door.app.scopes[-1]["headers"]
+    assert not [value for _name, value in door.app.scopes[-1]["headers"] if b"__Host" in value]
+
+
+async def test_the_cookie_is_off_unless_asked_for() -> None:
+    door = make_door(ALICE_KEY)
+    kept = await cookie(sessions(ALICE_KEY))
+    assert (await login(door)).get("set-cookie") is None
+    assert (await call(door.door, headers=[kept])).status == 401
+    with pytest.raises(ConfigError, match="SessionCookie"):
+        make_door(session=True)
+
+
+async def test_the_deregistration_ends_it() -> None:
+    """The key is erased by the push; the next request finds none."""
+    door = sessions(ALICE_KEY)
+    kept = await cookie(door)
+    del door.keys.records[ALICE_KEY.key_id]
+    answer = await call(door.door, headers=[kept])
+    assert answer.status == 401
+    assert "Max-Age=0" in str(answer.get("set-cookie"))
+    assert len(door.app.scopes) == 1
+
+
+async def test_a_new_registration_has_a_new_cookie() -> None:
+    door, after = sessions(ALICE_KEY), record("alice after")
+    old = await cookie(door)
+    door.keys.records = {after.key_id: after}
+    assert (await call(door.door, headers=[old])).status == 401
+    answer = await login(door, after, "GET", old)
+    new = str(answer.get("set-cookie")).partition(";")[0]
+    assert new not in ("None", old[1])
+    assert (await call(door.door, headers=[("Cookie", new)])).status == 200
+
+
+async def test_it_ends_with_its_time_and_is_renewed_by_a_proof_alone() -> None:
+    door = sessions(ALICE_KEY, session=SessionCookie(lifetime=1000))
+    kept = await cookie(door)
+    door.clock.time += 400
+    assert (await login(door, ALICE_KEY, "GET", kept)).get("set-cookie") is None
+    door.clock.time += 200
+    assert (await call(door.door, headers=[kept])).get("set-cookie") is None
+    assert "Max-Age=1000" in str((await login(door, ALICE_KEY, "GET", kept)).get("set-cookie"))
+    door.clock.time += 400
+    assert (await call(door.door, headers=[kept])).status == 401
+
+
+async def test_it_never_lives_longer_than_its_key() -> None:
+    door = sessions(ALICE_KEY._replace(not_after=1_800_000_060.0))
+    assert "Max-Age=60;" in str((await login(door)).get("set-cookie"))
+
+
+async def test_a_cookie_of_another_user_as_or_key_is_worth_nothing() -> None:
+    door = sessions(ALICE_KEY, BOB_KEY)
+    alices, bobs = (await cookie(door))[1], (await cookie(door, BOB_KEY))[1]
+    one, two = alices.split("."), bobs.split(".")
+    for forged in (".".join([*one[:3], two[3]]), ".".join([one[0], two[1], *one[2:]]), alices[:-1] + ("A" if alices[-1] != "A" else "B")):
+        assert (await call(door.door, headers=[("Cookie", forged)])).status == 401
+    assert (await call(door.door, headers=[("Cookie", f"{alices}; {bobs}")])).status == 401
+
+
+async def test_a_wrong_cookie_costs_as_much_as_one_of_an_unknown_key() -> None:
+    door = sessions(ALICE_KEY)
+    kept = await cookie(door)
+    headers = [[kept, ("Cookie", "x=y")], [("Cookie", kept[1][:-1] + "!")]]
+    del door.keys.records[ALICE_KEY.key_id]
+    answers = [await call(door.door, headers=one) for one in headers]
+    assert len({(answer.status, answer.body, answer.get("set-cookie")) for answer in answers}) == 1
+
+
+# ---- pages of other sites
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH"])
+async def test_a_cookie_alone_changes_nothing_unless_this_site_made_the_request(method: str) -> None:
+    door = sessions(ALICE_KEY, trusted_origins=("https://app.example",))
+    kept = await cookie(door)
+    assert (await call(door.door, method, headers=[kept])).status == 401  # Digest is the answer
+    assert (await call(door.door, method, headers=[kept, ELSEWHERE])).status == 403
+    assert (await call(door.door, method, headers=[kept, ("Sec-Fetch-Site", "cross-site")])).status == 403
+    assert len(door.app.scopes) == 1
+    for good in (HERE, ("Sec-Fetch-Site", "same-origin"), ("Origin", "https://app.example")):
+        assert (await call(door.door, method, headers=[kept, good])).status == 200
+
+
+async def test_reading_needs_no_origin() -> None:
+    door = sessions(ALICE_KEY)
+    kept = await cookie(door)
+    assert (await call(door.door, "GET", headers=[kept, ("Sec-Fetch-Site", "cross-site")])).status == 200
+
+
+async def test_a_browsers_digest_and_connection_do_not_serve_other_sites_either() -> None:
+    door = make_door(ALICE_KEY)
+    assert (await login(door, ALICE_KEY, "PUT", ELSEWHERE)).status == 403
+    assert (await call(door.door, "PUT", headers=[ELSEWHERE], **over(ALICE_KEY))).status == 403
+    assert door.app.scopes == []
+    assert (await login(door, ALICE_KEY, "PUT")).status == 200
+    assert (await call(door.door, "PUT", **over(ALICE_KEY))).status == 200
+
+
+# ---- limits
+
+
+async def fail(door: Door, client: str = "192.0.2.1", **wrong: Any) -> Answer:
+    answer = Client(ALICE_KEY).answer(await door.challenge(), **{"ha1": Client(BOB_KEY).ha1, **wrong})
+    return await call(door.door, headers=[answer], client=(client, 1))
+
+
+async def test_who_fails_too_often_gets_no_more_challenges_and_nobody_else_is_touched() -> None:
+    door = make_door(ALICE_KEY, limits=FailureLimits(burst=3, per_second=0.1))
+    assert [(await fail(door)).status for _ in range(4)] == [401, 401, 401, 429]
+    limited = await fail(door)
+    assert (limited.get("retry-after"), limited.all("www-authenticate")) == ("10", [])
+    assert b"failed" in limited.body
+    assert (await fail(door, "192.0.2.2")).status == 401
+    assert (await login(door, client=("192.0.2.1", 1))).status == 200  # the victim behind the same NAT
+    assert (await login(door, client=("192.0.2.2", 1))).status == 200  # the victim whose key was tried
+    door.clock.time += 10
+    assert [(await fail(door)).status for _ in range(2)] == [401, 429]
+    assert door.counter.seen.count("door limited") == 3
+
+
+async def test_what_an_honest_client_does_counts_for_nothing() -> None:
+    door = make_door(ALICE_KEY, limits=FailureLimits(burst=1, per_second=0.001))
+    client = Client(ALICE_KEY)
+    for _ in range(3):
+        await call(door.door)
+        await call(door.door, host="other.example")
+        await call(door.door, scheme="http")
+        challenge = await door.challenge()
+        await call(door.door, headers=[client.answer(challenge)])
+        assert (await call(door.door, headers=[client.answer(challenge)])).challenge().stale  # the count was used
+    assert (await fail(door, "")).status == 401
+
+
+async def test_cookies_and_forms_count_too() -> None:
+    door = sessions(ALICE_KEY, limits=FailureLimits(burst=1, per_second=0.001))
+    for headers in ([("Cookie", "__Host-keyferry=x")], [("Authorization", "Digest x")], [("Authorization", "Basic x")]):
+        assert (await call(door.door, headers=headers, client=("192.0.2.9", 1))).status in {401, 400, 429}
+    assert (await call(door.door, headers=[("Authorization", "Digest x")], client=("192.0.2.9", 1))).status == 429
+
+
+async def test_a_store_that_fails_counts_against_nobody() -> None:
+    door = make_door(ALICE_KEY, limits=FailureLimits(burst=1, per_second=0.001))
+    challenge = await door.challenge()
+    door.keys.lookup_fails, door.keys.problem = True, StoreError("broken")
+    for _ in range(3):
+        assert (await call(door.door, headers=[Client(ALICE_KEY).answer(challenge)])).status == 503
+    door.keys.lookup_fails = False
+    assert (await fail(door, "")).status == 401
