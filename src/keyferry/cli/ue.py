@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from keyferry.cli import ue_data
+from keyferry.cli import ue_data, ue_proxy
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, fail, show_json
-from keyferry.cli.ue_run import ConfigOption, run
+from keyferry.cli.ue_run import ConfigOption, run, teller
 from keyferry.client.session import UeSession
 from keyferry.errors import RegistrationFailed
 from keyferry.ports import UeState
@@ -59,17 +58,7 @@ def stay(config: ConfigOption, state: StateOption = DEFAULT_STATE, as_json: Json
 
     Example: keyferry ue stay --config examples/ue.toml
     """
-
-    def tell(event: str, seconds: float, details: Mapping[str, Any]) -> None:
-        at = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-        if as_json:
-            show_json({"event": event, "at": at, **details})
-        else:
-            shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items() if value not in (None, ""))
-            console.print(f"{at[11:19]} {event}{': ' if shown else ''}{shown}", markup=False)
-        sys.stdout.flush()  # whoever reads this through a pipe waits for it
-
-    if not run(config, state, lambda session: session.stay(tell), quiet=True):
+    if not run(config, state, lambda session: session.stay(teller(as_json)), quiet=True):
         raise fail("the network ended the registration and wants no other", as_json=as_json, status=1)
 
 
@@ -148,3 +137,4 @@ def _show(state: UeState | None, as_json: bool) -> None:
 app.command("get")(ue_data.get)
 app.command("put")(ue_data.put)
 app.command("delete")(ue_data.delete)
+app.command("proxy")(ue_proxy.proxy)

@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from keyferry.cli.output import errors
+from keyferry.cli.output import console, errors, show_json
 from keyferry.client.session import UeSession, ue_session
+from keyferry.client.stay import Tell
 from keyferry.config import load_ue_config
 from keyferry.errors import TransportError
 from keyferry.wiring.observability import StructLog
@@ -38,3 +41,18 @@ def run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]
     except TransportError as problem:
         hint = "is it running (`keyferry serve`), and are ue.pcscf and [hosts] right?"
         raise TransportError(problem.peer, f"{problem.problem}: {hint}") from problem
+
+
+def teller(as_json: bool) -> Tell:
+    """Return what shows the events of a UE that stays registered, one a line."""
+
+    def tell(event: str, seconds: float, details: Mapping[str, Any]) -> None:
+        at = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+        if as_json:
+            show_json({"event": event, "at": at, **details})
+        else:
+            shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items() if value not in (None, ""))
+            console.print(f"{at[11:19]} {event}{': ' if shown else ''}{shown}", markup=False)
+        sys.stdout.flush()  # whoever reads this through a pipe waits for it
+
+    return tell

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +16,21 @@ import httpx
 
 from keyferry.client.http import open_client, trust
 from keyferry.client.login import UeLogin
+from keyferry.client.proxy import UeProxy
 from keyferry.client.stay import Stay, Tell
 from keyferry.client.ue import HttpCredentials, Isim, UeClient, http_credentials, open_ue, registered
 from keyferry.config import UeConfig, split_address
 from keyferry.errors import ConfigError
 from keyferry.ports import Log, RandomSource, SipObserver, SipPeer, UeState
 from keyferry.protocol.aka import opc_of
-from keyferry.protocol.identity import parse_as_id, parse_impi, parse_impu
+from keyferry.protocol.identity import AsId, parse_as_id, parse_impi, parse_impu
 from keyferry.roles.ue import UeProfile
 from keyferry.stores.database import Database
 from keyferry.stores.sqlite.ue import SqliteUeStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
-from keyferry.transports.pki import client_tls
+from keyferry.transports.http_server import tls_context
+from keyferry.transports.pki import Pki, client_tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class UeSession:
     random: RandomSource
     ca: Path
     log: Log
+    state: Path
 
     async def current(self) -> UeState:
         """Return the state of a registration that is still valid. Raises RegistrationFailed."""
@@ -46,9 +50,7 @@ class UeSession:
 
     async def stay(self, tell: Tell) -> bool:
         """Stay registered until SIGINT or SIGTERM; false if the network wants us no more. Raises RegistrationFailed, TransportError."""
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, ended.set)
+        loop, ended = asyncio.get_running_loop(), until_signal()
         stay = Stay(self.client, tell, self.random, self.log)
         running, asked = loop.create_task(stay.run()), loop.create_task(ended.wait())
         try:
@@ -88,6 +90,29 @@ class UeSession:
         login = self.login(target.host)
         return open_client(login, hosts=self.config.hosts, tls=trust(self.ca), base_url=url if base else "")
 
+    def proxy(self, also: Collection[str] = ()) -> tuple[UeProxy, Path]:
+        """Return a proxy that logs browsers in, and the CA that they must trust.
+
+        It does so at the host of `xcap_root`, at those of [hosts], and at those in `also`. Raises ConfigError, ParseError, StateError.
+        """
+        root = httpx.URL(self.config.ue.xcap_root).host
+        hosts = {parse_as_id(text) for text in (root, *self.config.hosts, *also)}
+        pki = Pki(self.state, self.client.clock, folder="proxy", ca="proxy-ca.pem", permitted=sorted(hosts))
+        shown: dict[AsId, ssl.SSLContext] = {}
+        for host in hosts:
+            certificate = pki.ensure(host, "proxy")
+            shown[host] = tls_context(certificate.certificate, certificate.key)
+            shown[host].set_alpn_protocols(["http/1.1"])
+        return UeProxy(hosts, client_of=lambda host: self.http(f"https://{host}/"), tls_of=shown.__getitem__, log=self.log), pki.ca_file
+
+
+def until_signal() -> asyncio.Event:
+    """Return what SIGINT and SIGTERM set, from now on."""
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    return ended
+
 
 @asynccontextmanager
 async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: SipObserver | None = None) -> AsyncIterator[UeSession]:
@@ -113,4 +138,4 @@ async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: 
             local_host=local, observer=observer, gm=SipPeer("UDP", *gm) if settings.gm == "required" else None,
             tls=client_tls(ca) if over_tls else None, instance=settings.instance,
         ) as client:  # fmt: skip
-            yield UeSession(config, client, random, ca, log)
+            yield UeSession(config, client, random, ca, log, state_path)

@@ -80,15 +80,18 @@ class MutualTls:
 class Pki:
     """Keep a CA and role certificates in a directory: `ca.pem` beside it, everything else in `pki/`."""
 
-    def __init__(self, state: Path, clock: Clock) -> None:
+    def __init__(self, state: Path, clock: Clock, *, folder: str = "pki", ca: str = "ca.pem", permitted: Sequence[str] = ()) -> None:
+        """Take the directory, and of a CA that is not the network's own where it lies and for which host names alone it is good."""
         self._state = state
-        self._folder = state / "pki"
+        self._folder = state / folder
+        self._ca = ca
+        self._permitted = frozenset(permitted)
         self._clock = clock
 
     @property
     def ca_file(self) -> Path:
         """Return where the CA certificate lies."""
-        return self._state / "ca.pem"
+        return self._state / self._ca
 
     def ensure(self, name: str, role: str, *, also: Sequence[str] = ()) -> Certificate:
         """Return the certificate of a role, made (again) if there is none, it is near its end, or its names differ.
@@ -151,15 +154,22 @@ class Pki:
     def _ensure_ca(self) -> bool:
         """Return whether certificates can be issued here."""
         key_file = self._folder / "ca.key"
+        if self._permitted and not self._permits():
+            self.ca_file.unlink(missing_ok=True)
+            key_file.unlink(missing_ok=True)
         if self.ca_file.is_file():
             return key_file.is_file()
         if key_file.exists():
             raise StateError(str(self._state), "holds the CA's key and not its certificate", "Restore ca.pem, or remove pki/ca.key")
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "keyferry lab CA")])
+        title = f"keyferry CA for {len(self._permitted)} hosts alone" if self._permitted else "keyferry lab CA"
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, title)])
         builder = self._builder(name, name, key.public_key(), CA_DAYS)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        if self._permitted:  # RFC 5280 §4.2.1.10: whoever gets at the key can pretend to be these, and nobody else
+            names = [x509.DNSName(host) for host in sorted(self._permitted)]
+            builder = builder.add_extension(x509.NameConstraints(names, None), critical=True)
         _write_key(key_file, key)
         _write(self.ca_file, builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), 0o644)
         return True
@@ -194,6 +204,16 @@ class Pki:
         )
         builder = builder.not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(days=days))
         return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+
+    def _permits(self) -> bool:
+        """Tell whether the CA that is here is good for just the names wanted."""
+        try:
+            found = x509.load_pem_x509_certificate(self.ca_file.read_bytes())
+            names = found.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees or []
+        except (OSError, ValueError, x509.ExtensionNotFound):
+            return False
+        left = found.not_valid_after_utc - self._now()
+        return {name.value for name in names} == self._permitted and left.days >= RENEW_DAYS
 
     def _issued_by_ca(self, found: x509.Certificate) -> bool:
         try:
