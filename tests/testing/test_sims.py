@@ -32,6 +32,7 @@ async def test_an_httpx_client_is_logged_in_by_name(sim: Sims) -> None:
             assert (await alice.get("/notes?a=%5B1%5D")).text == "sip:alice@home1.net"
         assert (await bob.put("/notes", content=b"milk")).text == "sip:bob@home1.net"
     assert [scope["keyferry"].mechanism for scope in echo.scopes] == ["first-nonce", "digest", "first-nonce"]
+    assert [scope["user"].id for scope in echo.scopes] == [sim.user_id(name) for name in ("alice", "alice", "bob")]
     assert echo.bodies[-1] == b"milk"
 
 

@@ -90,14 +90,14 @@ class UeSession:
         login = self.login(target.host)
         return open_client(login, hosts=self.config.hosts, tls=trust(self.ca), base_url=url if base else "")
 
-    def proxy(self, also: Collection[str] = ()) -> tuple[UeProxy, Path]:
-        """Return a proxy that logs browsers in, and the CA that they must trust.
+    def proxy(self, also: Collection[str] = (), *, authority: Path | None = None) -> tuple[UeProxy, Path]:
+        """Return a proxy that logs browsers in, and the CA that they must trust, which is in `authority`, else in the state directory.
 
         It does so at the host of `xcap_root`, at those of [hosts], and at those in `also`. Raises ConfigError, ParseError, StateError.
         """
         root = httpx.URL(self.config.ue.xcap_root).host
         hosts = {parse_as_id(text) for text in (root, *self.config.hosts, *also)}
-        pki = Pki(self.state, self.client.clock, folder="proxy", ca="proxy-ca.pem", permitted=sorted(hosts))
+        pki = Pki(authority or self.state, self.client.clock, folder="proxy", ca="proxy-ca.pem", permitted=sorted(hosts))
         shown: dict[AsId, ssl.SSLContext] = {}
         for host in hosts:
             certificate = pki.ensure(host, "proxy")

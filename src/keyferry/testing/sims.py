@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Coroutine, Generator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
 
 from keyferry.asgi.auth import SimLogin
 from keyferry.asgi.exchange import App
+from keyferry.asgi.identity import user_id
 from keyferry.client.http_auth import SimDigest
 from keyferry.errors import LocalProtocolError
 from keyferry.protocol.aka import algorithm_of, generate_vector, sqn_of
@@ -142,6 +144,18 @@ class Sim(httpx.Auth):
         return self._digests[as_id]
 
 
+@dataclass(frozen=True, slots=True)
+class SimKeys(PushedKeys):
+    """Pushed keys, and what user ids are made with: all that SimLogin asks of a source."""
+
+    ids: Secret = field(default_factory=lambda: Secret(SystemRandom().octets(32)))
+
+    def user_id_key(self, as_id: AsId) -> Secret:
+        """Return one key for every application: `user_id` binds the name in anyway."""
+        del as_id
+        return self.ids
+
+
 class Sims:
     """SIMs by name, and the keys that applications know of them."""
 
@@ -151,7 +165,7 @@ class Sims:
         self.clock = TestClock()
         self.random = SystemRandom()
         self._store = MemoryKeyStore(began=self.clock.now() - 1)
-        self.keys = PushedKeys(self._store, self.clock)
+        self.keys = SimKeys(self._store, self.clock)
         """The KeySource to give to SimLogin."""
         self._sims: dict[tuple[str, str], Sim] = {}
         self._seq = 0
@@ -174,6 +188,10 @@ class Sims:
     def deregister(self, name: str, device: str = "phone") -> None:
         """End a SIM's registration: its keys are erased at every application."""
         self(name, device=device).deregister()
+
+    def user_id(self, name: str) -> str:
+        """Return `user.id` of a SIM at the application under test."""
+        return user_id(self.keys.ids, self.as_id, self(name).impi)
 
     def login(self, app: App, **options: Any) -> SimLogin:
         """Return the real middleware around an application, with the keys of these SIMs; `options` are those of SimLogin."""

@@ -48,12 +48,13 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 class HttpServer:
     """Serve one ASGI application on one address."""
 
-    def __init__(self, app: AsgiApp, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, app: AsgiApp, *, tls: ssl.SSLContext | None = None, lifespan: bool = False) -> None:
+        """Take the application; with `lifespan` it is told of the beginning and the end, if it listens to that."""
         options: dict[str, Any] = {"ssl_context_factory": lambda _config, _default: tls} if tls else {}
         # No access log: a request path carries identities, and with some phones a password (docs/protocol.md).
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off", ws="none",
-            http=BoundedHttp, timeout_keep_alive=75, timeout_graceful_shutdown=3, limit_concurrency=MAX_CONNECTIONS,
+            app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="auto" if lifespan else "off",
+            ws="none", http=BoundedHttp, timeout_keep_alive=75, timeout_graceful_shutdown=3, limit_concurrency=MAX_CONNECTIONS,
             backlog=BACKLOG, **options,
         )  # fmt: skip
         self._server = _Server(config)

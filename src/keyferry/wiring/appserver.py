@@ -71,8 +71,8 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
     watch = _watch(services, settings, node, agent)
     name = parse_sip_uri(settings.sip_uri).host
     if over_tls:
-        tls = services.identity(node, name, "as")
-        await services.serve_sip("as", node, name, settings.listen_sips or "", shown=as_id, over=("TLS",), tls=tls)
+        identity = services.identity(node, name, "as")
+        await services.serve_sip("as", node, name, settings.listen_sips or "", shown=as_id, over=("TLS",), tls=identity)
     else:
         await services.serve_sip("as", node, name, settings.listen_sip or "", shown=as_id)
     services.every(60.0, lambda: keys.sweep(services.clock.now()))
@@ -82,7 +82,8 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
         random=services.random, counter=services.metrics, algorithms=tuple(settings.algorithms),
         certificate_hashes=(certificate.sha256,), user_id_key=services.state.user_id_key(as_id),
     )  # fmt: skip
-    await services.serve_http("as", door, settings.listen_https, as_id, tls_context(certificate.certificate, certificate.key))
+    tls = tls_context(certificate.certificate, certificate.key)
+    await services.serve_http("as", door, settings.listen_https, as_id, tls, lifespan=":" in settings.app)
     return AsParts(settings, as_id, keys, agent)
 
 
@@ -122,4 +123,6 @@ def load_application(reference: str) -> AsgiApp:
         app = cast("AsgiApp", getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError) as problem:
         raise ConfigError("app", f"{reference!r} cannot be imported: {problem}", "Is its folder on PYTHONPATH?") from problem
+    if isinstance(app, SimLogin):
+        raise ConfigError("app", f"{reference!r} has a SimLogin of its own, and would ask twice", "Name the application inside")
     return app

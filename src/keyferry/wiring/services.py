@@ -132,10 +132,12 @@ class Services:
                 self.metrics.count("sip_certificate", "unusable")
                 self.log.warning("sip-certificate-unusable", problem=str(problem))
 
-    async def serve_http(self, role: Role, app: AsgiApp, listen: str, name: str, tls: ssl.SSLContext | None) -> None:
+    async def serve_http(
+        self, role: Role, app: AsgiApp, listen: str, name: str, tls: ssl.SSLContext | None, *, lifespan: bool = False
+    ) -> None:
         """Listen for HTTP, over TLS where there is a context. Raises ConfigError, TransportError."""
         host, port = split_address(listen, f"{role}.listen")
-        server = HttpServer(app, tls=tls)
+        server = HttpServer(app, tls=tls, lifespan=lifespan)
         self.exit.push_async_callback(server.aclose)
         address = await server.listen(host, port)
         self.listeners.append(Listener(role, "https" if tls else "http", *address, name))
