@@ -66,6 +66,8 @@ async def test_there_is_exactly_one_host() -> None:
         ("/users/sip%3Aalice%40home1.net", "/users/sip%3Aalice%40home1.net"),
         ("/users/sip:alice@home1.net", "/users/sip:alice@home1.net"),
         ("/b\udcc3\udca9", "/b\udcc3\udca9"),  # curl sends octets as typed
+        ("/notes?a=1", "https://xcap.home1.net/notes?a=1"),  # absolute-form, of which ASGI shows the path alone
+        ("/notes", "HTTPS://XCAP.home1.net/notes?"),
     ],
 )
 async def test_the_uri_is_the_request_target(target: str, uri: str) -> None:
@@ -80,7 +82,16 @@ async def test_the_uri_is_the_request_target(target: str, uri: str) -> None:
         ("/notes", "/other"),
         ("/notes?a=1", "/notes"),
         ("/notes?a=1", "/notes?a=1?"),
-        ("/notes", "https://xcap.home1.net/notes"),
+        ("/notes", "http://xcap.home1.net/notes"),
+        ("/notes", "https://other.home1.net/notes"),
+        ("/notes", "https://xcap.home1.net:8443/notes"),
+        ("/notes", "https://xcap.home1.net/other"),
+        ("/", "https://xcap.home1.net"),
+        ("/notes", "//xcap.home1.net/notes"),
+        ("/notes", "https:/notes"),
+        ("/notes", "notes"),
+        ("/notes", ""),
+        ("/notes?", "/notes??"),
         ("/users/sip%3Aalice", "/users/sip:alice"),
         ("/users/sip:alice", "/users/sip%3Aalice"),
         ("/users/sip%3aalice", "/users/sip%3Aalice"),
@@ -95,6 +106,27 @@ async def test_another_uri_is_refused_however_similar(target: str, uri: str) -> 
     door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
     answer = await logged_in(door, client, target=target, uri=uri)
     assert (answer.status, door.app.scopes) == (400, [])
+
+
+@pytest.mark.parametrize(
+    ("raw_path", "uri", "status"),
+    [
+        ("/api/notes", "/api/notes", 200),  # uvicorn: raw_path has it
+        ("/notes", "/api/notes", 200),  # hypercorn: apart from it
+        ("/notes", "/notes", 200),  # somebody came by another way than the proxy
+        ("/notes", "https://xcap.home1.net/api/notes", 200),
+        ("/api/notes", "/notes", 400),
+        ("/api/notes", "/api/api/notes", 400),
+        ("/notes", "/api/other", 400),
+        ("/notes", "/apinotes", 400),
+    ],
+)
+@pytest.mark.parametrize("root_path", ["/api", "/api/"])
+async def test_the_uri_has_the_root_path(root_path: str, raw_path: str, uri: str, status: int) -> None:
+    """ASGI `root_path`: what a proxy took away, and what the client signed."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    header = client.answer(await door.challenge(), uri=uri)
+    assert (await call(door.door, "GET", raw_path, [header], root_path=root_path)).status == status
 
 
 async def test_a_server_without_raw_path_is_found_out() -> None:

@@ -270,7 +270,6 @@ async def test_the_answer_is_for_this_realm_algorithm_and_qop() -> None:
     challenge = await door.challenge()
     right = client.credentials(challenge)
     md5 = Client(ALICE_KEY, "MD5").credentials(challenge)
-    old = digest.respond("SHA-256", client.ha1, method="GET", uri="/notes", nonce=challenge.nonce)
     bad = {
         "realm": dataclasses.replace(right, realm="IMS-AS-key@other.home1.net"),
         "algorithm": md5,
@@ -283,10 +282,74 @@ async def test_the_answer_is_for_this_realm_algorithm_and_qop() -> None:
     for credentials in (
         dataclasses.replace(md5, algorithm=None),
         dataclasses.replace(right, algorithm="SHA-256-sess"),
-        dataclasses.replace(right, qop=None, nc=None, cnonce=None, response=old),
     ):
         assert (await call(door.door, headers=[("Authorization", digest.build_credentials(credentials))])).status == 401
     assert door.app.scopes == []
+
+
+@pytest.mark.parametrize("algorithm", ["SHA-256", None])
+@pytest.mark.parametrize("algorithms", [("SHA-256",), ("SHA-256", "MD5")])
+async def test_a_client_of_rfc_2069_is_told_so_and_not_asked_again(algorithm: str | None, algorithms: tuple[str, ...]) -> None:
+    """RFC 7616 §3.4: what must be there and is not earns a 4xx; a 401 would make such a client try for ever."""
+    door, client = make_door(ALICE_KEY, algorithms=algorithms), Client(ALICE_KEY, algorithm or "MD5")
+    challenge = await door.challenge()
+    response = digest.respond(client.algorithm, client.ha1, method="GET", uri="/notes", nonce=challenge.nonce)
+    old = dataclasses.replace(client.credentials(challenge), algorithm=algorithm, qop=None, nc=None, cnonce=None, response=response)
+    answer = await call(door.door, headers=[("Authorization", digest.build_credentials(old))])
+    assert (answer.status, answer.all("www-authenticate"), door.counter.seen[-1]) == (400, [], "door rfc-2069")
+    assert b"qop" in answer.body
+    assert door.app.scopes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("userhash", "true", 400),
+        ("userhash", "TRUE", 400),
+        ("userhash", "false", 200),
+        ("username*", "UTF-8''x", 400),
+        ("charset", "x", 200),
+    ],
+)
+async def test_a_hashed_or_a_second_user_name_is_refused(name: str, value: str, status: int) -> None:
+    """RFC 7616 §3.4.4: nobody was told that we can do it."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    credentials = dataclasses.replace(client.credentials(await door.challenge()), parameters=((name, value),))
+    assert (await call(door.door, headers=[("Authorization", digest.build_credentials(credentials))])).status == status
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("DIGEST {}", 200),
+        ("digest  {}", 200),
+        ("Digest , {} , ,", 200),
+        ("Digest {}, extra=token", 200),
+        ('Digest {}, opaque="a, b=\\"c\\", nonce=x\\\\"', 200),  # commas, quotes and backslashes inside quotes
+        ('Digest {}, Nonce="x"', 400),
+        ("Digest {}, x=1, X=2", 400),
+        ('Digest {}, opaque="', 400),
+        ("Digest {}, opaque", 400),
+        ("Digest {}; opaque=x", 400),
+    ],
+)
+async def test_the_grammar_of_authorization(text: str, status: int) -> None:
+    """RFC 9110 §11.4, §5.6: order, case, quoted pairs, empty elements; nothing twice."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    value = client.answer(await door.challenge())[1].removeprefix("Digest ")
+    shuffled = ", ".join(part.replace("=", " = ", 1) for part in sorted(value.split(", "), reverse=True))
+    upper = ", ".join(part.partition("=")[0].upper() + "=" + part.partition("=")[2] for part in value.split(", "))
+    for count, parameters in enumerate((value, shuffled, upper)):
+        door = make_door(ALICE_KEY)
+        answer = await call(door.door, headers=[("Authorization", text.format(parameters))])
+        assert answer.status == status, (count, parameters)
+
+
+async def test_quoted_pairs_are_resolved_before_anything_is_compared() -> None:
+    """RFC 9110 §5.6.4."""
+    door, client = make_door(ALICE_KEY), Client(ALICE_KEY)
+    value = client.answer(await door.challenge())[1]
+    assert (await call(door.door, headers=[("Authorization", value.replace("IMS-AS", "\\I\\MS-AS", 1))])).status == 200
 
 
 @pytest.mark.parametrize("cnonce", ["", 'a"b', "a\\b", "x" * (MAX_CNONCE + 1), "\u00e9"])

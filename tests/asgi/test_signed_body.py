@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import hashlib
+import tempfile
 from typing import Any
+
+import pytest
 
 from asgi.doorkit import AS_ID, Answer, Client, Door, Echo, call, make_door, record
 from keyferry.asgi.exchange import Message
+from keyferry.asgi.signed_body import MEMORY, HeldBody, Room, SignedResponse, replayed, take_body
+from keyferry.errors import ConfigError, DigestRejected, RemoteProtocolError
 from keyferry.protocol import digest
 
 ALICE_KEY = record()
@@ -47,9 +55,14 @@ async def test_auth_int_holds_no_more_than_the_limit() -> None:
     header = client.answer(challenge, method="PUT", qop="auth-int", body=b"x" * 60)
     answer = await call(door.door, "PUT", headers=[header], body=[b"x" * 30, b"x" * 30])
     assert (answer.status, answer.get("connection"), door.keys.asked) == (413, "close", [])
-    unsigned = await call(door.door, headers=[client.answer(challenge, qop="auth-int")])
-    assert (unsigned.status, unsigned.get("authentication-info")) == (200, None)
-    assert unsigned.body == b"x" * 30 + b"y" * 30 + b"z"
+    credentials = client.credentials(challenge, qop="auth-int")
+    unsigned = await call(door.door, headers=[("Authorization", digest.build_credentials(credentials))])
+    assert (unsigned.status, unsigned.body) == (200, b"x" * 30 + b"y" * 30 + b"z")
+    info = digest.parse_authentication_info(unsigned.get("authentication-info") or "")
+    assert info.qop == "auth"  # it says that the body is not signed
+    with pytest.raises(DigestRejected):
+        digest.check_rspauth(info, client.ha1, credentials, algorithm="SHA-256", body=unsigned.body)
+    digest.check_rspauth(info, client.ha1, dataclasses.replace(credentials, qop="auth"), algorithm="SHA-256")
 
 
 async def test_a_client_that_goes_away_with_auth_int_reaches_nobody() -> None:
@@ -88,3 +101,184 @@ async def test_the_application_hears_of_a_disconnect_after_a_replayed_body() -> 
     door.door.app = app
     assert (await logged_in(door, client, qop="auth-int")).status == 200
     assert kinds == ["http.request", "http.disconnect"]
+
+
+# ---- streaming
+
+
+def held(limit: int = 1_000_000, room: Room | None = None) -> HeldBody:
+    return HeldBody(limit, room or Room(), digest.body_hasher("SHA-256"))
+
+
+def arriving(*messages: Message) -> Any:
+    waiting = list(messages)
+
+    async def receive() -> Message:
+        return waiting.pop(0) if waiting else {"type": "http.disconnect"}
+
+    return receive
+
+
+def request(body: bytes, *, more: bool = False) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+async def drain(receive: Any) -> tuple[bytes, int]:
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message["body"])
+        if not message["more_body"]:
+            return b"".join(parts), len(parts)
+
+
+@pytest.mark.parametrize("octets", [0, 1, MEMORY, MEMORY + 1, 5 * MEMORY + 7])
+async def test_a_body_is_hashed_as_it_arrives_and_comes_out_in_parts(octets: int) -> None:
+    """No part of it is in memory twice, and none of it is lost."""
+    whole = hashlib.shake_128(b"body").digest(octets)
+    body, pieces = held(), [whole[at : at + 4096] for at in range(0, octets, 4096)]
+    await take_body({"headers": []}, arriving(*(request(piece, more=True) for piece in pieces), request(b"")), body, 1_000_000)
+    assert body.hash == hashlib.sha256(whole).hexdigest()
+    got, parts = await drain(replayed(body, arriving()))
+    assert (got, parts) == (whole, max(1, -(-octets // MEMORY)))
+    body.close()
+
+
+async def test_what_comes_after_a_body_is_heard() -> None:
+    """ASGI http.disconnect."""
+    body = held()
+    await take_body({"headers": []}, arriving(request(b"x")), body, 9)
+    receive = replayed(body, arriving())
+    assert [(await receive())["type"], (await receive())["type"]] == ["http.request", "http.disconnect"]
+
+
+async def test_a_large_body_lies_in_a_file_without_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """Nobody else can open it, and nothing is left of it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    body = held()
+    body.add(b"x" * MEMORY)
+    assert body._file is not None
+    assert not body._file._rolled  # type: ignore[attr-defined]
+    body.add(b"x")
+    assert body._file._rolled  # type: ignore[attr-defined]
+    assert list(tmp_path.iterdir()) == []
+    body.close()
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"11")]])
+async def test_a_body_over_the_limit_is_refused_as_soon_as_it_is_known(headers: list[tuple[bytes, bytes]]) -> None:
+    """RFC 9110 §15.5.14: by its announced length before any of it is read, so that no 100 Continue is sent."""
+    asked = 0
+
+    async def receive() -> Message:
+        nonlocal asked
+        asked += 1
+        return request(b"x" * 6, more=True)
+
+    with pytest.raises(RemoteProtocolError) as caught:
+        await take_body({"headers": headers}, receive, held(10), 10)
+    assert (caught.value.status, asked) == (413, 0 if headers else 2)
+
+
+async def test_all_bodies_together_have_a_limit_and_give_it_back() -> None:
+    """ALL_BODIES: senders are not known yet."""
+    room = Room(100)
+    one, two = held(80, room), held(80, room)
+    one.add(b"x" * 60)
+    with pytest.raises(RemoteProtocolError) as caught:
+        two.add(b"x" * 41)
+    assert caught.value.status == 503
+    one.close()
+    one.close()
+    three = held(80, room)
+    three.add(b"x" * 80)
+    del three
+    assert room.left == 100
+
+
+async def test_a_slow_body_ends() -> None:
+    """BODY_TIME; the clock of the loop, since a real one is what a slow sender plays on."""
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with pytest.raises(RemoteProtocolError) as caught:
+        await take_body({"headers": []}, receive, held(), 10, 0.01)
+    assert caught.value.status == 408
+
+
+async def test_a_full_disk_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is refused, and the next one may find room."""
+
+    def full(*, max_size: int) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", full)
+    with pytest.raises(RemoteProtocolError) as caught:
+        held().add(b"x")
+    assert caught.value.status == 503
+
+
+async def test_a_refused_body_gives_its_room_back() -> None:
+    """Whatever is wrong with the request: a stranger must not fill the door."""
+    door, client = make_door(ALICE_KEY, qop=("auth-int",), max_body=50), Client(ALICE_KEY)
+    before = door.door._doors[AS_ID]._room.left
+    challenge = await door.challenge()
+    for count, (body, status) in enumerate([(b"note", 200), (b"nope", 401), (b"x" * 60, 413)], 1):
+        header = client.answer(challenge, count, method="PUT", qop="auth-int", body=b"note")
+        assert (await call(door.door, "PUT", headers=[header], body=[body])).status == status
+    door.keys.lookup_fails = True
+    header = client.answer(challenge, 9, method="PUT", qop="auth-int", body=b"note")
+    assert (await call(door.door, "PUT", headers=[header], body=b"note")).status == 503
+    assert door.door._doors[AS_ID]._room.left == before
+
+
+async def test_an_application_that_fails_sends_nothing_and_holds_nothing() -> None:
+    """The HTTP server answers 500 by itself."""
+    door, client = make_door(ALICE_KEY, qop=("auth-int",)), Client(ALICE_KEY)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["extensions"] == {}
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        raise ValueError
+
+    door.door.app = app
+    before = door.door._doors[AS_ID]._room.left
+    with pytest.raises(ValueError):
+        await call(door.door, headers=[client.answer(await door.challenge(), qop="auth-int")])
+    assert door.door._doors[AS_ID]._room.left == before
+
+
+async def test_a_large_response_is_signed_in_front_of_its_body() -> None:
+    """RFC 7616 §3.5."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    response = SignedResponse(send, lambda body_hash: (body_hash or "none").encode(), held(), head=False)
+    await response({"type": "http.response.start", "status": 200})
+    for _ in range(3):
+        await response({"type": "http.response.body", "body": b"x" * MEMORY, "more_body": True})
+        assert sent == []
+    await response({"type": "http.response.body"})
+    expected = hashlib.sha256(b"x" * 3 * MEMORY).hexdigest().encode()
+    assert sent[0]["headers"] == [(b"authentication-info", expected)]
+    assert [(len(part["body"]), part["more_body"]) for part in sent[1:]] == [(MEMORY, True), (MEMORY, True), (MEMORY, False)]
+
+
+def test_auth_int_goes_with_sha_256_alone() -> None:
+    """Issue of the door: MD5 protects no body."""
+    with pytest.raises(ConfigError, match="auth-int"):
+        make_door(qop=("auth-int",), algorithms=("SHA-256", "MD5"))
+
+
+async def test_md5_with_auth_int_is_not_taken() -> None:
+    """It was not offered either."""
+    door, client = make_door(ALICE_KEY, qop=("auth", "auth-int"), algorithms=("SHA-256", "MD5")), Client(ALICE_KEY, "MD5")
+    first, second = (digest.parse_challenge(text) for text in (await call(door.door)).all("www-authenticate"))
+    assert (first.qop, second.qop) == (("auth", "auth-int"), ("auth",))
+    answer = await call(door.door, headers=[client.answer(second, qop="auth-int")])
+    assert (answer.status, door.counter.seen[-1]) == (401, "door qop")

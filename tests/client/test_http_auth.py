@@ -479,7 +479,8 @@ async def test_absolute_form_and_two_slashes_are_not_taken_for_another_target(pk
         challenge = digest.parse_challenge((await client.get(base)).headers["www-authenticate"])
         for count, (target, uri, status) in enumerate(
             [
-                (f"https://localhost:{port}/notes", f"https://localhost:{port}/notes", 400),
+                (f"https://localhost:{port}/notes", f"https://localhost:{port}/notes", 200),
+                (f"https://localhost:{port}/notes", "https://other.home1.net/notes", 400),
                 ("https://other.home1.net/notes", "/notes", 200),  # the same resource: Host and TLS name decide, not the text
                 ("//evil/notes", "/notes", 400),
                 ("/notes#x", "/notes#x", 400),

@@ -44,6 +44,7 @@ class Admitted(NamedTuple):
     source: str  # Offer.mechanism
     proof: Proof | None = None  # of Digest
     cookie: Header | None = None  # begins a session, or renews it
+    secure: bool = True  # over TLS; else a phone in a network that may come over plain http
 
 
 class Admission:
@@ -76,6 +77,8 @@ class Admission:
         way = self.way(scope)
         if not way:
             raise Refused("challenge")
+        if way == "session" and scope["scheme"] != "https":
+            raise Refused("challenge")  # whoever reads the network has the cookie, too
         self._check_site(scope, name, way)
         bucket = self._failures.enter(source, self._clock.monotonic())
         if bucket is None:
@@ -116,7 +119,7 @@ class Admission:
         proof = await self._doors[name].prove(scope, receive)
         source = self._by_mechanism[name][proof.source]
         cookie = self._begin(scope, name, proof.record, source)
-        return Admitted(proof.record, proof.mechanism, proof.source, proof, cookie)
+        return Admitted(proof.record, proof.mechanism, proof.source, proof, cookie, scope["scheme"] == "https")
 
     async def _by_psk(self, scope: Scope, _receive: Receive, name: AsId) -> Admitted:
         """Take what the handshake proved; the connection may be older than the end of its key."""
@@ -165,7 +168,7 @@ class Admission:
 
     def _begin(self, scope: Scope, name: AsId, record: KeyRecord, source: KeySource) -> Header | None:
         """Return the field that begins a session under this key, unless the client has one in the first half of its life."""
-        if self._session is None:
+        if self._session is None or scope["scheme"] != "https":
             return None
         now = self._clock.now()
         key = source.protocol_key(record, ims_keys.UA_DIGEST)

@@ -52,7 +52,6 @@ _CLAIMED = re.compile(rb'username="([A-Za-z0-9_\-]{24}@[A-Za-z0-9.\-]{1,253})"')
 _SECURE = {"http": "https", "ws": "wss"}
 _SPOOFED = frozenset({b"remote-user", b"remote_user"})
 """Fields that frameworks may take for the server's own word about the user; from a client they go no further."""
-_PLAIN = b"A SIM login is never used over plain http.\n"
 
 
 class Identity(NamedTuple):
@@ -98,6 +97,7 @@ class SimLogin:
         max_body: int = MAX_BODY,
         proven_keys: int = PROVEN_KEYS,
         handsets: str = "token",
+        http_networks: tuple[str, ...] = (),
     ) -> None:
         """Take the application, the host name in the URIs that users open, and where keys are found; docs/simlogin.md has the rest.
 
@@ -122,7 +122,8 @@ class SimLogin:
         self._doors = {
             name: Door(
                 as_id=name, sources=sources, random=random, algorithms=algorithms, qop=qop, certificate_hashes=certificate_hashes,
-                max_body=max_body, proven_keys=proven_keys, handsets=handsets, ledger=ledger or ledger_of(
+                max_body=max_body, proven_keys=proven_keys, handsets=handsets, http_networks=http_networks,
+                ledger=ledger or ledger_of(
                     sources, name, clock=self._clock, random=random, lifetime=nonce_lifetime, keys=proven_keys
                 ),
             )
@@ -149,7 +150,8 @@ class SimLogin:
         request, source = self._seen(scope), self._proxies.source(scope)
         try:
             login = await self._login(request, receive, source)
-        except Refused as refusal:
+        except Refused as problem:
+            refusal = self._door_of(request).settle(problem, request)
             self._tell(request, source, refusal.reason)
             await self._refuse(refusal, scope, request, receive, send)
             return
@@ -201,7 +203,7 @@ class SimLogin:
     def _place(self, request: Scope) -> AsId:
         if request["scheme"] != "https":
             self._hint(request)
-            raise Refused("scheme", 403, _PLAIN)
+            self._door_of(request).check_channel(request)
         hosts = headers_named(request, b"host")
         if len(hosts) != 1:
             raise Refused("malformed", 400, b"One Host field, please.\n")
@@ -217,7 +219,7 @@ class SimLogin:
     async def _serve(self, login: _Login, scope: Scope, receive: Receive, send: Send) -> None:
         admitted, user, name = login
         record = admitted.record
-        inner = self._inner(scope, secure=True)
+        inner = self._inner(scope, secure=admitted.secure)
         inner["user"] = user
         inner["auth"] = SimAuth(SIM_SCOPE)
         inner["keyferry"] = Identity(record.impus, record.key_id, admitted.mechanism)
@@ -249,9 +251,12 @@ class SimLogin:
     async def _refuse(self, refusal: Refused, scope: Scope, request: Scope, receive: Receive, send: Send) -> None:
         ended = (self._session.end(),) if self._session and refusal.reason == "session" else ()
         answer = adding(refusing(scope, receive, send) if scope["type"] == "websocket" else send, self._private, ended)
+        await self._door_of(request).refuse(refusal, request, answer)
+
+    def _door_of(self, request: Scope) -> Door:
+        """Return the door of a name, or the first one where the name is wrong."""
         hosts = headers_named(request, b"host")
-        name = (self._names.of(hosts[0]) if hosts else None) or self._names.names[0]
-        await self._doors[name].refuse(refusal, request, answer)
+        return self._doors[(self._names.of(hosts[0]) if hosts else None) or self._names.names[0]]
 
     def _inner(self, scope: Scope, *, secure: bool) -> Scope:
         """Return a scope for the application, without what is ours and what a client may not say."""

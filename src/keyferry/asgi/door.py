@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from keyferry.asgi.exchange import App, Header, Receive, Scope, Send, headers_named, read_body, respond
+from keyferry.asgi.exchange import App, Header, Receive, Scope, Send, headers_named, respond
 from keyferry.asgi.offers import ALGORITHMS, Offers, Place
-from keyferry.asgi.signed_body import SignedResponse, replayed, signed
+from keyferry.asgi.signed_body import HeldBody, Room, SignedResponse, replayed, signed, take_body
 from keyferry.errors import ConfigError, DigestRejected, LocalProtocolError, ParseError, RemoteProtocolError, SecurityError
 from keyferry.protocol import digest
 from keyferry.protocol.crypto.secret import Secret
@@ -27,15 +29,22 @@ MAX_AUTHORIZATION = 4096
 """Octets of Authorization: a key id and a realm of 255 octets each and a uri of 2,048 leave 1,500 to the rest."""
 MAX_CNONCE = 256
 """Characters; ours has 70, and each one is hashed twice."""
-MAX_BODY = 65_536
-"""Octets of a body held in memory for auth-int, of the request and of the response."""
+MAX_BODY = 16_777_216
+"""Octets of a body under auth-int, of the request and of the response; 65,536 of them are held in memory."""
 PROVEN_KEYS = 65_536
 """Keys whose HA1 is kept, about 500 octets each; another one costs its derivation again, 10 microseconds."""
 BOUND_CNONCE = "cb1."
 """A cnonce that says which certificate the client saw: "cb1." random "." base64url(SHA-256(certificate)) (*ours*)."""
 
+PLAIN = b"A SIM login is never used over plain http.\n"
+LATER: tuple[Header, ...] = ((b"retry-after", b"3600"),)
 LOGIN = b"Log in with a SIM: HTTP Digest with a key of your IMS registration.\n"
 """The body of every 401: what is wrong with an answer is not told."""
+
+NO_PHONES = b"No phone is served here.\n"
+"""To a phone where none can log in. Not 403: many phones then give up until they are switched off and on (docs/security.md)."""
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _FIRST_NONCE = 32  # characters of a first nonce; others have 40
 _FIRST_COUNT = "00000001"
@@ -76,7 +85,7 @@ class Proof(NamedTuple):
     algorithm: str
     ha1: Secret
     nextnonce: str | None
-    body: bytes | None  # of the request, if it had to be read
+    body: HeldBody | None  # of the request, if it had to be read
 
 
 class Door:
@@ -95,10 +104,11 @@ class Door:
         max_body: int = MAX_BODY,
         proven_keys: int = PROVEN_KEYS,
         handsets: str = "token",
+        http_networks: tuple[str, ...] = (),
     ) -> None:
-        """Take where keys are found; `handsets` says who is taken for a phone: token (of User-Agent), always, never.
+        """Take where keys are found. `handsets` says who is taken for a phone: token (of User-Agent), always, never.
 
-        Raises ConfigError.
+        `http_networks` are those of clients (CIDR) that may come over plain http, with keys of phones alone. Raises ConfigError.
         """
         _check_settings(sources, algorithms, qop, certificate_hashes)
         self._as_id = as_id
@@ -107,6 +117,10 @@ class Door:
         self._ledger = ledger
         self._certificates = frozenset(base64.urlsafe_b64encode(octets).decode("ascii").rstrip("=") for octets in certificate_hashes)
         self._max_body = max_body
+        self._room = Room()
+        self._networks = _parse_networks(http_networks)
+        if self._networks and not self._offers.serves(handset=True):
+            raise ConfigError("SimLogin http_networks", "only pushed keys are here, and they are never used over plain http")
         self._proven: OrderedDict[str, _Proven] = OrderedDict()
         self._proven_keys = proven_keys
 
@@ -115,8 +129,7 @@ class Door:
 
         Raises Refused, StoreError, SealError; LocalProtocolError if the HTTP server gives no raw path.
         """
-        if scope.get("scheme", "http") != "https":
-            raise Refused("scheme", 403, b"A SIM login is never used over plain http.\n")
+        self.check_channel(scope)
         authorizations = headers_named(scope, b"authorization")
         if not authorizations:
             raise Refused("challenge")
@@ -124,15 +137,30 @@ class Door:
         place = self._offers.of_realm(credentials.realm)
         if place is None:
             raise Refused("realm")
+        if not place.offer.handsets and scope.get("scheme", "http") != "https":
+            raise Refused("scheme", 403, PLAIN)
         algorithm = _check_form(credentials, place)
         _check_uri(credentials.uri, scope)
-        body = None
         if credentials.qop == "auth-int":
-            try:
-                body = await read_body(receive, self._max_body)
-            except RemoteProtocolError as problem:
-                raise Refused("body", problem.status, problem.problem.encode("ascii") + b"\n") from problem
-        record, ha1 = await self._check_response(place, credentials, algorithm, scope["method"], body or b"")
+            return await self._admit_signed(place, credentials, algorithm, scope, receive)
+        return await self._admit(place, credentials, algorithm, scope["method"], None)
+
+    async def _admit_signed(self, place: Place, credentials: digest.Credentials, algorithm: str, scope: Scope, receive: Receive) -> Proof:
+        """Read and hash the body before anything is decided: what is behind the door sees it only if it is the one that was signed."""
+        body = HeldBody(self._max_body, self._room, digest.body_hasher(algorithm))
+        try:
+            await take_body(scope, receive, body, self._max_body)
+            return await self._admit(place, credentials, algorithm, scope["method"], body)
+        except RemoteProtocolError as problem:
+            body.close()
+            raise Refused("body", problem.status, problem.problem.encode("ascii") + b"\n") from problem
+        except BaseException:
+            body.close()
+            raise
+
+    async def _admit(self, place: Place, credentials: digest.Credentials, algorithm: str, method: str, body: HeldBody | None) -> Proof:
+        """Check the response, then take the nonce, then tell the source."""
+        record, ha1 = await self._check_response(place, credentials, algorithm, method, body.hash if body else None)
         cnonce = credentials.cnonce or ""
         if cnonce.startswith(BOUND_CNONCE) and cnonce.rpartition(".")[2] not in self._certificates:
             raise Refused("certificate", 403, b"You saw a certificate that is not this server's.\n")
@@ -141,15 +169,41 @@ class Door:
         proven = self._proven.get(record.key_id)
         if proven is None or proven.ha1 is not ha1 or not proven.noted:
             await self._note_use(place, record, credentials.realm, algorithm, ha1)
-        return Proof(record, place.offer.mechanism, "first-nonce" if first else "digest", credentials, algorithm, ha1, nextnonce, body)
+        mechanism = "first-nonce" if first else "digest"
+        return Proof(record, place.offer.mechanism, mechanism, credentials, algorithm, ha1, nextnonce, body)
 
     async def serve(self, proof: Proof, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer a proven request, and sign its answer (RFC 7616 §3.5)."""
         if proof.body is None:
-            await app(scope, receive, signed(send, _info(proof, b"")))
+            await app(scope, receive, signed(send, _info(proof, None)))
             return
-        response = SignedResponse(send, lambda body: _info(proof, body), self._max_body, head=scope["method"] == "HEAD")
-        await app(scope, replayed(proof.body, receive), response)
+        held = HeldBody(self._max_body, self._room, digest.body_hasher(proof.algorithm))
+        response = SignedResponse(send, lambda body_hash: _info(proof, body_hash), held, head=scope["method"] == "HEAD")
+        try:
+            # Without the server's extensions: a file that it would send by itself cannot be signed.
+            await app({**scope, "extensions": {}}, replayed(proof.body, receive), response)
+        finally:
+            proof.body.close()
+            held.close()
+
+    def check_channel(self, scope: Scope) -> None:
+        """Let in what came over TLS, and what came over plain http from a network that may, for keys of phones. Raises Refused."""
+        if scope.get("scheme", "http") == "https":
+            return
+        client = scope.get("client")
+        if not self._networks or not client or not _is_in(self._networks, client[0]):
+            if self._offers.is_handset(scope):
+                raise Refused("handset", 503, NO_PHONES, headers=LATER)
+            raise Refused("scheme", 403, PLAIN)
+
+    def settle(self, refusal: Refused, scope: Scope) -> Refused:
+        """Return what a refusal comes to for who asks: where there is nothing to offer, no challenge but a better time to come."""
+        if refusal.status == 401 and not self._offers.serves(handset=self._is_handset(scope)):
+            return Refused("handset", 503, NO_PHONES, headers=LATER)
+        return refusal
+
+    def _is_handset(self, scope: Scope) -> bool:
+        return scope.get("scheme", "http") != "https" or self._offers.is_handset(scope)
 
     async def refuse(self, refusal: Refused, scope: Scope, send: Send) -> None:
         """Answer a request that is not admitted; with status 401, challenge."""
@@ -162,17 +216,17 @@ class Door:
 
     def challenges(self, scope: Scope, *, stale: bool = False) -> list[Header]:
         """Return the WWW-Authenticate fields for a request, with a new nonce."""
-        return self._offers.challenges(self._ledger.issue(), handset=self._offers.is_handset(scope), stale=stale)
+        return self._offers.challenges(self._ledger.issue(), handset=self._is_handset(scope), stale=stale)
 
     async def _check_response(
-        self, place: Place, credentials: digest.Credentials, algorithm: str, method: str, body: bytes
+        self, place: Place, credentials: digest.Credentials, algorithm: str, method: str, body_hash: str | None
     ) -> tuple[KeyRecord, Secret]:
         """Look the key up and check the response; an unknown key, a retired one, a wrong response all cost one derivation."""
         record = await self._lookup(place, credentials.username)
         known = self._recall(record, credentials.realm, algorithm) if record else None
         ha1 = known or self._derive(place, record or place.nobody, credentials, algorithm)
         try:
-            digest.check_response(ha1, credentials, algorithm=algorithm, method=method, body=body)
+            digest.check_response(ha1, credentials, algorithm=algorithm, method=method, body_hash=body_hash)
         except DigestRejected as problem:
             if known:
                 self._derive(place, place.nobody, credentials, algorithm)
@@ -242,6 +296,8 @@ def _check_settings(
         raise ConfigError("SimLogin algorithms", "not some of SHA-256 and MD5")
     if not qop or not set(qop) <= {"auth", "auth-int"}:
         raise ConfigError("SimLogin qop", "not some of auth and auth-int")
+    if "MD5" in algorithms and "auth" not in qop:
+        raise ConfigError("SimLogin qop", "auth-int goes with SHA-256 alone", "Add auth, or leave MD5 out")
     if any(len(octets) != 32 for octets in certificate_hashes):
         raise ConfigError("SimLogin certificate_hashes", "not SHA-256 of a certificate, 32 octets")
 
@@ -262,27 +318,55 @@ def _parse(authorizations: list[bytes]) -> digest.Credentials:
 
 def _check_form(credentials: digest.Credentials, place: Place) -> str:
     """Return the algorithm, as offered."""
+    if credentials.qop is None:
+        raise Refused("rfc-2069", 400, b"The Digest response has no qop, as in RFC 2069. Use a client of RFC 7616 or RFC 2617.\n")
     algorithm = place.algorithms.get((credentials.algorithm or "MD5").lower())
     if algorithm is None:
         raise Refused("algorithm")
-    if credentials.qop not in place.qop:
+    if credentials.qop not in place.qop or (credentials.qop == "auth-int" and algorithm == "MD5"):
         raise Refused("qop")
+    if credentials.parameters and any(name in {"userhash", "username*"} and value != "false" for name, value in credentials.parameters):
+        raise Refused("malformed", 400, b"The Digest username must be plain: no userhash, no username*.\n")
     if not _CNONCE.fullmatch(credentials.cnonce or ""):
         raise Refused("malformed", 400, b"The Digest response lacks a usable cnonce.\n")
     return algorithm
 
 
 def _check_uri(uri: str, scope: Scope) -> None:
-    """Compare octet for octet: whatever else `path` may be decoded to, the client signed this request target."""
+    """Compare octet for octet: whatever else `path` may be decoded to, the client signed this request target.
+
+    The target comes from the server as `raw_path` and `query_string`, without scheme and authority, whichever form it had, and an empty
+    query cannot be told from none. Where a proxy took `root_path` away, a server may give it in front of `raw_path`, or apart.
+    """
     raw_path = scope.get("raw_path")
     if raw_path is None:
         raise LocalProtocolError("the HTTP server gives no raw_path: use uvicorn, hypercorn or granian")
     query = scope.get("query_string", b"")
-    signed_uri = uri.encode("utf-8", "surrogateescape")
     target = raw_path + b"?" + query if query else raw_path
-    # An empty query cannot be told from none in ASGI.
-    if raw_path[:1] != b"/" or (signed_uri != target and (query or signed_uri != raw_path + b"?")):
+    signed_uri = uri.encode("utf-8", "surrogateescape")
+    if raw_path[:1] != b"/" or (signed_uri != target and not _is_same_target(signed_uri, target, query, scope)):
         raise Refused("uri", 400, b"The Digest uri is not the target of the request.\n")
+
+
+def _is_same_target(signed_uri: bytes, target: bytes, query: bytes, scope: Scope) -> bool:
+    """Tell whether another text is the same target: absolute-form (RFC 9112 §3.2.2), an empty query, a `root_path` kept apart."""
+    if signed_uri[:1] != b"/":
+        scheme, found, rest = signed_uri.partition(b"://")
+        authority, slash, path = rest.partition(b"/")
+        hosts = headers_named(scope, b"host")
+        if (
+            not found
+            or scheme.lower() != scope.get("scheme", "http").encode("latin-1")
+            or [authority.lower()] != [h.lower() for h in hosts]
+        ):
+            return False
+        signed_uri = slash + path
+    if not query and signed_uri[-1:] == b"?":
+        signed_uri = signed_uri[:-1]
+    if signed_uri == target:
+        return True
+    root = scope.get("root_path", "").encode("utf-8").rstrip(b"/")
+    return bool(root) and not target.startswith(root + b"/") and signed_uri == root + target
 
 
 def _gone(problem: DigestRejected) -> Refused:
@@ -290,11 +374,29 @@ def _gone(problem: DigestRejected) -> Refused:
     return Refused("stale", stale=True) if problem.stale else Refused("unknown-key")
 
 
-def _info(proof: Proof, body: bytes) -> bytes:
-    """Return Authentication-Info; `body` is the response's, and counts with auth-int."""
+def _info(proof: Proof, body_hash: str | None) -> bytes:
+    """Return Authentication-Info; `body_hash` is of the response's body, None: the body is not signed."""
     credentials = proof.credentials
-    rspauth = digest.rspauth_of(proof.ha1, credentials, algorithm=proof.algorithm, body=body)
+    if body_hash is None and credentials.qop == "auth-int":
+        credentials = replace(credentials, qop="auth")
+    rspauth = digest.rspauth_of(proof.ha1, credentials, algorithm=proof.algorithm, body_hash=body_hash)
     # Written out for speed: all five are known to need no escape.
     nextnonce = f', nextnonce="{proof.nextnonce}"' if proof.nextnonce else ""
     text = f'rspauth="{rspauth}", qop={credentials.qop}, cnonce="{credentials.cnonce}", nc={credentials.nc}{nextnonce}'
     return text.encode("ascii")
+
+
+def _parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    try:
+        return tuple([ipaddress.ip_network(text) for text in texts])
+    except ValueError as problem:
+        raise ConfigError("SimLogin http_networks", str(problem), "Write each as 10.46.0.0/16 or fd00:46::/32") from problem
+
+
+def _is_in(networks: Iterable[Network], text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return any((mapped or address) in network for network in networks)

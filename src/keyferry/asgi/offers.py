@@ -84,7 +84,7 @@ class Offers:
     def challenges(self, nonce: str, *, handset: bool, stale: bool) -> list[Header]:
         """Return the challenges, the strongest algorithm first; to a phone at most one."""
         found = [
-            digest.Challenge(place.offer.realm, nonce, algorithm, place.qop, stale=stale)
+            digest.Challenge(place.offer.realm, nonce, algorithm, place.qop if algorithm != "MD5" else ("auth",), stale=stale)
             for name in ALGORITHMS
             for place in self.places
             if place.offer.handsets is handset and (algorithm := place.algorithms.get(name.lower()))

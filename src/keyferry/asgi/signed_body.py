@@ -1,11 +1,135 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bodies under qop=auth-int: of the request before the application acts on it, of the response before it leaves (RFC 7616 §3.4.3, §3.5)."""
+"""Bodies under qop=auth-int (RFC 7616 §3.4.3, §3.5): hashed as they arrive, held until the hash is checked or sent.
+
+An application must not act on a body that is not verified, and rspauth stands in front of the body it signs. So both are held back
+whole: the first octets in memory, the rest in a file without a name, up to a limit each, and to one for all bodies of a door.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from keyferry.asgi.exchange import Message, Receive, Send
+from keyferry.asgi.exchange import Message, Receive, Scope, Send, headers_named
+from keyferry.errors import RemoteProtocolError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+MEMORY = 65_536
+"""Octets of one body in memory; what is beyond lies in a file."""
+ALL_BODIES = 268_435_456
+"""Octets of all bodies that a door holds at one time, in memory and in files."""
+BODY_TIME = 300.0
+"""Seconds for a body to arrive: it is not known yet who sends it."""
+
+TOO_LONG, NO_ROOM, TOO_SLOW, GONE = 413, 503, 408, 400
+
+
+class Room:
+    """What all bodies of one door may take together."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, octets: int = ALL_BODIES) -> None:
+        self.left = octets
+
+
+class HeldBody:
+    """A body as far as it has come; close it."""
+
+    def __init__(self, limit: int, room: Room, hasher: _Hash) -> None:
+        """Take the most octets it may have, the door's room, and a hash of the algorithm in use."""
+        self._limit = limit
+        self._room = room
+        self._hasher = hasher
+        self._file: tempfile.SpooledTemporaryFile[bytes] | None = None
+        self.octets = 0
+
+    @property
+    def hash(self) -> str:
+        """Return the hash of what has come, in hexadecimal: H(entity-body)."""
+        return self._hasher.hexdigest()
+
+    def add(self, part: bytes) -> None:
+        """Take another part.
+
+        Raises RemoteProtocolError: 413 over the limit, 503 if the door or the disk has no room.
+        """
+        if self.octets + len(part) > self._limit:
+            raise RemoteProtocolError(f"the body is over {self._limit} octets", TOO_LONG)
+        if len(part) > self._room.left:
+            raise RemoteProtocolError("no room for more bodies", NO_ROOM)
+        if not part:
+            return
+        self._room.left -= len(part)
+        self.octets += len(part)
+        self._hasher.update(part)
+        try:
+            if self._file is None:
+                self._file = tempfile.SpooledTemporaryFile(max_size=MEMORY)  # noqa: SIM115 - until close
+            self._file.write(part)
+        except OSError as problem:
+            raise RemoteProtocolError("no room for more bodies", NO_ROOM) from problem
+
+    def parts(self) -> Iterator[tuple[bytes, bool]]:
+        """Yield what was taken, in parts, each with whether more follows; at least one part."""
+        if self._file is None:
+            yield b"", False
+            return
+        self._file.seek(0)
+        left = self.octets
+        while left:
+            part = self._file.read(MEMORY)
+            left -= len(part)
+            yield part, left > 0
+
+    def close(self) -> None:
+        """Give the room back."""
+        self._room.left += self.octets
+        self.octets = 0
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+async def take_body(scope: Scope, receive: Receive, body: HeldBody, limit: int, seconds: float = BODY_TIME) -> None:
+    """Read the whole body of a request.
+
+    Raises RemoteProtocolError: 413 as soon as it is known to be over the limit, 503 without room, 408 if it is slow, 400 if the client
+    goes away.
+    """
+    announced = headers_named(scope, b"content-length")
+    if announced and announced[0].isdigit() and len(announced[0]) < 20 and int(announced[0]) > limit:
+        raise RemoteProtocolError(f"the body is over {limit} octets", TOO_LONG)
+    try:
+        async with asyncio.timeout(seconds):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise RemoteProtocolError("the client went away", GONE)
+                body.add(message.get("body", b""))
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise RemoteProtocolError(f"the body took more than {seconds:.0f} s", TOO_SLOW) from None
+
+
+def replayed(body: HeldBody, receive: Receive) -> Receive:
+    """Return a `receive` that gives a body that was read already, and then what comes after it."""
+    parts = body.parts()
+
+    async def replay() -> Message:
+        for part, more in parts:
+            return {"type": "http.request", "body": part, "more_body": more}
+        return await receive()
+
+    return replay
 
 
 def signed(send: Send, info: bytes) -> Send:
@@ -19,42 +143,50 @@ def signed(send: Send, info: bytes) -> Send:
     return sign
 
 
-def replayed(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives a body that was read already, and then what comes after it."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay
-
-
 class SignedResponse:
-    """Hold a response back until its body can be signed (auth-int); one over the limit goes out unsigned."""
+    """Hold a response back until its body can be signed.
 
-    def __init__(self, send: Send, info: Callable[[bytes], bytes], limit: int, *, head: bool) -> None:
+    One that is over the limit, or finds no room, goes out with an rspauth of qop=auth, which says so (RFC 7616 §3.5): its head is
+    proved, its body is as TLS brings it.
+    """
+
+    def __init__(self, send: Send, info: Callable[[str | None], bytes], body: HeldBody, *, head: bool) -> None:
+        """Take what makes Authentication-Info of the body's hash, or of None for qop=auth, and an empty body."""
         self._send = send
         self._info = info
-        self._limit = limit
-        self._head = head
-        self._held: list[Message] = []
+        self._body = body
+        self._head = head  # a response to HEAD, whose body is empty whatever the application sends (RFC 9110 §9.3.2)
+        self._start: Message | None = None
+        self._sent = False
 
     async def __call__(self, message: Message) -> None:
         """Take one ASGI message of the application."""
-        if self._limit < 0:
+        if message["type"] == "http.response.start" and not self._sent and not self._head:
+            self._start = message
+        elif message["type"] == "http.response.start" and not self._sent:
+            self._sent = True
+            await signed(self._send, self._info(self._body.hash))(message)
+        elif self._sent or message["type"] != "http.response.body":
             await self._send(message)
-            return
-        self._held.append(message)
-        self._limit -= len(message.get("body", b""))
-        complete = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if complete and self._limit >= 0:
-            body = b"" if self._head else b"".join(part.get("body", b"") for part in self._held)
-            send = signed(self._send, self._info(body))
-        elif self._limit < 0:
-            send = self._send
         else:
-            return
-        self._limit = -1
-        for held in self._held:
-            await send(held)
-        self._held.clear()
+            await self._take(message)
+
+    async def _take(self, message: Message) -> None:
+        part, more = message.get("body", b""), message.get("more_body", False)
+        try:
+            self._body.add(part)
+        except RemoteProtocolError:
+            await self._release(None, more=True)
+            await self._send({"type": "http.response.body", "body": part, "more_body": more})
+        else:
+            if not more:
+                await self._release(self._body.hash, more=False)
+
+    async def _release(self, body_hash: str | None, *, more: bool) -> None:
+        """Send what is held, and hold nothing from now on."""
+        self._sent = True
+        if self._start is not None:
+            await signed(self._send, self._info(body_hash))(self._start)
+        for part, follows in self._body.parts():
+            await self._send({"type": "http.response.body", "body": part, "more_body": follows or more})
+        self._body.close()

@@ -39,6 +39,7 @@ __all__ = [
     "aka_nonce",
     "aka_v2_keys",
     "aka_v2_password",
+    "body_hasher",
     "build_authentication_info",
     "build_challenge",
     "build_credentials",
@@ -120,17 +121,19 @@ def respond(
     nc: str | None = None,
     cnonce: str | None = None,
     body: bytes = b"",
+    body_hash: str | None = None,
 ) -> str:
     """Return the request-digest (RFC 7616 §3.4.1), or with an empty method the response-digest of rspauth (§3.5).
 
-    `body` counts with qop auth-int only. A session algorithm takes this nonce and cnonce as those of its session.
+    `body`, or `body_hash` in its stead, counts with qop auth-int only. A session algorithm takes this nonce and cnonce as those of its
+    session.
     Raises ParseError for an unknown algorithm or qop, LocalProtocolError if nc or cnonce is missing.
     """
     rules = _algorithm(algorithm)
     digest = rules.digest
     a2 = f"{method}:{uri}"
     if qop == "auth-int":
-        a2 += f":{digest(body)}"
+        a2 += f":{digest(body) if body_hash is None else body_hash}"
     elif qop is not None and qop != "auth":
         raise ParseError("Digest qop", "neither auth nor auth-int")
     if (qop is not None and nc is None) or ((qop is not None or rules.session) and cnonce is None):
@@ -142,9 +145,20 @@ def respond(
     return digest(b"%b:%b" % (key, _octets(middle + digest(_octets(a2)))))
 
 
-def check_response(ha1: Secret, credentials: Credentials, *, algorithm: str, method: str, body: bytes = b"") -> None:
+def body_hasher(algorithm: str) -> hashlib._Hash:
+    """Return a new hash for the body of a message, which may be fed as it arrives; its hexdigest is `body_hash` elsewhere.
+
+    Raises ParseError for an unknown algorithm.
+    """
+    return hashlib.new(_algorithm(algorithm).hash_name, usedforsecurity=False)
+
+
+def check_response(
+    ha1: Secret, credentials: Credentials, *, algorithm: str, method: str, body: bytes = b"", body_hash: str | None = None
+) -> None:
     """Check the response of credentials, in constant time, by the algorithm that was offered.
 
+    `body` or its hash counts with qop auth-int only.
     Whether the nonce is ours and fresh, the uri is the request's, and a qop was required, is for the caller to check.
     Raises DigestRejected.
     """
@@ -152,17 +166,17 @@ def check_response(ha1: Secret, credentials: Credentials, *, algorithm: str, met
         raise DigestRejected("algorithm is not the one offered")
     if credentials.qop is not None and not (credentials.nc and _NC.fullmatch(credentials.nc)):
         raise DigestRejected("nc is not eight hexadecimal digits")
-    expected = _respond_to(ha1, credentials, algorithm, method, body)
+    expected = _respond_to(ha1, credentials, algorithm, method, body, body_hash)
     if not hmac.compare_digest(expected.encode("ascii"), _octets(credentials.response)):
         raise DigestRejected("response is wrong")
 
 
-def rspauth_of(ha1: Secret, credentials: Credentials, *, algorithm: str, body: bytes = b"") -> str:
-    """Return the rspauth that answers credentials already checked; `body` is the response's.
+def rspauth_of(ha1: Secret, credentials: Credentials, *, algorithm: str, body: bytes = b"", body_hash: str | None = None) -> str:
+    """Return the rspauth that answers credentials already checked; `body` or its hash is the response's.
 
     Raises DigestRejected for credentials that none can answer.
     """
-    return _respond_to(ha1, credentials, algorithm, "", body)
+    return _respond_to(ha1, credentials, algorithm, "", body, body_hash)
 
 
 def check_rspauth(info: AuthenticationInfo, ha1: Secret, credentials: Credentials, *, algorithm: str, body: bytes = b"") -> None:
@@ -238,7 +252,7 @@ def decode_base64(text: str, what: str = "base64", maximum: int = MAX_NONCE) -> 
     return octets
 
 
-def _respond_to(ha1: Secret, credentials: Credentials, algorithm: str, method: str, body: bytes) -> str:
+def _respond_to(ha1: Secret, credentials: Credentials, algorithm: str, method: str, body: bytes, body_hash: str | None) -> str:
     """Return what `respond` gives for the peer's own parameters; whatever is wrong with them is the peer's fault."""
     try:
         return respond(
@@ -251,6 +265,7 @@ def _respond_to(ha1: Secret, credentials: Credentials, algorithm: str, method: s
             nc=credentials.nc,
             cnonce=credentials.cnonce,
             body=body,
+            body_hash=body_hash,
         )
     except ParseError as problem:
         raise DigestRejected(str(problem)) from None
