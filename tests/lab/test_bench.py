@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,18 +19,26 @@ from keyferry.lab.bench_report import Round, filesystem_of
 from keyferry.lab.bench_worker import BenchFailed
 
 MOMENT = ("--seconds", "0.1", "--rounds", "1", "--subscribers", "8", "--in-flight", "4", "--connections", "2")
+GETS = ("--only", "get", "--only", "get-granian")
 
 
 def test_a_moment_of_each_figure_has_no_errors_and_leaves_nothing(tmp_path: Path) -> None:
     """`keyferry bench`, real processes; the report of make bench."""
     before = set(state_folder().glob("keyferry-bench-*"))
     output = tmp_path / "bench.json"
-    done = CliRunner().invoke(app, ["bench", *MOMENT, "--only", "register-3", "--only", "get", "--json", "--output", str(output)])
+    done = CliRunner().invoke(app, ["bench", *MOMENT, "--only", "register-3", *GETS, "--json", "--output", str(output)])
     assert done.exit_code == 0, done.output
     data = json.loads(output.read_text())
     assert json.loads(done.stdout) == data
     assert data["ok"] is True
-    assert [figure["name"] for figure in data["figures"]] == ["register-3", "register-3-first", "get-open", "get"]
+    assert [figure["name"] for figure in data["figures"]] == [
+        "register-3",
+        "register-3-first",
+        "get-open",
+        "get",
+        "get-granian-open",
+        "get-granian",
+    ]
     for figure in data["figures"]:
         assert figure["errors"] == 0
         assert 0 < figure["per_second"]["low"] <= figure["per_second"]["median"] <= figure["per_second"]["high"]
@@ -40,10 +49,20 @@ def test_a_moment_of_each_figure_has_no_errors_and_leaves_nothing(tmp_path: Path
     assert (first["done"], first["pushes"]) == (8, 24)
     assert set(data["machine"]) == {"cpu", "cores", "kernel", "python", "openssl", "state_filesystem", "date"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", data["machine"]["date"])
-    assert {"login_microseconds", "login_share_of_open_get"} <= set(data["derived"])
+    shares = {"login_microseconds", "login_share_of_open_get", "login_share_of_get"}
+    assert set(data["derived"]) == shares | {f"granian_{name}" for name in shares}
+    assert data["skipped"] == {}
     assert data["command"].startswith("keyferry")
     assert multiprocessing.active_children() == []
     assert set(state_folder().glob("keyferry-bench-*")) == before
+
+
+def test_a_figure_whose_server_is_not_installed_is_skipped_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """granian is no dependency of ours."""
+    monkeypatch.setitem(sys.modules, "granian", None)
+    done = CliRunner().invoke(app, ["bench", *MOMENT, "--only", "get-granian"])
+    assert done.exit_code == 0, done.output
+    assert "get-granian: skipped, granian is not installed" in done.stdout
 
 
 def test_an_unknown_figure_is_refused() -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from keyferry.lab.bench_http import AUID, DOCUMENT_OCTETS, HttpSetup, document, http_user, serve_documents
 from keyferry.lab.bench_http_load import Browser, Connection, HttpLoad, HttpOrder, HttpTally, load_documents
 from keyferry.lab.bench_register_load import Burst
@@ -14,9 +16,11 @@ from keyferry.protocol.xcap.usages import USAGES, validate
 from lab.benchkit import part
 
 
-async def test_every_user_reads_its_document_at_both_doors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("granian", [False, True], ids=["uvicorn", "granian"])
+async def test_every_user_reads_its_document_at_both_doors(tmp_path: Path, granian: bool) -> None:
     """Each user once, then for a moment: Digest with a count that rises, rspauth verified by the load."""
-    async with part(serve_documents, HttpSetup(tmp_path / "state", 5)) as server, part(load_documents, HttpLoad(5, 2)) as load:
+    setup = HttpSetup(tmp_path / "state", 5, granian)
+    async with part(serve_documents, setup) as server, part(load_documents, HttpLoad(5, 2)) as load:
         await load.ask(await server.answer())
         assert server.told == [("storing keys", 5, 5), ("storing documents", 5, 5)]
         for login in (False, True):

@@ -39,11 +39,24 @@ def test_a_round_without_operations_has_no_cost() -> None:
 
 def test_two_figures_of_one_run_give_the_price_of_a_push_and_of_a_login() -> None:
     """The check as a ratio, in the same run."""
-    rows = [row("register", 400), row("register-3", 460), row("get-open", 50), row("get", 90)]
-    report = BenchReport(MACHINE, BenchOptions(), rows)
-    found = {name: round(value, 6) for name, value in report.derived.items()}
-    assert found == {"further_push_microseconds": 30.0, "login_microseconds": 40.0, "login_share_of_open_get": 0.8}
-    assert _derived(report.derived) == ["each further push costs 30 µs", "the SIM login costs 40 µs a GET, 0.80 of an open GET"]
+    rows = [row("register", 400), row("register-3", 460), row("get-open", 60), row("get", 100), row("get-granian-open", 90)]
+    report = BenchReport(MACHINE, BenchOptions(), [*rows, row("get-granian", 100)], {"x": "no x"})
+    found = {name: round(value, 3) for name, value in report.derived.items()}
+    assert found == {
+        "further_push_microseconds": 30.0,
+        "login_microseconds": 40.0,
+        "login_share_of_open_get": 0.667,
+        "login_share_of_get": 0.4,
+        "granian_login_microseconds": 10.0,
+        "granian_login_share_of_open_get": 0.111,
+        "granian_login_share_of_get": 0.1,
+    }
+    assert _derived(report.derived) == [
+        "each further push costs 30 µs",
+        "uvicorn: the SIM login costs 40 µs a GET, 40% of it, 0.67 of an open GET",
+        "granian: the SIM login costs 10 µs a GET, 10% of it, 0.11 of an open GET",
+    ]
+    assert report.data()["skipped"] == {"x": "no x"}
     assert report.data()["ok"] is True
     _show(report)
 

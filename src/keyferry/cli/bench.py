@@ -97,6 +97,8 @@ def _show(report: BenchReport) -> None:
     console.print(f"median of {options.rounds} rounds of {options.seconds:g} s; CPU µs: all threads of the measured process, an operation")
     for text in _derived(report.derived):
         console.print(text)
+    for name, why in report.skipped.items():
+        console.print(f"{name}: skipped, {why}")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -113,8 +115,8 @@ def _derived(derived: dict[str, float]) -> list[str]:
     lines = []
     if "further_push_microseconds" in derived:
         lines.append(f"each further push costs {derived['further_push_microseconds']:.0f} µs")
-    if "login_microseconds" in derived:
-        lines.append(
-            f"the SIM login costs {derived['login_microseconds']:.0f} µs a GET, {derived['login_share_of_open_get']:.2f} of an open GET"
-        )
+    for prefix, server in (("", "uvicorn"), ("granian_", "granian")):
+        if f"{prefix}login_microseconds" in derived:
+            cost, open_share, share = (derived[f"{prefix}login_{what}"] for what in ("microseconds", "share_of_open_get", "share_of_get"))
+            lines.append(f"{server}: the SIM login costs {cost:.0f} µs a GET, {share:.0%} of it, {open_share:.2f} of an open GET")
     return lines

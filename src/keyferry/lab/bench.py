@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from keyferry.lab.bench_granian import granian_is_installed
 from keyferry.lab.bench_http import HttpSetup, serve_documents
 from keyferry.lab.bench_http_load import HttpLoad, HttpOrder, load_documents
 from keyferry.lab.bench_register import RegisterSetup, serve_registrations
@@ -24,6 +25,8 @@ WHAT = {
     "path": "registration, 1 key push: P-, I-, S-CSCF, HSS and AS in one process",
     "get-open": "GET over TLS, the door asks nothing",
     "get": "GET over TLS, SIM login (Digest SHA-256)",
+    "get-granian-open": "the same two by granian: the door asks nothing",
+    "get-granian": "by granian, SIM login (Digest SHA-256)",
 }
 PUSHES = {"register": 1, "register-3": 3}
 
@@ -43,10 +46,14 @@ def run_bench(options: BenchOptions, clock: Clock, progress: Progress) -> BenchR
     folder = state_folder()
     report = BenchReport(machine_of(clock, folder), options)
     for name in NAMES:
-        if name in options.only:
-            with tempfile.TemporaryDirectory(prefix="keyferry-bench-", dir=folder) as place:
-                measure = _get if name == "get" else _register
-                report.rows += measure(name, options, Path(place) / "state", progress)
+        if name not in options.only:
+            continue
+        if name == "get-granian" and not granian_is_installed():
+            report.skipped[name] = "granian is not installed; it is in requirements/test.txt"
+            continue
+        with tempfile.TemporaryDirectory(prefix="keyferry-bench-", dir=folder) as place:
+            measure = _get if name in {"get", "get-granian"} else _register
+            report.rows += measure(name, options, Path(place) / "state", progress)
     return report
 
 
@@ -86,9 +93,11 @@ def _register(name: Name, options: BenchOptions, state: Path, progress: Progress
 def _get(name: Name, options: BenchOptions, state: Path, progress: Progress) -> list[Row]:
     """Open door and login in turn, round by round: what disturbs the machine disturbs both."""
     measured_core, load_core = cores()
-    rounds: dict[str, list[Round]] = {"get-open": [], name: []}
+    bare = f"{name}-open"
+    rounds: dict[str, list[Round]] = {bare: [], name: []}
+    setup = HttpSetup(state, options.subscribers, granian=name == "get-granian")
     with ExitStack() as stack:
-        measured = stack.enter_context(worker(serve_documents, measured_core, HttpSetup(state, options.subscribers)))
+        measured = stack.enter_context(worker(serve_documents, measured_core, setup))
         load = stack.enter_context(worker(load_documents, load_core, HttpLoad(options.subscribers, options.connections)))
         load.ask(measured.answer(progress))
         pair = _Pair(measured, load)
@@ -98,7 +107,7 @@ def _get(name: Name, options: BenchOptions, state: Path, progress: Progress) -> 
             _fine(load.ask("go"))
         for number in range(options.rounds):
             progress(name, number, options.rounds)
-            for row, login in (("get-open", False), (name, True)):
+            for row, login in ((bare, False), (name, True)):
                 load.ask(HttpOrder(login, options.seconds))  # connections are made before the clock starts
                 rounds[row].append(_burst(pair, "go"))
         progress(name, options.rounds, options.rounds)

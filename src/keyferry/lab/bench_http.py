@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from keyferry.asgi.auth import Identity
+from keyferry.asgi.auth import Identity, SimLogin
 from keyferry.asgi.exchange import Receive, Scope, Send
 from keyferry.asgi.xcap import XcapApp
 from keyferry.config import ApplicationServer, Config, Network
+from keyferry.lab.bench_granian import GranianServer
 from keyferry.lab.bench_register import ANY_PORT, BATCH, HOME, answer_usage
 from keyferry.lab.bench_worker import Link
 from keyferry.ports import Document
@@ -20,6 +22,7 @@ from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, reg_of
 from keyferry.protocol.ims.keypush import Push, PushedKey
 from keyferry.protocol.ims.keys import as_key, digest_password, key_id, ua_key
 from keyferry.protocol.xcap.conditions import etag_of
+from keyferry.roles.appserver import PushedKeys
 from keyferry.roles.xcap_server import XcapServer
 from keyferry.stores.database import Database
 from keyferry.stores.sqlite.documents import SqliteDocumentStore
@@ -52,6 +55,7 @@ class HttpSetup(NamedTuple):
 
     state: Path
     users: int
+    granian: bool = False  # both doors by granian instead of uvicorn
 
 
 class Doors(NamedTuple):
@@ -117,23 +121,45 @@ async def serve_documents(link: Link, setup: HttpSetup) -> None:
         try:
             listeners = await system.start()
             await _store_keys(system, users, link, clock.now())
-            await _open_beside(link, system, state, users, next((one.host, one.port) for one in listeners if one.proto == "https"))
+            await _open_beside(link, setup, system, state, users, next((one.host, one.port) for one in listeners if one.proto == "https"))
         finally:
             await system.stop()
 
 
-async def _open_beside(link: Link, system: System, state: StateDir, users: list[HttpUser], login: tuple[str, int]) -> None:
+async def _open_beside(
+    link: Link, setup: HttpSetup, system: System, state: StateDir, users: list[HttpUser], login: tuple[str, int]
+) -> None:
+    """Serve the open door, which the system has none of; with granian the login, too."""
     certificate = system.pki.ensure(AS_ID, "as")
-    with Database(state.path(f"as-{AS_ID}.db")) as database:
-        documents = SqliteDocumentStore(database)
+    async with AsyncExitStack() as stack:
+        documents = SqliteDocumentStore(stack.enter_context(Database(state.path(f"as-{AS_ID}.db"))))
         await _store_documents(documents, users, link)
-        door = HttpServer(OpenDoor(XcapApp(XcapServer(documents)), users), tls=tls_context(certificate.certificate, certificate.key))
-        try:
-            spare_the_collector()
-            link.send(Doors(login, await door.listen("127.0.0.1", 0), certificate.sha256, str(system.pki.ca_file)))
-            await answer_usage(link)
-        finally:
-            await door.aclose()
+        app = XcapApp(XcapServer(documents))
+        beside = OpenDoor(app, users)
+        if setup.granian:
+            door = GranianServer(_login(app, system, state, certificate.sha256), certificate=certificate.certificate, key=certificate.key)
+            stack.push_async_callback(door.aclose)
+            login = await door.listen("127.0.0.1")
+            other = GranianServer(beside, certificate=certificate.certificate, key=certificate.key)
+            stack.push_async_callback(other.aclose)
+            address = await other.listen("127.0.0.1")
+        else:
+            server = HttpServer(beside, tls=tls_context(certificate.certificate, certificate.key))
+            stack.push_async_callback(server.aclose)
+            address = await server.listen("127.0.0.1", 0)
+        spare_the_collector()
+        link.send(Doors(login, address, certificate.sha256, str(system.pki.ca_file)))
+        await answer_usage(link)
+
+
+def _login(app: XcapApp, system: System, state: StateDir, certificate: bytes) -> SimLogin:
+    """Return a door as `serve` makes one."""
+    clock = SystemClock()
+    keys = PushedKeys(system.servers[0].keys, clock)
+    return SimLogin(
+        app, as_id=AS_ID, keys=keys, clock=clock, random=SystemRandom(), counter=Metrics(), certificate_hashes=(certificate,),
+        user_id_key=state.user_id_key(AS_ID),
+    )  # fmt: skip
 
 
 async def _store_keys(system: System, users: list[HttpUser], link: Link, now: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from keyferry.lab.bench_register_load import Burst
 from keyferry.ports import Clock
 
-Name = Literal["register", "register-3", "path", "get"]
+Name = Literal["register", "register-3", "path", "get", "get-granian"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 
@@ -105,6 +105,7 @@ class BenchReport:
     machine: dict[str, Any]
     options: BenchOptions
     rows: list[Row] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # figure → why there is none
 
     def row(self, name: str) -> Row | None:
         """Return a figure by its name."""
@@ -127,17 +128,20 @@ class BenchReport:
         one, three = self.row("register"), self.row("register-3")
         if one and three:
             found["further_push_microseconds"] = (three.cost.median - one.cost.median) / 2
-        bare, login = self.row("get-open"), self.row("get")
-        if bare and login and bare.cost.median:
-            found["login_microseconds"] = login.cost.median - bare.cost.median
-            found["login_share_of_open_get"] = login.cost.median / bare.cost.median - 1
+        for name in ("get", "get-granian"):
+            bare, login = self.row(f"{name}-open"), self.row(name)
+            if bare and login and bare.cost.median:
+                prefix = "granian_" if name == "get-granian" else ""
+                found[f"{prefix}login_microseconds"] = login.cost.median - bare.cost.median
+                found[f"{prefix}login_share_of_open_get"] = login.cost.median / bare.cost.median - 1
+                found[f"{prefix}login_share_of_get"] = 1 - bare.cost.median / login.cost.median
         return found
 
     def data(self) -> dict[str, Any]:
         """Return what the JSON file holds."""
         return {
             "ok": self.errors == 0, "machine": self.machine, "options": asdict(self.options), "figures": [row.data() for row in self.rows],
-            "derived": self.derived,
+            "derived": self.derived, "skipped": self.skipped,
         }  # fmt: skip
 
 
