@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from keyferry.asgi.identity import SIM_SCOPE, SimAuth, SimUser, UserIds, user_id, user_of
+from keyferry.asgi.identity import KNOWN_IDS, SIM_SCOPE, SimAuth, SimUser, UserIds, user_id, user_of
 from keyferry.errors import ConfigError, LocalProtocolError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId
@@ -74,6 +74,15 @@ def test_the_key_comes_from_the_first_source_that_has_one() -> None:
     assert ids.of(IMPI) == ids.of(IMPI) == user_id(KEY, NOTES, IMPI)
     assert sources[2].asked == ["notes.home1.net"]  # type: ignore[attr-defined]
     assert UserIds(NOTES, sources, Secret(bytes(32))).of(IMPI) != ids.of(IMPI)
+
+
+def test_ids_that_are_remembered_are_bounded_and_the_same_again() -> None:
+    """Strangers cannot fill the memory: only proven keys have an IMPI, and the oldest id goes first."""
+    ids = UserIds(NOTES, [], KEY)
+    names = [f"user{number}@home1.net" for number in range(KNOWN_IDS + 10)]
+    assert [ids.of(name) for name in names] == [user_id(KEY, NOTES, name) for name in names]
+    assert len(ids._known) == KNOWN_IDS
+    assert ids.of(names[0]) == user_id(KEY, NOTES, names[0])
 
 
 def test_without_a_key_there_is_no_id() -> None:

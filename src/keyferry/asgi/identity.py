@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -18,6 +19,9 @@ SIM_SCOPE = "sim"
 """What `@requires("sim")` asks for: a key of a SIM was proven."""
 MIN_USER_ID_KEY = 16
 """Octets: an IMPI made of an IMSI is one of ten thousand million, so an unkeyed or weakly keyed hash of it is as good as the IMPI."""
+
+KNOWN_IDS = 16_384
+"""Ids that are not computed again, about 300 octets each: an HMAC takes longer than the whole response's hash."""
 
 _LABEL = b"keyferry-user-1"
 _ID_OCTETS = 18  # 24 characters; two of a thousand million users share one with a chance below 10^-25
@@ -119,6 +123,7 @@ class UserIds:
         self._as_id = as_id
         self._sources = [source for source in sources if isinstance(source, NamesUsers)]
         self._key = key
+        self._known: OrderedDict[str, str] = OrderedDict()
         if key is None and not self._sources:
             raise ConfigError(
                 "SimLogin user_id_key",
@@ -128,10 +133,17 @@ class UserIds:
 
     def of(self, impi: str) -> str:
         """Return the id of a subscriber. Raises ConfigError, StoreError."""
+        known = self._known.get(impi)
+        if known is not None:
+            self._known.move_to_end(impi)
+            return known
         key = self._key
         if key is None:
             key = self._key = self._from_sources()
-        return user_id(key, self._as_id, impi)
+        new = self._known[impi] = user_id(key, self._as_id, impi)
+        if len(self._known) > KNOWN_IDS:
+            self._known.popitem(last=False)
+        return new
 
     def _from_sources(self) -> Secret:
         for source in self._sources:

@@ -92,6 +92,8 @@ class Proxies:
     def _trusts(self, client: Any) -> bool:
         if not client or not client[0]:
             return self._unix
+        if not self._networks:  # most have no proxy, and reading an address takes a tenth of a login's time
+            return False
         address = _address(str(client[0]))
         return address is not None and self._holds(address)
 
