@@ -8,8 +8,9 @@ import ctypes
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import aiohttp
 import httpx
@@ -30,6 +31,12 @@ class Call(NamedTuple):
     method: str
     path: str
     body: bytes = b""
+    content_type: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the fields that the caller sets."""
+        return {"Content-Type": self.content_type} if self.content_type else {}
 
 
 class Got(NamedTuple):
@@ -67,14 +74,35 @@ class Notes(Echo):
             await respond(send, 404, b"")
 
 
-class Site(NamedTuple):
-    """A door that is served, and what a client must be told of it."""
+class Place(Protocol):
+    """What a client must be told."""
+
+    @property
+    def url(self) -> str:
+        """https://HOST:PORT."""
+
+    @property
+    def ca(self) -> Path:
+        """The CA's certificate."""
+
+    @property
+    def user(self) -> str:
+        """The key id."""
+
+    @property
+    def password(self) -> str:
+        """The key."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A door that is served: a Place, and what happens there."""
 
     url: str
     ca: Path
     certificate: Certificate
     user: str
-    password: str
+    password: str = field(repr=False)
     door: Door
     log: list[Entry]
 
@@ -113,51 +141,51 @@ def _named(text: str, name: str) -> str:
     return found[0] if found else ""
 
 
-Drive: TypeAlias = Callable[[Site, Sequence[Call]], Awaitable[list[Got]]]
+Drive: TypeAlias = Callable[[Place, Sequence[Call]], Awaitable[list[Got]]]
 """Make the calls one after the other with one client, and return what it got."""
 
 
-async def with_httpx(at: Site, calls: Sequence[Call]) -> list[Got]:
+async def with_httpx(at: Place, calls: Sequence[Call]) -> list[Got]:
     """httpx.DigestAuth with the client for threads."""
 
     def run() -> list[Got]:
         tls = ssl.create_default_context(cafile=str(at.ca))
         with httpx.Client(verify=tls, auth=httpx.DigestAuth(at.user, at.password), trust_env=False) as client:
-            answers = (client.request(one.method, at.url + one.path, content=one.body) for one in calls)
+            answers = (client.request(one.method, at.url + one.path, content=one.body, headers=one.headers) for one in calls)
             return [Got(answer.status_code, answer.content) for answer in answers]
 
     return await asyncio.to_thread(run)
 
 
-async def with_async_httpx(at: Site, calls: Sequence[Call]) -> list[Got]:
+async def with_async_httpx(at: Place, calls: Sequence[Call]) -> list[Got]:
     """httpx.DigestAuth with the client for tasks."""
     tls = ssl.create_default_context(cafile=str(at.ca))
     async with httpx.AsyncClient(verify=tls, auth=httpx.DigestAuth(at.user, at.password), trust_env=False) as client:
-        answers = [await client.request(one.method, at.url + one.path, content=one.body) for one in calls]
+        answers = [await client.request(one.method, at.url + one.path, content=one.body, headers=one.headers) for one in calls]
     return [Got(answer.status_code, answer.content) for answer in answers]
 
 
-async def with_requests(at: Site, calls: Sequence[Call]) -> list[Got]:
+async def with_requests(at: Place, calls: Sequence[Call]) -> list[Got]:
     """HTTPDigestAuth of requests; it counts per thread, so this is one."""
 
     def run() -> list[Got]:
         with requests.Session() as session:
             session.trust_env, session.verify = False, str(at.ca)
             session.auth = HTTPDigestAuth(at.user, at.password)
-            answers = (session.request(one.method, at.url + one.path, data=one.body, timeout=30) for one in calls)
+            answers = (session.request(one.method, at.url + one.path, data=one.body, headers=one.headers, timeout=30) for one in calls)
             return [Got(answer.status_code, answer.content) for answer in answers]
 
     return await asyncio.to_thread(run)
 
 
-async def with_aiohttp(at: Site, calls: Sequence[Call]) -> list[Got]:
+async def with_aiohttp(at: Place, calls: Sequence[Call]) -> list[Got]:
     """DigestAuthMiddleware of aiohttp."""
     tls = ssl.create_default_context(cafile=str(at.ca))
     digest = aiohttp.DigestAuthMiddleware(at.user, at.password)
     found = []
     async with aiohttp.ClientSession(middlewares=(digest,), connector=aiohttp.TCPConnector(ssl=tls)) as session:
         for one in calls:
-            async with session.request(one.method, at.url + one.path, data=one.body or None) as answer:
+            async with session.request(one.method, at.url + one.path, data=one.body or None, headers=one.headers) as answer:
                 found.append(Got(answer.status, await answer.read()))
     return found
 
@@ -170,7 +198,7 @@ class LibCurl:
     DIGEST = 2
     RESPONSE_CODE = 0x200_002
 
-    def __init__(self, at: Site) -> None:
+    def __init__(self, at: Place) -> None:
         self._curl = ctypes.CDLL("libcurl.so.4")
         self._curl.curl_easy_init.restype = ctypes.c_void_p
         self._handle = ctypes.c_void_p(self._curl.curl_easy_init())
@@ -185,6 +213,7 @@ class LibCurl:
 
     def __call__(self, one: Call) -> Got:
         """Make one call."""
+        assert not one.headers, "nobody needed it"
         self._parts.clear()
         self._set(self.URL, ctypes.c_char_p((self._at.url + one.path).encode()))
         if one.method == "GET":
@@ -214,7 +243,7 @@ class LibCurl:
         assert code == 0, f"libcurl: error {code}"
 
 
-async def with_libcurl(at: Site, calls: Sequence[Call]) -> list[Got]:
+async def with_libcurl(at: Place, calls: Sequence[Call]) -> list[Got]:
     """libcurl with one handle, as PHP's, git's and R's HTTP clients use it."""
 
     def run() -> list[Got]:

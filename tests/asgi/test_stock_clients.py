@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import ssl
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,7 @@ async def test_only_aiohttp_knows_auth_int_alone(drive: Drive, tmp_path: Path) -
 async def test_a_wrong_password_is_refused_and_no_client_asks_for_ever(drive: Drive, tmp_path: Path) -> None:
     """A user's own 401, with the reason to try again later (DESIGN §7)."""
     async with site(tmp_path) as at:
-        got = await drive(at._replace(password="wrong"), [Call("GET", "/a")])
+        got = await drive(replace(at, password="wrong"), [Call("GET", "/a")])
         assert [one.status for one in got] == [401]
         assert set(at.statuses) == {401}
         assert len(at.statuses) <= 3
