@@ -11,6 +11,7 @@ import pytest
 
 from keyferry.ports import SipPeer
 from keyferry.protocol.crypto.aes import Siv
+from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi, Impu, KeyId, reg_of
 from keyferry.protocol.ims.keypush import Push, PushedKey, build_push, seal_push
 from keyferry.protocol.ims.keys import key_id
@@ -413,3 +414,10 @@ class TestRegistered:
         for name, role in (("scscf1.home1.net", "as"), ("as2.home1.net", "as"), ("scscf1.home1.net", "scscf")):
             await agent.handle(received(register(None)), SipPeer("TLS", "192.0.2.1", 5061, name, role))
         assert len(heard) == 1
+
+
+def test_what_user_ids_are_made_with_comes_from_who_keeps_it(bench: Bench) -> None:
+    """Not from the store of keys: user ids outlive it."""
+    assert PushedKeys(bench.keys, bench.clock).user_id_key(XCAP) is None
+    kept = PushedKeys(bench.keys, bench.clock, lambda as_id: Secret(as_id.encode()))
+    assert kept.user_id_key(XCAP) == Secret(XCAP.encode())

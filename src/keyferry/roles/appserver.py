@@ -166,6 +166,8 @@ class PushedKeys:
 
     keys: KeyStore
     clock: Clock
+    user_ids: Callable[[AsId], Secret] | None = None
+    """Returns what the opaque user ids of an AS are made with: the same for ever, and for every process."""
 
     def offer(self, as_id: AsId) -> Offer:
         """Return the realm and the PSK prefix of pushed keys."""
@@ -190,6 +192,10 @@ class PushedKeys:
     async def claim_first(self, record: KeyRecord) -> bool:
         """Take the first nonce of a key, for a ledger of one process."""
         return await self.keys.claim_first(record)
+
+    def user_id_key(self, as_id: AsId) -> Secret | None:
+        """Return what the opaque user ids of an AS are made with, if somebody keeps it."""
+        return self.user_ids(as_id) if self.user_ids else None
 
 
 def _host(uri: str) -> str:

@@ -78,9 +78,9 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
     services.every(60.0, lambda: keys.sweep(services.clock.now()))
     certificate = services.pki.ensure(as_id, "as")
     door = SimLogin(
-        _application(settings, database), as_id=as_id, keys=PushedKeys(keys, services.clock), clock=services.clock,
-        random=services.random, counter=services.metrics, algorithms=tuple(settings.algorithms),
-        certificate_hashes=(certificate.sha256,), user_id_key=services.state.user_id_key(as_id),
+        _application(settings, database), as_id=as_id, keys=PushedKeys(keys, services.clock, services.state.user_id_key),
+        clock=services.clock, random=services.random, counter=services.metrics, algorithms=tuple(settings.algorithms),
+        certificate_hashes=(certificate.sha256,),
     )  # fmt: skip
     tls = tls_context(certificate.certificate, certificate.key)
     await services.serve_http("as", door, settings.listen_https, as_id, tls, lifespan=":" in settings.app)
