@@ -13,14 +13,14 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from keyferry.asgi.admission import Admission, Admitted
 from keyferry.asgi.answers import PRIVATE, adding, hsts
 from keyferry.asgi.audit import Audit, Event, audit_of
 from keyferry.asgi.door import MAX_BODY, PROVEN_KEYS, Door, Refused
-from keyferry.asgi.exchange import App, Header, Receive, Scope, Send, headers_named, respond
+from keyferry.asgi.exchange import Header, Receive, Scope, Send, headers_named, respond
 from keyferry.asgi.identity import SIM_SCOPE, SimAuth, SimUser, UserIds
 from keyferry.asgi.limits import FailureLimits, Failures
 from keyferry.asgi.names import Proxies, PublicNames
@@ -72,7 +72,7 @@ class SimLogin:
 
     def __init__(
         self,
-        app: App,
+        app: Callable[..., Awaitable[None]],  # of ASGI: frameworks differ in how they write it
         *,
         as_id: str,
         keys: Keys = None,
