@@ -169,6 +169,34 @@ async def test_an_applications_own_trouble_is_its_own() -> None:
     assert calls == [True, False]
 
 
+class NoNonces:
+    """A ledger whose key agent has gone."""
+
+    def issue(self) -> str:
+        raise StoreError("no key agent answers")
+
+    async def claim(self, nonce: str, record: KeyRecord, count: int) -> bool:
+        raise StoreError("no key agent answers")
+
+    async def claim_first(self, record: KeyRecord) -> bool:
+        raise StoreError("no key agent answers")
+
+
+async def test_without_a_key_agent_the_answer_is_503_and_open_paths_work() -> None:
+    """Not even a challenge can be made; the server's error log stays clean of it."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, 401 if scope["path"] == "/open/strict" else 200)
+
+    door = make_door(ALICE_KEY, app=app, ledger=NoNonces(), open=("/open",))  # type: ignore[arg-type]
+    for headers in ([], [Client(ALICE_KEY).answer(await make_door(ALICE_KEY).challenge())]):
+        answer = await call(door.door, headers=headers)
+        assert (answer.status, answer.get("retry-after")) == (503, "1")
+    assert (await call(door.door, "GET", "/open")).status == 200
+    strict = await call(door.door, "GET", "/open/strict")
+    assert (strict.status, strict.all("www-authenticate")) == (401, [])
+
+
 # ---- names and proxies
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from keyferry.asgi.admission import Admission, Admitted
 from keyferry.asgi.answers import PRIVATE, adding, hsts
 from keyferry.asgi.audit import Audit, Event, audit_of
+from keyferry.asgi.certificates import hashes_of
 from keyferry.asgi.door import MAX_BODY, PROVEN_KEYS, Door, Refused
 from keyferry.asgi.exchange import Header, Receive, Scope, Send, headers_named, respond
 from keyferry.asgi.identity import SIM_SCOPE, SimAuth, SimUser, UserIds
@@ -92,6 +93,7 @@ class SimLogin:
         counter: Counter | None = None,
         algorithms: tuple[str, ...] = ("SHA-256",),
         qop: tuple[str, ...] = ("auth",),
+        certificates: Iterable[str | os.PathLike[str]] = (),
         certificate_hashes: tuple[bytes, ...] = (),
         nonce_lifetime: float = NONCE_LIFETIME,
         max_body: int = MAX_BODY,
@@ -101,8 +103,8 @@ class SimLogin:
     ) -> None:
         """Take the application, the host name in the URIs that users open, and where keys are found; docs/simlogin.md has the rest.
 
-        `certificate_hashes` are SHA-256 over the DER of each certificate that users see at this name (32 octets); without them
-        our own client, which names the one it saw, is refused. Raises ConfigError, which says what to write.
+        `certificates` are PEM files of the certificates that users see at this name, or `certificate_hashes` SHA-256 over the DER
+        of each; without them our own client, which names the one it saw, is refused. Raises ConfigError, which says what to write.
         """
         self.app = app
         self._clock: Clock = clock or SystemClock()
@@ -117,6 +119,7 @@ class SimLogin:
         self._hsts = hsts(_seconds(hsts_seconds))
         self._private: tuple[Header, ...] = PRIVATE + self._hsts
         sources = sources_of(keys, self._clock, random)
+        certificate_hashes = (*certificate_hashes, *hashes_of(certificates))
         key = Secret(user_id_key) if isinstance(user_id_key, bytes) else user_id_key
         self._ids = UserIds(self._names.names[0], sources, key)
         self._doors = {
@@ -157,8 +160,7 @@ class SimLogin:
             return
         except (StoreError, SealError):  # a row that somebody changed is a store that fails
             self._tell(request, source, "store")
-            answer = adding(refusing(scope, receive, send) if scope["type"] == "websocket" else send, self._private)
-            await respond(answer, 503, b"The key store does not answer.\n", headers=[(b"retry-after", b"1")])
+            await self._unavailable(scope, receive, send)
             return
         self._tell(request, source, "", login)
         await self._serve(login, scope, receive, send)
@@ -241,7 +243,7 @@ class SimLogin:
         inner["auth"] = SimAuth()
         hosts = headers_named(request, b"host")
         name = self._names.of(hosts[0]) if secure and len(hosts) == 1 else None
-        challenge = (lambda: self._doors[name].challenges(request)) if name else None
+        challenge = (lambda: _challenges(self._doors[name], request)) if name else None
         if ended and self._session:
             answer = adding(send, self._private, (self._session.end(),), challenge)
         else:
@@ -251,7 +253,14 @@ class SimLogin:
     async def _refuse(self, refusal: Refused, scope: Scope, request: Scope, receive: Receive, send: Send) -> None:
         ended = (self._session.end(),) if self._session and refusal.reason == "session" else ()
         answer = adding(refusing(scope, receive, send) if scope["type"] == "websocket" else send, self._private, ended)
-        await self._door_of(request).refuse(refusal, request, answer)
+        try:
+            await self._door_of(request).refuse(refusal, request, answer)
+        except StoreError:  # no nonce to challenge with; nothing is sent yet
+            await self._unavailable(scope, receive, send)
+
+    async def _unavailable(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = adding(refusing(scope, receive, send) if scope["type"] == "websocket" else send, self._private)
+        await respond(answer, 503, b"The key store does not answer.\n", headers=[(b"retry-after", b"1")])
 
     def _door_of(self, request: Scope) -> Door:
         """Return the door of a name, or the first one where the name is wrong."""
@@ -307,6 +316,13 @@ class _Login(NamedTuple):
     admitted: Admitted
     user: SimUser
     name: AsId
+
+
+def _challenges(door: Door, request: Scope) -> list[Header]:
+    try:
+        return door.challenges(request)
+    except StoreError:  # no nonce to be had: the application's 401 goes out as it is
+        return []
 
 
 def _claimed(request: Scope, way: str) -> str:
