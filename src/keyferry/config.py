@@ -127,6 +127,14 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
     listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback`")] = None
     listen_sips: Annotated[str | None, Meta(description="`HOST:PORT` for pushes over TLS; needed with `tls`")] = None
     listen_https: Address
+    listen_psk13: Annotated[
+        str | None, Meta(description="`HOST:PORT` for TLS 1.3 with the pushed key and no certificate; needs Python 3.13")
+    ] = None
+    listen_psk12: Annotated[str | None, Meta(description="the same in TLS 1.2 with `psk12_suite`; a listener of its own")] = None
+    psk12_suite: Annotated[
+        Literal["ECDHE-PSK-CHACHA20-POLY1305", "ECDHE-PSK-AES128-CBC-SHA256", "ECDHE-PSK-AES256-CBC-SHA384"],
+        Meta(description="the one suite of `listen_psk12`, as OpenSSL names it; the key depends on it"),
+    ] = "ECDHE-PSK-CHACHA20-POLY1305"
     app: Annotated[str, Meta(description="`xcap`, `notes`, or `module:attribute` of an ASGI application of your own")] = "xcap"
     default_handling: Annotated[int, Meta(ge=0, le=1, description="DefaultHandling of the filter criteria")] = 0
     service_info: Annotated[str | None, Meta(description="ServiceInfo of the filter criteria, besides the keys")] = None
@@ -376,7 +384,8 @@ def _check_names(path: Path, config: Config) -> None:
         if as_id in seen:
             raise ConfigError(f"{where}.as_id", f"{as_id} is there twice", "One AS_ID is one application server")
         seen.add(as_id)
-        split_address(server.listen_https, f"{where}.listen_https")
+        for name in ("listen_https", "listen_psk13", "listen_psk12"):
+            split_address(getattr(server, name) or server.listen_https, f"{where}.{name}")
         _check_protection(where, server)
     _check_shared(path, config, seen)
     _check_scscfs(path, config)

@@ -13,7 +13,7 @@ from docs.console import ROOT, blocks, commands, missing, run_page, same
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "getting-started.md"
 PAGES = (README, GUIDE)
-PEERS = {"sipp", "curl", "tshark"}
+PEERS = {"sipp", "curl", "tshark", "openssl"}
 LANGUAGES = {"console", "python", "toml", "text", "xml", "json"}
 
 

@@ -7,7 +7,15 @@ import shutil
 
 import pytest
 
-PACKAGES = {"sipp": "sip-tester", "tshark": "tshark", "dumpcap": "wireshark-common", "curl": "curl", "chromium": "chromium"}
+PACKAGES = {
+    "sipp": "sip-tester",
+    "tshark": "tshark",
+    "dumpcap": "wireshark-common",
+    "curl": "curl",
+    "openssl": "openssl",
+    "chromium": "chromium",
+    "gnutls-cli": "gnutls-bin",
+}
 
 
 def program(name: str) -> str:

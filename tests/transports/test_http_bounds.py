@@ -120,3 +120,22 @@ def test_a_head_that_takes_too_long_is_cut_off_and_an_idle_connection_is_not(oct
     for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(slow())
+
+
+async def test_a_connection_without_a_key_adds_nothing_to_the_scope() -> None:
+    """Whatever its request says: the name is our protocol class's."""
+    scopes: list[Message] = []
+
+    async def noting(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+        scopes.append(scope)
+        await length(scope, receive, send)
+
+    server = HttpServer(noting)
+    reader, writer = await asyncio.open_connection(*await server.listen("127.0.0.1", 0))
+    try:
+        await sent(writer, b"GET /?keyferry.psk=1 HTTP/1.1\r\nHost: a\r\nkeyferry.psk: alice\r\n\r\n")
+        assert (await answer(reader)).startswith(b"HTTP/1.1 200")
+    finally:
+        writer.close()
+        await server.aclose()
+    assert "keyferry.psk" not in scopes[0]

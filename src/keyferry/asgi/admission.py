@@ -13,6 +13,7 @@ from keyferry.asgi.door import Refused
 from keyferry.asgi.exchange import Header, Receive, Scope, headers_named
 from keyferry.asgi.origin import changes
 from keyferry.protocol.ims import keys as ims_keys
+from keyferry.protocol.ims.key_record import PSK_SCOPE as PSK_SCOPE  # tests and servers find it here, too
 
 if TYPE_CHECKING:
     from keyferry.asgi.door import Door, Proof
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
     from keyferry.ports import Clock, KeySource
     from keyferry.protocol.crypto.secret import Secret
     from keyferry.protocol.identity import AsId, KeyId
-    from keyferry.protocol.ims.key_record import KeyRecord
+    from keyferry.protocol.ims.key_record import KeyRecord, PskProof
 
-PSK_SCOPE = "keyferry.psk"
-"""Where the server puts what a TLS-PSK handshake has proven; no octet of a request can get there."""
 NOTED_KEYS = 65_536
 """Keys of TLS-PSK whose source was told of their use."""
 
@@ -33,6 +32,7 @@ FAILED = frozenset({"response", "unknown-key", "malformed", "realm", "algorithm"
 """Refusals that count against the source: those that an honest client gives no or few occasions for."""
 
 _OTHER_SITE = b"A page of another site made this request; it must not act in your name.\n"
+_OVER = b"The key of this connection is over: open another.\n"
 _TOO_MANY = b"Too many logins from this address have failed.\n"
 
 
@@ -123,13 +123,14 @@ class Admission:
 
     async def _by_psk(self, scope: Scope, _receive: Receive, name: AsId) -> Admitted:
         """Take what the handshake proved; the connection may be older than the end of its key."""
-        proven = scope[PSK_SCOPE]
-        if proven.record.as_id != name:
-            raise Refused("host", 421, b"This connection was made with the key of another host.\n")
-        found = await self._find(proven.record.key_id, name)
-        if found is None or found[0].k_as != proven.record.k_as:
-            raise Refused("unknown-key")
-        record, source = found
+        proven: PskProof = scope[PSK_SCOPE]
+        source = self._by_mechanism[name].get(proven.source)
+        if proven.record.as_id != name or source is None:
+            raise Refused("psk-host", 421, b"This connection was made with the key of another host.\n")
+        record = await source.lookup(proven.record.key_id, name)
+        if record is None or not record.impus or _whose(record) != _whose(proven.record) or record.k_as != proven.record.k_as:
+            self._noted.pop(proven.record.key_id, None)
+            raise Refused("psk-over", 401, _OVER, headers=((b"connection", b"close"),))  # a new handshake, with the new key, helps
         if record.key_id not in self._noted and not record.superseded:
             await source.used(record)
             self._noted[record.key_id] = None
@@ -181,6 +182,10 @@ class Admission:
 
     def _limited(self, wait: float) -> Refused:
         return Refused("limited", 429, _TOO_MANY, headers=((b"retry-after", b"%d" % max(1, math.ceil(wait))),))
+
+
+def _whose(record: KeyRecord) -> tuple[str, ...]:
+    return (record.key_id, record.as_id, record.impi, record.reg)
 
 
 _WAYS = {"psk": Admission._by_psk, "digest": Admission._by_digest, "session": Admission._by_session}

@@ -166,10 +166,10 @@ class SimLogin:
         await self._serve(login, scope, receive, send)
 
     async def _welcome(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Admit everybody to an open path, under their name if they have one; a wrong Digest is refused here, too."""
+        """Admit everybody to an open path, under their name if they have one; a wrong Digest, or connection, is refused here, too."""
         request = self._seen(scope)
         way = self._admission.way(request, required=False)
-        if way == "digest":
+        if way in {"digest", "psk"}:
             await self._guard(scope, receive, send)
             return
         login, reason = None, ""

@@ -14,8 +14,10 @@ from keyferry.cli import ue_data, ue_proxy
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, fail, show_json
 from keyferry.cli.ue_run import ConfigOption, run, teller
 from keyferry.client.session import UeSession
+from keyferry.client.ue import HttpCredentials
 from keyferry.errors import RegistrationFailed
 from keyferry.ports import UeState
+from keyferry.protocol.ims.keys import TLS12_PSK_SUITES, UA_TLS13_PSK, psk_identity, ua_key, ua_tls12_psk
 from keyferry.protocol.ims.marker import parse_marker
 
 app = typer.Typer(help="Register a UE and manage its data.", no_args_is_help=True)
@@ -68,6 +70,9 @@ def status(
     show_http_password: Annotated[
         str | None, typer.Option(metavar="AS", help="PRINT username and password for this application server, for curl --digest.")
     ] = None,
+    show_psk: Annotated[
+        str | None, typer.Option(metavar="AS", help="PRINT identities and keys for this application server, for openssl s_client -psk.")
+    ] = None,
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,
 ) -> None:
@@ -75,12 +80,14 @@ def status(
 
     Example: keyferry ue status --config examples/ue.toml --show-http-password xcap.home1.net --json
     """
-    if show_http_password is None:
+    if show_http_password is None and show_psk is None:
         _show(run(config, state, lambda session: session.client.state()), as_json)
         return
 
     async def credentials(session: UeSession) -> dict[str, str]:
-        found = session.credentials(await session.current(), show_http_password)
+        found = session.credentials(await session.current(), show_http_password or show_psk or "")
+        if show_psk is not None:
+            return _psk(found)
         password = found.password.reveal().decode("ascii")
         return {
             "as": found.as_id,
@@ -95,8 +102,9 @@ def status(
     if as_json:
         show_json(data)
     else:
+        width = max(12, *map(len, data))
         for name, value in data.items():
-            console.print(f"{name:12} {value}", markup=False)
+            console.print(f"{name:{width}} {value}", markup=False, soft_wrap=True)
 
 
 def _procedure(config: Path, state: Path, work: Callable[[UeSession], Awaitable[UeState]], as_json: bool) -> UeState:
@@ -132,6 +140,16 @@ def _show(state: UeState | None, as_json: bool) -> None:
         return
     for name, value in data.items():
         console.print(f"{name:16} {', '.join(value) if isinstance(value, list) else value}", markup=False)
+
+
+def _psk(found: HttpCredentials) -> dict[str, str]:
+    """Return what a TLS client needs for each way that a listener may have."""
+    ways = {"tls13": UA_TLS13_PSK, **{f"tls12_{suite}": ua_tls12_psk(suite) for suite in TLS12_PSK_SUITES}}
+    data = {"as": str(found.as_id), "fingerprint": found.k_as.fingerprint()}
+    for way, ua_id in ways.items():
+        data[f"{way}_identity"] = psk_identity(ua_id, found.username)
+        data[f"{way}_key"] = ua_key(found.k_as, ua_id).reveal().hex()
+    return data
 
 
 app.command("get")(ue_data.get)

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bounds on the head of an HTTP request that uvicorn's fast parser lacks (RFC 9112 §3, RFC 6585 §5)."""
+"""Our HTTP/1.1 connection: bounds on heads that uvicorn's fast parser lacks (RFC 9112 §3, RFC 6585 §5), and who is there by TLS-PSK."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from keyferry.protocol.ims.key_record import PSK_SCOPE, PskProof
+from keyferry.transports.tls_psk import PskObject
 
 MAX_HEAD = 16_384
 """Octets of request line and header fields: Digest credentials and a long XCAP path are under 2 kB; nginx stops at 32 kB."""
@@ -30,10 +33,16 @@ class BoundedHttp(HttpToolsProtocol):
         self._quiet = 0  # octets since the last of a body
         self._head_began: float | None = None
         self._look: asyncio.TimerHandle | None = None
+        self._psk: PskProof | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        if isinstance(tls, PskObject):
+            self._psk = tls.proof
+            if self._psk is None:  # cannot be: its handshake would have failed
+                transport.abort()
         self._head_began = self.loop.time()
         self._look = self.loop.call_later(HEAD_TIME, self._look_again)
 
@@ -43,6 +52,12 @@ class BoundedHttp(HttpToolsProtocol):
             self._look.cancel()
             self._look = None
         super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """Begin a request; only here does its scope learn who proved a key in the handshake of this connection."""
+        super().on_message_begin()
+        if self._psk is not None:
+            cast("dict[str, Any]", self.scope)[PSK_SCOPE] = self._psk
 
     def data_received(self, data: bytes) -> None:
         """Pass on what arrives, as long as a head stays within its bound."""

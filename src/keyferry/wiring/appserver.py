@@ -25,6 +25,7 @@ from keyferry.stores.sqlite.documents import SqliteDocumentStore
 from keyferry.stores.sqlite.keys import SqliteKeyStore
 from keyferry.transports.http_server import AsgiApp, tls_context
 from keyferry.transports.sip_node import SipNode
+from keyferry.transports.tls_psk import PskDoor, PskVersion, psk_context
 from keyferry.wiring.isc import OpeningKeys
 from keyferry.wiring.services import Services
 from keyferry.wiring.watching import SWEEP, AsWatch, Tasks
@@ -84,7 +85,18 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
     )  # fmt: skip
     tls = tls_context(certificate.certificate, certificate.key)
     await services.serve_http("as", door, settings.listen_https, as_id, tls, lifespan=":" in settings.app)
+    await _serve_psk(services, settings, as_id, keys, door)
     return AsParts(settings, as_id, keys, agent)
+
+
+async def _serve_psk(services: Services, settings: ApplicationServer, as_id: AsId, keys: KeyStore, door: AsgiApp) -> None:
+    """Listen for TLS with pushed keys, where it is configured. Raises ConfigError, TransportError."""
+    listeners: tuple[tuple[str | None, PskVersion], ...] = ((settings.listen_psk13, "1.3"), (settings.listen_psk12, "1.2"))
+    for listen, version in listeners:
+        if listen is not None:
+            source = PushedKeys(keys, services.clock)
+            psk = PskDoor(as_id, [source], services.random, services.metrics, services.log, version, settings.psk12_suite)
+            await services.serve_http("as", door, listen, as_id, psk_context(psk))
 
 
 def _watch(services: Services, settings: ApplicationServer, node: SipNode, agent: KeyAgent) -> AsWatch:

@@ -26,6 +26,7 @@ from keyferry.transports.pki import MutualTls, Pki, mutual_tls
 from keyferry.transports.resolver import TableResolver
 from keyferry.transports.sip_context import Limits
 from keyferry.transports.sip_node import SipNode
+from keyferry.transports.tls_psk import PskContext
 from keyferry.wiring.observability import Metrics
 from keyferry.wiring.tracing import Tracer, both
 
@@ -37,7 +38,7 @@ class Listener(NamedTuple):
     """One socket that `serve` tells of."""
 
     role: Role
-    proto: str  # udp, tcp, tls, esp (in UDP), http or https
+    proto: str  # udp, tcp, tls, esp (in UDP), http, https, psk12 or psk13 (https with a key instead of a certificate)
     host: str
     port: int
     name: str  # the function's host name; for an AS its AS_ID
@@ -140,7 +141,8 @@ class Services:
         server = HttpServer(app, tls=tls, lifespan=lifespan)
         self.exit.push_async_callback(server.aclose)
         address = await server.listen(host, port)
-        self.listeners.append(Listener(role, "https" if tls else "http", *address, name))
+        proto = f"psk{tls.door.version.replace('.', '')}" if isinstance(tls, PskContext) else "https" if tls else "http"
+        self.listeners.append(Listener(role, proto, *address, name))
 
     def every(self, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
         """Do some work again and again until the end; the first time after `seconds`."""

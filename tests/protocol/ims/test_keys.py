@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyferry.errors import LocalProtocolError, PushRefused
+from keyferry.errors import LocalProtocolError, ParseError, PushRefused
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi, KeyId, parse_as_id
 from keyferry.protocol.ims import keys
@@ -91,3 +91,28 @@ def test_lengths_are_checked_where_a_key_is_made() -> None:
     for call in wrong:
         with pytest.raises(LocalProtocolError):
             call()
+
+
+@pytest.mark.parametrize("suite", sorted(keys.TLS12_PSK_SUITES))
+def test_a_psk_identity_is_read_as_it_was_built(suite: str) -> None:
+    """TS 33.220 annex H: 010001 and the two octets of the suite."""
+    name = keys.key_id(K_AS, REALM)
+    for ua_id in (keys.UA_TLS13_PSK, keys.ua_tls12_psk(suite)):
+        assert keys.parse_psk_identity(keys.psk_identity(ua_id, name)) == ("IMS-AS-key", ua_id, name)
+    assert keys.ua_tls12_psk("ECDHE-PSK-CHACHA20-POLY1305").hex() == "010001ccac"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ";", "IMS-AS-key", "IMS-AS-key;0100000007", "IMS-AS-key;0100000007;", "IMS-AS-key;01000007;a@b", "IMS-AS-key;0100000007;a b",
+     "IMS-AS-key;0100000007;a@b\n", "IMS-AS-key;0100000007;" + "a" * 256, "IMS-AS-key;010000000g;a@b", "IMS-AS-key;0100000007;é@b",
+     "IMS-AS-key;0100000007;a\x00b", "x;" * 200_000],
+)  # fmt: skip
+def test_what_is_no_psk_identity_is_said(text: str) -> None:
+    with pytest.raises(ParseError):
+        keys.parse_psk_identity(text)
+
+
+def test_a_suite_without_forward_secrecy_has_no_ua_id() -> None:
+    with pytest.raises(LocalProtocolError):
+        keys.ua_tls12_psk("PSK-AES128-GCM-SHA256")

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import base64
 import hmac
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
-from keyferry.errors import LocalProtocolError, PushRefused
+from keyferry.errors import LocalProtocolError, ParseError, PushRefused
 from keyferry.protocol.crypto.kdf import kdf
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi, KeyId
@@ -29,6 +32,16 @@ UA_DIGEST = bytes.fromhex("0100000002")
 UA_TLS13_PSK = bytes.fromhex("0100000007")
 """Ua security protocol identifier of TLS 1.3 with a pre-shared key."""
 UA_ID_OCTETS = 5
+_UA_TLS = b"\x01\x00\x01"  # TS 33.220 annex H: and the cipher suite, two octets
+
+TLS12_PSK_SUITES: Mapping[str, bytes] = MappingProxyType(
+    {
+        "ECDHE-PSK-CHACHA20-POLY1305": bytes.fromhex("ccac"),  # RFC 7905
+        "ECDHE-PSK-AES128-CBC-SHA256": bytes.fromhex("c037"),  # RFC 5489
+        "ECDHE-PSK-AES256-CBC-SHA384": bytes.fromhex("c038"),
+    }
+)
+"""Suites of TLS 1.2 with a pre-shared key and forward secrecy, by the names that OpenSSL gives them."""
 
 MECHANISM = "ims-as-key"
 """What logs and identities call a proof of a pushed key."""
@@ -36,6 +49,7 @@ PSK_PREFIX = "IMS-AS-key"
 """What a TLS-PSK identity begins with, before ";" (compare TS 33.222 §5.4)."""
 
 _REALM_PREFIX = "IMS-AS-key@"
+_PSK_IDENTITY = re.compile(r"([\x21-\x3a\x3c-\x7e]{1,64});([0-9a-fA-F]{10});([\x21-\x7e]{1,255})")
 
 
 class AccessKeys(NamedTuple):
@@ -95,9 +109,32 @@ def digest_password(k_ua: Secret) -> Secret:
     return Secret(base64.b64encode(k_ua.reveal()))
 
 
+def ua_tls12_psk(suite: str) -> bytes:
+    """Return the Ua id of TLS 1.2 with a suite of `TLS12_PSK_SUITES`. Raises LocalProtocolError."""
+    if suite not in TLS12_PSK_SUITES:
+        raise LocalProtocolError("not a suite of TLS 1.2 with a pre-shared key and forward secrecy that we know")
+    return _UA_TLS + TLS12_PSK_SUITES[suite]
+
+
 def psk_identity(ua_id: bytes, name: KeyId) -> str:
     """Return the identity that a TLS client offers for the K_UA of `ua_id`."""
     return f"{PSK_PREFIX};{_ua_id(ua_id).hex()};{name}"
+
+
+class PskIdentity(NamedTuple):
+    """What a TLS client says of the key that it wants to use."""
+
+    prefix: str
+    ua_id: bytes
+    name: str  # of the key: what a KeySource is asked for
+
+
+def parse_psk_identity(text: str) -> PskIdentity:
+    """Take an identity apart, reverse of `psk_identity`. Raises ParseError."""
+    found = _PSK_IDENTITY.fullmatch(text)
+    if found is None:
+        raise ParseError("PSK identity", 'not PREFIX ";" Ua id in hexadecimal ";" key id')
+    return PskIdentity(found[1], bytes.fromhex(found[2]), found[3])
 
 
 def _ck_ik(ck: Secret, ik: Secret) -> Secret:
