@@ -18,6 +18,7 @@ KeyferryError
 │   └── PushRefused             a key push was not accepted
 ├── CxError                     the HSS answered with an error
 ├── TransportError              a peer could not be reached or did not answer
+│   └── UpstreamFailed          the server behind the proxy did not answer as HTTP demands
 └── RegistrationFailed          the UE could not register
 """
 
@@ -155,6 +156,18 @@ class TransportError(KeyferryError):
 
     def __str__(self) -> str:
         return f"{self.peer}: {self.problem}"
+
+
+class UpstreamFailed(TransportError):
+    """Report a server behind the proxy that failed; `reason` is one of a fixed set of words, counted as a metric.
+
+    They are: connect, connect-timeout, busy, closed, malformed, answer-timeout, idle-timeout. `status` is what to answer: 502, 503 or 504.
+    """
+
+    def __init__(self, peer: str, reason: str, problem: str) -> None:
+        super().__init__(peer, problem)
+        self.reason = reason
+        self.status = 504 if reason.endswith("-timeout") else 503 if reason == "busy" else 502
 
 
 class RegistrationFailed(KeyferryError):

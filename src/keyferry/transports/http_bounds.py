@@ -81,7 +81,15 @@ class BoundedHttp(HttpToolsProtocol):
                 self._head_began = self.loop.time()
         else:
             self._quiet += len(data)
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         super().data_received(data)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the head; one of the trailers is not taken for such a field (RFC 9110 §6.5.1)."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Let the body through."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
@@ -46,19 +47,27 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 class HttpServer:
-    """Serve one ASGI application on one address."""
+    """Serve one ASGI application on one address.
 
-    def __init__(self, app: AsgiApp, *, tls: ssl.SSLContext | None = None, lifespan: bool = False) -> None:
-        """Take the application; with `lifespan` it is told of the beginning and the end, if it listens to that."""
+    `protocol` makes the connections; without `date` the application writes that field itself. With `lifespan` it is told of the
+    beginning and the end, if it listens to that.
+    """
+
+    def __init__(
+        self, app: AsgiApp, *, tls: ssl.SSLContext | None = None, lifespan: bool = False, protocol: type[BoundedHttp] = BoundedHttp,
+        date: bool = True,
+    ) -> None:  # fmt: skip
         options: dict[str, Any] = {"ssl_context_factory": lambda _config, _default: tls} if tls else {}
         # No access log: a request path carries identities, and with some phones a password (docs/protocol.md).
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="auto" if lifespan else "off",
-            ws="none", http=BoundedHttp, timeout_keep_alive=75, timeout_graceful_shutdown=3, limit_concurrency=MAX_CONNECTIONS,
+            ws="none", http=protocol, date_header=date, timeout_keep_alive=75, timeout_graceful_shutdown=3,
+            limit_concurrency=MAX_CONNECTIONS,
             backlog=BACKLOG, **options,
         )  # fmt: skip
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
+        self._path: Path | None = None
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
         """Bind, start, and return the address. Raises TransportError."""
@@ -74,14 +83,23 @@ class HttpServer:
             raise TransportError(
                 f"http:{host}:{port}", f"cannot listen: {problem.strerror}; end what uses the port, or configure another"
             ) from None
+        await self._start(sock, f"http:{host}:{port}")
+        address: tuple[str, int] = sock.getsockname()[:2]
+        return address
+
+    async def listen_unix(self, path: Path, mode: int = 0o660) -> None:
+        """Bind a UNIX socket that its owner and group may use; one that nobody listens on any more is replaced. Raises TransportError."""
+        sock = _unix_listener(path, mode)
+        self._path = path
+        await self._start(sock, f"unix:{path}")
+
+    async def _start(self, sock: socket.socket, shown: str) -> None:
         self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[sock]))
         while not self._server.started:
             if self._task.done():
                 self._task.result()
-                raise TransportError(f"http:{host}:{port}", "the HTTP server ended as it started")
+                raise TransportError(shown, "the HTTP server ended as it started")
             await asyncio.sleep(0)
-        address: tuple[str, int] = sock.getsockname()[:2]
-        return address
 
     async def aclose(self) -> None:
         """Finish the requests under way, at most three seconds, and close."""
@@ -96,3 +114,28 @@ class HttpServer:
                     connection.transport.abort()
             await asyncio.wait({self._task}, timeout=0.05)
         self._task = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _unix_listener(path: Path, mode: int) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        before = os.umask(0o777 & ~mode)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as problem:
+        sock.close()
+        raise TransportError(f"unix:{path}", f"cannot listen: {problem.strerror}; choose another path, or end what uses it") from None
+    return sock
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
