@@ -15,6 +15,7 @@ PACKAGES = {
     "openssl": "openssl",
     "chromium": "chromium",
     "gnutls-cli": "gnutls-bin",
+    "nginx": "nginx-light",
 }
 
 

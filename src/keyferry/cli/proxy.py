@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`keyferry proxy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
+from keyferry.client.upstream import Timeouts
+from keyferry.errors import ConfigError
+from keyferry.protocol.identity import parse_as_id
+from keyferry.wiring.observability import LogFormat
+from keyferry.wiring.proxy import ProxySettings, parse_target, serve_proxy
+
+
+def proxy(
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=URL", help="Host name that users open, and the server behind: http://, https://, unix:/PATH. Repeatable."
+        ),
+    ] = None,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where users connect, over TLS.")] = "127.0.0.1:8443",
+    agent: Annotated[
+        str, typer.Option(envvar="KEYFERRY_AGENT", metavar="unix:PATH", help="Key agent; default: the key stores in the state directory.")
+    ] = "",
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM, with its chain; default: made by the CA of the state directory.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of --certificate; default: in the same file.")] = None,
+    host_field: Annotated[str, typer.Option("--host", metavar="original|upstream", help="Host field for the server behind.")] = "original",
+    user_id_header: Annotated[
+        str, typer.Option(metavar="NAME", help="Tell the server an opaque, stable id of the user in this field, too.")
+    ] = "",
+    secret_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Secret for X-Keyferry-Secret: shown to the servers behind, demanded from nginx.")
+    ] = None,
+    upstream_ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Trust this CA alone for https:// behind.")] = None,
+    upstream_certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="Show this certificate to servers behind.")] = None,
+    upstream_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
+    plain_upstream: Annotated[
+        bool, typer.Option("--plain-upstream", help="Allow http:// to other machines, where IPsec or the like protects it.")
+    ] = False,
+    connect_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a connection to a server behind.")] = 5.0,
+    answer_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds from the end of a request to the head of its answer.")] = 60.0,
+    idle_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds in which nothing more of an answer comes.")] = 60.0,
+    max_connections: Annotated[int, typer.Option(min=1, help="To each server behind, WebSockets included; above, 503.")] = 512,
+    auth_request: Annotated[
+        str, typer.Option(metavar="unix:PATH|HOST:PORT", help="Answer nginx's auth_request here; users connect to nginx.")
+    ] = "",
+    name: Annotated[list[str] | None, typer.Option("--name", metavar="NAME", help="Host name that nginx serves. Repeatable.")] = None,
+    admin: Annotated[str, typer.Option(metavar="HOST:PORT", help="Serve /health and /metrics here; default: nowhere.")] = "",
+    audit: Annotated[Path | None, typer.Option(metavar="FILE", help="Append one JSON line a login.")] = None,
+    log: Annotated[str, typer.Option("--log", help="text, json or none; goes to standard error.")] = "text",
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Put SIM login in front of web servers that know nothing of it (TS 33.222), until SIGTERM or Ctrl-C.
+
+    The server behind finds who asks in X-3GPP-Asserted-Identity. It must take connections from this proxy alone: let it listen on a
+    loopback address or a UNIX socket, or demand --upstream-certificate or --secret-file.
+
+    When it listens, one JSON line is printed: {"ready": true, "listen": [...], "ca": PATH}.
+
+    Example: keyferry proxy --upstream notes.home1.net=http://127.0.0.1:8000
+    """
+    del as_json  # the ready line is JSON either way: it is there for scripts
+    if log not in {"text", "json", "none"}:
+        raise ConfigError("--log", f"{log!r} is not text, json or none")
+    if host_field not in {"original", "upstream"}:
+        raise ConfigError("--host", f"{host_field!r} is neither original nor upstream")
+    settings = ProxySettings(
+        targets=[parse_target(text, plain=plain_upstream) for text in upstream or ()],
+        listen=listen, agent=agent, certificate=certificate, key=key, host_of_upstream=host_field == "upstream",
+        user_id_header=user_id_header, secret_file=secret_file, upstream_ca=upstream_ca, upstream_certificate=upstream_certificate,
+        upstream_key=upstream_key, timeouts=Timeouts(connect_timeout, answer_timeout, idle_timeout), max_connections=max_connections,
+        auth_request=auth_request, names=[parse_as_id(text) for text in name or ()], admin=admin, audit=audit,
+    )  # fmt: skip
+    _check(settings)
+    serve_proxy(settings, state, show_json, log_format=cast("LogFormat", log))
+    console.print("stopped")
+
+
+def _check(settings: ProxySettings) -> None:
+    names = [target.as_id for target in settings.targets]
+    if len(set(names)) != len(names):
+        raise ConfigError("--upstream", "names a host twice", "One host name is one server")
+    if not names and not settings.auth_request:
+        raise ConfigError("--upstream", "is missing", "Write for example --upstream notes.home1.net=http://127.0.0.1:8000")
+    if bool(settings.names) != bool(settings.auth_request):
+        raise ConfigError("--auth-request", "goes with --name", "Say with --name which host names nginx serves")
+    if settings.key and not settings.certificate:
+        raise ConfigError("--key", "goes with --certificate", "Give both files")

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's nginx with examples/nginx/keyferry.conf: auth_request, curl in front, a recording server behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from asgi.doorkit import Client, FakeCounter, FakeKeys, Pki, record
+from asgi.proxy.proxykit import Recorder, answer, recording, status
+from interop.peers import program
+from interop.test_curl_door import HOST, Curl
+from keyferry.asgi.auth import SimLogin
+from keyferry.asgi.auth_request import AuthRequest, granted
+from keyferry.asgi.exchange import App
+from keyferry.protocol import digest
+from keyferry.protocol.ims import keys as ims_keys
+from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.transports.http_server import HttpServer
+from system.serving import free_port
+
+pytestmark = pytest.mark.interop
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "nginx" / "keyferry.conf"
+KEY = record(as_id=HOST)
+
+
+@dataclass
+class Nginx:
+    """nginx, running."""
+
+    port: int
+    ca: Path
+    trust: ssl.SSLContext
+    server: Recorder
+    log: Path
+
+    async def ask(self, octets: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.trust, server_hostname=HOST)
+        try:
+            writer.write(octets)
+            return await answer(reader)
+        finally:
+            writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def nginx(folder: Path) -> AsyncIterator[Nginx]:
+    pki = Pki(folder)
+    certificate = pki.issue(HOST, "server")
+    login = SimLogin(
+        granted, as_id=HOST, keys=FakeKeys(KEY), clock=SystemClock(), random=SystemRandom(), certificate_hashes=(certificate.sha256,)
+    )
+    doors: dict[str, App] = {HOST: login}
+    endpoint = HttpServer(AuthRequest(doors, clock=SystemClock(), counter=FakeCounter()))
+    await endpoint.listen_unix(folder / "auth.sock")
+    port = free_port()
+    async with recording() as server:
+        text = EXAMPLE.read_text("utf-8")
+        for old, new in (
+            ("/run/keyferry/auth.sock", str(folder / "auth.sock")),
+            ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
+            ("notes.home1.net", HOST),
+            ("/etc/keyferry/notes.pem", str(certificate.pem)),
+            ("/etc/keyferry/notes.key", str(certificate.pem)),
+            ("127.0.0.1:8000", f"127.0.0.1:{server.port}"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        user = "user root;" if os.geteuid() == 0 else ""
+        paths = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        (folder / "site.conf").write_text(text)
+        (folder / "nginx.conf").write_text(
+            f"{user} daemon off; pid {folder}/pid; error_log {folder}/error.log info; events {{}}"
+            f"http {{ access_log off; {paths} include {folder}/site.conf; }}"
+        )
+        process = await asyncio.create_subprocess_exec(
+            program("nginx"), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")
+        )
+        try:
+            await _until_listening(port, process)
+            yield Nginx(port, pki.path, pki.trust(), server, folder / "error.log")
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+            await endpoint.aclose()
+
+
+async def _until_listening(port: int, process: asyncio.subprocess.Process) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            assert process.returncode is None
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.transport.abort()
+                return
+
+
+async def test_curl_logs_in_through_nginx(tmp_path: Path) -> None:
+    async with nginx(tmp_path) as here:
+        curl = Curl(here.port, here.ca)
+        assert await curl("/notes?a=%2F", "-H", "X-3GPP-Asserted-Identity: eve", "-H", "X_3GPP_Asserted_Identity: eve") == "ok 200"
+        assert await curl("/notes", "-X", "PUT", "--data-binary", "milk") == "ok 200"
+        assert await curl("/a/../b%41", "-H", 'X-3GPP-Intended-Identity: "tel:+15551234"') == "ok 200"
+        assert (await curl("/notes", password=b"wrong")).endswith(" 401")
+        assert (await curl("/notes", "-H", "X-3GPP-Intended-Identity: sip:bob@home1.net")).endswith(" 403")
+    first, second, third = here.server.requests()
+    assert (first.target, first.all(b"x-3gpp-asserted-identity")) == ("/notes?a=%2F", [b'"sip:alice@home1.net", "tel:+15551234"'])
+    assert len(first.all(b"x-keyferry-user")[0]) == 24
+    assert (second.method, second.body, second.all(b"authorization")) == ("PUT", b"milk", [])
+    assert (third.target, third.all(b"x-3gpp-asserted-identity")) == ("/a/../b%41", [b'"tel:+15551234"'])
+    assert b"eve" not in b"".join(here.server.octets)
+
+
+async def test_what_nginx_passes_on(tmp_path: Path) -> None:
+    """One challenge, Authentication-Info with a right rspauth, Retry-After with a 401 to credentials."""
+    async with nginx(tmp_path) as here:
+        said = await here.ask(f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        assert status(said) == 401
+        assert said.lower().count(b"www-authenticate:") == 1
+        assert b"retry-after" not in said.lower()
+        client = Client(KEY)
+        challenge = digest.parse_challenge(_field(said, b"www-authenticate"))
+        credentials = client.credentials(challenge, 1)
+        request = f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {digest.build_credentials(credentials)}\r\n\r\n".encode()
+        said = await here.ask(request)
+        assert status(said) == 200
+        info = digest.parse_authentication_info(_field(said, b"authentication-info"))
+        digest.check_rspauth(info, client.ha1, credentials, algorithm="SHA-256")
+        again = await here.ask(request)
+        assert (status(again), _field(again, b"retry-after")) == (401, "1")
+
+
+async def test_a_first_nonce_needs_no_round_trip_through_nginx_either(tmp_path: Path) -> None:
+    async with nginx(tmp_path) as here:
+        client = Client(KEY)
+        nonce = ims_keys.first_nonce(ims_keys.ua_key(KEY.k_as))
+        credentials = client.credentials(digest.Challenge(client.realm, nonce, "SHA-256", ("auth",)), 1)
+        request = f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {digest.build_credentials(credentials)}\r\n\r\n".encode()
+        assert status(await here.ask(request)) == 200
+        assert status(await here.ask(request)) == 401
+
+
+def _field(said: bytes, name: bytes) -> str:
+    return next(line.split(b":", 1)[1].strip().decode() for line in said.split(b"\r\n") if line.lower().startswith(name + b":"))

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`keyferry proxy` as a process between `keyferry ue` and a server that knows nothing of SIMs (TS 33.222 §6)."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import select
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from system.serving import START_LIMIT, STOP_LIMIT, Lab, Served, environment, ue
+
+NAME = "notes.home1.net"
+ALICE = '"sip:user1_public1@home1.net"'
+BIG = 100_000_000
+GROWTH = 40_000  # kB that the proxy may grow by while 100 MB go through it
+
+
+@dataclass
+class Behind:
+    """A plain HTTP/1.1 server, and what it was told."""
+
+    port: int = 0
+    seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
+
+
+class Server(ThreadingHTTPServer):
+    """Has what it was told at hand."""
+
+    behind: Behind
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Give five octets, or many; take a body and keep its hash."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._note()
+        size = BIG if self.path == "/big" else 5
+        self.send_response(200)
+        self.send_header("Content-Length", str(size))
+        self.end_headers()
+        for start in range(0, size, 1_000_000):
+            self.wfile.write(b"h" * min(1_000_000, size - start))
+
+    def do_PUT(self) -> None:
+        digest = hashlib.sha256()
+        for piece in self._body():
+            digest.update(piece)
+        self._note().hashes.append(digest.hexdigest())
+        self.send_response(201)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _body(self) -> Iterator[bytes]:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while size := int(self.rfile.readline(), 16):
+                yield self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return
+        left = int(self.headers["Content-Length"])
+        while left:
+            piece = self.rfile.read(min(left, 1_000_000))
+            left -= len(piece)
+            yield piece
+
+    def _note(self) -> Behind:
+        assert isinstance(self.server, Server)
+        self.server.behind.seen.append((self.command, self.path, dict(self.headers.items())))
+        return self.server.behind
+
+    def log_message(self, format: str, *arguments: Any) -> None: ...
+
+
+@contextmanager
+def server_behind() -> Iterator[Behind]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.behind = Behind(server.server_port)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server.behind
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@dataclass
+class Running:
+    """A proxy that listens."""
+
+    process: subprocess.Popen[str]
+    listen: list[dict[str, Any]]
+    log: Path
+
+    def port(self, name: str = NAME) -> int:
+        return int(next(one["port"] for one in self.listen if name in one["names"]))
+
+    def memory(self) -> int:
+        """Return the most that it ever had in memory, in kB."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text("ascii")
+        return int(next(line.split()[1] for line in text.splitlines() if line.startswith("VmHWM")))
+
+
+@contextmanager
+def proxying(state: Path, *arguments: str, end: signal.Signals = signal.SIGTERM) -> Iterator[Running]:
+    """Run the proxy; it must end with 0, say so, and have logged no traceback."""
+    log = state.with_name("proxy.log")
+    command = [sys.executable, "-m", "keyferry", "proxy", "--state", str(state), "--json", *arguments]
+    with (
+        log.open("ab") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            assert select.select([process.stdout], [], [], START_LIMIT)[0], "not ready"
+            line = process.stdout.readline()
+            assert line, log.read_text()
+            yield Running(process, json.loads(line)["listen"], log)
+            process.send_signal(end)
+            rest, _ = process.communicate(timeout=STOP_LIMIT)
+            assert (process.returncode, rest) == (0, "stopped\n"), log.read_text()
+            assert "Traceback" not in log.read_text()
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def test_a_server_that_knows_nothing_of_sims_gets_logged_in_users(lab: Lab, served: Served) -> None:
+    ue(lab, "register")
+    with server_behind() as behind:
+        upstream = f"{NAME}=http://127.0.0.1:{behind.port}"
+        with proxying(
+            lab.state, "--upstream", upstream, "--listen", "127.0.0.1:0", "--user-id-header", "X-User", "--admin", "127.0.0.1:0",
+            end=signal.SIGINT,
+        ) as proxy:  # fmt: skip
+            url = f"https://{NAME}:{proxy.port()}"
+            assert ue(lab, "get", f"{url}/a%2Fb?c=d")["status"] == 200
+            method, path, fields = behind.seen[-1]
+            assert (method, path) == ("GET", "/a%2Fb?c=d")
+            assert fields["x-3gpp-asserted-identity"].startswith(ALICE)
+            assert fields["x-forwarded-for"] == "127.0.0.1"
+            assert len(fields["x-user"]) == 24
+            assert not {"authorization", "Authorization"} & set(fields)
+            connection = http.client.HTTPConnection("127.0.0.1", proxy.port("admin"), timeout=10)
+            connection.request("GET", "/metrics")
+            metrics = connection.getresponse().read().decode()
+            connection.close()
+            assert 'keyferry_proxy_total{reason="2xx"} ' in metrics
+            context = ssl.create_default_context(cafile=str(served.ca))
+            context.check_hostname = False  # by its address; the name is in Host
+            stranger = http.client.HTTPSConnection("127.0.0.1", proxy.port(), context=context, timeout=10)
+            stranger.request("GET", "/", headers={"Host": NAME, "X-3GPP-Asserted-Identity": ALICE})
+            assert stranger.getresponse().status == 401
+            stranger.close()
+        assert len({fields["x-3gpp-asserted-identity"] for _, _, fields in behind.seen}) == 1
+
+
+def test_100_megabytes_go_through_in_little_memory(lab: Lab, served: Served, tmp_path: Path) -> None:
+    """Both ways, and what arrives is what was sent."""
+    big = tmp_path / "big"
+    piece = bytes(range(256)) * 4_000
+    with big.open("wb") as file:
+        for _ in range(0, BIG, len(piece)):
+            file.write(piece)
+    ue(lab, "register")
+    with (
+        server_behind() as behind,
+        proxying(lab.state, "--upstream", f"{NAME}=http://127.0.0.1:{behind.port}", "--listen", "127.0.0.1:0") as proxy,
+    ):
+        url = f"https://{NAME}:{proxy.port()}"
+        ue(lab, "get", f"{url}/small")
+        before = proxy.memory()
+        ue(lab, "put", f"{url}/big", big)
+        with big.open("rb") as file:
+            assert behind.hashes == [hashlib.file_digest(file, "sha256").hexdigest()]
+        ue(lab, "get", f"{url}/big", "--output", tmp_path / "down")
+        assert (tmp_path / "down").stat().st_size == BIG
+        assert proxy.memory() - before < GROWTH, f"{before} kB before, {proxy.memory()} kB after"
