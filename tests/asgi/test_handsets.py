@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from keyferry.asgi.exchange import Receive, Scope, Send
 from keyferry.asgi.notes import Notes
 from keyferry.asgi.static_keys import StaticKey, StaticKeys
 from keyferry.errors import ConfigError
+from keyferry.protocol import digest
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi
 from keyferry.transports.http_server import HttpServer
@@ -52,7 +54,8 @@ class Site:
     def __init__(self, *, realm: str = "", phones: bool = True, **settings: Any) -> None:
         self.clock, self.counter = FakeClock(), FakeCounter()
         static = StaticKeys([StaticKey(BTID, Secret(KS_NAF), Impi("alice@home1.net"), ALICE)], realm=realm)
-        self.keys = (FakeKeys(PUSHED), static) if phones else FakeKeys(PUSHED)
+        self.pushed = FakeKeys(PUSHED)
+        self.keys = (self.pushed, static) if phones else self.pushed
         self.settings = {"as_id": LOCAL, "clock": self.clock, "random": FakeRandom(), "counter": self.counter, **settings}
         self.door = self.started()
 
@@ -209,6 +212,18 @@ async def test_a_phone_that_does_not_say_what_it_is_needs_the_override(tmp_path:
                     await asyncio.to_thread(phone.request, "PUT", "/a", b"x")
 
 
+async def test_nobody_makes_the_door_forget_a_key_by_naming_it_to_another_source() -> None:
+    """A stranger knows a key id, and the realm of phones."""
+    site, client = Site(), Client(PUSHED)
+    challenge = (await call(site.door, host=LOCAL)).challenge()
+    assert (await call(site.door, headers=[client.answer(challenge)], host=LOCAL)).status == 404
+    stolen = dataclasses.replace(client.credentials(challenge, 2), realm=f"3GPP-bootstrapping@{LOCAL}", algorithm="MD5")
+    assert (await call(site.door, headers=[("Authorization", digest.build_credentials(stolen))], host=LOCAL)).status == 401
+    before = site.pushed.derived
+    assert (await call(site.door, headers=[client.answer(challenge, 3)], host=LOCAL)).status == 404
+    assert (site.pushed.derived, site.pushed.told) == (before, [PUSHED.key_id])
+
+
 # ---- plain http
 
 
@@ -237,7 +252,7 @@ async def test_a_pushed_key_is_never_taken_over_plain_http() -> None:
     challenge = (await call(site.door, host=LOCAL)).challenge()
     answer = await over_http(site, client.answer(challenge))
     assert (answer.status, site.counter.seen[-1]) == (403, "door scheme")
-    assert site.keys[0].asked == []  # type: ignore[index]
+    assert site.pushed.asked == []
     assert (await call(site.door, headers=[client.answer(challenge)], host=LOCAL)).status == 404  # let in: there is no note
 
 

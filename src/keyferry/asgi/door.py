@@ -240,7 +240,9 @@ class Door:
         if name in self._proven or place.identifiers.fullmatch(name):
             record = await place.source.lookup(name, self._as_id)
         if record is None or record.key_id != name or record.as_id != self._as_id or not record.impus:
-            self._proven.pop(name, None)
+            proven = self._proven.get(name)
+            if proven is not None and self._offers.of_realm(proven.realm) is place:  # else it is of another source, and lives there
+                del self._proven[name]
             return None
         return record
 
@@ -366,7 +368,7 @@ def _is_same_target(signed_uri: bytes, target: bytes, query: bytes, scope: Scope
     if signed_uri == target:
         return True
     root = scope.get("root_path", "").encode("utf-8").rstrip(b"/")
-    return bool(root) and not target.startswith(root + b"/") and signed_uri == root + target
+    return bool(root) and target != root and not target.startswith((root + b"/", root + b"?")) and signed_uri == root + target
 
 
 def _gone(problem: DigestRejected) -> Refused:

@@ -66,7 +66,7 @@ class Offers:
                 KeyRecord(KeyId("nobody"), as_id, Impi(""), Reg(""), (), nobody, 0.0, 0.0, superseded=False),
             )
             self.places.append(place)
-            for realm in {offer.realm, *offer.realm.split(";")}:  # a phone answers with the list, or with the one it chose
+            for realm in {offer.realm, *filter(None, offer.realm.split(";"))}:  # a phone answers with the list, or with the one it chose
                 if self._by_realm.setdefault(realm, place) is not place:
                     raise ConfigError("SimLogin keys", f"two sources have the realm {realm}", "Give each a realm of its own")
         self._ordinary = any(not place.offer.handsets for place in self.places)
