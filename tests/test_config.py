@@ -45,6 +45,15 @@ def test_keys_do_not_print() -> None:
     assert "Secret(16 octets)" in shown
 
 
+PLAIN = SERVER.format("a.net") + 'listen_http = "127.0.0.1:80"\nhttp_networks = ["10.46.0.0/16"]\nstatic_keys = "k.toml"\n'
+
+
+def test_a_door_without_tls_is_for_named_networks(tmp_path: Path) -> None:
+    """Phones of the xcap APN."""
+    (server,) = load(tmp_path, PLAIN).application_servers
+    assert (server.listen_http, server.http_networks) == ("127.0.0.1:80", ["10.46.0.0/16"])
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -79,6 +88,9 @@ def test_keys_do_not_print() -> None:
         (SERVER.format("a.net") + SHARED.format(-1, "a.net"), "shared_ifc[0].id"),
         (SERVER.format("a.net") + SHARED.format(1, "192.0.2.1"), "shared_ifc[0].application_servers: AS_ID"),
         ("[[shared_ifc]]\nid = 1\napplication_servers = []\n", "shared_ifc[0].application_servers"),
+        (PLAIN.replace("http_networks", "# "), "application_servers[0].listen_http: is for phones of named networks"),
+        (PLAIN.replace("static_keys", "# "), "application_servers[0].listen_http: is for phones of named networks"),
+        (PLAIN.replace("127.0.0.1:80", "80"), "application_servers[0].listen_http: '80' is not HOST:PORT"),
         ("x", "is not TOML"),
         (SERVER.format("127.0.0.1"), "application_servers[0].as_id: AS_ID: an IP address is no host name"),
         (SERVER.format("a.net") + SERVER.format("A.NET"), "a.net is there twice"),

@@ -147,6 +147,25 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
     algorithms: Annotated[list[Literal["SHA-256", "MD5"]], Meta(min_length=1, description="Digest algorithms offered, strongest first")] = (
         msgspec.field(default_factory=lambda: ["SHA-256"])
     )
+    qop: Annotated[
+        list[Literal["auth", "auth-int"]],
+        Meta(min_length=1, description="what a Digest response covers; `auth-int`, with SHA-256 alone: the bodies too, up to 16 MiB each"),
+    ] = msgspec.field(default_factory=lambda: ["auth"])
+    handsets: Annotated[
+        Literal["token", "always", "never"],
+        Meta(description="who is taken for a phone, and offered keys of phones alone: those that say `3gpp-gba`, everybody, or nobody"),
+    ] = "token"
+    static_keys: Annotated[
+        str | None,
+        Meta(description="file of keys for tests of phones (mode 0600; see docs/phones.md); pushed keys are never offered to phones"),
+    ] = None
+    listen_http: Annotated[
+        str | None,
+        Meta(description="`HOST:PORT` of the door without TLS, for phones; never for pushed keys. Needs the next key and `static_keys`"),
+    ] = None
+    http_networks: Annotated[
+        list[str], Meta(description="networks (`10.46.0.0/16`) whose clients may use `listen_http`: the address pools of the xcap APN")
+    ] = msgspec.field(default_factory=list)
     reg_event: Annotated[
         bool,
         Meta(description="subscribe to the registration state of each user; erase the keys where it says that one ended"),
@@ -384,7 +403,8 @@ def _check_names(path: Path, config: Config) -> None:
         if as_id in seen:
             raise ConfigError(f"{where}.as_id", f"{as_id} is there twice", "One AS_ID is one application server")
         seen.add(as_id)
-        for name in ("listen_https", "listen_psk13", "listen_psk12"):
+        _check_plain(where, server)
+        for name in ("listen_https", "listen_psk13", "listen_psk12", "listen_http"):
             split_address(getattr(server, name) or server.listen_https, f"{where}.{name}")
         _check_protection(where, server)
     _check_shared(path, config, seen)
@@ -400,6 +420,12 @@ def _check_names(path: Path, config: Config) -> None:
         _check_keys(where, subscriber)
         for impu in (*subscriber.impus, *subscriber.barred):
             _checked(f"{where}.impus", parse_impu, impu)
+
+
+def _check_plain(where: str, server: ApplicationServer) -> None:
+    if server.listen_http is not None and not (server.http_networks and server.static_keys):
+        problem = "is for phones of named networks, and pushed keys are never used over it"
+        raise ConfigError(f"{where}.listen_http", problem, "Add http_networks, the address pools of the xcap APN, and static_keys")
 
 
 def _check_shared(path: Path, config: Config, known: set[str]) -> None:

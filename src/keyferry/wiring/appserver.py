@@ -6,10 +6,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from keyferry.asgi.auth import SimLogin
 from keyferry.asgi.notes import Notes
+from keyferry.asgi.static_keys import load_static_keys
 from keyferry.asgi.xcap import XcapApp
 from keyferry.config import ApplicationServer
 from keyferry.errors import ConfigError
@@ -78,14 +80,19 @@ async def start_appserver(services: Services, settings: ApplicationServer) -> As
         await services.serve_sip("as", node, name, settings.listen_sip or "", shown=as_id)
     services.every(60.0, lambda: keys.sweep(services.clock.now()))
     certificate = services.pki.ensure(as_id, "as")
+    static = [load_static_keys(Path(settings.static_keys))] if settings.static_keys else []
     door = SimLogin(
-        _application(settings, database), as_id=as_id, keys=PushedKeys(keys, services.clock, services.state.user_id_key),
+        _application(settings, database), as_id=as_id, keys=[PushedKeys(keys, services.clock, services.state.user_id_key), *static],
         clock=services.clock, random=services.random, counter=services.metrics, algorithms=tuple(settings.algorithms),
-        certificate_hashes=(certificate.sha256,),
+        qop=tuple(settings.qop), certificate_hashes=(certificate.sha256,),
+        handsets=settings.handsets, http_networks=tuple(settings.http_networks),
     )  # fmt: skip
     tls = tls_context(certificate.certificate, certificate.key)
     await services.serve_http("as", door, settings.listen_https, as_id, tls, lifespan=":" in settings.app)
     await _serve_psk(services, settings, as_id, keys, door)
+    if settings.listen_http is not None:
+        services.log.warning("door-without-tls", as_id=as_id, listen=settings.listen_http, networks=settings.http_networks)
+        await services.serve_http("as", door, settings.listen_http, as_id, None, lifespan=False)
     return AsParts(settings, as_id, keys, agent)
 
 
