@@ -226,6 +226,8 @@ class SimLogin:
         inner["auth"] = SimAuth(SIM_SCOPE)
         inner["keyferry"] = Identity(record.impus, record.key_id, admitted.mechanism)
         answer = adding(send, self._private, (admitted.cookie,) if admitted.cookie else ())
+        if "extensions" in scope:  # some let a connection outlive its request
+            inner["keyferry.lives"] = lambda: self._admission.lives(record.key_id, name)
         if scope["type"] == "websocket":
             socket = LivingSocket(receive, answer, lambda: self._admission.lives(record.key_id, name), self._clock.monotonic)
             await self.app(inner, socket.receive, socket.send)

@@ -282,3 +282,22 @@ async def test_a_client_that_stops_reading_does_not_fill_the_memory() -> None:
         await asyncio.wait_for(server.ended.wait(), LIMIT)
     assert taken < 20_000_000  # the buffers of four sockets
     assert "proxy client" in proxy.counter.seen
+
+
+async def test_one_user_cannot_take_all_connections() -> None:
+    begun, answered = asyncio.Event(), asyncio.Event()
+
+    async def waits(recorder: Recorder, wire: Wire) -> None:
+        await wire.head()
+        begun.set()
+        await answered.wait()
+        await wire.write(recorder.answer)
+
+    async with recording(waits) as server, proxying(server, per_user=1) as proxy, proxy.connected() as (reader, writer):
+        writer.write(await proxy.head())
+        await asyncio.wait_for(begun.wait(), LIMIT)
+        said = await proxy.ask(await proxy.head())
+        assert status(said) == 429
+        answered.set()
+        assert status(await answer(reader)) == 200
+        assert status(await proxy.ask(await proxy.head())) == 200

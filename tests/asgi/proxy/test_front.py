@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgi.doorkit import AS_ID, Client, FakeClock, call
+from asgi.doorkit import AS_ID, Client, Echo, FakeClock, FakeKeys, FakeRandom, call, record
 from asgi.proxy.proxykit import KEY, LIMIT, Proxy, proxying, recording, status
-from keyferry.asgi.exchange import Receive, Scope, Send, respond
+from keyferry.asgi.auth import SimLogin
+from keyferry.asgi.exchange import App
 from keyferry.asgi.proxy.front import Front
 from keyferry.errors import LocalProtocolError
+from keyferry.protocol import digest
+from keyferry.protocol.identity import AsId
 
 SECOND = b'GET /smuggled HTTP/1.1\r\nHost: xcap.home1.net\r\nX-3GPP-Asserted-Identity: "sip:eve@home1.net"\r\n\r\n'
 
@@ -165,23 +168,27 @@ async def test_the_same_credentials_do_not_open_another_path_or_method() -> None
 
 
 async def test_relayed_credentials_of_one_server_do_not_open_another() -> None:
-    """Relay AS1 → AS2: the AS_ID is in the realm and in the key."""
-    doors: list[str] = []
-
-    def door(name: str) -> object:
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            doors.append(name)
-            await respond(send, 200)
-
-        return answer
-
-    front = Front({"as1.home1.net": door("as1"), "as2.home1.net": door("as2")}, clock=FakeClock())  # type: ignore[dict-item]
+    """Relay AS1 → AS2, both behind this proxy: the AS_ID is in the realm, in the nonce and in the key."""
+    mine, other = record(), record("alice-at-as2", as_id=AsId("localhost"))
+    apps = {name: Echo() for name in (AS_ID, "localhost")}
+    doors: dict[str, App] = {
+        name: SimLogin(app, as_id=name, keys=FakeKeys(mine, other), clock=FakeClock(), random=FakeRandom(name))
+        for name, app in apps.items()
+    }
+    front = Front(doors, clock=FakeClock())
     told: dict[str, Any] = {"keyferry.target": b"/notes"}
-    for name in ("as1", "as2"):
-        said = await call(front, host=f"{name.upper()}.home1.net:443", **told)
-        assert said.status == 200
-        assert said.get("date") == "Fri, 15 Jan 2027 08:00:00 GMT"
-    assert doors == ["as1", "as2"]
+    of_as1 = (await call(front, **told)).challenge()
+    of_as2 = (await call(front, host="LOCALHOST:8443", **told)).challenge()
+    assert (await call(front, headers=[Client(mine).answer(of_as1)], host="localhost", **told)).status == 401
+    assert (await call(front, headers=[Client(mine).answer(of_as2)], host="localhost", **told)).status == 401
+    forged = Client(mine)
+    forged.realm = of_as2.realm
+    forged.ha1 = digest.hash_a1("SHA-256", mine.key_id, of_as2.realm, forged.password)
+    assert (await call(front, headers=[forged.answer(of_as2)], host="localhost", **told)).status == 401
+    assert apps["localhost"].scopes == []
+    granted = await call(front, headers=[Client(other).answer(of_as2)], host="localhost", **told)
+    assert (granted.status, granted.get("date")) == (200, "Fri, 15 Jan 2027 08:00:00 GMT")
+    assert (await call(front, headers=[Client(mine).answer(of_as1)], **told)).status == 200
     assert (await call(front, host="as3.home1.net", **told)).status == 421
 
 

@@ -10,10 +10,12 @@ import hashlib
 import pytest
 import websockets
 
-from asgi.doorkit import Client
+from asgi.doorkit import Client, Echo, call, make_door
 from asgi.proxy.proxykit import KEY, LIMIT, Recorder, Wire, proxying, recording, status
+from keyferry.asgi.proxy import tunnel as tunnel_module
 from keyferry.asgi.proxy.tunnel import accepts, join, offered_tunnel
 from keyferry.client.upstream import Address, HttpUpstream
+from keyferry.errors import StoreError
 
 ASK = (
     b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -128,6 +130,35 @@ async def test_a_tunnel_in_which_nothing_moves_ends() -> None:
     server, client = Silent(), Silent()
     await asyncio.wait_for(join(server, client, 0.01), LIMIT)
     assert (server.closed, client.closed) == (1, 1)
+
+
+@pytest.mark.parametrize("key", ["gone", "unknown"])
+async def test_a_tunnel_ends_with_the_key_that_opened_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """De-registration ends the login; a store that fails does not."""
+    monkeypatch.setattr(tunnel_module, "RECHECK", 0.001)
+    looks = 0
+
+    async def lives() -> bool:
+        nonlocal looks
+        looks += 1
+        if key == "unknown" and looks < 3:
+            raise StoreError("busy")
+        return False
+
+    server, client = Silent(), Silent()
+    await asyncio.wait_for(join(server, client, 60, lives), LIMIT)
+    assert (server.closed, client.closed, looks) == (1, 1, 3 if key == "unknown" else 1)
+
+
+async def test_simlogin_tells_whether_the_key_is_there() -> None:
+    app = Echo()
+    door = make_door(KEY, app=app)
+    answer = Client(KEY).answer(await door.challenge())
+    assert (await call(door.door, headers=[answer], extensions={})).status == 200
+    lives = app.scopes[0]["keyferry.lives"]
+    assert await lives()
+    door.keys.records.clear()
+    assert not await lives()
 
 
 def test_the_accept_value_is_the_one_of_the_standard() -> None:

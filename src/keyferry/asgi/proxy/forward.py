@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from keyferry.asgi.exchange import Header, Message, Receive, Scope, Send, headers_named, respond
 from keyferry.asgi.proxy.fields import INTENDED, Route, answer_fields, asserted_identities, expects, request_fields
-from keyferry.asgi.proxy.tunnel import IDLE, Tunnel, accepts, join, offered_tunnel
+from keyferry.asgi.proxy.tunnel import IDLE, LIVES, Lives, Tunnel, accepts, join, offered_tunnel
 from keyferry.errors import RemoteProtocolError, UpstreamFailed
 
 if TYPE_CHECKING:
     from keyferry.asgi.auth import Identity
     from keyferry.ports import Counter, Log
 
+PER_USER = 64
+"""Requests of one user under way at once, WebSockets included: one user cannot take all connections to the server behind."""
 CLIENT_TIMEOUT = 60.0
 """Seconds without an octet of a body from the client, or in which it takes none of the answer."""
 
@@ -77,6 +79,7 @@ class Forward:
         counter: Counter | None = None,
         client_timeout: float = CLIENT_TIMEOUT,
         tunnel_timeout: float = IDLE,
+        per_user: int = PER_USER,
     ) -> None:
         """Take the server and what it is told; stands behind SimLogin, and that behind `Front`. Times are in seconds."""
         self._upstream = upstream
@@ -86,6 +89,8 @@ class Forward:
         self._client_timeout = client_timeout
         self._tunnel_timeout = tunnel_timeout
         self._open: set[Exchange] = set()
+        self._per_user = per_user
+        self._of_user: dict[str, int] = {}  # requests under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
@@ -99,7 +104,20 @@ class Forward:
             return
         fields = request_fields(scope, self._route, impus, upgrade=tunnel is not None)
         head = RequestHead(scope["method"], scope["keyferry.target"], fields)
-        relay = _Relay(scope, receive, send, self._client_timeout)
+        user = scope["user"].id
+        if self._of_user.get(user, 0) >= self._per_user:
+            self._count("too-many-of-user")
+            await respond(send, 429, b"Too many requests at once.\n", headers=[(b"retry-after", b"1"), (b"connection", b"close")])
+            return
+        self._of_user[user] = self._of_user.get(user, 0) + 1
+        try:
+            await self._forward(head, _Relay(scope, receive, send, self._client_timeout), tunnel, send)
+        finally:
+            self._of_user[user] -= 1
+            if not self._of_user[user]:
+                del self._of_user[user]
+
+    async def _forward(self, head: RequestHead, relay: _Relay, tunnel: Tunnel | None, send: Send) -> None:
         try:
             await self._exchange(head, relay, tunnel, send)
         except UpstreamFailed as problem:
@@ -126,7 +144,7 @@ class Forward:
                 await send({"type": "http.response.start", "status": 101, "headers": [*answer_fields(101, answer.fields), *upgrade]})
                 self._open.add(exchange)
                 try:
-                    await join(exchange, tunnel, self._tunnel_timeout)
+                    await join(exchange, tunnel, self._tunnel_timeout, relay.lives)
                 finally:
                     self._open.discard(exchange)
 
@@ -164,6 +182,7 @@ class _Relay:
         self._timeout = timeout
         self.started = False  # the client has the head of an answer
         self.gone = False  # the client went away
+        self.lives: Lives | None = scope.get(LIVES)
         self.uploading = _has_body(scope)
         self._ended = False
         self._late: RemoteProtocolError | None = None

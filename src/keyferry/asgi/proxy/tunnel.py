@@ -7,13 +7,19 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from keyferry.asgi.exchange import Header, Scope
 from keyferry.asgi.proxy.fields import one
+from keyferry.errors import SealError, StoreError
 
 IDLE = 600.0
 """Seconds in which nothing moves either way; WebSocket libraries ping every 20 to 60."""
+RECHECK = 30.0
+"""Seconds between looks whether the key that opened a tunnel is still there."""
+LIVES = "keyferry.lives"
+"""In the scope, by SimLogin: tells whether the key of a request is still there."""
+Lives: TypeAlias = Callable[[], Awaitable[bool]]
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 EXTENSION = "keyferry.tunnel"
 
@@ -58,26 +64,34 @@ def accepts(request: Iterable[Header], answer: Iterable[Header]) -> bool:
     return one(answer, b"sec-websocket-accept") == expected and (one(answer, b"upgrade") or b"").lower() == b"websocket"
 
 
-async def join(server: Breakable, client: Tunnel, idle: float) -> None:
-    """Carry octets both ways until either side ends, or nothing moves for `idle` seconds. Raises UpstreamFailed."""
+async def join(server: Breakable, client: Tunnel, idle: float, lives: Lives | None = None) -> None:
+    """Carry octets both ways until either side ends, nothing moves for `idle` seconds, or the login has ended. Raises UpstreamFailed."""
     moved = [0]
     loop = asyncio.get_running_loop()
     pumps = {loop.create_task(_pump(server.read, client.write, moved)), loop.create_task(_pump(client.read, server.write, moved))}
+    quiet, look = 0.0, min(idle, RECHECK)
     try:
-        before = -1
-        while before != moved[0]:
+        while quiet < idle:
             before = moved[0]
-            done, _ = await asyncio.wait(pumps, timeout=idle, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(pumps, timeout=look, return_when=asyncio.FIRST_COMPLETED)
             for pump in done:
                 pump.result()
-            if done:
+            if done or not await _still(lives):
                 return
+            quiet = quiet + look if before == moved[0] else 0.0
     finally:
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
         client.close()
         server.abort()
+
+
+async def _still(lives: Lives | None) -> bool:
+    try:
+        return lives is None or await lives()
+    except (StoreError, SealError):
+        return True  # nobody knows; the next look asks again
 
 
 async def _pump(read: Callable[[], Awaitable[bytes]], write: Callable[[bytes], Awaitable[None]], moved: list[int]) -> None:
