@@ -56,7 +56,7 @@ def test_the_matrix_of_the_readme_is_true(algorithms: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("algorithms", ['["SHA-256"]', '["SHA-256", "MD5"]', '["MD5"]'])
 def test_requests_logs_in(algorithms: str, tmp_path: Path) -> None:
     """In a process of its own: the name is resolved by a patch, as requests has no table of hosts."""
-    pytest.importorskip("requests", reason="requests is not installed; it is in requirements/docs.txt")
+    pytest.importorskip("requests", reason="requests is not installed; it is in requirements/test.txt")
     lab = make_lab(tmp_path, lambda text: text.replace('app = "xcap" ', f'algorithms = {algorithms}\napp = "xcap" '))
     with serving(lab.serve, lab.state) as served:
         ue(lab, "register")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from keyferry.cli.app import app
 from keyferry.lab.bench import _check_pushes, _fine, state_folder
+from keyferry.lab.bench_http import why_no_psk
 from keyferry.lab.bench_register_load import Burst
 from keyferry.lab.bench_report import Round, filesystem_of
 from keyferry.lab.bench_worker import BenchFailed
@@ -55,6 +56,25 @@ def test_a_moment_of_each_figure_has_no_errors_and_leaves_nothing(tmp_path: Path
     assert data["command"].startswith("keyferry")
     assert multiprocessing.active_children() == []
     assert set(state_folder().glob("keyferry-bench-*")) == before
+
+
+def test_a_moment_of_handshakes_and_first_requests() -> None:
+    """With pre-shared keys where Python has them; else the report says so."""
+    done = CliRunner().invoke(app, ["bench", *MOMENT, "--only", "handshake", "--only", "first-request", "--json"])
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    psk = why_no_psk() is None
+    handshakes = ["handshake-certificate", *(["handshake-psk13", "handshake-psk12"] if psk else [])]
+    assert [one["name"] for one in data["figures"]] == [
+        *handshakes,
+        "first-401",
+        "first-nonce",
+        *(["first-psk13", "first-psk12"] if psk else []),
+    ]
+    assert set(data["skipped"]) == (set() if psk else {f"{name} with a pre-shared key" for name in ("handshake", "first-request")})
+    p50 = {one["name"]: one["latency_p50_ms"] for one in data["figures"]}
+    assert p50["first-401"] >= 400
+    assert p50["first-nonce"] >= 300
 
 
 def test_a_figure_whose_server_is_not_installed_is_skipped_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ def test_two_figures_of_one_run_give_the_price_of_a_push_and_of_a_login() -> Non
         "uvicorn: the SIM login costs 40 µs a GET, 40% of it, 0.67 of an open GET",
         "granian: the SIM login costs 10 µs a GET, 10% of it, 0.11 of an open GET",
     ]
+    handshakes = BenchReport(MACHINE, BenchOptions(), [row("handshake-certificate", 400), row("handshake-psk13", 500)])
+    assert _derived(handshakes.derived)[0].startswith("by its CPU time a core does 2,500 (certificate), 2,000 (psk13) handshakes a second")
     assert report.data()["skipped"] == {"x": "no x"}
     assert report.data()["ok"] is True
     _show(report)

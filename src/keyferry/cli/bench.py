@@ -119,4 +119,8 @@ def _derived(derived: dict[str, float]) -> list[str]:
         if f"{prefix}login_microseconds" in derived:
             cost, open_share, share = (derived[f"{prefix}login_{what}"] for what in ("microseconds", "share_of_open_get", "share_of_get"))
             lines.append(f"{server}: the SIM login costs {cost:.0f} µs a GET, {share:.0%} of it, {open_share:.2f} of an open GET")
+    handshakes = {name: rate for name, rate in derived.items() if name.startswith("handshake_")}
+    if handshakes:
+        each = ", ".join(f"{rate:,.0f} ({name.split('_')[1]})" for name, rate in handshakes.items())
+        lines.append(f"by its CPU time a core does {each} handshakes a second; the client's side costs more, and limits the rate above")
     return lines

@@ -4,19 +4,25 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, get_args
 
+from keyferry.lab.bench_first import REQUESTS, FirstOrder, Way, load_first_requests
 from keyferry.lab.bench_granian import granian_is_installed
-from keyferry.lab.bench_http import HttpSetup, serve_documents
+from keyferry.lab.bench_handshake import HandshakeOrder, Kind, load_handshakes
+from keyferry.lab.bench_http import HttpSetup, serve_documents, why_no_psk
 from keyferry.lab.bench_http_load import HttpLoad, HttpOrder, load_documents
 from keyferry.lab.bench_register import RegisterSetup, serve_registrations
 from keyferry.lab.bench_register_load import Burst, Order, RegisterLoad, load_registrations
 from keyferry.lab.bench_report import NAMES, BenchOptions, BenchReport, Name, Round, Row, filesystem_of, machine_of
-from keyferry.lab.bench_worker import BenchFailed, Progress, Usage, Worker, cores, worker
+from keyferry.lab.bench_worker import BenchFailed, Part, Progress, Usage, Worker, cores, worker
 from keyferry.ports import Clock
 from keyferry.transports.clock import SystemClock
+
+T = TypeVar("T", bound=str)
 
 IN_MEMORY = {"tmpfs", "ramfs"}
 WHAT = {
@@ -27,8 +33,16 @@ WHAT = {
     "get": "GET over TLS, SIM login (Digest SHA-256)",
     "get-granian-open": "the same two by granian: the door asks nothing",
     "get-granian": "by granian, SIM login (Digest SHA-256)",
+    "handshake-certificate": "TLS 1.3 handshake, P-256 certificate, no request",
+    "handshake-psk13": "TLS 1.3 handshake with the pushed key, no request",
+    "handshake-psk12": "TLS 1.2 handshake with the pushed key (ECDHE-PSK)",
+    "first-401": "first request, 50 ms one way: connection, 401, answer",
+    "first-nonce": "first request, 50 ms one way: connection, first nonce",
+    "first-psk13": "first request, 50 ms one way: connection by TLS 1.3 PSK",
+    "first-psk12": "first request, 50 ms one way: connection by TLS 1.2 PSK",
 }
 PUSHES = {"register": 1, "register-3": 3}
+FIRST_SECONDS = 0.4  # so long takes a first request with a 401 over the long way
 
 
 class _Pair(NamedTuple):
@@ -52,8 +66,10 @@ def run_bench(options: BenchOptions, clock: Clock, progress: Progress) -> BenchR
             report.skipped[name] = "granian is not installed; it is in requirements/test.txt"
             continue
         with tempfile.TemporaryDirectory(prefix="keyferry-bench-", dir=folder) as place:
-            measure = _get if name in {"get", "get-granian"} else _register
-            report.rows += measure(name, options, Path(place) / "state", progress)
+            no_psk = why_no_psk() if name in {"handshake", "first-request"} else None
+            if no_psk:
+                report.skipped[f"{name} with a pre-shared key"] = no_psk
+            report.rows += MEASURES[name](name, options, Path(place) / "state", progress)
     return report
 
 
@@ -114,6 +130,46 @@ def _get(name: Name, options: BenchOptions, state: Path, progress: Progress) -> 
     return [Row(row, WHAT[row], tuple(found)) for row, found in rounds.items()]
 
 
+def _handshake(name: Name, options: BenchOptions, state: Path, progress: Progress) -> list[Row]:
+    """Nothing but handshakes; one kind after the other in each round."""
+    rounds: dict[Kind, list[Round]] = {kind: [] for kind in _with_psk(get_args(Kind))}
+    with _doors(HttpSetup(state, options.connections, psk=True), load_handshakes, progress) as pair:
+        for number in range(options.rounds):
+            progress(name, number, options.rounds)
+            for kind, found in rounds.items():
+                found.append(_burst(pair, HandshakeOrder(kind, options.seconds, options.connections)))
+        progress(name, options.rounds, options.rounds)
+    return [Row(f"handshake-{kind}", WHAT[f"handshake-{kind}"], tuple(found)) for kind, found in rounds.items()]
+
+
+def _first(name: Name, options: BenchOptions, state: Path, progress: Progress) -> list[Row]:
+    """One request after the other, each by a user of its own: a first nonce is good for one."""
+    count = max(1, round(options.seconds / FIRST_SECONDS))
+    rounds: dict[Way, list[Round]] = {way: [] for way in _with_psk(REQUESTS)}
+    numbers = iter(range(count * options.rounds * len(rounds)))
+    with _doors(HttpSetup(state, count * options.rounds * len(rounds), psk=True), load_first_requests, progress) as pair:
+        for number in range(options.rounds):
+            progress(name, number, options.rounds)
+            for way, found in rounds.items():
+                found.append(_burst(pair, FirstOrder(way, tuple(islice(numbers, count)))))
+        progress(name, options.rounds, options.rounds)
+    return [Row(f"first-{way}", WHAT[f"first-{way}"], tuple(found)) for way, found in rounds.items()]
+
+
+def _with_psk(names: Iterable[T]) -> list[T]:
+    """Leave out what needs pre-shared keys where Python has none."""
+    return [name for name in names if not name.startswith("psk") or why_no_psk() is None]
+
+
+@contextmanager
+def _doors(setup: HttpSetup, part: Part, progress: Progress) -> Iterator[_Pair]:
+    """Run the doors on one core and a load on the other, which knows where they are."""
+    measured_core, load_core = cores()
+    with worker(serve_documents, measured_core, setup) as measured, worker(part, load_core) as load:
+        load.ask(measured.answer(progress))
+        yield _Pair(measured, load)
+
+
 def _burst(pair: _Pair, order: object) -> Round:
     before: Usage = pair.measured.ask("usage")
     burst: Burst = pair.load.ask(order)
@@ -133,3 +189,9 @@ def _check_pushes(count: int, rounds: list[Round]) -> None:
     for one in rounds:
         if one.burst.pushes < count * one.burst.done:
             raise BenchFailed(f"{one.burst.done} registrations made only {one.burst.pushes} pushes")
+
+
+MEASURES: dict[Name, Callable[[Name, BenchOptions, Path, Progress], list[Row]]] = {
+    "register": _register, "register-3": _register, "path": _register, "get": _get, "get-granian": _get,
+    "handshake": _handshake, "first-request": _first,
+}  # fmt: skip

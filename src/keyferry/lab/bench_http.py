@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from keyferry.asgi.auth import Identity, SimLogin
 from keyferry.asgi.exchange import Receive, Scope, Send
 from keyferry.asgi.xcap import XcapApp
 from keyferry.config import ApplicationServer, Config, Network
+from keyferry.errors import ConfigError
 from keyferry.lab.bench_granian import GranianServer
 from keyferry.lab.bench_register import ANY_PORT, BATCH, HOME, answer_usage
 from keyferry.lab.bench_worker import Link
@@ -29,6 +31,7 @@ from keyferry.stores.sqlite.documents import SqliteDocumentStore
 from keyferry.stores.state_dir import StateDir, open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.http_server import HttpServer, tls_context
+from keyferry.transports.tls_psk import check_psk
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.services import Role
 from keyferry.wiring.serving import spare_the_collector
@@ -56,6 +59,7 @@ class HttpSetup(NamedTuple):
     state: Path
     users: int
     granian: bool = False  # both doors by granian instead of uvicorn
+    psk: bool = False  # listeners for TLS with the pushed key too, where Python can
 
 
 class Doors(NamedTuple):
@@ -65,6 +69,7 @@ class Doors(NamedTuple):
     open: tuple[str, int]
     certificate: bytes  # SHA-256 of the DER
     ca: str
+    psk: Mapping[str, tuple[str, int]] = {}  # "psk13", "psk12"
 
 
 class OpenDoor:
@@ -77,6 +82,15 @@ class OpenDoor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
         await self._app({**scope, "keyferry": self._identities[scope["raw_path"]]}, receive, send)
+
+
+def why_no_psk() -> str | None:
+    """Say why this Python has no TLS with pre-shared keys; None: it has."""
+    try:
+        check_psk("bench")
+    except ConfigError as problem:
+        return str(problem)
+    return None
 
 
 def http_user(number: int) -> HttpUser:
@@ -112,7 +126,10 @@ def document() -> bytes:
 async def serve_documents(link: Link, setup: HttpSetup) -> None:
     """Start both doors, store keys and documents, tell the addresses, then tell the usage whenever asked."""
     random, clock = SystemRandom(), SystemClock()
-    server = ApplicationServer(as_id=AS_ID, sip_uri=f"sip:xcap-as.{HOME}", listen_sip=ANY_PORT, listen_https=ANY_PORT)
+    psk = ANY_PORT if setup.psk and why_no_psk() is None else None
+    server = ApplicationServer(
+        as_id=AS_ID, sip_uri=f"sip:xcap-as.{HOME}", listen_sip=ANY_PORT, listen_https=ANY_PORT, listen_psk13=psk, listen_psk12=psk
+    )
     config = Config(network=Network(home_domain=HOME), application_servers=[server])
     roles: tuple[Role, ...] = ("as",)
     users = [http_user(number) for number in range(setup.users)]
@@ -120,17 +137,21 @@ async def serve_documents(link: Link, setup: HttpSetup) -> None:
         system = System(config, state, clock, random, StructLog("none"), Metrics(), roles)
         try:
             listeners = await system.start()
-            await _store_keys(system, users, link, clock.now())
-            await _open_beside(link, setup, system, state, users, next((one.host, one.port) for one in listeners if one.proto == "https"))
+            minted = int(clock.now()) + 1  # of a whole second that began after the store did: first nonces of older keys are refused
+            await _store_keys(system, users, link, minted)
+            await asyncio.sleep(max(0.0, minted - clock.now()))  # they are not valid before
+            await _open_beside(link, setup, system, state, users, {one.proto: (one.host, one.port) for one in listeners})
         finally:
             await system.stop()
 
 
 async def _open_beside(
-    link: Link, setup: HttpSetup, system: System, state: StateDir, users: list[HttpUser], login: tuple[str, int]
+    link: Link, setup: HttpSetup, system: System, state: StateDir, users: list[HttpUser], listening: dict[str, tuple[str, int]]
 ) -> None:
     """Serve the open door, which the system has none of; with granian the login, too."""
     certificate = system.pki.ensure(AS_ID, "as")
+    login = listening["https"]
+    psk = {proto: address for proto, address in listening.items() if proto in {"psk13", "psk12"}}
     async with AsyncExitStack() as stack:
         documents = SqliteDocumentStore(stack.enter_context(Database(state.path(f"as-{AS_ID}.db"))))
         await _store_documents(documents, users, link)
@@ -148,7 +169,7 @@ async def _open_beside(
             stack.push_async_callback(server.aclose)
             address = await server.listen("127.0.0.1", 0)
         spare_the_collector()
-        link.send(Doors(login, address, certificate.sha256, str(system.pki.ca_file)))
+        link.send(Doors(login, address, certificate.sha256, str(system.pki.ca_file), psk))
         await answer_usage(link)
 
 
@@ -162,10 +183,10 @@ def _login(app: XcapApp, system: System, state: StateDir, certificate: bytes) ->
     )  # fmt: skip
 
 
-async def _store_keys(system: System, users: list[HttpUser], link: Link, now: float) -> None:
+async def _store_keys(system: System, users: list[HttpUser], link: Link, now: int) -> None:
     keys, pusher = system.servers[0].keys, system.config.scscf.name
     for start in range(0, len(users), BATCH):
-        batch = [_push(user, int(now)) for user in users[start : start + BATCH]]
+        batch = [_push(user, now) for user in users[start : start + BATCH]]
         await asyncio.gather(*(keys.apply(push, pusher=pusher, realm=HOME, now=now) for push in batch))
         link.progress("storing keys", start + len(batch), len(users))
 
