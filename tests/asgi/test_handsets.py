@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from asgi.handsets import AospPhone, Phone, PhoneGaveUp, SamsungPhone
 from keyferry.asgi.auth import SimLogin
 from keyferry.asgi.exchange import Receive, Scope, Send
 from keyferry.asgi.notes import Notes
+from keyferry.asgi.session import SessionCookie
 from keyferry.asgi.static_keys import StaticKey, StaticKeys
 from keyferry.errors import ConfigError
 from keyferry.protocol import digest
@@ -254,6 +256,29 @@ async def test_a_pushed_key_is_never_taken_over_plain_http() -> None:
     assert (answer.status, site.counter.seen[-1]) == (403, "door scheme")
     assert site.pushed.asked == []
     assert (await call(site.door, headers=[client.answer(challenge)], host=LOCAL)).status == 404  # let in: there is no note
+
+
+async def test_a_session_is_neither_begun_nor_taken_over_plain_http() -> None:
+    """Whoever reads the network would have it."""
+    site = Site(http_networks=LOOPBACK, session=SessionCookie())
+
+    async def login(**scope: Any) -> Any:
+        challenge = (await call(site.door, headers=[("User-Agent", "3gpp-gba")], host=LOCAL, **scope)).challenge()
+        password = Secret(base64.b64encode(KS_NAF))
+        ha1 = digest.hash_a1("MD5", BTID, challenge.realm, password)
+        nc, cnonce = "00000001", "c" * 16
+        response = digest.respond("MD5", ha1, method="GET", uri="/notes", nonce=challenge.nonce, qop="auth", nc=nc, cnonce=cnonce)
+        said = digest.Credentials(BTID, challenge.realm, challenge.nonce, "/notes", response, "MD5", cnonce=cnonce, qop="auth", nc=nc)
+        return await call(site.door, headers=[("Authorization", digest.build_credentials(said))], host=LOCAL, **scope)
+
+    plain: dict[str, Any] = {"scheme": "http", "client": ("127.0.0.1", 9)}
+    answer = await login(**plain)
+    assert (answer.status, answer.all("set-cookie")) == (404, [])  # let in: there is no note
+    (cookie,) = (await login()).all("set-cookie")
+    held = ("Cookie", cookie.partition(";")[0])
+    assert (await call(site.door, headers=[held], host=LOCAL)).status == 404
+    refused = await call(site.door, headers=[held], host=LOCAL, **plain)
+    assert (refused.status, site.counter.seen[-1]) == (401, "door challenge")
 
 
 def test_plain_http_with_pushed_keys_alone_is_refused_at_once() -> None:
