@@ -10,6 +10,8 @@ from pathlib import Path
 import httpx
 
 from keyferry.client.http_auth import WAITS, SimDigest
+from keyferry.client.psk import psk_transport
+from keyferry.client.psk_policy import PskOrCertificate
 from keyferry.client.ue import http_credentials
 from keyferry.errors import ConfigError
 from keyferry.ports import RandomSource, UeState
@@ -56,13 +58,17 @@ def trust(ca: Path) -> ssl.SSLContext:
 
 
 def open_client(
-    auth: httpx.Auth | None, *, hosts: Mapping[str, str], tls: ssl.SSLContext, base_url: str = "", timeout: float = TIMEOUT
-) -> httpx.AsyncClient:
-    """Return a client that goes to the addresses of a table, follows no redirect, and takes nothing from the environment."""
-    inner = httpx.AsyncHTTPTransport(verify=tls, http1=True, retries=0)
-    return httpx.AsyncClient(
-        transport=HostsTransport(inner, hosts), auth=auth, timeout=timeout, trust_env=False, follow_redirects=False, base_url=base_url
-    )
+    auth: httpx.Auth | None, *, hosts: Mapping[str, str], tls: ssl.SSLContext, base_url: str = "", timeout: float = TIMEOUT,
+    psk_ports: Mapping[str, int] | None = None,
+) -> httpx.AsyncClient:  # fmt: skip
+    """Return a client that goes to the addresses of a table, follows no redirect, and takes nothing from the environment.
+
+    `psk_ports` are where hosts have TLS-PSK; None: nobody will ask for it.
+    """
+    transport: httpx.AsyncBaseTransport = HostsTransport(httpx.AsyncHTTPTransport(verify=tls, http1=True, retries=0), hosts)
+    if psk_ports is not None:
+        transport = PskOrCertificate(transport, psk_ports, make=lambda found: HostsTransport(psk_transport(found), hosts))
+    return httpx.AsyncClient(transport=transport, auth=auth, timeout=timeout, trust_env=False, follow_redirects=False, base_url=base_url)
 
 
 def open_http(

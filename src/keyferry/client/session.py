@@ -76,7 +76,14 @@ class UeSession:
         return url
 
     def login(self, host: str) -> UeLogin:
-        """Return what authenticates requests to one host with the key of the registration of the moment. Raises ParseError."""
+        """Return what authenticates requests to one host by Digest, with the key of the registration of the moment.
+
+        Raises ConfigError where TLS-PSK is required, ParseError.
+        """
+        if self.config.ue.psk == "require":
+            raise ConfigError(
+                "ue.psk", "is `require`, and a client of your own has no TLS-PSK", "Take the client of Ue.http, or set `prefer`"
+            )
         return UeLogin(self.client, parse_as_id(host), self.random)
 
     def http(self, url: str, *, base: bool = False) -> httpx.AsyncClient:
@@ -87,8 +94,9 @@ class UeSession:
         target = httpx.URL(url)
         if target.scheme != "https" or not target.host:
             raise ConfigError(url, "is not an https URL", "AS keys are used over TLS only")
-        login = self.login(target.host)
-        return open_client(login, hosts=self.config.hosts, tls=trust(self.ca), base_url=url if base else "")
+        login = UeLogin(self.client, parse_as_id(target.host), self.random, psk=self.config.ue.psk, log=self.log)
+        ports = self.config.psk_ports if self.config.ue.psk != "off" else None
+        return open_client(login, hosts=self.config.hosts, tls=trust(self.ca), base_url=url if base else "", psk_ports=ports)
 
     def proxy(self, also: Collection[str] = (), *, authority: Path | None = None) -> tuple[UeProxy, Path]:
         """Return a proxy that logs browsers in, and the CA that they must trust, which is in `authority`, else in the state directory.
