@@ -18,7 +18,10 @@ from system.serving import EXAMPLE_PORTS, environment, free_port, without_psk
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("examples", "tests/interop/sipp")
 BLOCK = re.compile(r"(?:^<!-- (needs|file): ([^>]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-STAYS = (("keyferry serve ", "out", '"ready": true'), ("uvicorn ", "log", "Uvicorn running on"))
+STAYS = (
+    ("keyferry serve ", "out", '"ready": true'), ("keyferry ue proxy ", "out", "proxy http"), ("keyferry dev ", "out", "Your application"),
+    ("uvicorn ", "log", "Uvicorn running on"),
+)  # fmt: skip
 """What a command that stays holds, where it says that it is ready (standard output or standard error), and how."""
 LIMIT = 240.0  # seconds for a whole page; its commands take under 20 on an idle machine
 SIPP_ATTEMPTS = 5  # see tests/interop/test_sipp.py: one run in 32 fails by a fault of sipp's
@@ -81,7 +84,7 @@ class Shell:
 
     def __post_init__(self) -> None:
         """Copy what the commands need, with other ports."""
-        self.ports = {port: free_port() for port in (*EXAMPLE_PORTS, "8445")}
+        self.ports = {port: free_port() for port in (*EXAMPLE_PORTS, "8445", "8899")}
         for name in COPIED:
             shutil.copytree(ROOT / name, self.folder / name)
         for path in (self.folder / "examples").glob("*.toml"):
