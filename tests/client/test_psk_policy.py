@@ -17,7 +17,7 @@ from keyferry.client.ue import HttpCredentials, http_credentials
 from keyferry.errors import ConfigError, LocalProtocolError, RegistrationFailed, TransportError
 
 URL = f"https://{AS_ID}:8443/notes"
-PORTS = {AS_ID: 8453}
+PORTS: dict[str, int] = {AS_ID: 8453}
 OLD = state(expires_at=LIFE)
 
 
