@@ -108,7 +108,16 @@ class Ue:
                 begun.set()
 
         stay = Stay(session.client, tell, session.random, session.log)
-        running = asyncio.get_running_loop().create_task(stay.run())
+
+        async def run() -> None:
+            try:
+                await stay.run()
+                session.log.warning("ue-not-registered", problem="the network ended the registration and wants no other")
+            except KeyferryError as problem:
+                session.log.warning("ue-not-registered", problem=str(problem))
+                raise
+
+        running = asyncio.get_running_loop().create_task(run())
         waiting = asyncio.get_running_loop().create_task(begun.wait())
         try:
             await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
@@ -118,9 +127,7 @@ class Ue:
         finally:
             for task in (running, waiting):
                 task.cancel()
-            for ended in await asyncio.gather(running, waiting, return_exceptions=True):
-                if isinstance(ended, KeyferryError):
-                    session.log.warning("ue-not-registered", problem=str(ended))
+            await asyncio.gather(running, waiting, return_exceptions=True)
             await stay.leave()
 
     def auth(self, host: str) -> httpx.Auth:

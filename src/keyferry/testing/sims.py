@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Coroutine, Generator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
@@ -144,18 +143,6 @@ class Sim(httpx.Auth):
         return self._digests[as_id]
 
 
-@dataclass(frozen=True, slots=True)
-class SimKeys(PushedKeys):
-    """Pushed keys, and what user ids are made with: all that SimLogin asks of a source."""
-
-    ids: Secret = field(default_factory=lambda: Secret(SystemRandom().octets(32)))
-
-    def user_id_key(self, as_id: AsId) -> Secret:
-        """Return one key for every application: `user_id` binds the name in anyway."""
-        del as_id
-        return self.ids
-
-
 class Sims:
     """SIMs by name, and the keys that applications know of them."""
 
@@ -165,7 +152,8 @@ class Sims:
         self.clock = TestClock()
         self.random = SystemRandom()
         self._store = MemoryKeyStore(began=self.clock.now() - 1)
-        self.keys = SimKeys(self._store, self.clock)
+        self._ids = Secret(self.random.octets(32))
+        self.keys = PushedKeys(self._store, self.clock, user_ids=lambda _: self._ids)
         """The KeySource to give to SimLogin."""
         self._sims: dict[tuple[str, str], Sim] = {}
         self._seq = 0
@@ -191,7 +179,7 @@ class Sims:
 
     def user_id(self, name: str) -> str:
         """Return `user.id` of a SIM at the application under test."""
-        return user_id(self.keys.ids, self.as_id, self(name).impi)
+        return user_id(self._ids, self.as_id, self(name).impi)
 
     def login(self, app: App, **options: Any) -> SimLogin:
         """Return the real middleware around an application, with the keys of these SIMs; `options` are those of SimLogin."""
