@@ -62,8 +62,8 @@ def settings_page() -> str:
             parts += [f"### `{name}`", *_table(section)]
             seen[section] = name
     parts += ["## The file of `keyferry ue`", "### `[ue]`", *_table(config.Ue)]
-    hosts = next(field for field in msgspec.structs.fields(config.UeConfig) if field.name == "hosts")
-    parts += ["### `[hosts]` of the UE", f"A table of names and values: {_meta(hosts.type)['description']}. Default: empty."]
+    for field in msgspec.structs.fields(config.UeConfig)[1:]:
+        parts += [f"### `[{field.name}]` of the UE", f"A table of names and values: {_meta(field.type)['description']}. Default: empty."]
     return "\n\n".join(parts) + "\n"
 
 

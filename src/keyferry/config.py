@@ -22,6 +22,7 @@ MAX_FILE = 4_000_000  # octets; about 10,000 subscribers in a file, more belong 
 
 Address = Annotated[str, Meta(description="`HOST:PORT`, an IPv6 host in brackets; port 0 takes a free one")]
 Seconds = Annotated[float, Meta(ge=0)]
+Ports = Annotated[dict[str, Annotated[int, Meta(ge=1, le=65535)]], Meta(description="AS_ID → port of its `listen_psk13`, for `ue.psk`")]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -265,12 +266,7 @@ class Ue(_Section, frozen=True, kw_only=True):
     ca: Annotated[
         str | None, Meta(description="CA certificate of the application servers, and of the P-CSCF over TLS; default: STATE/ca.pem")
     ] = None
-    psk: Annotated[
-        Literal["off", "prefer", "require"],
-        Meta(
-            description="TLS 1.3 with the pushed key, to servers in `[psk_ports]`: never; else Digest, and the log says so; or nothing else"
-        ),
-    ] = "off"
+    psk: Annotated[Literal["off", "prefer", "require"], Meta(description="TLS with the key: never; else Digest; or nothing else")] = "off"
     instance: Annotated[
         Annotated[str, Meta(pattern=r"^urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")] | None,
         Meta(description="urn:uuid:… of this device (+sip.instance); default: made of the IMPI. Two devices of one subscriber need two"),
@@ -287,12 +283,7 @@ class UeConfig(_Section, frozen=True, kw_only=True):
 
     ue: Ue
     hosts: Annotated[dict[str, str], Meta(description="host names → addresses, before DNS")] = msgspec.field(default_factory=dict)
-    psk_ports: Annotated[
-        dict[str, Annotated[int, Meta(ge=1, le=65535)]],
-        Meta(
-            description="application servers' host names → ports where they take TLS 1.3 with a pushed key (`listen_psk13`), for `ue.psk`"
-        ),
-    ] = msgspec.field(default_factory=dict)
+    psk_ports: Ports = msgspec.field(default_factory=dict)
 
 
 KEY_OCTETS: dict[str, dict[str, tuple[int, ...]]] = {
