@@ -20,7 +20,7 @@ from keyferry.lab.bench_report import Round, filesystem_of
 from keyferry.lab.bench_worker import BenchFailed
 
 MOMENT = ("--seconds", "0.1", "--rounds", "1", "--subscribers", "8", "--in-flight", "4", "--connections", "2")
-GETS = ("--only", "get", "--only", "get-granian")
+GETS = ("--only", "get", "--only", "get-granian", "--only", "proxied")
 
 
 def test_a_moment_of_each_figure_has_no_errors_and_leaves_nothing(tmp_path: Path) -> None:
@@ -39,6 +39,8 @@ def test_a_moment_of_each_figure_has_no_errors_and_leaves_nothing(tmp_path: Path
         "get",
         "get-granian-open",
         "get-granian",
+        "proxied-direct",
+        "proxied",
     ]
     for figure in data["figures"]:
         assert figure["errors"] == 0
@@ -51,7 +53,7 @@ def test_a_moment_of_each_figure_has_no_errors_and_leaves_nothing(tmp_path: Path
     assert set(data["machine"]) == {"cpu", "cores", "kernel", "python", "openssl", "state_filesystem", "date"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", data["machine"]["date"])
     shares = {"login_microseconds", "login_share_of_open_get", "login_share_of_get"}
-    assert set(data["derived"]) == shares | {f"granian_{name}" for name in shares}
+    assert set(data["derived"]) == shares | {f"granian_{name}" for name in shares} | {"proxy_microseconds", "proxied_rate_of_direct"}
     assert data["skipped"] == {}
     assert data["command"].startswith("keyferry")
     assert multiprocessing.active_children() == []

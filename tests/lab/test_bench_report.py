@@ -58,6 +58,8 @@ def test_two_figures_of_one_run_give_the_price_of_a_push_and_of_a_login() -> Non
     ]
     handshakes = BenchReport(MACHINE, BenchOptions(), [row("handshake-certificate", 400), row("handshake-psk13", 500)])
     assert _derived(handshakes.derived)[0].startswith("by its CPU time a core does 2,500 (certificate), 2,000 (psk13) handshakes a second")
+    both = BenchReport(MACHINE, BenchOptions(), [row("proxied-direct", 100), row("proxied", 250)])
+    assert _derived(both.derived) == ["the proxy costs 150 µs a GET, and does 100% of what the same login does without one"]
     assert report.data()["skipped"] == {"x": "no x"}
     assert report.data()["ok"] is True
     _show(report)

@@ -123,4 +123,9 @@ def _derived(derived: dict[str, float]) -> list[str]:
     if handshakes:
         each = ", ".join(f"{rate:,.0f} ({name.split('_')[1]})" for name, rate in handshakes.items())
         lines.append(f"by its CPU time a core does {each} handshakes a second; the client's side costs more, and limits the rate above")
+    if "proxy_microseconds" in derived:
+        share = derived["proxied_rate_of_direct"]
+        lines.append(
+            f"the proxy costs {derived['proxy_microseconds']:.0f} µs a GET, and does {share:.0%} of what the same login does without one"
+        )
     return lines

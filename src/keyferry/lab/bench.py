@@ -15,6 +15,7 @@ from keyferry.lab.bench_granian import granian_is_installed
 from keyferry.lab.bench_handshake import HandshakeOrder, Kind, load_handshakes
 from keyferry.lab.bench_http import HttpSetup, serve_documents, why_no_psk
 from keyferry.lab.bench_http_load import HttpLoad, HttpOrder, load_documents
+from keyferry.lab.bench_proxy import ProxySetup, serve_behind, serve_proxied
 from keyferry.lab.bench_register import RegisterSetup, serve_registrations
 from keyferry.lab.bench_register_load import Burst, Order, RegisterLoad, load_registrations
 from keyferry.lab.bench_report import NAMES, BenchOptions, BenchReport, Name, Round, Row, filesystem_of, machine_of
@@ -33,6 +34,8 @@ WHAT = {
     "get": "GET over TLS, SIM login (Digest SHA-256)",
     "get-granian-open": "the same two by granian: the door asks nothing",
     "get-granian": "by granian, SIM login (Digest SHA-256)",
+    "proxied-direct": "GET over TLS, SIM login, the application in the process",
+    "proxied": "GET over TLS, SIM login, the application behind the proxy",
     "handshake-certificate": "TLS 1.3 handshake, P-256 certificate, no request",
     "handshake-psk13": "TLS 1.3 handshake with the pushed key, no request",
     "handshake-psk12": "TLS 1.2 handshake with the pushed key (ECDHE-PSK)",
@@ -107,26 +110,43 @@ def _register(name: Name, options: BenchOptions, state: Path, progress: Progress
 
 
 def _get(name: Name, options: BenchOptions, state: Path, progress: Progress) -> list[Row]:
-    """Open door and login in turn, round by round: what disturbs the machine disturbs both."""
+    """Open door and login in turn: what disturbs the machine disturbs both."""
     measured_core, load_core = cores()
-    bare = f"{name}-open"
-    rounds: dict[str, list[Round]] = {bare: [], name: []}
     setup = HttpSetup(state, options.subscribers, granian=name == "get-granian")
     with ExitStack() as stack:
         measured = stack.enter_context(worker(serve_documents, measured_core, setup))
         load = stack.enter_context(worker(load_documents, load_core, HttpLoad(options.subscribers, options.connections)))
         load.ask(measured.answer(progress))
-        pair = _Pair(measured, load)
-        progress(f"{name}: each user once", 0, options.rounds)
-        for login in (False, True):
-            load.ask(HttpOrder(login, None))
-            _fine(load.ask("go"))
-        for number in range(options.rounds):
-            progress(name, number, options.rounds)
-            for row, login in ((bare, False), (name, True)):
-                load.ask(HttpOrder(login, options.seconds))  # connections are made before the clock starts
-                rounds[row].append(_burst(pair, "go"))
-        progress(name, options.rounds, options.rounds)
+        orders = {f"{name}-open": HttpOrder(login=False, seconds=options.seconds), name: HttpOrder(login=True, seconds=options.seconds)}
+        return _in_turn(name, options, _Pair(measured, load), orders, progress)
+
+
+def _proxied(name: Name, options: BenchOptions, state: Path, progress: Progress) -> list[Row]:
+    """Log in to one application in the process and behind the proxy; the server behind shares the core of the load."""
+    measured_core, load_core = cores()
+    with ExitStack() as stack:
+        behind = stack.enter_context(worker(serve_behind, load_core))
+        setup = ProxySetup(state, options.subscribers, behind.answer(progress))
+        measured = stack.enter_context(worker(serve_proxied, measured_core, setup))
+        load = stack.enter_context(worker(load_documents, load_core, HttpLoad(options.subscribers, options.connections)))
+        load.ask(measured.answer(progress))
+        orders = {"proxied-direct": HttpOrder(login=True, seconds=options.seconds, beside=True), name: HttpOrder(True, options.seconds)}
+        return _in_turn(name, options, _Pair(measured, load), orders, progress)
+
+
+def _in_turn(name: Name, options: BenchOptions, pair: _Pair, orders: dict[str, HttpOrder], progress: Progress) -> list[Row]:
+    """Each user once at each door, then bursts, one door after the other in each round."""
+    progress(f"{name}: each user once", 0, options.rounds)
+    for order in orders.values():
+        pair.load.ask(order._replace(seconds=None))
+        _fine(pair.load.ask("go"))
+    rounds: dict[str, list[Round]] = {row: [] for row in orders}
+    for number in range(options.rounds):
+        progress(name, number, options.rounds)
+        for row, order in orders.items():
+            pair.load.ask(order)  # connections are made before the clock starts
+            rounds[row].append(_burst(pair, "go"))
+    progress(name, options.rounds, options.rounds)
     return [Row(row, WHAT[row], tuple(found)) for row, found in rounds.items()]
 
 
@@ -192,6 +212,6 @@ def _check_pushes(count: int, rounds: list[Round]) -> None:
 
 
 MEASURES: dict[Name, Callable[[Name, BenchOptions, Path, Progress], list[Row]]] = {
-    "register": _register, "register-3": _register, "path": _register, "get": _get, "get-granian": _get,
+    "register": _register, "register-3": _register, "path": _register, "get": _get, "get-granian": _get, "proxied": _proxied,
     "handshake": _handshake, "first-request": _first,
 }  # fmt: skip

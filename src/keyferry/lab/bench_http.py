@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keyferry.asgi.auth import Identity, SimLogin
-from keyferry.asgi.exchange import Receive, Scope, Send
+from keyferry.asgi.exchange import App, Receive, Scope, Send
 from keyferry.asgi.xcap import XcapApp
 from keyferry.config import ApplicationServer, Config, Network
 from keyferry.errors import ConfigError
@@ -138,7 +138,7 @@ async def serve_documents(link: Link, setup: HttpSetup) -> None:
         try:
             listeners = await system.start()
             minted = int(clock.now()) + 1  # of a whole second that began after the store did: first nonces of older keys are refused
-            await _store_keys(system, users, link, minted)
+            await store_keys(system, users, link, minted)
             await asyncio.sleep(max(0.0, minted - clock.now()))  # they are not valid before
             await _open_beside(link, setup, system, state, users, {one.proto: (one.host, one.port) for one in listeners})
         finally:
@@ -158,7 +158,7 @@ async def _open_beside(
         app = XcapApp(XcapServer(documents))
         beside = OpenDoor(app, users)
         if setup.granian:
-            door = GranianServer(_login(app, system, state, certificate.sha256), certificate=certificate.certificate, key=certificate.key)
+            door = GranianServer(login_of(app, system, certificate.sha256), certificate=certificate.certificate, key=certificate.key)
             stack.push_async_callback(door.aclose)
             login = await door.listen("127.0.0.1")
             other = GranianServer(beside, certificate=certificate.certificate, key=certificate.key)
@@ -173,17 +173,18 @@ async def _open_beside(
         await answer_usage(link)
 
 
-def _login(app: XcapApp, system: System, state: StateDir, certificate: bytes) -> SimLogin:
+def login_of(app: App, system: System, certificate: bytes) -> SimLogin:
     """Return a door as `serve` makes one."""
     clock = SystemClock()
     keys = PushedKeys(system.servers[0].keys, clock)
     return SimLogin(
         app, as_id=AS_ID, keys=keys, clock=clock, random=SystemRandom(), counter=Metrics(), certificate_hashes=(certificate,),
-        user_id_key=state.user_id_key(AS_ID),
+        user_id_key=system.state.user_id_key(AS_ID),
     )  # fmt: skip
 
 
-async def _store_keys(system: System, users: list[HttpUser], link: Link, now: int) -> None:
+async def store_keys(system: System, users: list[HttpUser], link: Link, now: int) -> None:
+    """Store a key for each user, valid from `now` on."""
     keys, pusher = system.servers[0].keys, system.config.scscf.name
     for start in range(0, len(users), BATCH):
         batch = [_push(user, now) for user in users[start : start + BATCH]]

@@ -38,6 +38,7 @@ class HttpOrder(NamedTuple):
 
     login: bool  # at the door that asks for a key, or at the open one
     seconds: float | None  # None: each user once (and, where asked, a challenge first)
+    beside: bool = False  # log in at the other door: it asks, too
 
 
 @dataclass(slots=True)
@@ -194,12 +195,15 @@ async def load_documents(link: Link, load: HttpLoad) -> None:
     doors: Doors = await link.receive()
     context = ssl.create_default_context(cafile=doors.ca)
     certificate = base64.urlsafe_b64encode(doors.certificate).rstrip(b"=")
-    browsers = [_browser(number, certificate) for number in range(load.users)]
-    shares = [browsers[place :: load.connections] for place in range(load.connections)]
+    shares = {}
+    for beside in (False, True):  # a nonce is good at its own door
+        browsers = [_browser(number, certificate) for number in range(load.users)]
+        shares[beside] = [browsers[place :: load.connections] for place in range(load.connections)]
     link.send(None)
     while isinstance(order := await link.receive(), HttpOrder):
         tally = HttpTally(order.login, 0.0, once=order.seconds is None)
-        connections = [await _connect(share, tally, doors, context) for share in shares]
+        address = doors.login if order.login and not order.beside else doors.open
+        connections = [await _connect(share, tally, address, context) for share in shares[order.beside]]
         try:
             link.send(None)
             await link.receive()
@@ -209,8 +213,7 @@ async def load_documents(link: Link, load: HttpLoad) -> None:
                 connection.close()
 
 
-async def _connect(share: list[Browser], tally: HttpTally, doors: Doors, context: ssl.SSLContext) -> Connection:
-    address = doors.login if tally.login else doors.open
+async def _connect(share: list[Browser], tally: HttpTally, address: tuple[str, int], context: ssl.SSLContext) -> Connection:
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(lambda: Connection(share, tally), *address, ssl=context, server_hostname=AS_ID)
     return connection

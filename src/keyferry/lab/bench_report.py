@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from keyferry.lab.bench_register_load import Burst
 from keyferry.ports import Clock
 
-Name = Literal["register", "register-3", "path", "get", "get-granian", "handshake", "first-request"]
+Name = Literal["register", "register-3", "path", "get", "get-granian", "proxied", "handshake", "first-request"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 
@@ -128,7 +128,7 @@ class BenchReport:
         one, three = self.row("register"), self.row("register-3")
         if one and three:
             found["further_push_microseconds"] = (three.cost.median - one.cost.median) / 2
-        for name in ("get", "get-granian"):
+        for name in ("get", "get-granian", "proxied"):
             bare, login = self.row(f"{name}-open"), self.row(name)
             if bare and login and bare.cost.median:
                 prefix = "granian_" if name == "get-granian" else ""
@@ -139,6 +139,10 @@ class BenchReport:
             if row.name.startswith("handshake-") and row.cost.median:
                 # Not the rate: the client's side of a handshake costs more than the server's, and has one core, too.
                 found[f"{row.name.replace('-', '_')}_per_core_second"] = 1e6 / row.cost.median
+        direct, proxied = self.row("proxied-direct"), self.row("proxied")
+        if direct and proxied:
+            found["proxy_microseconds"] = proxied.cost.median - direct.cost.median
+            found["proxied_rate_of_direct"] = proxied.rate.median / direct.rate.median if direct.rate.median else 0.0
         return found
 
     def data(self) -> dict[str, Any]:
