@@ -7,15 +7,18 @@ import asyncio
 import dataclasses
 import hashlib
 import tempfile
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from asgi.doorkit import AS_ID, Answer, Client, Door, Echo, call, make_door, record
-from keyferry.asgi.exchange import Message
+from asgi.doorkit import AS_ID, Answer, Client, Door, Echo, Pki, call, make_door, record, serving
+from keyferry.asgi.exchange import Message, Receive, Scope, Send, read_body, respond
 from keyferry.asgi.signed_body import MEMORY, HeldBody, Room, SignedResponse, replayed, take_body
 from keyferry.errors import ConfigError, DigestRejected, RemoteProtocolError
 from keyferry.protocol import digest
+from keyferry.protocol.identity import AsId
 
 ALICE_KEY = record()
 
@@ -282,3 +285,41 @@ async def test_md5_with_auth_int_is_not_taken() -> None:
     assert (first.qop, second.qop) == (("auth", "auth-int"), ("auth",))
     answer = await call(door.door, headers=[client.answer(second, qop="auth-int")])
     assert (answer.status, door.counter.seen[-1]) == (401, "door qop")
+
+
+async def test_three_megabytes_each_way_over_a_network(tmp_path: Path) -> None:
+    """uvicorn, TLS, chunks as they come; a changed octet never reaches the application, and one announced too long is not read."""
+    held = record(as_id=AsId("localhost"))
+    asked: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(receive, 4_000_000)
+        asked.append(len(body))
+        await respond(send, 200, body[::-1])
+
+    door = make_door(held, as_id="localhost", qop=("auth-int",), max_body=3_500_000)
+    door.door.app = app
+    pki = Pki(tmp_path)
+    whole = hashlib.shake_128(b"whole").digest(3_000_000)
+    async with serving(door.door, pki.issue("localhost", "server")) as port, httpx.AsyncClient(verify=pki.trust()) as client:
+        url = f"https://localhost:{port}/notes"
+        challenge = digest.parse_challenge((await client.get(url)).headers["www-authenticate"])
+        for count, (body, status) in enumerate([(whole, 200), (whole[:-1] + b"x", 401)], 1):
+            credentials = Client(held).credentials(challenge, count, method="PUT", qop="auth-int", body=whole)
+            answer = await client.put(url, content=body, headers={"Authorization": digest.build_credentials(credentials)})
+            assert answer.status_code == status
+            if status == 200:
+                info = digest.parse_authentication_info(answer.headers["authentication-info"])
+                digest.check_rspauth(info, Client(held).ha1, credentials, algorithm="SHA-256", body=whole[::-1])
+                assert answer.content == whole[::-1]
+        # Who waits for 100 Continue is told 413 in its place, and sends nothing in vain.
+        value = Client(held).answer(challenge, 9, method="PUT", qop="auth-int")[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=pki.trust(), server_hostname="localhost")
+        head = (
+            f"PUT /notes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6000000\r\nExpect: 100-continue\r\nAuthorization: {value}\r\n\r\n"
+        )
+        writer.write(head.encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+        writer.close()
+        await writer.wait_closed()
+    assert asked == [3_000_000]
