@@ -146,7 +146,7 @@ def test_a_server_that_knows_nothing_of_sims_gets_logged_in_users(lab: Lab, serv
         upstream = f"{NAME}=http://127.0.0.1:{behind.port}"
         with proxying(
             lab.state, "--upstream", upstream, "--listen", "127.0.0.1:0", "--user-id-header", "X-User", "--admin", "127.0.0.1:0",
-            end=signal.SIGINT,
+            "--audit", str(lab.state.with_name("audit.log")), end=signal.SIGINT,
         ) as proxy:  # fmt: skip
             url = f"https://{NAME}:{proxy.port()}"
             assert ue(lab, "get", f"{url}/a%2Fb?c=d")["status"] == 200
@@ -168,6 +168,8 @@ def test_a_server_that_knows_nothing_of_sims_gets_logged_in_users(lab: Lab, serv
             assert stranger.getresponse().status == 401
             stranger.close()
         assert len({fields["x-3gpp-asserted-identity"] for _, _, fields in behind.seen}) == 1
+        audit = [json.loads(line) for line in lab.state.with_name("audit.log").read_text("utf-8").splitlines()]
+        assert any(event["result"] == "granted" and fields["x-user"] in event.values() for event in audit)
 
 
 def test_100_megabytes_go_through_in_little_memory(lab: Lab, served: Served, tmp_path: Path) -> None:

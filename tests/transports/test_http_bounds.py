@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -139,3 +139,17 @@ async def test_a_connection_without_a_key_adds_nothing_to_the_scope() -> None:
         writer.close()
         await server.aclose()
     assert "keyferry.psk" not in scopes[0]
+
+
+async def test_a_connection_with_thousands_of_requests_in_waiting_is_closed() -> None:
+    """They arrive in one piece, and each would be held until its turn comes."""
+    small = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n"
+    async with connected() as (reader, writer):
+        writer.write((small + b"x") * (http_bounds.MAX_PIPELINED + 1))
+        answers = b""
+        while answers.count(b"HTTP/1.1 200 ") <= http_bounds.MAX_PIPELINED:
+            answers += await asyncio.wait_for(reader.read(65_536), 10)
+    async with connected() as (reader, writer):
+        writer.write((small + b"x") * (http_bounds.MAX_PIPELINED + 2))
+        with suppress(ConnectionResetError):
+            assert b" 200 " not in await asyncio.wait_for(reader.read(), 10)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from keyferry.errors import RemoteProtocolError
 from keyferry.protocol.ims.key_record import PSK_SCOPE, PskProof
 from keyferry.transports.tls_psk import PskObject
 
@@ -15,6 +16,9 @@ MAX_HEAD = 16_384
 """Octets of request line and header fields: Digest credentials and a long XCAP path are under 2 kB; nginx stops at 32 kB."""
 HEAD_TIME = 15.0
 """Seconds for one head, from its first octet; and from the connection to the first."""
+
+MAX_PIPELINED = 1_000
+"""Requests that wait behind the one being answered. 256 kB that arrive at once hold 5,000 small ones, 3 kB each when parsed."""
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -55,6 +59,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request; only here does its scope learn who proved a key in the handshake of this connection."""
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.transport.abort()
+            raise RemoteProtocolError("too many requests at once on a connection")  # stops the parser in the midst of its data
         super().on_message_begin()
         if self._psk is not None:
             cast("dict[str, Any]", self.scope)[PSK_SCOPE] = self._psk

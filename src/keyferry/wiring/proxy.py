@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 from keyferry.asgi.admin import AdminApp
+from keyferry.asgi.audit import AuditLog
 from keyferry.asgi.auth import SimLogin
 from keyferry.asgi.auth_request import AuthRequest, granted
 from keyferry.asgi.exchange import App
@@ -151,10 +152,14 @@ class ProxyProcess:
     exit: AsyncExitStack
     listeners: list[dict[str, object]] = field(default_factory=list)
     pki: Pki = field(init=False)
+    audit: AuditLog | None = None  # one for all doors
 
     def __post_init__(self) -> None:
-        """Prepare what needs no socket."""
+        """Prepare what needs no socket. Raises ConfigError."""
         self.pki = Pki(self.state.root, self.clock)
+        if self.settings.audit is not None:
+            self.audit = AuditLog(self.settings.audit)
+            self.exit.callback(self.audit.close)
 
     async def start(self) -> list[dict[str, object]]:
         """Open the listeners and return them. Raises ConfigError, StateError, TransportError."""
@@ -206,7 +211,7 @@ class ProxyProcess:
         keys: KeySource | str = self.settings.agent or self._stored(as_id)
         return SimLogin(
             app, as_id=as_id, keys=keys, clock=self.clock, random=self.random, counter=self.metrics, certificate_hashes=digests,
-            user_id_key=None if self.settings.agent else self.state.user_id_key(as_id), audit=self.settings.audit,
+            user_id_key=None if self.settings.agent else self.state.user_id_key(as_id), audit=self.audit,
         )  # fmt: skip
 
     def _stored(self, as_id: AsId) -> PushedKeys:

@@ -45,6 +45,7 @@ FRAMINGS = [  # of a request that the door lets in; a second request stands in i
     b"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"X: a\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"X: a\0b\r\n\r\n",
+    b"X: a\x7fb\r\n\r\n",
     b"Transfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n0\r\n\r\n",
     b"Transfer-Encoding: chunked\r\n\r\n-1\r\na\r\n0\r\n\r\n",
     b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\na\r\n0\r\n\r\n",

@@ -64,6 +64,8 @@ async def test_a_websocket_needs_a_login() -> None:
     [
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: AAAA\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Accept: " + ACCEPT + b"\r\nSec-WebSocket-Accept: AAAA\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\nSec-WebSocket-Accept: " + ACCEPT + b"\r\n\r\n",
     ],
 )
@@ -77,6 +79,14 @@ async def test_a_101_that_answers_another_question_opens_nothing(answered: bytes
     async with recording(once) as server, proxying(server) as proxy:
         assert status(await proxy.ask(await proxy.head("GET", "/chat", ASK) + b"GET /smuggled HTTP/1.1\r\n\r\n")) == 502
     assert b"smuggled" not in b"".join(server.octets)
+
+
+async def test_two_keys_of_an_upgrade_are_refused() -> None:
+    async with recording() as server, proxying(server) as proxy:
+        said = await proxy.ask(await proxy.head("GET", "/chat", ASK + b"Sec-WebSocket-Key: AAAA\r\n"))
+        assert status(said) == 400
+        assert "proxy refused" in proxy.counter.seen
+    assert server.octets == []
 
 
 async def test_after_a_refused_upgrade_nothing_more_is_read_from_that_connection() -> None:

@@ -21,11 +21,12 @@ INTENDED = b"x-3gpp-intended-identity"
 SECRET = b"x-keyferry-secret"
 """Carries what the server behind and the proxy alone know, where it cannot see otherwise that a request is the proxy's."""
 VIA = b"1.1 keyferry"
+VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+"""What a field may hold (RFC 9110 §5.5)."""
 MAX_INTENDED = 1_024
 """Octets of an intended identity, which has 255 at most."""
 
 _NAME = re.compile(rb"[a-z0-9\-]{1,128}")
-_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _PRIVATE = (b"x-3gpp-", b"x-keyferry-", b"x-forwarded-")
 _HOP = frozenset(
     (
@@ -108,7 +109,7 @@ def answer_fields(status: int, received: Sequence[Header]) -> list[Header]:
     ended = _HOP | _DOORS | _named_by_connection(received)
     if status in {204, 304} or any(name == b"transfer-encoding" for name, _ in received):
         ended = ended | {b"content-length"}
-    if not all(_VALUE.fullmatch(value) for _, value in received):
+    if not all(VALUE.fullmatch(value) for _, value in received):
         raise RemoteProtocolError("a header field of the answer holds control characters", 502)
     return [(name, value) for name, value in received if name not in ended]
 

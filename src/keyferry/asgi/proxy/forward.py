@@ -95,11 +95,11 @@ class Forward:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
         identity: Identity = scope["keyferry"]
-        tunnel = offered_tunnel(scope)
         try:
+            tunnel = offered_tunnel(scope)
             impus = asserted_identities(identity.impus, headers_named(scope, INTENDED))
         except RemoteProtocolError as problem:
-            self._count("intended-identity")
+            self._count("intended-identity" if problem.status == 403 else "refused")
             await respond(send, problem.status, f"{problem}\n".encode())
             return
         fields = request_fields(scope, self._route, impus, upgrade=tunnel is not None)

@@ -9,7 +9,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from keyferry.asgi.exchange import App, Header, Message, Receive, Scope, Send, headers_named, respond
-from keyferry.asgi.proxy.fields import one
+from keyferry.asgi.proxy.fields import VALUE, one
 from keyferry.errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def _check(scope: Scope) -> bytes:
 
 def _check_framing(headers: list[Header]) -> None:
     """Refuse a body that could have two ends (RFC 9112 §6.3, §11.2); our server's parser does most of this before."""
+    if not all(VALUE.fullmatch(value) for _, value in headers):
+        raise RemoteProtocolError("A header field holds control characters.", 400)
     coding, length = one(headers, b"transfer-encoding"), one(headers, b"content-length")
     if coding is not None and coding.lower() != b"chunked":
         raise RemoteProtocolError("No transfer coding but chunked is known here.", 501)

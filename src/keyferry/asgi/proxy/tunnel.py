@@ -61,7 +61,11 @@ def accepts(request: Iterable[Header], answer: Iterable[Header]) -> bool:
     """Tell whether a 101 is the answer to this very request (RFC 6455 §4.2.2): not some page that says 101."""
     key = one(request, b"sec-websocket-key") or b""
     expected = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
-    return one(answer, b"sec-websocket-accept") == expected and (one(answer, b"upgrade") or b"").lower() == b"websocket"
+    said = [(name, value.strip(b" \t")) for name, value in answer if name in {b"sec-websocket-accept", b"upgrade"}]
+    return sorted((name, value.lower() if name == b"upgrade" else value) for name, value in said) == [
+        (b"sec-websocket-accept", expected),
+        (b"upgrade", b"websocket"),
+    ]
 
 
 async def join(server: Breakable, client: Tunnel, idle: float, lives: Lives | None = None) -> None:
