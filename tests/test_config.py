@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from keyferry.config import Config, load_config, load_ue_config, split_address
+from keyferry.config.agent import AgentConfig, load_agent_config
 from keyferry.errors import ConfigError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -162,3 +163,77 @@ def test_a_device_is_named_by_a_uuid(tmp_path: Path) -> None:
 def test_addresses_are_split() -> None:
     assert split_address("127.0.0.1:5060", "x") == ("127.0.0.1", 5060)
     assert split_address("[::1]:0", "x") == ("::1", 0)
+
+
+# ---- several application servers at one SIP URI, and those of a key agent
+
+AGENT_SERVER = '[[application_servers]]\nas_id = "{}"\nsip_uri = "sip:agent.home1.net:5095"\napp = "agent"\n'
+
+
+def test_application_servers_may_share_a_sip_uri_and_what_goes_with_it(tmp_path: Path) -> None:
+    shared = SERVER.format("a.net") + SERVER.format("b.net").replace("8443", "8444")
+    assert [one.as_id for one in load(tmp_path, shared).application_servers] == ["a.net", "b.net"]
+    assert len(load(tmp_path, AGENT_SERVER.format("a.net") + AGENT_SERVER.format("b.net")).application_servers) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            SERVER.format("a.net") + SERVER.format("b.net") + "default_handling = 1\n",
+            "application_servers[1].default_handling: is not that of a.net",
+        ),
+        (
+            SERVER.format("a.net") + SERVER.format("b.net").replace("5090", "5091"),
+            "application_servers[1].listen_sip: is not that of a.net",
+        ),
+        (SERVER.format("a.net") + AGENT_SERVER.format("b.net").replace("agent.home1.net:5095", "as.home1.net"), "application_servers[1]."),
+        ("".join(AGENT_SERVER.format(f"a{number}.net") for number in range(65)), "that of over 64 application servers"),
+        (AGENT_SERVER.format("a.net") + 'listen_https = "127.0.0.1:0"\n', "listen_https: is not used with app 'agent'"),
+        (AGENT_SERVER.format("a.net") + 'listen_sip = "127.0.0.1:0"\n', "listen_sip: is not used with app 'agent'"),
+        (AGENT_SERVER.format("a.net").replace("sip:", "sips:"), "sip_uri: does not go with protection 'loopback'"),
+        (SERVER.format("a.net").replace("listen_https", "# "), "application_servers[0].listen_https: is missing"),
+    ],
+)
+def test_what_does_not_go_together_at_one_sip_uri_is_said(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as problem:
+        load(tmp_path, text)
+    assert says in str(problem.value)
+
+
+AGENT = '[agent]\nas_ids = ["a.net", "b.net"]\nsip_uri = "sip:a.net"\nlisten_sip = "127.0.0.1:0"\npushers = ["s.net"]\n'
+
+
+def load_agent(folder: Path, text: str) -> AgentConfig:
+    """Load a file with this text."""
+    file = folder / "agent.toml"
+    file.write_text(text, "utf-8")
+    return load_agent_config(file)
+
+
+def test_the_example_of_a_key_agent_loads() -> None:
+    agent = load_agent_config(EXAMPLES / "agent.toml").agent
+    assert agent.as_ids == ["wiki.home1.net", "mail.home1.net"]
+    assert (agent.socket, agent.socket_mode, agent.state) == (None, "0600", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "missing required field `agent`"),
+        (AGENT + "sockte = 1\n", "unknown key `sockte`. Did you mean `socket`?"),
+        (AGENT.replace('"b.net"', '"A.net"'), "agent.as_ids[1]: a.net is there twice"),
+        (AGENT.replace('"b.net"', '"127.0.0.1"'), "agent.as_ids[1]"),
+        (AGENT.replace('["s.net"]', "[]"), "agent.pushers"),
+        (AGENT.replace("listen_sip", "listen_sips"), "agent.listen_sips: is not used with protection 'loopback'"),
+        (AGENT.replace(":0", ""), "agent.listen_sip: '127.0.0.1' is not HOST:PORT"),
+        (AGENT + 'socket_mode = "0660"\n', "agent.socket_group: goes with socket_mode 0660"),
+        (AGENT + 'socket_group = "www-data"\n', "agent.socket_group: goes with socket_mode 0660"),
+        (AGENT + 'socket_mode = "0666"\n', "agent.socket_mode"),
+        (AGENT + '[[users]]\nuser = "www"\nas_ids = ["c.net"]\n', "users[0].as_ids: 'c.net' is none of agent.as_ids"),
+    ],
+)
+def test_a_wrong_file_of_a_key_agent_is_explained(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as problem:
+        load_agent(tmp_path, text)
+    assert says in str(problem.value)

@@ -22,6 +22,7 @@ import typer.main
 from keyferry import config
 from keyferry.cli.app import app as cli
 from keyferry.client.http import open_http
+from keyferry.config import agent
 from keyferry.ports import SipEvent, SipPeer, UeState
 from keyferry.protocol.aka import Usim, algorithm_of
 from keyferry.protocol.crypto.secret import Secret
@@ -61,6 +62,11 @@ def settings_page() -> str:
         else:
             parts += [f"### `{name}`", *_table(section)]
             seen[section] = name
+    parts.append("## The file of `keyferry agent`")
+    for name, kind in (("[agent]", agent.Agent), ("[[users]]", agent.AgentUser)):
+        parts += [f"### `{name}`", *_table(kind)]
+    hosts = next(field for field in msgspec.structs.fields(agent.AgentConfig) if field.name == "hosts")
+    parts += ["### `[hosts]` of the agent", f"A table of names and values: {_meta(hosts.type)['description']}. Default: empty."]
     parts += ["## The file of `keyferry ue`", "### `[ue]`", *_table(config.Ue)]
     for field in msgspec.structs.fields(config.UeConfig)[1:]:
         parts += [f"### `[{field.name}]` of the UE", f"A table of names and values: {_meta(field.type)['description']}. Default: empty."]
@@ -89,7 +95,7 @@ def _bare(kind: Any) -> Any:
 def _meta(kind: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one in get_args(kind)[1:] if get_origin(kind) is Annotated else ():
-        for name in ("description", "ge", "gt", "le", "min_length", "pattern"):
+        for name in ("description", "ge", "gt", "le", "min_length", "max_length", "pattern"):
             if getattr(one, name) is not None:
                 found[name] = getattr(one, name)
     return found
@@ -101,7 +107,8 @@ def _kind(kind: Any, meta: dict[str, Any]) -> str:
     if get_origin(bare) is Literal:
         return " or ".join(f"`{value}`" for value in options)
     if get_origin(bare) is list:
-        return f"list of {_kind(options[0], {})}" + (f", at least {meta['min_length']}" if "min_length" in meta else "")
+        bounds = [f"at {word} {meta[name]}" for name, word in (("min_length", "least"), ("max_length", "most")) if name in meta]
+        return ", ".join([f"list of {_kind(options[0], {})}", *bounds])
     if get_origin(bare) is not None or isinstance(bare, typing.types.UnionType):  # type: ignore[attr-defined]
         return _kind(options[0], meta)
     names = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", Secret: "hexadecimal"}

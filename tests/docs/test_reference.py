@@ -21,6 +21,7 @@ import pytest
 import keyferry
 from docs.console import ROOT
 from keyferry import config
+from keyferry.config import agent
 from keyferry.errors import KeyferryError
 from keyferry.protocol.ims.verdicts import ADVICE, Reason
 
@@ -67,11 +68,12 @@ def test_no_key_stands_among_the_messages() -> None:
 def test_every_setting_is_documented() -> None:
     """The table of its section has its name; every one has a description."""
     text = (DOCS / "configuration.md").read_text("utf-8")
-    for section in config.SECTIONS:
+    sections: tuple[type[Any], ...] = (*config.SECTIONS, agent.Agent, agent.AgentUser)
+    for section in sections:
         for name in section.__struct_fields__:
             assert f"| `{name}` |" in text, f"{section.__name__}.{name}"
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    assert len(rows) == sum(len(section.__struct_fields__) for section in config.SECTIONS)
+    assert len(rows) == sum(len(section.__struct_fields__) for section in sections)
     assert all(len(row.split("|")[4].strip()) > 3 for row in rows), "a setting without a description"
 
 

@@ -147,7 +147,7 @@ def serving(config: Path, state: Path, *arguments: str) -> Iterator[Served]:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()) as process,
     ):
         try:
-            ready = _ready(process, log)
+            ready = ready_line(process, log)
             served = Served(process, ready["listen"], Path(ready["ca"]), state, log)
             yield served
             if served.killed:
@@ -183,7 +183,8 @@ def environment() -> dict[str, str]:
     return {**kept, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
 
 
-def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
+def ready_line(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
+    """Return the line by which a process says that it listens."""
     assert process.stdout is not None
     readable, _, _ = select.select([process.stdout], [], [], START_LIMIT)
     assert readable, f"not ready after {START_LIMIT:g} s"

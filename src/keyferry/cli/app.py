@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from keyferry.cli import bench, check, demo, dev, failures, keys, lab, pki, proxy, registrations, serve, subscriber, trace, ue
+from keyferry.cli import agent, bench, check, demo, dev, failures, keys, lab, pki, proxy, registrations, serve, subscriber, trace, ue
 from keyferry.cli.output import errors
 from keyferry.errors import ConfigError, KeyferryError, ParseError, StateError
 
@@ -24,6 +24,7 @@ app.command("demo")(demo.demo)
 app.command("dev")(dev.dev)
 app.command("serve")(serve.serve)
 app.command("proxy")(proxy.proxy)
+app.command("agent")(agent.agent)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
 app.command("trace")(trace.trace)

@@ -11,12 +11,13 @@ import typer
 
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, fail, show_json
 from keyferry.config import load_config, load_ue_config
+from keyferry.config.agent import load_agent_config
 from keyferry.errors import KeyferryError
 from keyferry.wiring.hss import subscriber_of
 
 
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file for `keyferry serve` or `keyferry ue`.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file for `keyferry serve`, `keyferry agent` or `keyferry ue`.")],
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,
 ) -> None:
@@ -37,12 +38,15 @@ def check(
 
 def _check(file: Path) -> str:
     try:
-        is_ue = "ue" in tomllib.loads(file.read_text("utf-8"))
+        tables = set(tomllib.loads(file.read_text("utf-8")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        is_ue = False  # load_config says what is wrong
-    if is_ue:
+        tables = set()  # load_config says what is wrong
+    if "ue" in tables:
         load_ue_config(file)
         return "ue"
+    if "agent" in tables:
+        load_agent_config(file)
+        return "agent"
     for subscriber in load_config(file).subscribers:
         subscriber_of(subscriber)
     return "serve"

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ from keyferry.errors import ConfigError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import parse_as_id, parse_impi
 from keyferry.wiring import administration
+from keyferry.wiring.administration import IscPair
 
 app = typer.Typer(help="Derive and rotate keys.", no_args_is_help=True)
 
@@ -78,6 +81,44 @@ def rotate_isc(
     for pair in found:
         also = f"; {', '.join(pair.kids[:-1])} still opens" if len(pair.kids) > 1 else ""
         console.print(f"{pair.scscf} to {pair.as_id}: {pair.kids[-1]} seals{also}", markup=False)
+
+
+@app.command(name="export-isc")
+def export_isc(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, made with mode 0600.")],
+    scscf: Annotated[str | None, typer.Option("--scscf", metavar="HOST", help="Only the keys of this S-CSCF.")] = None,
+    as_: Annotated[str | None, typer.Option("--as", metavar="HOST", help="Only the keys of this AS_ID.")] = None,
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write transport keys between S-CSCF and AS to a file, IN CLEAR, for the other side's machine; with --scscf and --as also new ones.
+
+    Carry it as you would a password, and delete it when it is imported.
+
+    Example: keyferry keys export-isc isc.keys --scscf scscf1.home1.net --as wiki.home1.net
+    """
+    _tell(administration.export_isc_keys(state, file, scscf, parse_as_id(as_) if as_ else None), "exported", as_json=as_json)
+
+
+@app.command(name="import-isc")
+def import_isc(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What export-isc wrote.")],
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Take transport keys from another machine in place of those that are here; `serve` and `agent` may run.
+
+    Example: keyferry keys import-isc isc.keys
+    """
+    _tell(administration.import_isc_keys(state, file), "imported", as_json=as_json)
+
+
+def _tell(found: Sequence[IscPair], what: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json({"ok": True, "keys": [{"scscf": pair.scscf, "as": pair.as_id, "kids": list(pair.kids)} for pair in found]})
+        return
+    for pair in found:
+        console.print(f"{pair.scscf} to {pair.as_id}: {', '.join(pair.kids)} {what}", markup=False)
 
 
 def _octets(name: str, text: str, length: int) -> bytes:

@@ -29,7 +29,6 @@ from keyferry.stores.database import Database
 from keyferry.stores.sqlite.ue import SqliteUeStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
-from keyferry.transports.http_server import tls_context
 from keyferry.transports.pki import Pki, client_tls
 
 
@@ -103,6 +102,8 @@ class UeSession:
 
         It does so at the host of `xcap_root`, at those of [hosts], and at those in `also`. Raises ConfigError, ParseError, StateError.
         """
+        from keyferry.transports.http_server import tls_context  # needs uvicorn, which the extra `client` does not bring
+
         root = httpx.URL(self.config.ue.xcap_root).host
         hosts = {parse_as_id(text) for text in (root, *self.config.hosts, *also)}
         pki = Pki(authority or self.state, self.client.clock, folder="proxy", ca="proxy-ca.pem", permitted=sorted(hosts))

@@ -417,8 +417,8 @@ class KeyStore(Protocol):
     async def used(self, record: KeyRecord, now: float) -> None:
         """End the superseded keys of the record's device if the record itself is not superseded."""
 
-    async def count(self, now: float) -> int:
-        """Return the number of keys valid at `now`."""
+    async def count(self, now: float, as_id: AsId | None = None) -> int:
+        """Return the number of keys valid at `now`, of one application server or of all."""
 
     async def sweep(self, now: float) -> int:
         """Delete keys and tombstones whose time is over; return how many rows went."""

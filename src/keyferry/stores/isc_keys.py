@@ -8,11 +8,13 @@ import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from keyferry.errors import StateError
 from keyferry.ports import Clock, Log
 from keyferry.protocol.crypto.secret import Secret
+from keyferry.stores.isc_export import read_export, write_export
 from keyferry.stores.state_dir import TRANSPORT_KEY_OCTETS, StateDir
 
 LOOK: Final = 1.0
@@ -73,6 +75,28 @@ def retire_isc(state: StateDir, now: float, scscf: str | None = None, as_id: str
                 keys = state.isc_keys(pair.scscf, pair.as_id)
                 state.write_isc_keys(pair.scscf, pair.as_id, {pair.kids[-1]: keys[pair.kids[-1]]})
         return pairs(state, scscf, as_id)
+
+
+def export_isc(state: StateDir, file: Path, scscf: str | None = None, as_id: str | None = None) -> list[IscPair]:
+    """Write the keys of each pair, or of the names given, to a new file of mode 0600, in clear; a pair that is named whole is made.
+
+    Raises StateError.
+    """
+    with _alone(state):
+        if scscf is not None and as_id is not None:
+            state.isc_keys(scscf, as_id)
+        chosen = pairs(state, scscf, as_id)
+        write_export(file, {(pair.scscf, pair.as_id): state.isc_keys(pair.scscf, pair.as_id) for pair in chosen})
+    return chosen
+
+
+def import_isc(state: StateDir, file: Path) -> list[IscPair]:
+    """Replace the keys of each pair that such a file names; whoever runs over this state sees it within LOOK. Raises StateError."""
+    found = read_export(file)
+    with _alone(state):
+        for (scscf, as_id), keys in found.items():
+            state.write_isc_keys(scscf, as_id, keys)
+    return [IscPair(scscf, as_id, tuple(keys)) for (scscf, as_id), keys in found.items()]
 
 
 @dataclass(slots=True)

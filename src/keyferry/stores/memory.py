@@ -269,9 +269,9 @@ class MemoryKeyStore:
         if key is not None and held is not None and not record.superseded:
             self._store(after_use(held, record.key_id, now))
 
-    async def count(self, now: float) -> int:
-        """Return the number of keys valid at `now`."""
-        return sum(valid(key, now) for key, _ in self._keys.values())
+    async def count(self, now: float, as_id: AsId | None = None) -> int:
+        """Return the number of keys valid at `now`, of one application server or of all."""
+        return sum(valid(key, now) for key, held in self._keys.values() if as_id in {None, held.as_id})
 
     async def sweep(self, now: float) -> int:
         """Delete keys and tombstones whose time is over; return how many went."""

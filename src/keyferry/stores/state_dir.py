@@ -5,7 +5,7 @@ version     one line, the layout of the directory
 kek         lines `kid-hex base64(64 octets)`, the last is current; every sealed row needs it: back it up apart from the rows
 kek.lock    held shared by every process that has read the KEKs, alone by a rotation and by the first start
 lock        held by the one process that serves
-user-ids    what the opaque user ids of applications are made with: without it every user is a new one; never rotated
+_OWN = {"version", "lock", "agent.lock", "kek.lock", "kek", "user-ids", "isc"}
 isc/        a file per S-CSCF and AS: lines `kid base64(64 octets)`, the last is the one to seal with
 *.db        the stores
 """
@@ -31,15 +31,15 @@ from keyferry.stores.sealing import KEK_OCTETS, KID_OCTETS, Keyring
 
 VERSION = "1"
 TRANSPORT_KEY_OCTETS = 64
-FIRST_TRANSPORT_KID = "t1"
+FIRSTTRANSPORT_KID = "t1"
 USER_IDS_OCTETS = 32
 MAX_KEY_FILE = 16_384
 """Octets: a hundred keys of 64 octets in base64; two are in use at most."""
 
-_OWN = {"version", "lock", "kek.lock", "kek", "user-ids", "isc"}
+_OWN = {"version", "lock", "agent.lock", "kek.lock", "kek", "user-ids", "isc"}
 _NAME = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._@:\[\]-]{0,99}")
 _KEK_KID = re.compile(rf"[0-9a-f]{{{2 * KID_OCTETS}}}")
-_TRANSPORT_KID = re.compile(r"[A-Za-z0-9_-]{1,32}")
+TRANSPORT_KID = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _USER_IDS_KID = "u1"
 _NEW = ".new"  # what a whole file is called until it takes its name
 
@@ -85,8 +85,8 @@ class StateDir:
         """
         file = self.isc_file(scscf, as_id)
         if not file.exists():
-            _write(file, {FIRST_TRANSPORT_KID: Secret(self.random.octets(TRANSPORT_KEY_OCTETS))}, replace=False)
-        return _read_keys(file, _TRANSPORT_KID, TRANSPORT_KEY_OCTETS, own=True)
+            _write(file, {FIRSTTRANSPORT_KID: Secret(self.random.octets(TRANSPORT_KEY_OCTETS))}, replace=False)
+        return _read_keys(file, TRANSPORT_KID, TRANSPORT_KEY_OCTETS, own=True)
 
     def user_id_key(self, as_id: str) -> Secret:
         """Return what the user ids of one AS are made with: 32 octets, always the same, from which no other AS's can be computed.
@@ -104,8 +104,7 @@ class StateDir:
 
         Raises StateError.
         """
-        if not _NAME.fullmatch(scscf) or not _NAME.fullmatch(as_id) or "--" in scscf + as_id:
-            raise StateError(str(self.root / "isc"), "the S-CSCF's or the AS's name cannot be part of a file name", "Use host names")
+        check_isc_names(self.root / "isc", scscf, as_id)
         return self.root / "isc" / f"{scscf}--{as_id}"
 
     def isc_pairs(self) -> list[tuple[str, str]]:
@@ -157,11 +156,19 @@ class StateDir:
             os.close(self._locks.pop())
 
 
-def open_state(path: Path, *, random: RandomSource, exclusive: bool = False, kek_file: Path | None = None) -> StateDir:
+def check_isc_names(where: Path, scscf: str, as_id: str) -> None:
+    """Refuse names of which no file name can be made. Raises StateError."""
+    if not _NAME.fullmatch(scscf) or not _NAME.fullmatch(as_id) or "--" in scscf + as_id:
+        raise StateError(str(where), "the S-CSCF's or the AS's name cannot be part of a file name", "Use host names")
+
+
+def open_state(
+    path: Path, *, random: RandomSource, exclusive: bool = False, lock_name: str = "lock", kek_file: Path | None = None
+) -> StateDir:  # fmt: skip
     """Open a state directory, making it on first use.
 
-    `exclusive` is for the process that serves: there is one. `kek_file` is a KEK kept elsewhere, such as a service
-    manager's credential. Raises StateError, which says what to do.
+    `exclusive` is for the process that serves, and under another name of the lock for the key agent: there is one of each.
+    `kek_file` is a KEK kept elsewhere, such as a service manager's credential. Raises StateError, which says what to do.
     """
     kek = kek_file if kek_file is not None else path / "kek"
     try:
@@ -176,7 +183,7 @@ def open_state(path: Path, *, random: RandomSource, exclusive: bool = False, kek
                 fcntl.flock(locks[0], fcntl.LOCK_SH)
             _check_version(path / "version")
             if exclusive:
-                locks.append(_lock_file(path / "lock"))
+                locks.append(_lock_file(path / lock_name))
                 _take(locks[1], fcntl.LOCK_EX, path, "is being served by another process", "Stop it, or choose another state directory")
             return StateDir(path, random=random, kek_file=kek, locks=locks)
         except BaseException:

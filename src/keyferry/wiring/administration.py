@@ -25,7 +25,8 @@ from keyferry.protocol.ims.keys import (
     ua_key,
 )
 from keyferry.stores.database import Database
-from keyferry.stores.isc_keys import IscPair, retire_isc, rotate_isc
+from keyferry.stores.isc_keys import IscPair as IscPair
+from keyferry.stores.isc_keys import export_isc, import_isc, retire_isc, rotate_isc
 from keyferry.stores.rotation import rotate
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
 from keyferry.stores.state_dir import open_state
@@ -78,6 +79,18 @@ def rotate_isc_keys(state_path: Path, scscf: str | None, as_id: AsId | None, *, 
     """Add a transport key to each S-CSCF and AS, or drop the older one; return what each has now. Raises StateError."""
     with open_state(state_path, random=SystemRandom()) as state:
         return retire_isc(state, SystemClock().now(), scscf, as_id) if retire else rotate_isc(state, scscf, as_id)
+
+
+def export_isc_keys(state_path: Path, file: Path, scscf: str | None, as_id: AsId | None) -> list[IscPair]:
+    """Write transport keys to a new file, for the machine of the other side; return whose. Raises StateError."""
+    with open_state(state_path, random=SystemRandom()) as state:
+        return export_isc(state, file, scscf, as_id)
+
+
+def import_isc_keys(state_path: Path, file: Path) -> list[IscPair]:
+    """Take the transport keys of such a file; return whose. Raises StateError."""
+    with open_state(state_path, random=SystemRandom()) as state:
+        return import_isc(state, file)
 
 
 def derive_keys(*, ck: Secret, ik: Secret, rand: bytes, impi: Impi, as_id: AsId, ua_id: bytes, realm: str) -> dict[str, str]:

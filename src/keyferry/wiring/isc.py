@@ -55,3 +55,20 @@ class OpeningKeys(Mapping[tuple[AsId, str], Secret]):
 
     def __len__(self) -> int:
         return len(self.live.current())
+
+
+@dataclass(frozen=True, slots=True)
+class OpeningKeysOfAll(Mapping[tuple[AsId, str], Secret]):
+    """The same for the many AS_IDs of one SIP URI."""
+
+    of: Mapping[AsId, OpeningKeys]
+
+    def __getitem__(self, place: tuple[AsId, str]) -> Secret:
+        """Return the key of (AS_ID, kid). Raises KeyError."""
+        return self.of[place[0]][place]
+
+    def __iter__(self) -> Iterator[tuple[AsId, str]]:
+        return (place for keys in self.of.values() for place in keys)
+
+    def __len__(self) -> int:
+        return sum(len(keys) for keys in self.of.values())

@@ -9,14 +9,16 @@ import signal
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import uvloop
 
 from keyferry.config import Config
-from keyferry.stores.state_dir import open_state
+from keyferry.ports import Log
+from keyferry.stores.state_dir import StateDir, open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.wiring.observability import BackgroundStream, LogFormat, Metrics, StructLog, bridge_libraries
-from keyferry.wiring.services import ROLES, Role
+from keyferry.wiring.services import ROLES, Listener, Role
 from keyferry.wiring.system import System
 
 Announce = Callable[[dict[str, object]], None]
@@ -24,13 +26,51 @@ GC_THRESHOLDS = (50_000, 50, 1_000)
 """For `gc.set_threshold`: messages and records hold no cycles, so looking for some after each 2,000 new objects finds nothing."""
 
 
+class Process(Protocol):
+    """What a process runs from its start until a signal."""
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """The sockets that are open."""
+
+    async def start(self) -> object:
+        """Start, or leave nothing behind and raise."""
+
+    async def stop(self) -> None:
+        """End everything."""
+
+    def renew(self) -> None:
+        """Read certificates again."""
+
+
+P = TypeVar("P", bound=Process)
+
+
 def serve(
     config: Config, state_path: Path, announce: Announce, *, roles: Collection[Role] = ROLES, scscfs: Collection[str] | None = None,
     log_format: LogFormat = "text",
 ) -> None:  # fmt: skip
     """Serve until SIGTERM or SIGINT; SIGHUP reads certificates again. Raises ConfigError, StateError, TransportError."""
+    random = SystemRandom()
+    whole = set(roles) == set(ROLES) and scscfs is None
+
+    def told(system: System) -> None:
+        announce({"ready": True, "listen": [listener._asdict() for listener in system.listeners], "ca": str(system.pki.ca_file)})
+
+    run_until_signal(
+        lambda: open_state(state_path, random=random, exclusive=whole),
+        lambda state, log: System(config, state, SystemClock(), random, log, Metrics(), roles, scscf_names=scscfs),
+        told,
+        log_format,
+    )
+
+
+def run_until_signal(
+    opened: Callable[[], StateDir], build: Callable[[StateDir, Log], P], announce: Callable[[P], None], log_format: LogFormat
+) -> None:
+    """Run a process over a state directory until SIGTERM or SIGINT; SIGHUP renews it. Raises what `opened` and its start raise."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, state_path, announce, roles, scscfs, log_format))
+        runner.run(_run(opened, build, announce, log_format))
 
 
 def spare_the_collector() -> None:
@@ -43,29 +83,27 @@ def spare_the_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-async def _serve(
-    config: Config, state_path: Path, announce: Announce, roles: Collection[Role], scscfs: Collection[str] | None, log_format: LogFormat
+async def _run(
+    opened: Callable[[], StateDir], build: Callable[[StateDir, Log], P], announce: Callable[[P], None], log_format: LogFormat
 ) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # nothing is read yet that could be read again; unhandled, it ends a process
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    random = SystemRandom()
-    whole = set(roles) == set(ROLES) and scscfs is None
-    with open_state(state_path, random=random, exclusive=whole) as state:
+    with opened() as state:
         stream = BackgroundStream(sys.stderr)
         log = StructLog(log_format, stream)
         bridge_libraries(log)
-        system = System(config, state, SystemClock(), random, log, Metrics(), roles, scscf_names=scscfs)
-        loop.add_signal_handler(signal.SIGHUP, system.renew)
+        process = build(state, log)
+        loop.add_signal_handler(signal.SIGHUP, process.renew)
         try:
-            listeners = await system.start()
+            await process.start()
             spare_the_collector()
-            log.info("ready", listeners=len(listeners))
-            announce({"ready": True, "listen": [listener._asdict() for listener in listeners], "ca": str(system.pki.ca_file)})
+            log.info("ready", listeners=len(process.listeners))
+            announce(process)
             await ended.wait()
             log.info("stopping")
         finally:
-            await system.stop()
+            await process.stop()
             stream.close()

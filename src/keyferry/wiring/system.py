@@ -20,7 +20,7 @@ from keyferry.roles.scscf.registrar import Registrar
 from keyferry.stores.state_dir import StateDir
 from keyferry.transports.pki import Pki
 from keyferry.transports.resolver import TableResolver
-from keyferry.wiring.appserver import AsParts, check_apart, start_appserver
+from keyferry.wiring.appserver import AsParts, groups_of, start_appservers
 from keyferry.wiring.hss import start_hss
 from keyferry.wiring.icscf import start_icscf
 from keyferry.wiring.observability import Metrics
@@ -103,9 +103,8 @@ class System:
         diagnosis = Diagnosis(self.clock, self.log, self.metrics, hss)
         # Backwards along the path of a REGISTER, so that nobody is asked before it can answer.
         if "as" in self.roles:
-            check_apart(self.config.application_servers)
-            for settings in self.config.application_servers:
-                self.servers.append(await start_appserver(self.services, settings))
+            for group in groups_of(self.config.application_servers):
+                self.servers += await start_appservers(self.services, group)
         if "scscf" in self.roles:
             for scscf in self._own_scscfs():
                 self.scscfs.append(await start_scscf(self.services, hss, scscf, diagnosis))
@@ -136,7 +135,7 @@ class System:
 
     async def _health(self) -> dict[str, object]:
         registered = sum([await each.registrations.count() for each in self.scscfs])
-        keys = {server.as_id: await server.keys.count(self.clock.now()) for server in self.servers}
+        keys = {server.as_id: await server.keys.count(self.clock.now(), server.as_id) for server in self.servers}
         again: Counter[str] = Counter()
         for each in self.scscfs:
             again.update(each.repusher.under_way())

@@ -4,6 +4,7 @@
 subscribers.py     HSS: K and OPc sealed
 registrations.py   S-CSCF: K_M sealed, user data once, pushes owed
 keys.py            AS: K_AS sealed a device, cached while no other process writes
+ledger.py          key agent: what nonces were used for, sealed from a clean end to the next start
 documents.py       AS: whole XCAP documents, as they are
 ue.py              UE: its whole state sealed
 """

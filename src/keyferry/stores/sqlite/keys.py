@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -76,17 +76,20 @@ class SqliteKeyStore:
     """Implement ports.KeyStore."""
 
     def __init__(
-        self, database: Database, keyring: Keyring, *, max_cached: int = MAX_CACHED, now: float | None = None, skew: float = SKEW
-    ) -> None:
+        self, database: Database, keyring: Keyring, *, max_cached: int = MAX_CACHED, now: float | None = None, skew: float = SKEW,
+        changed: Callable[[Sequence[KeyId]], None] | None = None,
+    ) -> None:  # fmt: skip
         """Take what a new store calls its beginning, else the system's time, and how many seconds a pusher's clock may be ahead of it.
 
         A first nonce counts only for a key that is younger than the store by more than `skew`: 0 for pushers of the same machine.
+        `changed` is told of every key that this process changed, when that is durable and before whoever asked for it is answered.
         """
         database.ensure((*SCHEMA, _BEGAN.format(_SYSTEM_TIME if now is None else repr(float(now)))))
         self._database = database
         self._keyring = keyring
         self._max_cached = max_cached
         self._cache: OrderedDict[KeyId, _Cached] = OrderedDict()
+        self._changed = changed
         self._generation = 0  # of the database's other writers, when the cache was begun
         self._store_id = ""
         self._skew = skew
@@ -186,9 +189,13 @@ class SqliteKeyStore:
 
         await self._database.write(work, after=lambda: self._forget(touched))
 
-    async def count(self, now: float) -> int:
-        """Return the number of keys valid at `now`."""
-        rows = await self._database.scan("SELECT count(*) FROM held_key WHERE starts <= ? AND ends > ?", (now, now))
+    async def count(self, now: float, as_id: AsId | None = None) -> int:
+        """Return the number of keys valid at `now`, of one application server or of all."""
+        if as_id is None:
+            rows = await self._database.scan("SELECT count(*) FROM held_key WHERE starts <= ? AND ends > ?", (now, now))
+        else:
+            sql = "SELECT count(*) FROM held_key JOIN held_set ON id = set_id WHERE starts <= ? AND ends > ? AND as_id = ?"
+            rows = await self._database.scan(sql, (now, now, as_id))
         return int(rows[0][0])
 
     async def sweep(self, now: float) -> int:
@@ -300,6 +307,8 @@ class SqliteKeyStore:
     def _forget(self, key_ids: Sequence[KeyId]) -> None:
         for key_id in key_ids:
             self._cache.pop(key_id, None)
+        if self._changed is not None and key_ids:
+            self._changed(key_ids)
 
 
 def _owner(connection: sqlite3.Connection, key_id: KeyId) -> Owner | None:

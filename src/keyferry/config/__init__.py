@@ -3,30 +3,33 @@
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
-import re
-import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from keyferry.errors import ConfigError, ParseError
+from keyferry.config.reading import Section as _Section
+from keyferry.config.reading import address_of, check_protection, checked, load_file
+from keyferry.config.reading import decode_secret as decode_secret
+from keyferry.config.reading import split_address as split_address
+from keyferry.errors import ConfigError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import parse_as_id, parse_impi, parse_impu
-from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.protocol.ims.key_store_id import MAX_STORES
 
-MAX_FILE = 4_000_000  # octets; about 10,000 subscribers in a file, more belong in the store
+AGENT = "agent"
+"""The `app` of an application server whose keys a `keyferry agent` takes."""
+_OF_SIP_URI = (
+    "protection", "listen_sip", "listen_sips", "default_handling", "service_info", "include_register_request",
+    "include_register_response", "reg_event", "pushers",
+)  # fmt: skip
+"""What application servers at one SIP URI have in common: they share a filter criterion and, if they run here, a listener."""
 
 Address = Annotated[str, Meta(description="`HOST:PORT`, an IPv6 host in brackets; port 0 takes a free one")]
 Seconds = Annotated[float, Meta(ge=0)]
 Ports = Annotated[dict[str, Annotated[int, Meta(ge=1, le=65535)]], Meta(description="AS_ID → port of its `listen_psk13`, for `ue.psk`")]
-
-
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file."""
 
 
 class Network(_Section, frozen=True, kw_only=True):
@@ -120,14 +123,16 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
     """One application server: a SIP side for pushes, an HTTPS door, an application behind it."""
 
     as_id: Annotated[str, Meta(description="host name that the UE opens; names the key")]
-    sip_uri: Annotated[str, Meta(description="ServerName in the filter criteria: where pushes go")]
+    sip_uri: Annotated[
+        str, Meta(description="ServerName in the filter criteria: where pushes go; several application servers may have the same")
+    ]
     protection: Annotated[
         Literal["loopback", "tls"],
         Meta(description="where keys may go: to loopback addresses, or over TLS to the host in `sip_uri`, both ends shown by certificates"),
     ] = "loopback"
     listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback`")] = None
     listen_sips: Annotated[str | None, Meta(description="`HOST:PORT` for pushes over TLS; needed with `tls`")] = None
-    listen_https: Address
+    listen_https: Annotated[str | None, Meta(description="`HOST:PORT` of the door; needed unless `app` is `agent`")] = None
     listen_psk13: Annotated[
         str | None, Meta(description="`HOST:PORT` for TLS 1.3 with the pushed key and no certificate; needs Python 3.13")
     ] = None
@@ -136,7 +141,13 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
         Literal["ECDHE-PSK-CHACHA20-POLY1305", "ECDHE-PSK-AES128-CBC-SHA256", "ECDHE-PSK-AES256-CBC-SHA384"],
         Meta(description="the one suite of `listen_psk12`, as OpenSSL names it; the key depends on it"),
     ] = "ECDHE-PSK-CHACHA20-POLY1305"
-    app: Annotated[str, Meta(description="`xcap`, `notes`, or `module:attribute` of an ASGI application of your own")] = "xcap"
+    app: Annotated[
+        str,
+        Meta(
+            description="`xcap`, `notes`, `module:attribute` of an ASGI application of your own, or `agent`: a `keyferry agent` takes the "
+            "pushes, and `serve` listens neither for them nor for HTTPS"
+        ),
+    ] = "xcap"
     default_handling: Annotated[int, Meta(ge=0, le=1, description="DefaultHandling of the filter criteria")] = 0
     service_info: Annotated[str | None, Meta(description="ServiceInfo of the filter criteria, besides the keys")] = None
     include_register_request: Annotated[
@@ -290,12 +301,11 @@ KEY_OCTETS: dict[str, dict[str, tuple[int, ...]]] = {
     "milenage": {"k": (16,), "opc": (16,), "op": (16,)},  # TS 35.206 §2
     "tuak": {"k": (16, 32), "opc": (32,), "op": (32,)},  # TS 35.231 §3
 }
-T = TypeVar("T", Config, UeConfig)
 
 
 def load_config(path: Path) -> Config:
     """Read the file of `keyferry serve`. Raises ConfigError."""
-    config = _load(path, Config)
+    config = load_file(path, Config, SECTIONS)
     _check_names(path, config)
     _check_peers(path, config)
     return config
@@ -303,74 +313,16 @@ def load_config(path: Path) -> Config:
 
 def load_ue_config(path: Path) -> UeConfig:
     """Read the file of `keyferry ue`. Raises ConfigError."""
-    config = _load(path, UeConfig)
-    _checked(f"{path}: ue.impi", parse_impi, config.ue.impi)
-    _checked(f"{path}: ue.impu", parse_impu, config.ue.impu)
+    config = load_file(path, UeConfig, SECTIONS)
+    checked(f"{path}: ue.impi", parse_impi, config.ue.impi)
+    checked(f"{path}: ue.impu", parse_impu, config.ue.impu)
     _check_keys(f"{path}: ue", config.ue)
     host, _ = split_address(config.ue.pcscf, f"{path}: ue.pcscf")
-    if config.ue.transport == "tls" and config.ue.pcscf_name is None and _address(host) is not None:
+    if config.ue.transport == "tls" and config.ue.pcscf_name is None and address_of(host) is not None:
         remedy = "Set ue.pcscf_name to its host name"
         raise ConfigError(f"{path}: ue.pcscf", "a certificate names a host, and this is an address", remedy)
     split_address(config.ue.pcscf_gm, f"{path}: ue.pcscf_gm")
     return config
-
-
-def split_address(text: str, where: str) -> tuple[str, int]:
-    """Split `HOST:PORT`. Raises ConfigError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535 or not host:
-        raise ConfigError(where, f"{text!r} is not HOST:PORT", "Write for example 127.0.0.1:5060, or [::1]:5060")
-    return host.strip("[]"), int(port)
-
-
-def _load(path: Path, kind: type[T]) -> T:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
-    except OSError as problem:
-        raise ConfigError(
-            str(path), f"cannot be read: {problem.strerror}", "Give the path of a TOML file, for example examples/lab.toml"
-        ) from None
-    if len(data) > MAX_FILE:
-        raise ConfigError(str(path), f"is over {MAX_FILE} octets", "Add subscribers with `keyferry subscriber add` instead")
-    try:
-        document = tomllib.loads(data.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ConfigError(str(path), "is not UTF-8", "Save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as problem:
-        raise ConfigError(str(path), f"is not TOML: {problem}") from None
-    try:
-        return msgspec.convert(document, kind, dec_hook=decode_secret)
-    except msgspec.ValidationError as problem:
-        raise _explained(path, str(problem), kind) from None
-
-
-def decode_secret(kind: type[Any], value: object) -> object:
-    """Decode hexadecimal to a Secret, for msgspec. Raises ValueError."""
-    if kind is Secret:
-        if not isinstance(value, str) or not re.fullmatch(r"([0-9a-fA-F]{2}){16,32}", value):
-            raise ValueError("not 16 to 32 octets in hexadecimal")
-        return Secret(bytes.fromhex(value))
-    raise NotImplementedError(f"no decoder for {kind}")
-
-
-def _explained(path: Path, problem: str, kind: type[Any]) -> ConfigError:
-    """Turn msgspec's words into ours: where in the file, and the nearest known key."""
-    text, _, place = problem.partition(" - at ")
-    where = place.strip("`").removeprefix("$.").removeprefix("$") or "top level"
-    unknown = re.search(r"unknown field `([^`]+)`", text)
-    if not unknown:
-        return ConfigError(f"{path}: {where}", text[:1].lower() + text[1:])
-    near = difflib.get_close_matches(unknown[1], sorted(_all_keys(kind)), n=1)
-    remedy = f"Did you mean `{near[0]}`?" if near else "docs/configuration.md lists every key"
-    return ConfigError(f"{path}: {where}", f"unknown key `{unknown[1]}`", remedy)
-
-
-def _all_keys(kind: type[Any]) -> set[str]:
-    keys: set[str] = set()
-    for section in (kind, *SECTIONS):
-        keys |= set(section.__struct_fields__)
-    return keys
 
 
 SECTIONS: tuple[type[_Section], ...] = (Network, Pcscf, Icscf, Scscf, ApplicationServer, SharedIfc, Admin, Subscriber, Ue)
@@ -383,34 +335,16 @@ def _check_peers(path: Path, config: Config) -> None:
     for name, section in sections:
         host, _ = split_address(section.listen, f"{path}: {name}.listen")
         for place, peer in enumerate(section.trusted_peers):
-            if _address(peer) is None:
+            if address_of(peer) is None:
                 raise ConfigError(f"{path}: {name}.trusted_peers[{place}]", f"{peer!r} is not an IP address")
-        address = _address(host)
+        address = address_of(host)
         if (address is None or not address.is_loopback) and not section.trusted_peers:
             remedy = f"Add the addresses of the functions in front of it to {name}.trusted_peers, or listen on 127.0.0.1"
             raise ConfigError(f"{path}: {name}.listen", "other machines can reach it, and none is trusted", remedy)
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None
-
-
 def _check_names(path: Path, config: Config) -> None:
-    seen: set[str] = set()
-    for place, server in enumerate(config.application_servers):
-        where = f"{path}: application_servers[{place}]"
-        as_id = _checked(f"{where}.as_id", parse_as_id, server.as_id)
-        if as_id in seen:
-            raise ConfigError(f"{where}.as_id", f"{as_id} is there twice", "One AS_ID is one application server")
-        seen.add(as_id)
-        _check_plain(where, server)
-        for name in ("listen_https", "listen_psk13", "listen_psk12", "listen_http"):
-            split_address(getattr(server, name) or server.listen_https, f"{where}.{name}")
-        _check_protection(where, server)
-    _check_shared(path, config, seen)
+    _check_shared(path, config, _check_servers(path, config.application_servers))
     _check_scscfs(path, config)
     for name in ("pcscf", "icscf", "admin"):
         split_address(getattr(config, name).listen, f"{path}: {name}.listen")
@@ -419,10 +353,49 @@ def _check_names(path: Path, config: Config) -> None:
         split_address(config.pcscf.listen_tls, f"{path}: pcscf.listen_tls")
     for place, subscriber in enumerate(config.subscribers):
         where = f"{path}: subscribers[{place}]"
-        _checked(f"{where}.impi", parse_impi, subscriber.impi)
+        checked(f"{where}.impi", parse_impi, subscriber.impi)
         _check_keys(where, subscriber)
         for impu in (*subscriber.impus, *subscriber.barred):
-            _checked(f"{where}.impus", parse_impu, impu)
+            checked(f"{where}.impus", parse_impu, impu)
+
+
+def _check_servers(path: Path, servers: Sequence[ApplicationServer]) -> set[str]:
+    """Check the application servers, each by itself and against those at the same SIP URI; return their AS_IDs."""
+    seen: set[str] = set()
+    first: dict[str, ApplicationServer] = {}
+    for place, server in enumerate(servers):
+        where = f"{path}: application_servers[{place}]"
+        as_id = checked(f"{where}.as_id", parse_as_id, server.as_id)
+        if as_id in seen:
+            raise ConfigError(f"{where}.as_id", f"{as_id} is there twice", "One AS_ID is one application server")
+        seen.add(as_id)
+        _check_door(where, server)
+        other = first.setdefault(server.sip_uri, server)
+        names = [name for name in _OF_SIP_URI if getattr(server, name) != getattr(other, name)]
+        if (server.app == AGENT) is not (other.app == AGENT):
+            names.append("app")
+        if names:
+            problem = f"is not that of {other.as_id}, which has the same sip_uri"
+            raise ConfigError(f"{where}.{names[0]}", problem, "Give both the same, or each a SIP URI of its own")
+        if sum(one.sip_uri == server.sip_uri for one in servers) > MAX_STORES:
+            raise ConfigError(f"{where}.sip_uri", f"is that of over {MAX_STORES} application servers", "Spread them over several")
+    return seen
+
+
+def _check_door(where: str, server: ApplicationServer) -> None:
+    """Refuse an application server that would have no door, and listeners of one that a key agent stands for."""
+    if server.app != AGENT:
+        if server.listen_https is None:
+            raise ConfigError(f"{where}.listen_https", "is missing", 'Add listen_https = "HOST:PORT", or app = "agent"')
+        _check_plain(where, server)
+        for name in ("listen_https", "listen_psk13", "listen_psk12", "listen_http"):
+            split_address(getattr(server, name) or server.listen_https, f"{where}.{name}")
+        check_protection(where, server)
+        return
+    for name in ("listen_https", "listen_psk13", "listen_psk12", "listen_http", "listen_sip", "listen_sips"):
+        if getattr(server, name) is not None:
+            raise ConfigError(f"{where}.{name}", "is not used with app 'agent'", "It belongs into the file of `keyferry agent`")
+    check_protection(where, server, listens=False)
 
 
 def _check_plain(where: str, server: ApplicationServer) -> None:
@@ -441,33 +414,12 @@ def _check_shared(path: Path, config: Config, known: set[str]) -> None:
             raise ConfigError(f"{where}.id", f"{one.id} is there twice", "Give every set a number of its own")
         ids.add(one.id)
         for text in one.application_servers:
-            as_id = _checked(f"{where}.application_servers", parse_as_id, text)
+            as_id = checked(f"{where}.application_servers", parse_as_id, text)
             if as_id not in known:
                 raise ConfigError(f"{where}.application_servers", f"{as_id} is no application server of this file", "Name its as_id")
             if as_id in shared:
                 raise ConfigError(f"{where}.application_servers", f"{as_id} is there twice", "Name it in one set, once")
             shared.add(as_id)
-
-
-def _check_protection(where: str, server: ApplicationServer) -> None:
-    """Refuse an AS whose URI, listener and protection policy do not say the same (DESIGN §6)."""
-    over_tls = server.protection == "tls"
-    name, other = ("listen_sips", "listen_sip") if over_tls else ("listen_sip", "listen_sips")
-    if getattr(server, other) is not None:
-        raise ConfigError(f"{where}.{other}", f"is not used with protection {server.protection!r}", f"Set {name} instead")
-    if getattr(server, name) is None:
-        raise ConfigError(where, f"protection {server.protection!r} needs {name}", f'Add {name} = "HOST:PORT"')
-    split_address(getattr(server, name), f"{where}.{name}")
-    _checked(f"{where}.sip_uri", parse_sip_uri, server.sip_uri)
-    uri = parse_sip_uri(server.sip_uri)
-    says_tls = uri.scheme == "sips" or (uri.parameter("transport") or "").lower() == "tls"
-    if says_tls is not over_tls or (over_tls and _address(uri.host.strip("[]")) is not None):
-        remedy = "Write sips:HOST:PORT with a host name for `tls`, and sip: for `loopback`"
-        raise ConfigError(f"{where}.sip_uri", f"does not go with protection {server.protection!r}", remedy)
-    if over_tls and server.reg_event:
-        raise ConfigError(
-            f"{where}.reg_event", "is not there with protection 'tls': the S-CSCF takes no SUBSCRIBE over TLS", "Leave it out"
-        )
 
 
 def _check_scscfs(path: Path, config: Config) -> None:
@@ -491,10 +443,3 @@ def _check_keys(where: str, settings: Subscriber | Ue) -> None:
         if key is not None and len(key) not in octets:
             problem = f"is {len(key)} octets long, {settings.algorithm} takes {' or '.join(map(str, octets))}"
             raise ConfigError(f"{where}.{name}", problem, "Write two hexadecimal digits an octet")
-
-
-def _checked(where: str, parse: Any, text: str) -> str:
-    try:
-        return str(parse(text))
-    except ParseError as problem:
-        raise ConfigError(where, problem.problem) from None

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How every configuration file is read, and what the files of several commands have in common."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from keyferry.errors import ConfigError, ParseError
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.sip.uri import parse_sip_uri
+
+MAX_FILE = 4_000_000  # octets; about 10,000 subscribers in a file, more belong in the store
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of a file."""
+
+
+T = TypeVar("T", bound=Section)
+
+
+class SipSide(Protocol):
+    """Settings of a function that takes pushes."""
+
+    @property
+    def sip_uri(self) -> str:
+        """ServerName in the filter criteria."""
+
+    @property
+    def protection(self) -> str:
+        """Where keys may go: `loopback` or `tls`."""
+
+    @property
+    def listen_sip(self) -> str | None:
+        """`HOST:PORT` with `loopback`."""
+
+    @property
+    def listen_sips(self) -> str | None:
+        """`HOST:PORT` with `tls`."""
+
+    @property
+    def reg_event(self) -> bool:
+        """Whether to subscribe to the registration state."""
+
+
+def split_address(text: str, where: str) -> tuple[str, int]:
+    """Split `HOST:PORT`. Raises ConfigError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535 or not host:
+        raise ConfigError(where, f"{text!r} is not HOST:PORT", "Write for example 127.0.0.1:5060, or [::1]:5060")
+    return host.strip("[]"), int(port)
+
+
+def load_file(path: Path, kind: type[T], sections: Collection[type[Section]]) -> T:
+    """Read a TOML file; `sections` are all that a known key may be in. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as problem:
+        raise ConfigError(
+            str(path), f"cannot be read: {problem.strerror}", "Give the path of a TOML file, for example examples/lab.toml"
+        ) from None
+    if len(data) > MAX_FILE:
+        raise ConfigError(str(path), f"is over {MAX_FILE} octets", "Add subscribers with `keyferry subscriber add` instead")
+    try:
+        document = tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ConfigError(str(path), "is not UTF-8", "Save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as problem:
+        raise ConfigError(str(path), f"is not TOML: {problem}") from None
+    try:
+        return msgspec.convert(document, kind, dec_hook=decode_secret)
+    except msgspec.ValidationError as problem:
+        raise _explained(path, str(problem), (kind, *sections)) from None
+
+
+def decode_secret(kind: type[Any], value: object) -> object:
+    """Decode hexadecimal to a Secret, for msgspec. Raises ValueError."""
+    if kind is Secret:
+        if not isinstance(value, str) or not re.fullmatch(r"([0-9a-fA-F]{2}){16,32}", value):
+            raise ValueError("not 16 to 32 octets in hexadecimal")
+        return Secret(bytes.fromhex(value))
+    raise NotImplementedError(f"no decoder for {kind}")
+
+
+def _explained(path: Path, problem: str, sections: Iterable[type[Section]]) -> ConfigError:
+    """Turn msgspec's words into ours: where in the file, and the nearest known key."""
+    text, _, place = problem.partition(" - at ")
+    where = place.strip("`").removeprefix("$.").removeprefix("$") or "top level"
+    unknown = re.search(r"unknown field `([^`]+)`", text)
+    if not unknown:
+        return ConfigError(f"{path}: {where}", text[:1].lower() + text[1:])
+    near = difflib.get_close_matches(unknown[1], sorted(_all_keys(sections)), n=1)
+    remedy = f"Did you mean `{near[0]}`?" if near else "docs/configuration.md lists every key"
+    return ConfigError(f"{path}: {where}", f"unknown key `{unknown[1]}`", remedy)
+
+
+def _all_keys(sections: Iterable[type[Section]]) -> set[str]:
+    return {name for section in sections for name in section.__struct_fields__}
+
+
+def check_protection(where: str, server: SipSide, *, listens: bool = True) -> None:
+    """Refuse an AS whose URI, listener and protection policy do not say the same (DESIGN §6). Raises ConfigError."""
+    over_tls = server.protection == "tls"
+    if listens:
+        _check_listener(where, server, over_tls=over_tls)
+    checked(f"{where}.sip_uri", parse_sip_uri, server.sip_uri)
+    uri = parse_sip_uri(server.sip_uri)
+    says_tls = uri.scheme == "sips" or (uri.parameter("transport") or "").lower() == "tls"
+    if says_tls is not over_tls or (over_tls and address_of(uri.host.strip("[]")) is not None):
+        remedy = "Write sips:HOST:PORT with a host name for `tls`, and sip: for `loopback`"
+        raise ConfigError(f"{where}.sip_uri", f"does not go with protection {server.protection!r}", remedy)
+    if over_tls and server.reg_event:
+        raise ConfigError(
+            f"{where}.reg_event", "is not there with protection 'tls': the S-CSCF takes no SUBSCRIBE over TLS", "Leave it out"
+        )
+
+
+def _check_listener(where: str, server: SipSide, *, over_tls: bool) -> None:
+    name, other = ("listen_sips", "listen_sip") if over_tls else ("listen_sip", "listen_sips")
+    if getattr(server, other) is not None:
+        raise ConfigError(f"{where}.{other}", f"is not used with protection {server.protection!r}", f"Set {name} instead")
+    if getattr(server, name) is None:
+        raise ConfigError(where, f"protection {server.protection!r} needs {name}", f'Add {name} = "HOST:PORT"')
+    split_address(getattr(server, name), f"{where}.{name}")
+
+
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return an IP address, None for what is none."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def checked(where: str, parse: Callable[[str], object], text: str) -> str:
+    """Return what `parse` makes of a text. Raises ConfigError that says where."""
+    try:
+        return str(parse(text))
+    except ParseError as problem:
+        raise ConfigError(where, problem.problem) from None

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where pushes arrive: the SIP side of one or many application servers at one SIP URI, over one key store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from keyferry.config.reading import SipSide
+from keyferry.ports import KeyStore
+from keyferry.protocol.identity import AsId
+from keyferry.protocol.ims.keypush import SKEW
+from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.roles.appserver import KeyAgent, Pusher
+from keyferry.roles.reg_event_subscriber import RegEventSubscriber, SubscriberProfile
+from keyferry.transports.sip_node import SipNode
+from keyferry.wiring.isc import OpeningKeys, OpeningKeysOfAll
+from keyferry.wiring.services import Services
+from keyferry.wiring.watching import SWEEP, AsWatch, Tasks
+
+
+def skew_of(pushers: Iterable[str], ours: Iterable[str]) -> float:
+    """Return by how many seconds the clock of one of these pushers may be ahead: those that run on this machine have ours."""
+    return SKEW if set(pushers) - set(ours) else 0.0
+
+
+async def start_key_agent(
+    services: Services, settings: SipSide, as_ids: Sequence[AsId], keys: KeyStore, pushers: Iterable[str], *, shown: str
+) -> KeyAgent:  # fmt: skip
+    """Listen for pushes of keys for these AS_IDs, and keep them. Raises ConfigError, StateError, TransportError."""
+    over_tls = settings.protection == "tls"
+    agent = KeyAgent(
+        frozenset(as_ids), {name: _pusher(services, name, as_ids) for name in pushers}, keys, services.clock, services.log,
+        services.metrics, over_tls=over_tls,
+        registered=lambda register: watch.registered(register) if settings.reg_event else None,
+    )  # fmt: skip
+    node = services.node(f"AS {shown}", lambda request, peer: watch.handle(request, peer), trusted=())
+    watch = _watch(services, settings, node, agent)
+    name = parse_sip_uri(settings.sip_uri).host
+    if over_tls:
+        tls = services.identity(node, name, "as")
+        await services.serve_sip("as", node, name, settings.listen_sips or "", shown=shown, over=("TLS",), tls=tls)
+    else:
+        await services.serve_sip("as", node, name, settings.listen_sip or "", shown=shown)
+    services.every(60.0, lambda: keys.sweep(services.clock.now()))
+    return agent
+
+
+def _watch(services: Services, settings: SipSide, node: SipNode, agent: KeyAgent) -> AsWatch:
+    subscriber = RegEventSubscriber(
+        sip=node, profile=SubscriberProfile(settings.sip_uri, settings.sip_uri, asserts=True), on_news=lambda news: watch.heard(news),
+        clock=services.clock, random=services.random, log=services.log, counter=services.metrics, resolver=services.resolver,
+    )  # fmt: skip
+    watch = AsWatch(agent, subscriber, services.resolver, Tasks(services.log))
+    if settings.reg_event:
+        services.every(SWEEP, subscriber.sweep)
+    services.exit.push_async_callback(subscriber.aclose)
+    services.exit.push_async_callback(watch.tasks.aclose)
+    return watch
+
+
+def _pusher(services: Services, name: str, as_ids: Sequence[AsId]) -> Pusher:
+    keys = OpeningKeysOfAll({as_id: OpeningKeys(as_id, services.isc_keys(name, as_id)) for as_id in as_ids})
+    home = services.config.network.home_domain
+    return Pusher(name=name, realm=home, transport_keys=keys, domains=frozenset({home}))
