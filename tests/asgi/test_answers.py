@@ -51,6 +51,9 @@ async def test_hsts_is_opt_in() -> None:
     opened = make_door(ALICE_KEY, hsts_seconds=60, open=("/",), required=())
     assert (await call(opened.door)).get("strict-transport-security") == "max-age=60"
     assert (await call(opened.door, scheme="http")).get("strict-transport-security") is None
+    for path in ("/", "/notes"):
+        assert (await call(opened.door, "GET", path, host="other.example")).get("strict-transport-security") is None
+    assert (await call(make_door(hsts_seconds=60).door, host="other.example")).get("strict-transport-security") is None
     for wrong in (-1, 10**9, True):
         with pytest.raises(ConfigError, match="hsts"):
             make_door(hsts_seconds=wrong)

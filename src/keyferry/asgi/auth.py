@@ -249,12 +249,13 @@ class SimLogin:
         if ended and self._session:
             answer = adding(send, self._private, (self._session.end(),), challenge)
         else:
-            answer = adding(send, self._hsts if secure else (), (), challenge)
+            answer = adding(send, self._hsts if name else (), (), challenge)
         await self.app(inner, receive, answer)
 
     async def _refuse(self, refusal: Refused, scope: Scope, request: Scope, receive: Receive, send: Send) -> None:
         ended = (self._session.end(),) if self._session and refusal.reason == "session" else ()
-        answer = adding(refusing(scope, receive, send) if scope["type"] == "websocket" else send, self._private, ended)
+        defaults = PRIVATE if refusal.status == 421 else self._private  # no promise about TLS for a name that is not ours
+        answer = adding(refusing(scope, receive, send) if scope["type"] == "websocket" else send, defaults, ended)
         try:
             await self._door_of(request).refuse(refusal, request, answer)
         except StoreError:  # no nonce to challenge with; nothing is sent yet
