@@ -38,13 +38,15 @@ async def _run(order: HandshakeOrder, doors: Doors) -> Burst:
     latencies: list[float] = []
     problems: list[str] = []
     errors = 0
+    contexts = [_context(order.kind, number, doors) for number in range(order.at_a_time)]
     before, began = usage(), perf_counter()
     until = began + order.seconds
     address = doors.login if order.kind == "certificate" else doors.psk[order.kind]
 
     async def again_and_again(context: ssl.SSLContext) -> None:
         nonlocal errors
-        while (start := perf_counter()) < until:
+        while True:  # once at least
+            start = perf_counter()
             try:
                 await _handshake(address, context)
             except OSError as problem:
@@ -53,8 +55,10 @@ async def _run(order: HandshakeOrder, doors: Doors) -> Burst:
                 await asyncio.sleep(0.01)
             else:
                 latencies.append(perf_counter() - start)
+            if perf_counter() >= until:
+                return
 
-    await asyncio.gather(*(again_and_again(_context(order.kind, number, doors)) for number in range(order.at_a_time)))
+    await asyncio.gather(*map(again_and_again, contexts))
     seconds, after = perf_counter() - began, usage()
     cpu = after.cpu_user + after.cpu_system - before.cpu_user - before.cpu_system
     return Burst(len(latencies), errors, seconds, *quantiles(latencies), cpu, problems=tuple(problems[:5]))
