@@ -156,6 +156,16 @@ async def test_failures_count_against_the_user_and_not_against_nginx() -> None:
     assert (await endpoint.ask(await endpoint.answer(), address="192.0.2.7")).status == 204
 
 
+async def test_a_page_of_another_site_does_not_act_for_the_user() -> None:
+    """nginx passes Origin on; that it is a WebSocket shows by its key, as nginx hides Upgrade."""
+    endpoint = Endpoint()
+    evil, own = ("Origin", "https://evil.example"), ("Origin", "https://xcap.home1.net")
+    assert (await endpoint.ask(await endpoint.answer(method="PUT"), evil, method="PUT")).status == 403
+    assert (await endpoint.ask(await endpoint.answer(method="PUT"), own, method="PUT")).status == 204
+    assert (await endpoint.ask(await endpoint.answer(), evil, ("Sec-WebSocket-Key", "a"))).status == 403
+    assert (await endpoint.ask(await endpoint.answer(), own, ("Sec-WebSocket-Key", "a"))).status == 204
+
+
 async def test_it_is_http() -> None:
     with pytest.raises(LocalProtocolError):
         await Endpoint().app({"type": "websocket"}, None, None)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Nginx:
 
 
 @contextlib.asynccontextmanager
-async def nginx(folder: Path) -> AsyncIterator[Nginx]:
+async def nginx(folder: Path, edit: Callable[[str], str] = str) -> AsyncIterator[Nginx]:
     pki = Pki(folder)
     certificate = pki.issue(HOST, "server")
     login = SimLogin(
@@ -63,7 +63,7 @@ async def nginx(folder: Path) -> AsyncIterator[Nginx]:
     await endpoint.listen_unix(folder / "auth.sock")
     port = free_port()
     async with recording() as server:
-        text = EXAMPLE.read_text("utf-8")
+        text = edit(EXAMPLE.read_text("utf-8"))
         for old, new in (
             ("/run/keyferry/auth.sock", str(folder / "auth.sock")),
             ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
@@ -150,6 +150,21 @@ async def test_a_first_nonce_needs_no_round_trip_through_nginx_either(tmp_path: 
         request = f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {digest.build_credentials(credentials)}\r\n\r\n".encode()
         assert status(await here.ask(request)) == 200
         assert status(await here.ask(request)) == 401
+
+
+async def test_a_request_that_nginx_handles_twice_is_one_login(tmp_path: Path) -> None:
+    """`index` makes it look for / and then for /index.html; without its request id the second look is a replay."""
+    (tmp_path / "index.html").write_text("ok")
+
+    def files(text: str) -> str:
+        return text.replace("        proxy_pass http://127.0.0.1:8000;", f"        root {tmp_path}; index index.html;#127.0.0.1:8000")
+
+    async with nginx(tmp_path, files) as here:
+        assert await Curl(here.port, here.ca)("/") == "ok 200"
+    async with nginx(tmp_path, lambda text: files(text).replace("X-Original-Id", "X-Nothing")) as here:
+        challenge = digest.parse_challenge(_field(await here.ask(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()), b"www-authenticate"))
+        name, value = Client(KEY).answer(challenge, 1, uri="/")
+        assert status(await here.ask(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n{name}: {value}\r\n\r\n".encode())) == 401
 
 
 def _field(said: bytes, name: bytes) -> str:

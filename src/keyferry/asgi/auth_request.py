@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from keyferry.asgi.exchange import App, Header, Message, Receive, Scope, Send, headers_named, respond
+from keyferry.asgi.origin import Origins
 from keyferry.asgi.proxy.fields import INTENDED, SECRET, asserted_field, asserted_identities, one
 from keyferry.errors import LocalProtocolError, RemoteProtocolError
 
@@ -60,13 +61,20 @@ class AuthRequest:
     """Answer whether the request that nginx describes may pass, for one or several host names."""
 
     def __init__(
-        self, doors: Mapping[str, App], *, clock: Clock, secret: Secret | None = None, counter: Counter | None = None
-    ) -> None:  # fmt: skip
+        self,
+        doors: Mapping[str, App],
+        *,
+        clock: Clock,
+        secret: Secret | None = None,
+        counter: Counter | None = None,
+        origins: Origins | None = None,
+    ) -> None:
         """Take SimLogin around `granted` for each AS_ID; with `secret` whoever asks must show it, as on a TCP listener."""
         self._doors = {name.encode("ascii"): door for name, door in doors.items()}
         self._clock = clock
         self._secret = secret
         self._counter = counter
+        self._origins = origins or Origins()
         self._same: OrderedDict[tuple[bytes, ...], tuple[float, _Answer]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,6 +99,8 @@ class AuthRequest:
             raise RemoteProtocolError(f"no door is for the host of that request; those here: {b', '.join(self._doors).decode()}", 403)
         if not _METHOD.fullmatch(method) or not _TARGET.fullmatch(target) or scheme != b"https":
             raise RemoteProtocolError("the request is not of a form, or over a scheme, that a login is for", 403)
+        if headers_named(scope, b"sec-websocket-key") and self._origins.same(scope, _name_of(host).decode("ascii")) is False:
+            raise RemoteProtocolError("a page of another site opens no WebSocket in the user's name", 403)
         authorization = headers_named(scope, b"authorization")
         request_id = one(scope["headers"], REQUEST_ID)
         same = (request_id or b"", host, method, target, *authorization)
@@ -142,7 +152,7 @@ def _name_of(host: bytes) -> bytes:
 
 def _of_user(scope: Scope) -> list[Header]:
     """Return the fields of the user's request that a login looks at."""
-    wanted = {b"authorization", b"user-agent", INTENDED}
+    wanted = {b"authorization", b"user-agent", b"origin", b"sec-fetch-site", INTENDED}
     return [field for field in scope["headers"] if field[0] in wanted]
 
 

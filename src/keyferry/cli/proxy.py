@@ -52,6 +52,10 @@ def proxy(
         str, typer.Option(metavar="unix:PATH|HOST:PORT", help="Answer nginx's auth_request here; users connect to nginx.")
     ] = "",
     name: Annotated[list[str] | None, typer.Option("--name", metavar="NAME", help="Host name that nginx serves. Repeatable.")] = None,
+    trusted_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Further site whose pages may act for users. Repeatable."),
+    ] = None,
     admin: Annotated[str, typer.Option(metavar="HOST:PORT", help="Serve /health and /metrics here; default: nowhere.")] = "",
     audit: Annotated[Path | None, typer.Option(metavar="FILE", help="Append one JSON line a login.")] = None,
     log: Annotated[str, typer.Option("--log", help="text, json or none; goes to standard error.")] = "text",
@@ -77,7 +81,8 @@ def proxy(
         listen=listen, agent=agent, certificate=certificate, key=key, host_of_upstream=host_field == "upstream",
         user_id_header=user_id_header, secret_file=secret_file, upstream_ca=upstream_ca, upstream_certificate=upstream_certificate,
         upstream_key=upstream_key, timeouts=Timeouts(connect_timeout, answer_timeout, idle_timeout), max_connections=max_connections,
-        auth_request=auth_request, names=[parse_as_id(text) for text in name or ()], admin=admin, audit=audit,
+        auth_request=auth_request, names=[parse_as_id(text) for text in name or ()], trusted_origins=trusted_origin or (),
+        admin=admin, audit=audit,
     )  # fmt: skip
     _check(settings)
     serve_proxy(settings, state, show_json, log_format=cast("LogFormat", log))

@@ -254,7 +254,7 @@ class HttpExchange:
         return event
 
     async def _receive(self, seconds: float | None, reason: str) -> bytes:
-        progress = -1
+        progress = self._progress
         while True:
             try:
                 async with asyncio.timeout(seconds):

@@ -25,6 +25,7 @@ from keyferry.asgi.auth import SimLogin
 from keyferry.asgi.auth_request import AuthRequest, granted
 from keyferry.asgi.exchange import App
 from keyferry.asgi.names import check_as_id
+from keyferry.asgi.origin import Origins
 from keyferry.asgi.proxy.fields import Route
 from keyferry.asgi.proxy.forward import Forward
 from keyferry.asgi.proxy.front import Front
@@ -80,6 +81,7 @@ class ProxySettings:
     max_connections: int = 512
     auth_request: str = ""  # unix:PATH or HOST:PORT
     names: Sequence[AsId] = ()  # that nginx serves
+    trusted_origins: Sequence[str] = ()
     admin: str = ""
     audit: Path | None = None
 
@@ -187,7 +189,7 @@ class ProxyProcess:
             raise ConfigError("--auth-request", "anybody on this machine could ask, and see whether a login is right", remedy)
         digests = (_sha256_of(settings.certificate),) if settings.certificate else ()
         doors: dict[str, App] = {name: self._door(name, granted, digests) for name in settings.names}
-        endpoint = AuthRequest(doors, clock=self.clock, secret=secret, counter=self.metrics)
+        endpoint = AuthRequest(doors, clock=self.clock, secret=secret, counter=self.metrics, origins=Origins(settings.trusted_origins))
         await self._listen(endpoint, settings.auth_request, settings.names)
 
     def _forward(self, target: Target) -> Forward:
@@ -205,13 +207,14 @@ class ProxyProcess:
             secret=secret.reveal() if secret else None,
             user_id=_field_name(settings.user_id_header) if settings.user_id_header else None,
         )
-        return Forward(upstream, route, log=self.log, counter=self.metrics)
+        return Forward(upstream, route, log=self.log, counter=self.metrics, origins=Origins(settings.trusted_origins))
 
     def _door(self, as_id: AsId, app: App, digests: tuple[bytes, ...]) -> SimLogin:
         keys: KeySource | str = self.settings.agent or self._stored(as_id)
         return SimLogin(
             app, as_id=as_id, keys=keys, clock=self.clock, random=self.random, counter=self.metrics, certificate_hashes=digests,
             user_id_key=None if self.settings.agent else self.state.user_id_key(as_id), audit=self.audit,
+            trusted_origins=self.settings.trusted_origins,
         )  # fmt: skip
 
     def _stored(self, as_id: AsId) -> PushedKeys:

@@ -81,6 +81,16 @@ async def test_a_101_that_answers_another_question_opens_nothing(answered: bytes
     assert b"smuggled" not in b"".join(server.octets)
 
 
+@pytest.mark.parametrize("origin", [b"Origin: https://evil.example", b"Origin: http://xcap.home1.net", b"Sec-Fetch-Site: cross-site"])
+async def test_a_page_of_another_site_opens_no_websocket_in_the_users_name(origin: bytes) -> None:
+    """A browser answers the challenge for any page; a WebSocket is not covered by what protects fetch."""
+    async with recording() as server, proxying(server) as proxy:
+        assert status(await proxy.ask(await proxy.head("GET", "/chat", ASK + origin + b"\r\n"))) == 403
+        assert server.octets == []
+        await proxy.ask(await proxy.head("GET", "/chat", ASK + b"Origin: https://xcap.home1.net:8443\r\n"))
+    assert len(server.octets) == 1
+
+
 async def test_two_keys_of_an_upgrade_are_refused() -> None:
     async with recording() as server, proxying(server) as proxy:
         said = await proxy.ask(await proxy.head("GET", "/chat", ASK + b"Sec-WebSocket-Key: AAAA\r\n"))

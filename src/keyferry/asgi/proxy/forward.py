@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from keyferry.asgi.exchange import Header, Message, Receive, Scope, Send, headers_named, respond
+from keyferry.asgi.origin import Origins
 from keyferry.asgi.proxy.fields import INTENDED, Route, answer_fields, asserted_identities, expects, request_fields
 from keyferry.asgi.proxy.tunnel import IDLE, LIVES, Lives, Tunnel, accepts, join, offered_tunnel
 from keyferry.errors import RemoteProtocolError, UpstreamFailed
@@ -80,6 +81,7 @@ class Forward:
         client_timeout: float = CLIENT_TIMEOUT,
         tunnel_timeout: float = IDLE,
         per_user: int = PER_USER,
+        origins: Origins | None = None,
     ) -> None:
         """Take the server and what it is told; stands behind SimLogin, and that behind `Front`. Times are in seconds."""
         self._upstream = upstream
@@ -90,6 +92,7 @@ class Forward:
         self._tunnel_timeout = tunnel_timeout
         self._open: set[Exchange] = set()
         self._per_user = per_user
+        self._origins = origins or Origins()
         self._of_user: dict[str, int] = {}  # requests under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,9 +100,11 @@ class Forward:
         identity: Identity = scope["keyferry"]
         try:
             tunnel = offered_tunnel(scope)
+            if tunnel is not None and self._origins.same(scope, self._route.name) is False:  # the door lets a GET of another site pass
+                raise RemoteProtocolError("A page of another site opens no WebSocket in your name.", 403)
             impus = asserted_identities(identity.impus, headers_named(scope, INTENDED))
         except RemoteProtocolError as problem:
-            self._count("intended-identity" if problem.status == 403 else "refused")
+            self._count("refused")
             await respond(send, problem.status, f"{problem}\n".encode())
             return
         fields = request_fields(scope, self._route, impus, upgrade=tunnel is not None)
