@@ -174,6 +174,13 @@ async def test_a_browser_is_told_what_comes_here(pki: Pki, tmp_path: Path) -> No
     assert at.address.removeprefix("http://") in pac.text
 
 
+async def test_a_websocket_is_refused_and_not_made_a_get(pki: Pki, tmp_path: Path) -> None:
+    echo = Echo()
+    async with proxied(door(echo), pki, tmp_path) as at, at.client() as client:
+        refused = await client.get(f"{at.https}/", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
+        assert (refused.status_code, echo.scopes) == (501, [])
+
+
 async def test_in_a_tunnel_another_host_is_refused(pki: Pki, tmp_path: Path) -> None:
     async with proxied(door(Echo()), pki, tmp_path) as at, at.client() as client:
         refused = await client.get(f"{at.https}/", headers={"Host": "xcap.home1.net"})

@@ -125,6 +125,8 @@ class UeProxy:
         if is_forged(request.method.decode("ascii"), headers, target.origin):
             problem = f"a page of another origin may not use your login at {target.as_id}; in a browser, open it as https://"
             raise RemoteProtocolError(problem, 403)
+        if any(name == "upgrade" and value.lower() == "websocket" for name, value in headers):
+            raise RemoteProtocolError("WebSockets do not go through this proxy", 501)
         await self._forward(wire, request, target)
 
     def _pac(self) -> str:
