@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS := --disable-pip-version-check --quiet
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test check interop bench docs fuzz mutate clean
+.PHONY: help demo test check interop bench docs fuzz fuzz-door mutate clean
 help:
 	@echo "make demo     a phone registers, its keys are ferried, its data is managed over HTTPS (one command, no root)"
 	@echo "make test     the fast tests, with branch coverage"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench    registrations/s and authenticated GET/s, a table and build/bench.json"
 	@echo "make docs     the documentation, warnings are errors"
 	@echo "make fuzz     hypothesis, deep profile: a million steps of the state machine that attacks a network"
+	@echo "make fuzz-door  the HTTP door with atheris, guided by coverage, ten minutes; says what to install"
 	@echo "make mutate   break the code on purpose, one thing at a time and in a copy, and see what notices (some minutes)"
 	@echo "make clean    remove what make made"
 
@@ -51,6 +52,9 @@ docs: $(VENV)/.docs
 
 fuzz: $(VENV)/.test
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -q -n $(JOBS) tests/protocol tests/roles/test_invariants.py tests/fuzz $(ARGS)
+
+fuzz-door: $(VENV)/.test
+	$(BIN)/python tools/fuzz_door.py $(ARGS)
 
 mutate: $(VENV)/.test
 	$(BIN)/python tools/mutate.py --jobs $(JOBS) $(ARGS)

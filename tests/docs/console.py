@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("examples", "tests/interop/sipp")
 BLOCK = re.compile(r"(?:^<!-- (needs|file): ([^>]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 STAYS = (
-    ("keyferry serve ", "out", '"ready": true'), ("keyferry ue proxy ", "out", "proxy http"), ("keyferry dev ", "out", "Your application"),
+    ("keyferry serve ", "out", '"ready": true'),
     ("uvicorn ", "log", "Uvicorn running on"),
-)  # fmt: skip
+    ("keyferry ue proxy ", "out", "proxy http"),
+    ("keyferry dev ", "out", "keyferry ue get"),
+    ("keyferry proxy ", "out", '"ready": true'),
+    ("python old.py ", "out", "serving"),
+    ("nginx ", "log", "start worker process "),
+)
 """What a command that stays holds, where it says that it is ready (standard output or standard error), and how."""
 LIMIT = 240.0  # seconds for a whole page; its commands take under 20 on an idle machine
 SIPP_ATTEMPTS = 5  # see tests/interop/test_sipp.py: one run in 32 fails by a fault of sipp's
@@ -79,13 +85,14 @@ class Shell:
     """Run commands as a reader would: what stays in a terminal of its own, ended by its process id, `serve` before the next `serve`."""
 
     folder: Path
+    copied: Sequence[str] = COPIED
     ports: dict[str, int] = field(default_factory=dict)
     _servers: dict[str, Server] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Copy what the commands need, with other ports."""
-        self.ports = {port: free_port() for port in (*EXAMPLE_PORTS, "8445", "8899")}
-        for name in COPIED:
+        self.ports = {port: free_port() for port in (*EXAMPLE_PORTS, "8445", "8899", "8000", "9000")}
+        for name in self.copied:
             shutil.copytree(ROOT / name, self.folder / name)
         for path in (self.folder / "examples").glob("*.toml"):
             path.write_text(self.moved(without_psk(path.read_text("utf-8"))), "utf-8")
@@ -140,7 +147,7 @@ class Shell:
         wait = f"tail --pid={process.pid} -n +1 -f {files[stream]} | grep -m 1 '{ready}'"
         found = subprocess.run(["bash", "-c", wait], capture_output=True, text=True, timeout=60, check=False)
         assert ready in found.stdout, self._logs()
-        return found.stdout
+        return files[stream].read_text("utf-8", "replace")
 
     def _line(self, text: str) -> str:
         return self.moved("keyferry demo" if text == "make demo" else text)
@@ -176,9 +183,9 @@ def missing(shown: tuple[str, ...], printed: str) -> list[str]:
     return lost
 
 
-def run_page(page: Path, folder: Path, *, peers: bool) -> list[str]:
+def run_page(page: Path, folder: Path, *, peers: bool, copied: Sequence[str] = COPIED) -> list[str]:
     """Run the commands of a page, those that need a peer only with `peers`; return what was shown and not printed."""
-    shell = Shell(folder)
+    shell = Shell(folder, copied)
     shell.write(page)
     lost = []
     try:

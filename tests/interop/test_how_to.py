@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guides of docs/how-to whole, with what needs curl, nginx and openssl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from docs.console import ROOT, commands, run_page
+from interop.peers import program
+
+pytestmark = pytest.mark.interop
+GUIDES = [guide for guide in sorted((ROOT / "docs" / "how-to").glob("*.md")) if any(command.needs for command in commands(guide))]
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
+def test_the_guide_runs_with_its_peers(guide: Path, tmp_path: Path) -> None:
+    for name in sorted({need for command in commands(guide) for need in command.needs}):
+        program(name)
+    assert run_page(guide, tmp_path, peers=True, copied=()) == []
