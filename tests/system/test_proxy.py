@@ -19,7 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from system.serving import START_LIMIT, STOP_LIMIT, Lab, Served, environment, ue
+from system.agents import MAIL, WIKI, make_agent_lab, running_agent
+from system.serving import START_LIMIT, STOP_LIMIT, Lab, Served, environment, serving, ue
+from transports.agentkit import short_folder
 
 NAME = "notes.home1.net"
 ALICE = '"sip:user1_public1@home1.net"'
@@ -170,6 +172,23 @@ def test_a_server_that_knows_nothing_of_sims_gets_logged_in_users(lab: Lab, serv
         assert len({fields["x-3gpp-asserted-identity"] for _, _, fields in behind.seen}) == 1
         audit = [json.loads(line) for line in lab.state.with_name("audit.log").read_text("utf-8").splitlines()]
         assert any(event["result"] == "granted" and fields["x-user"] in event.values() for event in audit)
+
+
+def test_two_names_with_keys_of_one_agent(tmp_path: Path) -> None:
+    """Each name has its own key and its own server behind; the proxy needs no store."""
+    with short_folder() as folder:
+        made = make_agent_lab(tmp_path, folder)
+        with made.lab.ue.open("a", encoding="utf-8") as file:
+            file.write(f'"{WIKI}" = "127.0.0.1"\n"{MAIL}" = "127.0.0.1"\n')
+        core = [word for role in ("pcscf", "icscf", "scscf") for word in ("--role", role)]
+        with running_agent(made), serving(made.lab.serve, made.lab.state, *core), server_behind() as wiki, server_behind() as mail:
+            upstreams = [f"{WIKI}=http://127.0.0.1:{wiki.port}", f"{MAIL}=http://127.0.0.1:{mail.port}"]
+            options = [word for one in upstreams for word in ("--upstream", one)]
+            ue(made.lab, "register")
+            with proxying(made.lab.state, *options, "--listen", "127.0.0.1:0", "--agent", f"unix:{made.socket}") as proxy:
+                for name, behind in ((WIKI, wiki), (MAIL, mail)):
+                    assert ue(made.lab, "get", f"https://{name}:{proxy.port(name)}/of/{name}")["status"] == 200
+                    assert {path for _, path, _ in behind.seen} == {f"/of/{name}"}
 
 
 def test_100_megabytes_go_through_in_little_memory(lab: Lab, served: Served, tmp_path: Path) -> None:

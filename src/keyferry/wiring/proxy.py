@@ -39,6 +39,7 @@ from keyferry.roles.appserver import PushedKeys
 from keyferry.stores.database import Database
 from keyferry.stores.sqlite.keys import SqliteKeyStore
 from keyferry.stores.state_dir import StateDir, open_state
+from keyferry.transports.agent_socket import AgentKeys, socket_path
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.http_server import AsgiApp, HttpServer, tls_context
 from keyferry.transports.http_upgrade import UpgradingHttp
@@ -155,6 +156,7 @@ class ProxyProcess:
     listeners: list[dict[str, object]] = field(default_factory=list)
     pki: Pki = field(init=False)
     audit: AuditLog | None = None  # one for all doors
+    agent: AgentKeys | None = None
 
     def __post_init__(self) -> None:
         """Prepare what needs no socket. Raises ConfigError."""
@@ -210,12 +212,19 @@ class ProxyProcess:
         return Forward(upstream, route, log=self.log, counter=self.metrics, origins=Origins(settings.trusted_origins))
 
     def _door(self, as_id: AsId, app: App, digests: tuple[bytes, ...]) -> SimLogin:
-        keys: KeySource | str = self.settings.agent or self._stored(as_id)
+        keys: KeySource = self._of_agent() if self.settings.agent else self._stored(as_id)
         return SimLogin(
             app, as_id=as_id, keys=keys, clock=self.clock, random=self.random, counter=self.metrics, certificate_hashes=digests,
             user_id_key=None if self.settings.agent else self.state.user_id_key(as_id), audit=self.audit,
             trusted_origins=self.settings.trusted_origins,
         )  # fmt: skip
+
+    def _of_agent(self) -> AgentKeys:
+        """Return the keys of the agent: one connection for all doors."""
+        if self.agent is None:
+            self.agent = AgentKeys(socket_path(self.settings.agent), clock=self.clock, random=self.random)
+            self.exit.push_async_callback(self.agent.aclose)
+        return self.agent
 
     def _stored(self, as_id: AsId) -> PushedKeys:
         path = self.state.path(f"as-{as_id}.db")

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How `keyferry proxy` is put together: secrets, the way to the servers behind, and the endpoint for nginx (TS 33.222 §6)."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asgi.doorkit import FakeClock, FakeRandom, Pki
+from asgi.proxy.proxykit import KEY, LIMIT, Recorder, answer, status
+from keyferry.asgi.auth import Identity
+from keyferry.asgi.identity import SimUser
+from keyferry.client.upstream import Address
+from keyferry.errors import ConfigError
+from keyferry.protocol.identity import AsId
+from keyferry.stores.database import Database
+from keyferry.stores.state_dir import open_state
+from keyferry.wiring.observability import Metrics, StructLog
+from keyferry.wiring.proxy import ProxyProcess, ProxySettings, parse_target, read_secret
+
+NAME = AsId("localhost")
+
+
+def process(folder: Path, stack: AsyncExitStack, **settings: Any) -> ProxyProcess:
+    """Return a proxy whose state has a key store for NAME."""
+    state = stack.enter_context(open_state(folder / "state", random=FakeRandom()))
+    Database(state.path(f"as-{NAME}.db")).close()
+    return ProxyProcess(ProxySettings(**settings), state, FakeClock(), FakeRandom(), StructLog("none"), Metrics(), stack)
+
+
+def test_a_secret_is_read_whole_and_kept_from_others(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("s" * 32 + "\n")
+    file.chmod(0o600)
+    secret = read_secret(file)
+    assert secret is not None
+    assert secret.reveal() == b"s" * 32
+    assert read_secret(None) is None
+    file.chmod(0o644)
+    with pytest.raises(ConfigError, match="everybody"):
+        read_secret(file)
+    file.chmod(0o600)
+    for text in ("short", "a b" * 10, "s" * 300, ""):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="16 to 256"):
+            read_secret(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "tls"),
+    [
+        ("n.home1.net=http://127.0.0.1", Address("127.0.0.1", 80), False),
+        ("n.home1.net=http://[::1]:8000/", Address("::1", 8000), False),
+        ("n.home1.net=http://localhost:8000", Address("localhost", 8000), False),
+        ("n.home1.net=https://app.home1.net", Address("app.home1.net", 443), True),
+        ("n.home1.net=unix:/run/app.sock", Address("", 0, "/run/app.sock"), False),
+    ],
+)
+def test_where_a_server_may_be(text: str, address: Address, tls: bool) -> None:
+    target = parse_target(text, plain=False)
+    assert (target.as_id, target.address, target.tls) == ("n.home1.net", address, tls)
+
+
+def test_identities_go_to_another_machine_in_clear_only_if_somebody_says_so() -> None:
+    """TS 33.222 §6: the way to the application server is protected."""
+    with pytest.raises(ConfigError, match="in clear"):
+        parse_target("n.home1.net=http://app.home1.net", plain=False)
+    assert parse_target("n.home1.net=http://app.home1.net", plain=True).address == Address("app.home1.net", 80)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+async def test_a_server_behind_may_demand_a_certificate(tmp_path: Path, shown: bool) -> None:
+    """TS 33.222 §6: it trusts this proxy alone."""
+    pki = Pki(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pki.issue("localhost", "server").pem)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(pki.path)
+    recorder = Recorder()
+    server = await asyncio.start_server(recorder.serve, "localhost", 0, family=2, ssl=context)
+    target = parse_target(f"{NAME}=https://localhost:{server.sockets[0].getsockname()[1]}", plain=False)
+    mine = pki.issue("proxy", "proxy").pem
+    async with AsyncExitStack() as stack:
+        settings = {"upstream_ca": pki.path, **({"upstream_certificate": mine, "upstream_key": mine} if shown else {})}
+        proxy = process(tmp_path, stack, targets=[target], **settings)
+        forward = proxy._forward(target)
+        assert await _passes(forward) is shown
+    server.close()
+    if shown:
+        await recorder.ended.wait()
+
+
+async def _passes(forward: Any) -> bool:
+    """Tell whether a request of a logged-in user comes through."""
+    scope: dict[str, Any] = {
+        "keyferry": Identity(KEY.impus, KEY.key_id, "digest"), "user": SimUser("u", KEY.impus), "keyferry.target": b"/", "client": None,
+    }  # fmt: skip
+    return (await asyncio.wait_for(_call(forward, scope), LIMIT)) == 200
+
+
+async def _call(forward: Any, scope: dict[str, Any]) -> int:
+    """One GET whose client stays until it is answered."""
+    sent: list[Any] = []
+    stays = asyncio.Event()
+
+    async def receive() -> Any:
+        await stays.wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await forward({"type": "http", "method": "GET", "headers": [], **scope}, receive, send)
+    return int(sent[0]["status"])
+
+
+async def test_the_endpoint_for_nginx_listens_on_its_socket(tmp_path: Path) -> None:
+    socket = tmp_path / "auth.sock"
+    async with AsyncExitStack() as stack:
+        proxy = process(tmp_path, stack, auth_request=f"unix:{socket}", names=[NAME])
+        assert await proxy.start() == [{"proto": "unix", "path": str(socket), "names": [NAME]}]
+        reader, writer = await asyncio.open_unix_connection(socket)
+        fields = "".join(f"X-Original-{name}: {value}\r\n" for name, value in (("Method", "GET"), ("URI", "/"), ("Scheme", "https")))
+        writer.write(f"GET / HTTP/1.1\r\nHost: a\r\nX-Original-Host: {NAME}\r\n{fields}\r\n".encode())
+        said = await answer(reader)
+        writer.close()
+    assert status(said) == 401
+    assert b"IMS-AS-key@localhost" in said
+    assert not socket.exists()
+
+
+async def test_a_port_without_a_secret_is_refused(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        with pytest.raises(ConfigError, match="--secret-file"):
+            await process(tmp_path, stack, auth_request="127.0.0.1:0", names=[NAME]).start()
