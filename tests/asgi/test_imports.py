@@ -88,7 +88,7 @@ def test_the_middleware_runs_with_the_standard_library_and_cryptography(tmp_path
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["statuses"] == [401, 200, 200, 400]
-    assert told["refused"] == []
+    assert set(told["refused"]) <= {"org"}  # Jython's, for which pickle of Python 3.11 looks
     assert told["foreign"] == []
     folders = {name.split(".")[1] for name in told["ours"]}
     assert folders <= {"asgi", "errors", "protocol", "transports"}
