@@ -11,7 +11,7 @@ from keyferry.asgi.origin import Origins, changes
 from keyferry.errors import ConfigError
 
 NAME = "notes.home1.net"
-ORIGINS = Origins(("https://app.example", "https://app.example:8443"))
+ORIGINS = Origins(("https://app.example", "https://app.example:8443", "capacitor://localhost"))
 
 
 def same(*fields: tuple[str, str]) -> bool | None:
@@ -19,7 +19,8 @@ def same(*fields: tuple[str, str]) -> bool | None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://notes.home1.net", "https://notes.home1.net:8443", "https://app.example", "https://app.example:8443"]
+    "origin",
+    ["https://notes.home1.net", "https://notes.home1.net:8443", "https://app.example", "https://app.example:8443", "capacitor://localhost"],
 )
 def test_a_page_of_this_host_or_of_a_trusted_one_may(origin: str) -> None:
     assert same(("origin", origin)) is True

@@ -16,7 +16,7 @@ from keyferry.errors import ConfigError
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing (RFC 9110 §9.2.1), and a browser shows their answer to no other site."""
 
-_ORIGIN = re.compile(r"https?://[a-z0-9_.\-]+(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://[a-z0-9_.\-]+(?::[0-9]{1,5})?")  # also those of apps, such as capacitor://localhost
 
 
 class Origins:
