@@ -11,6 +11,7 @@ from asgi.doorkit import AS_ID, FakeClock, FakeKeys, FakeRandom, call, make_door
 from keyferry.asgi.ledger import LocalLedger
 from keyferry.asgi.sources import ledger_of, sources_of
 from keyferry.errors import ConfigError
+from keyferry.transports.agent_socket import AgentKeys, AgentLedger
 
 CLOCK, RANDOM = FakeClock(), FakeRandom()
 
@@ -54,6 +55,23 @@ async def test_else_each_process_decides_for_itself_and_the_store_about_first_no
     keys = FakeKeys(record())
     assert await ledger(keys).claim_first(record())
     assert not await ledger(keys).claim_first(record())
+
+
+def test_the_address_of_a_key_agent_or_of_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing connects yet."""
+    (given,) = sources_of("unix:/run/x.sock", CLOCK, RANDOM)
+    assert isinstance(given, AgentKeys)
+    assert str(given.path) == "/run/x.sock"
+    monkeypatch.delenv("KEYFERRY_AGENT", raising=False)
+    (usual,) = sources_of(None, CLOCK, RANDOM)
+    monkeypatch.setenv("KEYFERRY_AGENT", "unix:/run/y.sock")
+    (named,) = sources_of(None, CLOCK, RANDOM)
+    assert isinstance(usual, AgentKeys)
+    assert isinstance(named, AgentKeys)
+    assert (str(usual.path), str(named.path)) == ("/run/keyferry/agent.sock", "/run/y.sock")
+    assert isinstance(ledger(given), AgentLedger)
+    with pytest.raises(ConfigError, match="no address"):
+        sources_of("tcp:localhost", CLOCK, RANDOM)
 
 
 async def test_clock_and_chance_of_the_machine_are_the_default() -> None:

@@ -21,6 +21,7 @@ COPIED = ("examples", "tests/interop/sipp")
 BLOCK = re.compile(r"(?:^<!-- (needs|file): ([^>]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 STAYS = (
     ("keyferry serve ", "out", '"ready": true'),
+    ("keyferry agent ", "out", '"ready": true'),
     ("uvicorn ", "log", "Uvicorn running on"),
     ("keyferry ue proxy ", "out", "proxy http"),
     ("keyferry dev ", "out", "keyferry ue get"),
@@ -91,7 +92,7 @@ class Shell:
 
     def __post_init__(self) -> None:
         """Copy what the commands need, with other ports."""
-        self.ports = {port: free_port() for port in (*EXAMPLE_PORTS, "8445", "8899", "8000", "9000")}
+        self.ports = {port: free_port() for port in (*EXAMPLE_PORTS, "5095", "8445", "8899", "8000", "9000")}
         for name in self.copied:
             shutil.copytree(ROOT / name, self.folder / name)
         for path in (self.folder / "examples").glob("*.toml"):

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from keyferry.asgi.ledger import FirstUses, LocalLedger
 from keyferry.errors import ConfigError
@@ -51,6 +50,6 @@ def ledger_of(sources: Sequence[KeySource], as_id: AsId, *, clock: Clock, random
 
 
 def _agent(address: str | None, clock: Clock, random: RandomSource) -> KeySource:
-    agent: Any = import_module("keyferry.transports.agent_socket")
-    source: KeySource = agent.AgentKeys(agent.socket_path(address), clock=clock, random=random)
-    return source
+    from keyferry.transports.agent_socket import AgentKeys, socket_path  # only who has an agent needs asyncio's streams
+
+    return AgentKeys(socket_path(address), clock=clock, random=random)
