@@ -149,13 +149,31 @@ def test_a_port_in_use_is_named(lab: Lab) -> None:
         assert served.health()["ok"] is True
 
 
-def test_two_application_servers_of_one_process_at_one_sip_uri_are_refused(tmp_path: Path) -> None:
-    """One of them would get the pushes of both; an S-CSCF alone may push for two AS_IDs to one server."""
+def test_two_application_servers_at_one_sip_uri_must_listen_at_one_place(tmp_path: Path) -> None:
+    """One SIP URI is one listener; with the same, both start (tests/system/test_shared_sip_uri.py)."""
     lab = make_lab(tmp_path, lambda text: text.replace("sip:notes-as.home1.net:5091", "sip:xcap-as.home1.net:5090"))
     line = _said(keyferry("serve", "--config", lab.serve, "--state", lab.state, "--log", "none"), 2)
-    assert re.fullmatch(f"keyferry: application_servers\\[1\\].sip_uri: is the one of xcap.home1.net, too{REMEDY}", line), line
-    with serving(lab.serve, lab.state, "--role", "scscf", "--role", "admin") as served:
-        assert served.health()["ok"] is True
+    said = r"keyferry: \S+lab.toml: application_servers\[1\].listen_sip: is not that of xcap.home1.net, which has the same sip_uri"
+    assert re.fullmatch(f"{said}{REMEDY}", line), line
+
+
+def test_a_key_agent_whose_port_or_folder_is_not_its_own_says_so(tmp_path: Path) -> None:
+    """Exit code 1; what was started is stopped, and a second try succeeds or fails alike."""
+    text = (Path(__file__).parents[2] / "examples" / "agent.toml").read_text("utf-8")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        file = tmp_path / "agent.toml"
+        file.write_text(text.replace(":5095", f":{port}"), "utf-8")
+        for _ in range(2):
+            line = _said(keyferry("agent", "--config", file, "--state", tmp_path / "state", "--log", "none"), 1)
+            assert f"udp:127.0.0.1:{port}: port in use" in line
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    file.write_text(text.replace(":5095", ":0").replace("[agent]", f'[agent]\nsocket = "{open_to_all}/a.sock"', 1), "utf-8")
+    line = _said(keyferry("agent", "--config", file, "--state", tmp_path / "state", "--log", "none"), 1)
+    assert "could be replaced by another user" in line or "under 100 octets" in line
 
 
 def test_a_second_server_on_the_same_state_is_refused(served: Served, lab: Lab, tmp_path: Path) -> None:
