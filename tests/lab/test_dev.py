@@ -35,6 +35,18 @@ async def app(scope, receive, send):
 """
 
 
+DOOR = """
+from keyferry.asgi.auth import SimLogin
+
+async def inner(scope, receive, send):
+    body = scope["user"].display_name.encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+app = SimLogin(inner, as_id="notes.home1.net", open=["/health"])
+"""
+
+
 @contextmanager
 def developing(folder: Path, *arguments: str) -> Iterator[dict[str, Any]]:
     """Run it in a folder until the end; return what it said when it was ready. It must end with 0, without a traceback."""
@@ -86,6 +98,20 @@ def test_an_application_is_served_to_two_sims_and_knows_them_again(tmp_path: Pat
     assert (state / "alice.toml").stat().st_mode & 0o777 == 0o600
 
 
+def test_an_application_with_its_own_door_keeps_its_rules(tmp_path: Path) -> None:
+    """The eight lines of the README: SimLogin, which would ask a key agent."""
+    (tmp_path / "door.py").write_text(DOOR, "utf-8")
+    with developing(tmp_path, "--app", "door:app") as ready:
+        assert ready["app"].startswith("https://notes.home1.net:")
+        assert get(ready, "bob").text == "sip:bob@home1.net"
+        port = ready["app"].rsplit(":", 1)[1].strip("/")
+        with httpx.Client(verify=ssl.create_default_context(cafile=ready["app_ca"]), trust_env=False) as direct:
+            for path, status in (("health", 200), ("", 401)):
+                request = direct.build_request("GET", f"https://127.0.0.1:{port}/{path}", headers={"Host": f"notes.home1.net:{port}"})
+                request.extensions["sni_hostname"] = "notes.home1.net"
+                assert direct.send(request).status_code == status
+
+
 def test_names_are_the_developers(tmp_path: Path) -> None:
     with developing(tmp_path, "--sim", "carol", "--as-id", "shop.localhost") as ready:
         assert list(ready["sims"]) == ["carol"]
@@ -98,7 +124,7 @@ def test_names_are_the_developers(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("--app", "absent:app"), "cannot be imported"),
-        (("--app", "door:app"), "SimLogin of its own"),
+        (("--app", "door:app", "--as-id", "app.test"), "one as_id in both places"),
         (("--as-id", "127.0.0.1"), "host name"),
         (("--as-id", "App.Test"), "canonical"),
         (("--sim", "Alice!"), "no name for a SIM"),
@@ -106,8 +132,7 @@ def test_names_are_the_developers(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    door = "from keyferry.testing import Sims\n\nasync def inner(scope, receive, send): ...\n\napp = Sims().login(inner)\n"
-    (tmp_path / "door.py").write_text(door, "utf-8")
+    (tmp_path / "door.py").write_text(DOOR, "utf-8")
     monkeypatch.chdir(tmp_path)
     done = keyferry("dev", *arguments)
     assert done.returncode == 2, done.stderr

@@ -13,8 +13,8 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keyferry.asgi.admission import Admission, Admitted
 from keyferry.asgi.answers import PRIVATE, adding, hsts
@@ -106,6 +106,7 @@ class SimLogin:
         `certificates` are PEM files of the certificates that users see at this name, or `certificate_hashes` SHA-256 over the DER
         of each; without them our own client, which names the one it saw, is refused. Raises ConfigError, which says what to write.
         """
+        self._given = {name: value for name, value in locals().items() if name != "self"}  # for `with_keys`
         self.app = app
         self._clock: Clock = clock or SystemClock()
         random = random or SystemRandom()
@@ -136,6 +137,20 @@ class SimLogin:
             self._doors, sources, origins=Origins(trusted_origins), session=self._session, clock=self._clock,
             failures=Failures(limits or FailureLimits()), nobody=Secret(random.octets(32)),
         )  # fmt: skip
+
+    @property
+    def as_id(self) -> AsId:
+        """Return the host name in the URIs that users open."""
+        return self._names.names[0]
+
+    def with_keys(self, keys: Keys, **settings: Any) -> SimLogin:
+        """Return the same door with keys from elsewhere, for who serves it, such as `keyferry dev`; `settings` replace those given.
+
+        Raises ConfigError.
+        """
+        if any(isinstance(value, Iterator) for value in self._given.values()):
+            raise ConfigError("SimLogin", "was given an iterator, which is used up", "Write lists or tuples")
+        return SimLogin(**{**self._given, "keys": keys, **settings})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""

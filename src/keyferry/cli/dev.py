@@ -16,15 +16,18 @@ from rich.table import Table
 
 from keyferry.cli.output import JsonOption, console, show_json
 from keyferry.client.session import until_signal
-from keyferry.lab.dev import AS_ID, DevNetwork, DevOptions, dev_network
+from keyferry.lab.dev import DevNetwork, DevOptions, dev_network
 from keyferry.wiring.observability import StructLog
 
 
 def dev(
     app: Annotated[
-        str, typer.Option(metavar="MODULE:ATTRIBUTE", help="Your ASGI application, without SimLogin; or `notes`, ours.")
+        str,
+        typer.Option(metavar="MODULE:ATTRIBUTE", help="Your ASGI application, with a SimLogin of its own or without; or `notes`, ours."),
     ] = "notes",
-    as_id: Annotated[str, typer.Option(metavar="HOST", help="The host name that users open; the proxies know where it is.")] = AS_ID,
+    as_id: Annotated[
+        str, typer.Option(metavar="HOST", help="The host name that users open; default: that of your SimLogin, else app.test.")
+    ] = "",
     sim: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A SIM; give it again for another one. Default: alice, bob.")
     ] = None,

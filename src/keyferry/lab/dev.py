@@ -7,10 +7,11 @@ import os
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from keyferry.asgi.auth import SimLogin
 from keyferry.client.library import Ue
 from keyferry.client.session import ue_session
 from keyferry.config import Admin, ApplicationServer, Config, Icscf, Network, Pcscf, Scscf, Subscriber, UeConfig, load_ue_config
@@ -21,6 +22,7 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import parse_as_id
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.wiring.appserver import load_application
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.system import System
 
@@ -36,7 +38,7 @@ class DevOptions:
     """What a developer may want otherwise."""
 
     app: str = "notes"  # `notes`, `xcap` or `module:attribute`
-    as_id: str = AS_ID
+    as_id: str = ""  # "": that of the application's own SimLogin, else AS_ID
     sims: Sequence[str] = ("alice", "bob")
     port: int = 0  # of the application; 0: a free one
 
@@ -82,6 +84,7 @@ async def dev_network(options: DevOptions, folder: Path, log: Log) -> AsyncItera
 
     Raises ConfigError (names, the application), StateError, TransportError, RegistrationFailed.
     """
+    options = replace(options, as_id=options.as_id or _as_id_of(options.app))
     _check(options)
     random, clock = SystemRandom(), SystemClock()
     sims = _cards(options.sims, folder, random)
@@ -172,6 +175,12 @@ def _cards(names: Sequence[str], folder: Path, random: RandomSource) -> list[_Ca
     except OSError as problem:
         raise ConfigError(str(folder), f"cannot be made: {problem.strerror}", "Choose another directory") from None
     return [_Card.kept(name, folder, random) for name in names]
+
+
+def _as_id_of(app: str) -> str:
+    """Return the name that an application has given itself. Raises ConfigError."""
+    found = load_application(app) if ":" in app else None
+    return found.as_id if isinstance(found, SimLogin) else AS_ID
 
 
 def _check(options: DevOptions) -> None:

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from keyferry.asgi.auth import SimLogin
 from keyferry.asgi.notes import Notes
@@ -15,7 +15,7 @@ from keyferry.asgi.static_keys import load_static_keys
 from keyferry.asgi.xcap import XcapApp
 from keyferry.config import AGENT, ApplicationServer
 from keyferry.errors import ConfigError
-from keyferry.ports import KeyStore
+from keyferry.ports import KeySource, KeyStore
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.appserver import KeyAgent, PushedKeys
@@ -65,12 +65,20 @@ async def start_appservers(services: Services, group: Sequence[ApplicationServer
 async def _open_door(services: Services, settings: ApplicationServer, as_id: AsId, keys: KeyStore, database: Database) -> None:
     certificate = services.pki.ensure(as_id, "as")
     static = [load_static_keys(Path(settings.static_keys))] if settings.static_keys else []
-    door = SimLogin(
-        _application(settings, database), as_id=as_id, keys=[PushedKeys(keys, services.clock, services.state.user_id_key), *static],
-        clock=services.clock, random=services.random, counter=services.metrics, algorithms=tuple(settings.algorithms),
-        qop=tuple(settings.qop), certificate_hashes=(certificate.sha256,),
-        handsets=settings.handsets, http_networks=tuple(settings.http_networks),
-    )  # fmt: skip
+    sources: list[KeySource | str] = [PushedKeys(keys, services.clock, services.state.user_id_key), *static]
+    ours: dict[str, Any] = {
+        "clock": services.clock, "random": services.random, "counter": services.metrics, "certificate_hashes": (certificate.sha256,),
+    }  # fmt: skip
+    application = _application(settings, database)
+    if isinstance(application, SimLogin):  # the developer's rules, our keys
+        if application.as_id != as_id:
+            raise ConfigError("app", f"its SimLogin is for {application.as_id}, and not for {as_id}", "Write one as_id in both places")
+        door = application.with_keys(sources, **ours, certificates=())
+    else:
+        door = SimLogin(
+            application, as_id=as_id, keys=sources, algorithms=tuple(settings.algorithms), qop=tuple(settings.qop),
+            handsets=settings.handsets, http_networks=tuple(settings.http_networks), **ours,
+        )  # fmt: skip
     tls = tls_context(certificate.certificate, certificate.key)
     await services.serve_http("as", door, settings.listen_https or "", as_id, tls, lifespan=":" in settings.app)
     await _serve_psk(services, settings, as_id, keys, door)
@@ -106,6 +114,4 @@ def load_application(reference: str) -> AsgiApp:
         app = cast("AsgiApp", getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError) as problem:
         raise ConfigError("app", f"{reference!r} cannot be imported: {problem}", "Is its folder on PYTHONPATH?") from problem
-    if isinstance(app, SimLogin):
-        raise ConfigError("app", f"{reference!r} has a SimLogin of its own, and would ask twice", "Name the application inside")
     return app
