@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import threading
@@ -13,6 +14,7 @@ import pytest
 from keyferry.errors import DigestRejected, StoreError
 from keyferry.transports import agent_link
 from keyferry.transports.agent_link import AgentLink, BlockingLink, checked
+from keyferry.transports.agent_wire import build_frame
 from transports.agentkit import WIKI, FakeSource, listening, record, short_folder
 
 LOOKUP = {"op": "lookup", "as": WIKI, "key": record().key_id}
@@ -112,8 +114,8 @@ def test_a_process_that_was_forked_opens_a_connection_of_its_own(monkeypatch: py
             opened.append(1)
             with connection:
                 for _ in range(2):
-                    connection.recv(4096)
-                    connection.sendall(b'\0\0\0\x08{"id":1}')
+                    asked = json.loads(connection.recv(4096)[4:])
+                    connection.sendall(build_frame({"id": asked["id"]}))
 
     with short_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "a.sock"))
@@ -137,3 +139,18 @@ def test_a_callback_does_not_stand_still_for_longer_than_it_may() -> None:
         listener.listen()
         with pytest.raises(StoreError, match=r"(?i)time"):
             BlockingLink(folder / "a.sock", 0.05).ask(LOOKUP)
+
+
+async def test_an_answer_that_came_too_late_is_none_to_the_next_question() -> None:
+    """Whatever broke off a question: its answer may hold another user's key."""
+    async with listening() as running:
+        running.source.add(record(), record("bob"))
+        link = BlockingLink(running.path, 5.0)
+        await asyncio.to_thread(link.ask, LOOKUP)
+        assert link._socket is not None
+        # A question that nobody waits for any more, as after an interrupt.
+        link._socket.sendall(build_frame({"id": 99, **LOOKUP, "key": record("bob").key_id}))
+        for _ in range(2):
+            answer = await asyncio.to_thread(link.ask, LOOKUP)
+            assert answer["record"][0] == record().key_id
+        link.close()

@@ -217,10 +217,20 @@ async def test_a_socket_where_everybody_may_put_one_is_not_used() -> None:
     async with listening() as running, connected(running) as keys:
         running.path.parent.chmod(0o777)
         for attempt in (keys.lookup("id", WIKI),):
-            with pytest.raises(StoreError, match="any user may put a socket"):
+            with pytest.raises(StoreError, match="other users may put a socket"):
                 await attempt
-        with pytest.raises(StoreError, match="any user may put a socket"):
+        with pytest.raises(StoreError, match="other users may put a socket"):
             await asyncio.to_thread(keys.lookup_now, "id", WIKI)
+
+
+async def test_a_record_of_another_key_is_no_answer() -> None:
+    """A key under the wrong name would be another user's login."""
+    async with listening() as running, connected(running) as keys:
+        running.source.records["asked"] = record("bob")
+        with pytest.raises(StoreError, match="another key"):
+            await keys.lookup("asked", WIKI)
+        with pytest.raises(StoreError, match="another key"):
+            await asyncio.to_thread(keys.lookup_now, "asked", WIKI)
 
 
 async def test_a_store_that_fails_is_a_store_error_here_too() -> None:

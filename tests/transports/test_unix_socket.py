@@ -59,9 +59,11 @@ def test_it_has_its_mode_and_group_before_it_listens_and_its_name_when_it_does(m
         assert stand_in_of(path).exists()
 
 
-def test_a_folder_where_another_user_could_put_a_socket_is_refused() -> None:
+@pytest.mark.parametrize("mode", [0o1777, 0o770])
+def test_a_folder_where_another_user_could_put_a_socket_is_refused(mode: int) -> None:
+    """One of the group, too."""
     with short_folder() as folder:
-        folder.chmod(0o1777)
+        folder.chmod(mode)
         with pytest.raises(StateError, match="could be replaced by another user"):
             bind_unix(folder / "a.sock", 0o600, None)
 

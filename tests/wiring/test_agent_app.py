@@ -14,7 +14,7 @@ import pytest
 
 from asgi.doorkit import Client, call
 from keyferry.asgi.exchange import Message, Receive, Scope, Send
-from keyferry.errors import ConfigError, LocalProtocolError, StateError
+from keyferry.errors import ConfigError, LocalProtocolError, StateError, StoreError
 from keyferry.protocol.ims.keypush import Push, PushedKey
 from keyferry.protocol.ims.keys import first_nonce, ua_key
 from keyferry.transports.clock import SystemClock
@@ -114,6 +114,10 @@ async def test_the_agent_lives_as_long_as_the_server_whether_the_application_has
         assert [answer.status for answer in answers] == [200, 200, 401]
         first = replace(challenge, nonce=first_nonce(ua_key(client.held.k_as)))
         assert [(await call(app, headers=[client.answer(first)], host=WIKI)).status for _ in range(2)] == [200, 401]
+        assert app.agent is not None
+        late = app.agent.served[WIKI].ledger
+    with pytest.raises(StoreError, match="is ending"):  # what the next start would not know of is not taken
+        await late.claim(challenge.nonce, client.held, 3)
     assert page.told == (["lifespan.startup", "lifespan.shutdown"] if lifespan else [])
     async with running(again := with_agent(page, write(tmp_path), as_id=WIKI, state=tmp_path / "state", log="none")):
         replayed = await call(again, headers=[client.answer(challenge, 2)], host=WIKI)

@@ -51,8 +51,10 @@ def check_place(path: Path) -> None:
         status = path.parent.stat()
     except OSError as problem:
         raise away(path, problem) from problem
-    if stat.S_IMODE(status.st_mode) & 0o002:
-        raise StoreError(f"{path}: any user may put a socket into its folder. Put the agent's socket elsewhere")
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        raise StoreError(
+            f"{path}: other users may put a socket into its folder. Run: chmod go-w {path.parent}, or put the agent's socket elsewhere"
+        )
 
 
 class AgentLink(asyncio.Protocol):
@@ -174,6 +176,7 @@ class BlockingLink:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._process = 0
+        self._number = 0
         self._frames = Frames(MAX_ANSWER)
 
     def ask(self, fields: Fields) -> Fields:
@@ -182,18 +185,17 @@ class BlockingLink:
         with self._lock:
             if self._process != os.getpid():
                 self._drop()
-            if self._socket is not None:
-                with contextlib.suppress(OSError, StoreError):  # the agent may have ended since
-                    return self._exchange(fields, deadline)
-                self._drop()
             try:
+                if self._socket is not None:
+                    with contextlib.suppress(OSError, StoreError):  # the agent may have ended since
+                        return self._exchange(fields, deadline)
+                    self._drop()
                 self._open(deadline)
                 return self._exchange(fields, deadline)
-            except OSError as problem:
+            except BaseException as problem:  # whatever it is, an answer may still be on its way, which is none to the next question
                 self._drop()
-                raise away(self._path, problem) from problem
-            except BaseException:
-                self._drop()
+                if isinstance(problem, OSError):
+                    raise away(self._path, problem) from problem
                 raise
 
     def close(self) -> None:
@@ -218,8 +220,9 @@ class BlockingLink:
     def _exchange(self, fields: Fields, deadline: float) -> Fields:
         if self._socket is None:
             raise away(self._path, None)
+        self._number += 1
         self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-        self._socket.sendall(build_frame({"id": 1, **fields}))
+        self._socket.sendall(build_frame({"id": self._number, **fields}))
         while True:
             self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
             data = self._socket.recv(_READ)
@@ -227,6 +230,8 @@ class BlockingLink:
                 raise away(self._path, None)
             try:
                 for answer in self._frames.feed(data):
-                    return answer
+                    if answer.get("id") == self._number:
+                        return answer
+                    raise ParseError("answer", "is to another question")
             except ParseError as problem:
                 raise StoreError(f"{self._path}: the key agent sent what is no answer: {problem}") from problem

@@ -94,7 +94,7 @@ class AgentKeys:
         if known is not None:
             return known
         answer = checked(self.path, await link.ask({"op": "lookup", "as": as_id, "key": identifier}))
-        record = self._record(answer, as_id)
+        record = self._record(answer, identifier, as_id)
         if record is not None and answer.get("keep") is True and link is self._link:
             self._cache[record.key_id] = record
             if len(self._cache) > self._max_cached:
@@ -106,7 +106,7 @@ class AgentKeys:
         if len(identifier) > MAX_IDENTIFIER:
             return None
         known = self._cached(identifier, as_id)
-        return known or self._record(self._ask_now({"op": "lookup", "as": as_id, "key": identifier}), as_id)
+        return known or self._record(self._ask_now({"op": "lookup", "as": as_id, "key": identifier}), identifier, as_id)
 
     def protocol_key(self, record: KeyRecord, ua_id: bytes) -> Secret:
         """Derive K_UA from K_AS (DESIGN §3)."""
@@ -177,12 +177,15 @@ class AgentKeys:
         self._cache.move_to_end(identifier)
         return known
 
-    def _record(self, answer: Fields, as_id: AsId) -> KeyRecord | None:
+    def _record(self, answer: Fields, identifier: str, as_id: AsId) -> KeyRecord | None:
         value = answer.get("record")
         try:
-            return None if value is None else parse_record(value, as_id)
+            record = None if value is None else parse_record(value, as_id)
         except ParseError as problem:
             raise StoreError(f"{self.path}: the key agent's answer: {problem}") from problem
+        if record is not None and record.key_id != identifier:
+            raise StoreError(f"{self.path}: the key agent's answer is a record of another key")
+        return record
 
     async def _connected(self) -> AgentLink:
         loop = asyncio.get_running_loop()

@@ -97,8 +97,8 @@ def _check_folder(path: Path) -> None:
         status = path.parent.stat()
     except OSError as problem:
         raise _unusable(path, problem) from problem
-    if stat.S_IMODE(status.st_mode) & 0o002 or status.st_uid not in {0, os.geteuid()}:
-        remedy = "Put it into a folder of the agent's own user, which no other may write to"
+    if stat.S_IMODE(status.st_mode) & 0o022 or status.st_uid not in {0, os.geteuid()}:
+        remedy = f"Run: chmod go-w {path.parent}, or choose a folder of the agent's own user"
         raise StateError(str(path), "could be replaced by another user, who would then be the agent", remedy)
 
 

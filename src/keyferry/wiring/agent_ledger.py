@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from keyferry.asgi.nonce import CHANCE, Nonces, SavedNonces
-from keyferry.errors import SealError
+from keyferry.errors import SealError, StoreError
 from keyferry.ports import Clock, KeyRecord, KeyStore, Log, RandomSource
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId
@@ -27,7 +27,7 @@ class _State(NamedTuple):
     nonces: dict[str, SavedNonces]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SharedLedger:
     """The UseLedger of one AS_ID, behind the agent's socket."""
 
@@ -35,13 +35,16 @@ class SharedLedger:
     keys: KeyStore
     clock: Clock
     random: RandomSource
+    saved: bool = False  # nothing may be taken any more: the next start would not know of it
 
     def issue(self) -> str:
         """Return a new nonce."""
         return self.nonces.issue(self.clock.monotonic(), self.random.octets(CHANCE))
 
     async def claim(self, nonce: str, record: KeyRecord, count: int) -> bool:
-        """Take a count of a nonce; true if the nonce grows old. Nothing here waits. Raises DigestRejected, stale."""
+        """Take a count of a nonce; true if the nonce grows old. Nothing here waits. Raises DigestRejected, stale; StoreError."""
+        if self.saved:
+            raise StoreError("the key agent is ending")
         return self.nonces.claim(nonce, record.key_id, count, self.clock.monotonic())
 
     async def claim_first(self, record: KeyRecord) -> bool:
@@ -93,7 +96,9 @@ class Ledgers:
         return nonce_key(self._key, as_id)
 
     async def save(self) -> None:
-        """Store what was used, sealed; nothing may be claimed any more. Raises StoreError."""
+        """Store what was used, sealed; nothing can be claimed any more. Raises StoreError."""
+        for ledger in self.of.values():
+            ledger.saved = True
         nonces: dict[str, SavedNonces] = {as_id: ledger.nonces.save() for as_id, ledger in self.of.items()}
         await self._store.save(self._boot, msgspec.msgpack.encode(_State(self._key.reveal(), nonces)))
 
