@@ -22,6 +22,7 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId
 from keyferry.protocol.ims.key_record import KeyRecord, PskProof
 from keyferry.protocol.ims.keys import UA_TLS13_PSK, parse_psk_identity, ua_key, ua_tls12_psk
+from keyferry.transports.clock import SystemRandom
 
 PskVersion: TypeAlias = Literal["1.2", "1.3"]
 DEFAULT_SUITE: Final = "ECDHE-PSK-CHACHA20-POLY1305"
@@ -119,9 +120,9 @@ class PskDoor:
 
     as_id: AsId
     sources: Sequence[KeySource]
-    random: RandomSource
-    counter: Counter
-    log: Log
+    random: RandomSource = field(default_factory=SystemRandom)
+    counter: Counter = field(default_factory=lambda: _Silence())
+    log: Log = field(default_factory=lambda: _Silence())
     version: PskVersion = "1.3"
     suite: str = DEFAULT_SUITE  # of TLS 1.2
     ua_id: bytes = field(init=False)
@@ -173,6 +174,18 @@ class PskDoor:
         if record is None or record.as_id != self.as_id or record.key_id != name:
             return None
         return Found(record, source, source.offer(self.as_id).mechanism)
+
+
+class _Silence:
+    """Where nobody counts or logs."""
+
+    def count(self, name: str, reason: str = "") -> None:
+        """Count nothing."""
+
+    def info(self, event: str, **fields: object) -> None:
+        """Log nothing."""
+
+    warning = info
 
 
 class PskContext(ssl.SSLContext):

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLS-PSK in a server of somebody's own, and what a stranger can measure of it (DESIGN §7)."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import sys
+import time
+
+import pytest
+import uvicorn
+
+from keyferry.protocol.ims.keys import psk_identity
+from keyferry.transports.http_bounds import BoundedHttp
+from keyferry.transports.tls_psk import PskDoor, PskObject, PskVersion, psk_context
+from transports.pskkit import AS_ID, Connection, PskKeys, Wire, client_context, context_of, make_psk_door, psk_record, refused, who
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 13), reason="TLS-PSK needs Python 3.13")
+both = pytest.mark.parametrize("version", ["1.3", "1.2"])
+ALICE, BOB = psk_record("alice"), psk_record("bob")
+
+
+@both
+def test_an_unknown_name_costs_what_a_known_one_costs(version: PskVersion) -> None:
+    """One look and one derivation each; who measures learns nothing from the rest."""
+    door = make_psk_door(ALICE, version=version)
+    names = [psk_identity(door.ua_id, record.key_id) for record in (ALICE, BOB)]
+    wire = Wire(psk_context(door), client_context(version, names[0], b"w" * 32))
+    assert isinstance(wire.server, PskObject)
+    door.running.handshake = wire.server
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(2_000):
+        for name in names:
+            began = time.perf_counter()
+            door.key_for(name)
+            times[name].append(time.perf_counter() - began)
+    known, unknown = (statistics.median(times[name]) for name in names)
+    assert 0.3 < known / unknown < 3.0
+    keys = door.sources[0]
+    assert isinstance(keys, PskKeys)
+    assert len(keys.asked) == 4_000
+
+
+@both
+async def test_uvicorn_itself_takes_the_context(version: PskVersion) -> None:
+    """For an application that `keyferry serve` does not serve: docs/simlogin.md."""
+    context = psk_context(PskDoor(AS_ID, [PskKeys({ALICE.key_id: ALICE})], version=version))
+    config = uvicorn.Config(
+        who, http=BoundedHttp, ssl_context_factory=lambda _config, _default: context, lifespan="off", log_level="critical", access_log=False
+    )
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        await server.startup(sockets=[listener])
+        try:
+            port = listener.getsockname()[1]
+            connection = await Connection.open(port, context_of(ALICE, version))
+            assert (await connection.get())[2] == ALICE.impi
+            await connection.close()
+            assert await refused(port, context_of(ALICE, version, key=b"w" * 32))
+        finally:
+            await server.shutdown(sockets=[listener])
