@@ -39,7 +39,7 @@ from system.key_search import KeySearch
 from system.serving import EXAMPLES, Lab, environment, make_lab, until
 
 RECORDING = Path(__file__).with_name("recording.py")
-KEY_FILES = frozenset({"state/kek", "lab.toml", "ue.toml"})
+KEY_FILES = frozenset({"state/kek", "state/user-ids", "lab.toml", "ue.toml"})
 DOCUMENT = "simservs.ngn.etsi.org/users/sip:user1_public1@home1.net/simservs.xml"
 
 
