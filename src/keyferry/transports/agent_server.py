@@ -101,6 +101,7 @@ class AgentServer:
         for task in tuple(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # the loop closes sockets in its next turn
         if self._path is not None:
             drop_name(self._path, self._inode)
 

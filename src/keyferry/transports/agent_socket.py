@@ -139,6 +139,7 @@ class AgentKeys:
             self._link.end("was left")
             self._lost(self._link)
         self._blocking.close()
+        await asyncio.sleep(0)  # the loop closes the socket in its next turn
 
     # ---- for the ledger
 
