@@ -179,7 +179,7 @@ def test_two_names_with_keys_of_one_agent(tmp_path: Path) -> None:
     with short_folder() as folder:
         made = make_agent_lab(tmp_path, folder)
         with made.lab.ue.open("a", encoding="utf-8") as file:
-            file.write(f'"{WIKI}" = "127.0.0.1"\n"{MAIL}" = "127.0.0.1"\n')
+            file.write(f'"{MAIL}" = "127.0.0.1"\n')
         core = [word for role in ("pcscf", "icscf", "scscf") for word in ("--role", role)]
         with running_agent(made), serving(made.lab.serve, made.lab.state, *core), server_behind() as wiki, server_behind() as mail:
             upstreams = [f"{WIKI}=http://127.0.0.1:{wiki.port}", f"{MAIL}=http://127.0.0.1:{mail.port}"]
