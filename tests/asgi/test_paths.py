@@ -135,3 +135,23 @@ def test_where_two_rules_fold_into_one_the_login_wins() -> None:
     rules = PathRules(open=("/Files",), required=("/", "/files"))
     assert needs(rules, "/Files")
     assert needs(rules, "/files")
+
+
+@pytest.mark.parametrize("path", ["/appaccount", "/x/app/account", "/pub/app/account"])
+def test_a_root_that_frameworks_take_off_in_other_ways_opens_nothing(path: str) -> None:
+    """Quart takes it off without looking for the end of a segment, Litestar wherever it stands."""
+    for rules in (PathRules(("/",), ("/account",)), PathRules(("/pub", "/x"))):
+        assert rules.needs_login({"path": path, "raw_path": path.encode(), "root_path": "/app"})
+
+
+@pytest.mark.parametrize("path", ["/app/account", "/v1/account/x", "/APP/Account"])
+def test_a_required_path_needs_a_login_below_a_root_that_no_server_told_of(path: str) -> None:
+    """FastAPI(root_path=…) puts it into the scope after the rules were asked."""
+    assert PathRules(("/",), ("/account",)).needs_login({"path": path, "raw_path": path.encode(), "root_path": ""})
+
+
+def test_a_longer_open_rule_keeps_what_it_names_open() -> None:
+    """The most specific rule decides."""
+    rules = PathRules(("/", "/help/account"), ("/account",))
+    for path, login in (("/help/account", False), ("/help/account/x", False), ("/help/account/account", True), ("/accounts", False)):
+        assert rules.needs_login({"path": path, "raw_path": path.encode(), "root_path": ""}) is login

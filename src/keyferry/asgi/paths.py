@@ -48,14 +48,14 @@ class PathRules:
         """Tell whether the path of an ASGI scope needs a login."""
         if self.all_required:
             return True
-        path, raw, root = scope["path"], scope.get("raw_path"), scope.get("root_path", "")
-        if self._needs(_below(path, root)):
+        path, raw, root = scope["path"], scope.get("raw_path"), scope.get("root_path", "").rstrip("/")
+        if _is_oddly_rooted(path, root) or self._needs(_below(path, root)):
             return True
         if raw is None:
             return False
         # Frameworks look at `path`, some servers behind them at the target as sent: both must be open.
         decoded = unquote(raw.decode("ascii", "replace"), errors="replace")
-        return decoded != path and self._needs(_below(decoded, root))
+        return decoded != path and (_is_oddly_rooted(decoded, root) or self._needs(_below(decoded, root)))
 
     def _needs(self, path: str) -> bool:
         if len(path) > MAX_OPEN_PATH or not path.startswith("/"):
@@ -69,8 +69,19 @@ class PathRules:
 def _decide(path: str, rules: list[tuple[str, bool]]) -> bool:
     for prefix, needs in rules:
         if path == prefix or prefix == "/" or path.startswith(prefix + "/"):
-            return needs
+            return needs or _holds_required(path, prefix, rules)
     return True
+
+
+def _holds_required(path: str, opened: str, rules: list[tuple[str, bool]]) -> bool:
+    """Tell whether a required path stands further back in an open one: an application may take off a root that no server told us of."""
+    ends = path + "/"
+    return any(needs and prefix != "/" and ends.find(prefix + "/", max(1, len(opened) - len(prefix) + 1)) > 0 for prefix, needs in rules)
+
+
+def _is_oddly_rooted(path: str, root: str) -> bool:
+    """Tell whether `root_path` stands in a path, but not as its first segments: frameworks differ in what they take off then."""
+    return bool(root) and root in path and path != root and not path.startswith(root + "/")
 
 
 def _characters(path: str) -> str:
@@ -86,11 +97,9 @@ def _fold(path: str) -> str:
 
 def _below(path: str, root: str) -> str:
     """Return the application's part of a path: without `root_path`, if it is there."""
-    root = root.rstrip("/")
-    if not root or not path.startswith(root):
-        return path
-    rest = path[len(root) :]
-    return rest or "/" if not rest or rest[0] == "/" else path
+    if root and (path == root or path.startswith(root + "/")):
+        return path[len(root) :] or "/"
+    return path
 
 
 def _several(name: str, paths: Iterable[str]) -> list[str]:
