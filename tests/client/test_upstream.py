@@ -166,3 +166,27 @@ async def test_a_server_with_a_certificate_that_nobody_vouches_for_gets_nothing(
         assert await ask(upstream) == (200, b"ok")
     server.close()
     await recorder.ended.wait()
+
+
+async def test_what_comes_on_an_idle_connection_is_nobody_s_answer() -> None:
+    """RFC 9112 §9.2: a body after HEAD, or an answer that nobody asked for, ends the connection."""
+
+    async def chatty(recorder: Recorder, wire: Wire) -> None:
+        await wire.head()
+        await wire.write(recorder.answer)
+        if len(recorder.octets) == 1:
+            await more.wait()
+            await wire.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+        await wire.read()
+
+    more = asyncio.Event()
+    async with recording(chatty) as server, closing(HttpUpstream(Address("127.0.0.1", server.port))) as upstream:
+        assert await ask(upstream) == (200, b"ok")
+        (idle,) = upstream._idle
+        assert idle.quiet()
+        more.set()
+        async with asyncio.timeout(LIMIT):
+            while idle.quiet():
+                await asyncio.sleep(0)
+        assert await ask(upstream) == (200, b"ok")
+        assert len(server.octets) == 2

@@ -236,6 +236,20 @@ async def test_a_change_during_a_lookup_makes_its_answer_one_that_is_not_kept() 
         await client.close()
 
 
+async def test_who_asks_for_a_key_under_another_name_ends_nobodys_word_of_its_changes() -> None:
+    """Else whoever knows the name of a key keeps it alive in a worker of several applications."""
+    alice = record()
+    async with listening() as running:
+        running.source.add(alice)
+        client = await Raw.to(running)
+        await client.ask(HELLO)
+        await client.ask({"id": 1, "op": "lookup", "as": WIKI, "key": alice.key_id})
+        assert (await client.ask({"id": 2, "op": "lookup", "as": MAIL, "key": alice.key_id}))["record"] is None
+        running.server.changed([alice.key_id])
+        assert await client.next() == {"changed": [alice.key_id]}
+        await client.close()
+
+
 async def test_word_of_changes_goes_to_those_who_have_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what no longer fits into the list is said to have changed."""
     monkeypatch.setattr(agent_server, "MAX_TRACKED", 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from keyferry.errors import StateError
+from keyferry.transports import unix_socket
 from keyferry.transports.unix_socket import Admission, bind_unix, drop_name, group_id, stand_in_of, take_name, user_id
 from transports.agentkit import MAIL, WIKI, short_folder
 
@@ -34,6 +35,14 @@ def test_members_of_the_group_see_all_unless_users_are_listed() -> None:
     assert listed.allowed(OTHER, [7], EVERY) == {MAIL}
     assert listed.allowed(OTHER + 1, [7], EVERY) == set()
     assert Admission(users={0: [MAIL]}).allowed(0, [], EVERY) == {MAIL}
+
+
+def test_the_kernel_says_all_groups_of_a_peer() -> None:
+    """In as many octets as CPython takes at once."""
+    one, other = socket.socketpair()
+    with one, other:
+        octets = one.getsockopt(socket.SOL_SOCKET, unix_socket._SO_PEERGROUPS, 4 * unix_socket._MAX_GROUPS)
+    assert {int.from_bytes(octets[at : at + 4], "little") for at in range(0, len(octets), 4)} == set(os.getgroups())
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660])

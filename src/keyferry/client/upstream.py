@@ -116,7 +116,7 @@ class HttpUpstream:
         oldest = asyncio.get_running_loop().time() - (IDLE_FOR if head.method in REPEATABLE else FRESH)
         while self._idle:
             connection = self._idle.pop()
-            if connection.idle_since >= oldest and not connection.reader.at_eof() and not connection.writer.is_closing():
+            if connection.idle_since >= oldest and connection.quiet():
                 return connection
             connection.abort()
         return None
@@ -153,6 +153,11 @@ class _Connection:
     def abort(self) -> None:
         """Close at once."""
         self.writer.transport.abort()
+
+    def quiet(self) -> bool:
+        """Tell whether nothing has come since the last answer: what has is no answer to the next request, whoever meant it as one."""
+        unread = getattr(self.reader, "_buffer", b"")  # asyncio has no public word for it
+        return not unread and not self.reader.at_eof() and not self.writer.is_closing()
 
     def reusable(self) -> bool:
         """Begin anew, if both sides ended rightly and nothing stands behind the answer."""

@@ -263,12 +263,14 @@ class _Client(asyncio.Protocol):
         if not self._cache:
             record = await served.keys.lookup(identifier, as_id)
             return {"record": build_record(record) if record is not None else None, "keep": False}
+        before = identifier in self._tracked
         self._tracked[identifier] = None  # first, so that a change meanwhile is noticed
         self._tracked.move_to_end(identifier)
         record = await served.keys.lookup(identifier, as_id)
         keep = identifier in self._tracked
         if record is None:
-            self._tracked.pop(identifier, None)
+            if not before:  # else the worker has it under another AS_ID, and must hear of its end
+                self._tracked.pop(identifier, None)
             return {"record": None, "keep": False}
         if len(self._tracked) > MAX_TRACKED:
             self.changed([next(iter(self._tracked))])

@@ -21,7 +21,7 @@ from keyferry.protocol.identity import AsId
 
 _PEERCRED = struct.Struct("3i")
 _SO_PEERGROUPS: Final = 59  # Linux; Python has no name for it
-_MAX_GROUPS: Final = 65_536
+_MAX_GROUPS: Final = 256  # CPython reads options of 1,024 octets at most
 
 
 @dataclass(frozen=True, slots=True)
