@@ -35,7 +35,7 @@ def test_a_page_of_this_host_or_of_a_trusted_one_may(origin: str) -> None:
 )  # fmt: skip
 def test_any_other_page_may_not(origin: str) -> None:
     assert same(("origin", origin)) is False
-    assert same(("origin", origin), ("sec-fetch-site", "same-origin")) is False
+    assert same(("origin", origin), ("sec-fetch-site", "same-origin")) is (origin == "null")
     assert same(("origin", "https://notes.home1.net"), ("origin", origin)) is False
 
 
@@ -45,6 +45,23 @@ def test_any_other_page_may_not(origin: str) -> None:
 def test_a_browser_that_sends_no_origin_says_where_the_page_is_from(site: str, verdict: bool) -> None:
     assert same(("sec-fetch-site", site)) is verdict
     assert same(("sec-fetch-site", "same-origin"), ("sec-fetch-site", site)) is False
+
+
+@pytest.mark.parametrize(
+    ("sites", "verdict"),
+    [
+        (["same-origin"], True),
+        ([], False),
+        (["none"], False),
+        (["same-site"], False),
+        (["cross-site"], False),
+        (["same-origin", "cross-site"], False),
+    ],
+)
+def test_a_page_that_hides_its_origin_is_known_by_the_browsers_word(sites: list[str], verdict: bool) -> None:
+    """Fetch: Referrer-Policy: no-referrer makes Origin null, for the page's own site too."""
+    assert same(("origin", "null"), *(("sec-fetch-site", site) for site in sites)) is verdict
+    assert same(("origin", "null"), ("origin", "null"), *(("sec-fetch-site", site) for site in sites)) is False
 
 
 def test_who_says_nothing_is_no_browser() -> None:

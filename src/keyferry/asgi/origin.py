@@ -36,11 +36,14 @@ class Origins:
 
         One name is one site whatever its ports, as for its keys and its cookies; a page that came without TLS is another one.
         """
-        origins = headers_named(scope, b"origin")
+        origins, sites = headers_named(scope, b"origin"), headers_named(scope, b"sec-fetch-site")
+        if origins == [b"null"]:
+            # Pages with Referrer-Policy: no-referrer send so for their own site, too (Fetch, "append a request Origin header"). An origin
+            # that is opaque, such as that of a sandboxed frame, is the same as no other, and its requests are cross-site.
+            return sites == [b"same-origin"]
         if origins:
             origin = origins[0].decode("latin-1")
             return len(origins) == 1 and (origin in self._trusted or re.fullmatch(_same(name), origin) is not None)
-        sites = headers_named(scope, b"sec-fetch-site")
         if sites:
             # "none": the user's own doing, such as a bookmark. "same-site" is another name of the same owner, perhaps.
             return len(sites) == 1 and sites[0] in {b"same-origin", b"none"}

@@ -77,14 +77,16 @@ def is_forged(method: str, headers: Sequence[tuple[str, str]], origin: str) -> b
     """Tell whether a page of another origin made a request: it must not borrow the user's login.
 
     A link that the user follows is let through, as cookies with SameSite=Lax are. Browsers say who asks over https alone, so a browser
-    that does not is taken for a forger, and what is no browser for the user's own.
+    that does not is taken for a forger, and what is no browser for the user's own. A page with Referrer-Policy: no-referrer hides its
+    origin from its own site, too (Fetch, "append a request Origin header"); that it is its own, Sec-Fetch-Site says still.
     """
     fields: dict[str, list[str]] = {}
     for name, value in headers:
         fields.setdefault(name.lower(), []).append(value)
-    if any(value != origin for value in fields.get("origin", ())):
-        return True
     sites: Collection[str] = fields.get("sec-fetch-site", ())
+    origins = fields.get("origin", ())
+    if any(value != origin for value in origins) and (origins, sites) != (["null"], ["same-origin"]):
+        return True
     if not sites:
         return any(agent.startswith("Mozilla/") for agent in fields.get("user-agent", ()))
     if all(site in _OWN for site in sites):
