@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NOTED_KEYS = 65_536
 """Keys of TLS-PSK whose source was told of their use."""
 
-FAILED = frozenset({"response", "unknown-key", "malformed", "realm", "algorithm", "qop", "uri", "scheme-unknown", "certificate", "session"})
+FAILED = frozenset({"response", "unknown-key", "malformed", "realm", "algorithm", "qop", "uri", "scheme-unknown", "session"})
 """Refusals that count against the source: those that an honest client gives no or few occasions for."""
 
 _OTHER_SITE = b"A page of another site made this request; it must not act in your name.\n"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from keyferry.asgi.admission import Admission, Admitted
 from keyferry.asgi.answers import PRIVATE, adding, hsts
 from keyferry.asgi.audit import Audit, Event, audit_of
-from keyferry.asgi.certificates import hashes_of
+from keyferry.asgi.certificates import Certificates
 from keyferry.asgi.door import MAX_BODY, PROVEN_KEYS, Door, Refused
 from keyferry.asgi.exchange import Header, Receive, Scope, Send, headers_named, respond
 from keyferry.asgi.identity import SIM_SCOPE, SimAuth, SimUser, UserIds
@@ -103,8 +103,9 @@ class SimLogin:
     ) -> None:
         """Take the application, the host name in the URIs that users open, and where keys are found; docs/simlogin.md has the rest.
 
-        `certificates` are PEM files of the certificates that users see at this name, or `certificate_hashes` SHA-256 over the DER
-        of each; without them our own client, which names the one it saw, is refused. Raises ConfigError, which says what to write.
+        `certificates` are PEM files of the certificates that users see at this name, read again as they are renewed, or
+        `certificate_hashes` SHA-256 over the DER of each; without them our own client, which names the one it saw, is refused.
+        Raises ConfigError, which says what to write.
         """
         self._given = {name: value for name, value in locals().items() if name != "self"}  # for `with_keys`
         self.app = app
@@ -120,12 +121,12 @@ class SimLogin:
         self._hsts = hsts(_seconds(hsts_seconds))
         self._private: tuple[Header, ...] = PRIVATE + self._hsts
         sources = sources_of(keys, self._clock, random)
-        certificate_hashes = (*certificate_hashes, *hashes_of(certificates))
+        shown = Certificates(certificates, certificate_hashes, self._clock.monotonic)
         key = Secret(user_id_key) if isinstance(user_id_key, bytes) else user_id_key
         self._ids = UserIds(self._names.names[0], sources, key)
         self._doors = {
             name: Door(
-                as_id=name, sources=sources, random=random, algorithms=algorithms, qop=qop, certificate_hashes=certificate_hashes,
+                as_id=name, sources=sources, random=random, algorithms=algorithms, qop=qop, certificates=shown,
                 max_body=max_body, proven_keys=proven_keys, handsets=handsets, http_networks=http_networks,
                 ledger=ledger or ledger_of(
                     sources, name, clock=self._clock, random=random, lifetime=nonce_lifetime, keys=proven_keys

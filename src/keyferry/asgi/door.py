@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import re
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from keyferry.protocol.ims import keys as ims_keys
 
 if TYPE_CHECKING:
     # At run time `ports` would import all that its records are made of, SIP and XML too.
+    from keyferry.asgi.certificates import Certificates
     from keyferry.ports import KeySource, RandomSource, UseLedger
     from keyferry.protocol.ims.key_record import KeyRecord
 
@@ -100,7 +100,7 @@ class Door:
         random: RandomSource,
         algorithms: tuple[str, ...] = ("SHA-256",),
         qop: tuple[str, ...] = ("auth",),
-        certificate_hashes: tuple[bytes, ...] = (),
+        certificates: Certificates,
         max_body: int = MAX_BODY,
         proven_keys: int = PROVEN_KEYS,
         handsets: str = "token",
@@ -110,12 +110,12 @@ class Door:
 
         `http_networks` are those of clients (CIDR) that may come over plain http, with keys of phones alone. Raises ConfigError.
         """
-        _check_settings(sources, algorithms, qop, certificate_hashes)
+        _check_settings(sources, algorithms, qop)
         self._as_id = as_id
         self._nobody = Secret(random.octets(32))
         self._offers = Offers(as_id, sources, algorithms=algorithms, qop=qop, nobody=self._nobody, handsets=handsets)
         self._ledger = ledger
-        self._certificates = frozenset(base64.urlsafe_b64encode(octets).decode("ascii").rstrip("=") for octets in certificate_hashes)
+        self._certificates = certificates
         self._max_body = max_body
         self._room = Room()
         self._networks = _parse_networks(http_networks)
@@ -162,7 +162,7 @@ class Door:
         """Check the response, then take the nonce, then tell the source."""
         record, ha1 = await self._check_response(place, credentials, algorithm, method, body.hash if body else None)
         cnonce = credentials.cnonce or ""
-        if cnonce.startswith(BOUND_CNONCE) and cnonce.rpartition(".")[2] not in self._certificates:
+        if cnonce.startswith(BOUND_CNONCE) and not self._certificates.holds(cnonce.rpartition(".")[2]):
             raise Refused("certificate", 403, b"You saw a certificate that is not this server's.\n")
         first = len(credentials.nonce) == _FIRST_NONCE
         nextnonce = await (self._claim_first(place, credentials, algorithm, record) if first else self._claim(credentials, record))
@@ -289,9 +289,7 @@ class Door:
             self._proven.popitem(last=False)
 
 
-def _check_settings(
-    sources: Sequence[KeySource], algorithms: tuple[str, ...], qop: tuple[str, ...], certificate_hashes: Iterable[bytes]
-) -> None:
+def _check_settings(sources: Sequence[KeySource], algorithms: tuple[str, ...], qop: tuple[str, ...]) -> None:
     if not sources:
         raise ConfigError("SimLogin keys", "no source of keys")
     if not algorithms or len(set(algorithms)) != len(algorithms) or not set(algorithms) <= set(ALGORITHMS):
@@ -300,8 +298,6 @@ def _check_settings(
         raise ConfigError("SimLogin qop", "not some of auth and auth-int")
     if "MD5" in algorithms and "auth" not in qop:
         raise ConfigError("SimLogin qop", "auth-int goes with SHA-256 alone", "Add auth, or leave MD5 out")
-    if any(len(octets) != 32 for octets in certificate_hashes):
-        raise ConfigError("SimLogin certificate_hashes", "not SHA-256 of a certificate, 32 octets")
 
 
 def _parse(authorizations: list[bytes]) -> digest.Credentials:

@@ -189,8 +189,8 @@ class ProxyProcess:
         if not settings.auth_request.startswith("unix:/") and secret is None:
             remedy = "Give --secret-file, or use unix:/PATH"
             raise ConfigError("--auth-request", "anybody on this machine could ask, and see whether a login is right", remedy)
-        digests = (_sha256_of(settings.certificate),) if settings.certificate else ()
-        doors: dict[str, App] = {name: self._door(name, granted, digests) for name in settings.names}
+        shown = (settings.certificate,) if settings.certificate else ()  # nginx reloads it by itself
+        doors: dict[str, App] = {name: self._door(name, granted, certificates=shown) for name in settings.names}
         endpoint = AuthRequest(doors, clock=self.clock, secret=secret, counter=self.metrics, origins=Origins(settings.trusted_origins))
         await self._listen(endpoint, settings.auth_request, settings.names)
 
@@ -211,12 +211,12 @@ class ProxyProcess:
         )
         return Forward(upstream, route, log=self.log, counter=self.metrics, origins=Origins(settings.trusted_origins))
 
-    def _door(self, as_id: AsId, app: App, digests: tuple[bytes, ...]) -> SimLogin:
+    def _door(self, as_id: AsId, app: App, digests: tuple[bytes, ...] = (), certificates: tuple[Path, ...] = ()) -> SimLogin:
         keys: KeySource = self._of_agent() if self.settings.agent else self._stored(as_id)
         return SimLogin(
             app, as_id=as_id, keys=keys, clock=self.clock, random=self.random, counter=self.metrics, certificate_hashes=digests,
             user_id_key=None if self.settings.agent else self.state.user_id_key(as_id), audit=self.audit,
-            trusted_origins=self.settings.trusted_origins,
+            trusted_origins=self.settings.trusted_origins, certificates=certificates,
         )  # fmt: skip
 
     def _of_agent(self) -> AgentKeys:
