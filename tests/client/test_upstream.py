@@ -8,6 +8,7 @@ import contextlib
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,57 @@ async def test_a_request_that_met_a_closing_connection_is_sent_again_if_it_may_b
             await ask(upstream, POST)
         assert (failed.value.reason, failed.value.status) == ("closed", 502)
         assert [got.method for got in server.requests()] == ["GET", "GET", "GET", "POST"]
+
+
+async def test_what_was_broken_off_is_not_sent_again() -> None:
+    """Not even when that happens while the second connection is on its way."""
+
+    class Slow(HttpUpstream):
+        async def connect(self) -> Any:
+            if server.octets:
+                asked.set()
+                await go.wait()
+            return await super().connect()
+
+    async def once(recorder: Recorder, wire: Wire) -> None:
+        await wire.head()
+        if len(recorder.octets) == 1:
+            await wire.write(recorder.answer)
+            await wire.read()
+
+    asked, go = asyncio.Event(), asyncio.Event()
+    async with recording(once) as server, closing(Slow(Address("127.0.0.1", server.port))) as upstream:
+        assert await ask(upstream) == (200, b"ok")
+        async with asyncio.timeout(LIMIT), upstream.exchange(GET) as exchange:
+            answering = asyncio.get_running_loop().create_task(exchange.answer())
+            await asked.wait()
+            exchange.abort()
+            go.set()
+            with pytest.raises(UpstreamFailed):
+                await answering
+        async with asyncio.timeout(LIMIT):
+            while len(server.octets) < 2 or server.over < 2:
+                server.ended.clear()
+                await server.ended.wait()
+        assert [bytes(octets).count(b"GET") for octets in server.octets] == [2, 0]
+
+
+async def test_a_broken_off_answer_ends_at_once() -> None:
+    """What has arrived already is not taken either."""
+
+    async def all_at_once(_: Recorder, wire: Wire) -> None:
+        await wire.head()
+        await wire.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 1_000)
+        await wire.read()
+
+    async with recording(all_at_once) as server, closing(HttpUpstream(Address("127.0.0.1", server.port))) as upstream:
+        async with asyncio.timeout(LIMIT), upstream.exchange(GET) as exchange:
+            await exchange.answer()
+            assert await exchange.read() == b"x"
+            exchange.abort()
+            with pytest.raises(UpstreamFailed):
+                await exchange.read()
+        await asyncio.wait_for(server.ended.wait(), LIMIT)
 
 
 async def test_a_first_connection_that_closes_is_not_tried_again() -> None:
@@ -127,8 +179,9 @@ async def test_a_connection_that_cannot_be_had_in_time_is_504() -> None:
 async def test_a_server_that_takes_nothing_is_given_up() -> None:
     async def deaf(_: Recorder, wire: Wire) -> None:
         await wire.head()
-        await asyncio.Event().wait()
+        await given_up.wait()
 
+    given_up = asyncio.Event()
     big = RequestHead("PUT", b"/", [(b"host", b"h"), (b"transfer-encoding", b"chunked")])
     async with (
         recording(deaf) as server,
@@ -139,7 +192,7 @@ async def test_a_server_that_takes_nothing_is_given_up() -> None:
                 while True:
                     await exchange.write(b"x" * 1_000_000)
         assert failed.value.reason == "idle-timeout"
-        server.over = len(server.octets)  # it sleeps on
+        given_up.set()
 
 
 async def test_a_server_behind_a_unix_socket(tmp_path: Path) -> None:

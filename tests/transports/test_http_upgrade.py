@@ -76,6 +76,19 @@ async def test_the_target_is_told_as_it_was_sent(target: bytes) -> None:
     assert app.scopes[0]["keyferry.target"] == target
 
 
+async def test_every_request_of_a_connection_is_told_that_the_client_left() -> None:
+    app = App()
+    async with served(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n")
+        for _ in range(2):
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), LIMIT)
+        first, second = (scope["keyferry.left"] for scope in app.scopes)
+        assert not first.done()
+        writer.transport.abort()
+        await asyncio.wait_for(asyncio.gather(first, second), LIMIT)
+
+
 async def test_trailers_are_no_header_fields() -> None:
     """They could name a user, or a host, after the door has looked."""
     app = App()

@@ -182,7 +182,8 @@ class HttpExchange:
         self._decided = asyncio.Event()  # the server wants the body, or has answered
         self._answered = False
         self._behind = b""  # what came with a 101
-        self._failure: UpstreamFailed | None = None  # what we broke it off for
+        self._broken_off = asyncio.Event()  # by us: nothing is sent or taken any more, and nothing sent once more
+        self._failure: UpstreamFailed | None = None  # what we broke it off for, if the server gave the reason
 
     async def begin(self) -> None:
         """Send the head."""
@@ -241,12 +242,15 @@ class HttpExchange:
         return b""
 
     def abort(self) -> None:
-        """Break the connection off."""
+        """Break the connection off, for good: what has arrived on it is not taken either."""
+        self._broken_off.set()
         self.connection.abort()
 
     async def _event(self, seconds: float, reason: str) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """Return what comes next, read as far as needed; ConnectionClosed if it ended before an answer."""
         http = self.connection.http
+        if self._broken_off.is_set():
+            self._fail("closed", "the connection was broken off")
         try:
             while (event := http.next_event()) is h11.NEED_DATA:
                 octets = await self._receive(seconds, reason)
@@ -277,10 +281,14 @@ class HttpExchange:
 
     async def _again(self) -> bool:
         """Send once more what may be repeated and went into a connection that the server was about to close (RFC 9110 §9.2.2)."""
-        if not self.connection.used or self._head.method not in REPEATABLE or not self._bodiless or self._failure is not None:
+        if self._broken_off.is_set() or not self.connection.used or self._head.method not in REPEATABLE or not self._bodiless:
             return False
-        self.abort()
-        self.connection = await self._upstream.connect()
+        self.connection.abort()
+        connection = await self._upstream.connect()
+        if self._broken_off.is_set():  # meanwhile
+            connection.abort()
+            return False
+        self.connection = connection
         await self.begin()
         return True
 

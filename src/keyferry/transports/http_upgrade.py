@@ -17,6 +17,8 @@ TARGET = "keyferry.target"
 """In the scope: the request target, octet for octet; ASGI has lost "#…", an empty query and an authority."""
 EXTENSION = "keyferry.tunnel"
 """In the scope's extensions, of a request that asks for WebSocket: the `ClientTunnel`."""
+LEFT = "keyferry.left"
+"""In the scope: a future that is done when the connection has ended; uvicorn tells only the last of several requests that wait on one."""
 
 
 class UpgradingHttp(BoundedHttp):
@@ -30,17 +32,20 @@ class UpgradingHttp(BoundedHttp):
         super().__init__(*arguments, **named)
         self._tunnel: ClientTunnel | None = None
         self._over = False  # no further request is read
+        self._left: asyncio.Future[None] = self.loop.create_future()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the tunnel too."""
+        """End the tunnel too, and tell all requests."""
+        if not self._left.done():
+            self._left.set_result(None)
         if self._tunnel is not None:
             self._tunnel.end()
         super().connection_lost(exc)
 
     def on_headers_complete(self) -> None:
-        """Tell the target, and offer a tunnel."""
+        """Tell the target and when the client left, and offer a tunnel."""
         scope: MutableMapping[str, Any] = cast("MutableMapping[str, Any]", self.scope)
-        scope[TARGET] = self.url
+        scope[TARGET], scope[LEFT] = self.url, self._left
         super().on_headers_complete()
         if not self.parser.should_upgrade():
             return

@@ -7,8 +7,10 @@ import asyncio
 
 import pytest
 
-from asgi.proxy.proxykit import LIMIT, Recorder, Wire, answer, proxying, recording, status
+from asgi.proxy.proxykit import LIMIT, Proxy, Recorder, Wire, answer, proxying, recording, status
 from keyferry.client.upstream import Timeouts
+
+MEGABYTE = 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -180,6 +182,76 @@ async def test_a_client_that_leaves_ends_the_request_behind() -> None:
             await asyncio.wait_for(server.ended.wait(), LIMIT)
             assert server.requests()[0].whole is (body == b"hello")
             assert proxy.log.lines == []
+
+
+async def test_a_client_that_leaves_has_its_request_made_once() -> None:
+    """What breaks off is ours: it only looks like a kept connection that the server had closed, upon which a GET is repeated."""
+    arrived = asyncio.Event()
+
+    async def first_alone(recorder: Recorder, wire: Wire) -> None:
+        await wire.head()
+        if len(recorder.octets) > 1:
+            await _pour(wire, 20 * MEGABYTE)
+            return
+        await wire.write(recorder.answer)
+        await wire.read()
+        arrived.set()
+        await wire.read()
+
+    async with recording(first_alone) as server, proxying(server) as proxy:
+        assert status(await proxy.ask(await proxy.head())) == 200
+        async with proxy.connected() as (_, writer):
+            writer.write(await proxy.head())
+            await asyncio.wait_for(arrived.wait(), LIMIT)
+        await _until_idle(proxy)
+        assert [got.method for got in server.requests()] == ["GET", "GET"]
+        assert len(server.octets) == 1
+        assert proxy.counter.seen[-1] == "proxy client"
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "then"),
+    [
+        ("GET", b"", b""),
+        ("GET", b"", b"GET /next HTTP/1.1\r\nHost: xcap.home1.net\r\n\r\n"),  # of which uvicorn tells the second alone that nobody is there
+        ("PUT", b"Content-Length: 5\r\nExpect: 100-continue\r\n", b""),
+    ],
+    ids=["plain", "pipelined", "answered without the body"],
+)
+async def test_a_large_answer_is_not_read_on_for_nobody(method: str, fields: bytes, then: bytes) -> None:
+    given = 0
+
+    async def pours(_: Recorder, wire: Wire) -> None:
+        nonlocal given
+        await wire.head()
+        await wire.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2000000000\r\n\r\n")
+        while True:
+            await wire.write(b"x" * 65_536)
+            given += 65_536
+
+    async with recording(pours) as server, proxying(server) as proxy:
+        async with proxy.connected() as (reader, writer):
+            writer.write(await proxy.head(method, "/", fields) + then)
+            await asyncio.wait_for(reader.readexactly(MEGABYTE), LIMIT)
+        before = given
+        await asyncio.wait_for(server.ended.wait(), LIMIT)
+        assert given - before < 20 * MEGABYTE  # what the buffers of two sockets held
+        await _until_idle(proxy)
+        assert len(server.octets) == 1
+        assert "proxy client" in proxy.counter.seen
+
+
+async def _pour(wire: Wire, octets: int) -> None:
+    await wire.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % octets)
+    for _ in range(0, octets, MEGABYTE):
+        await wire.write(b"x" * MEGABYTE)
+
+
+async def _until_idle(proxy: Proxy) -> None:
+    """Wait until no request is under way."""
+    async with asyncio.timeout(LIMIT):
+        while proxy.forward._of_user:
+            await asyncio.sleep(0)
 
 
 async def test_an_answer_cut_off_is_cut_off_for_the_client_too() -> None:

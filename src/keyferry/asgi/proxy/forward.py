@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -22,6 +23,8 @@ PER_USER = 64
 """Requests of one user under way at once, WebSockets included: one user cannot take all connections to the server behind."""
 CLIENT_TIMEOUT = 60.0
 """Seconds without an octet of a body from the client, or in which it takes none of the answer."""
+LEFT = "keyferry.left"
+"""In the scope, by our HTTP server: a future that is done when the client's connection has ended."""
 
 
 class RequestHead(NamedTuple):
@@ -188,12 +191,37 @@ class _Relay:
         self.started = False  # the client has the head of an answer
         self.gone = False  # the client went away
         self.lives: Lives | None = scope.get(LIVES)
+        self._left: asyncio.Future[None] | None = scope.get(LEFT)
         self.uploading = _has_body(scope)
         self._ended = False
         self._late: RemoteProtocolError | None = None
 
     async def run(self, exchange: Exchange) -> AnswerHead:
         """Return the answer's head, after its end; that of a 101 at once. Raises UpstreamFailed, RemoteProtocolError."""
+        with self._watched(exchange):
+            return await self._run(exchange)
+
+    @contextlib.contextmanager
+    def _watched(self, exchange: Exchange) -> Iterator[None]:
+        """Break off as soon as the client's connection ends.
+
+        `receive` tells that too, but not while the server takes none of the body, not after it took no more, and not of a request
+        that has others waiting behind it on its connection.
+        """
+        if self._left is None:
+            yield
+            return
+
+        def leave(_: object) -> None:
+            self._leave(exchange)
+
+        self._left.add_done_callback(leave)
+        try:
+            yield
+        finally:
+            self._left.remove_done_callback(leave)
+
+    async def _run(self, exchange: Exchange) -> AnswerHead:
         upload = asyncio.get_running_loop().create_task(self._upload(exchange))
         try:
             answer = await exchange.answer()
