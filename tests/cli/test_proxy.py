@@ -18,6 +18,7 @@ from keyferry.cli.app import main
         (["--upstream", "notes"], "is not NAME=URL"),
         (["--upstream", "127.0.0.1=http://127.0.0.1:1"], "--upstream"),
         (["--upstream", "n.home1.net=ftp://127.0.0.1"], "is neither"),
+        (["--upstream", "n.home1.net=https://bücher.example", "--host", "upstream"], "is neither"),
         (["--upstream", "n.home1.net=http://127.0.0.1/path"], "has a path"),
         (["--upstream", "n.home1.net=http://10.0.0.1"], "--plain-upstream"),
         (["--upstream", "n.home1.net=http://127.0.0.1:99999"], "is not a URL"),

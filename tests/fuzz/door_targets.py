@@ -110,7 +110,7 @@ class Judge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Judge one request."""
         identity = asserted_field(ALICE.impus)
-        fields = request_fields(dict(scope), Route(AS_ID, AS_ID.encode()), ALICE.impus)
+        fields = request_fields(dict(scope), Route(AS_ID), ALICE.impus)
         request = [b"%b %b HTTP/1.1" % (scope["method"].encode(), scope["keyferry.target"]), *(b"%b: %b" % field for field in fields)]
         chunked = (b"transfer-encoding", b"chunked") in fields
         reader = h11.Connection(h11.SERVER)

@@ -156,6 +156,7 @@ def test_a_server_that_knows_nothing_of_sims_gets_logged_in_users(lab: Lab, serv
             assert (method, path) == ("GET", "/a%2Fb?c=d")
             assert fields["x-3gpp-asserted-identity"].startswith(ALICE)
             assert fields["x-forwarded-for"] == "127.0.0.1"
+            assert (fields["host"], fields["x-forwarded-port"]) == (f"{NAME}:{proxy.port()}", str(proxy.port()))
             assert len(fields["x-user"]) == 24
             assert not {"authorization", "Authorization"} & set(fields)
             connection = http.client.HTTPConnection("127.0.0.1", proxy.port("admin"), timeout=10)

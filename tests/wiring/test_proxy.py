@@ -114,7 +114,7 @@ async def _call(forward: Any, scope: dict[str, Any]) -> int:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await forward({"type": "http", "method": "GET", "headers": [], **scope}, receive, send)
+    await forward({"type": "http", "method": "GET", "headers": [(b"host", NAME.encode())], **scope}, receive, send)
     return int(sent[0]["status"])
 
 

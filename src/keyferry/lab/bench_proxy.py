@@ -66,7 +66,7 @@ async def serve_proxied(link: Link, setup: ProxySetup) -> None:
         certificate = system.pki.ensure(AS_ID, "as")
         upstream = HttpUpstream(Address(*setup.upstream))
         stack.push_async_callback(upstream.aclose)
-        forward = Forward(upstream, Route(AS_ID, AS_ID.encode("ascii")), log=StructLog("none"), counter=Metrics())
+        forward = Forward(upstream, Route(AS_ID), log=StructLog("none"), counter=Metrics())
         proxied: App = Front({AS_ID: login_of(forward, system, certificate.sha256)}, clock=SystemClock(), counter=Metrics())
         addresses = []
         for app, protocol in ((proxied, UpgradingHttp), (login_of(OneDocument(), system, certificate.sha256), None)):

@@ -101,7 +101,7 @@ def parse_target(text: str, *, plain: bool) -> Target:
         port, host = parts.port, parts.hostname
     except ValueError:
         raise ConfigError(where, "is not a URL", "Write http://HOST:PORT, https://HOST or unix:/PATH") from None
-    if parts.scheme not in {"http", "https"} or not host or parts.username is not None:
+    if parts.scheme not in {"http", "https"} or not host or parts.username is not None or not url.isascii():
         raise ConfigError(where, "is neither http://HOST:PORT, https://HOST:PORT nor unix:/PATH")
     if parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ConfigError(where, "has a path: the proxy passes paths on as they are", "Leave the path out")
@@ -160,6 +160,7 @@ class ProxyProcess:
 
     def __post_init__(self) -> None:
         """Prepare what needs no socket. Raises ConfigError."""
+        split_address(self.settings.listen, "--listen")
         self.pki = Pki(self.state.root, self.clock)
         if self.settings.audit is not None:
             self.audit = AuditLog(self.settings.audit)
@@ -199,13 +200,10 @@ class ProxyProcess:
         tls = self._upstream_tls() if target.tls else None
         upstream = HttpUpstream(target.address, tls=tls, timeouts=settings.timeouts, max_connections=settings.max_connections)
         self.exit.push_async_callback(upstream.aclose)
-        port = split_address(settings.listen, "--listen")[1]
-        shown = target.as_id if port in {0, 443} else f"{target.as_id}:{port}"
         secret = read_secret(settings.secret_file)
         route = Route(
             target.as_id,
-            (target.host if settings.host_of_upstream else shown).encode("ascii"),
-            port=port or 443,
+            target.host.encode("ascii") if settings.host_of_upstream else None,
             secret=secret.reveal() if secret else None,
             user_id=_field_name(settings.user_id_header) if settings.user_id_header else None,
         )

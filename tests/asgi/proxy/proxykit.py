@@ -249,7 +249,7 @@ async def proxying(
     log, counter, clock = FakeLog(), FakeCounter(), FakeClock()
     if upstream is None:
         upstream = HttpUpstream(Address("127.0.0.1", recorder.port if recorder else 1), timeouts=timeouts)
-    forward = Forward(upstream, route or Route(AS_ID, AS_ID.encode()), log=log, counter=counter, **settings)
+    forward = Forward(upstream, route or Route(AS_ID), log=log, counter=counter, **settings)
     login = SimLogin(forward, as_id=AS_ID, keys=FakeKeys(KEY), clock=clock, random=FakeRandom(), counter=counter)
     server = HttpServer(wrap(Front({AS_ID: login}, clock=clock, counter=counter)), protocol=UpgradingHttp, date=False)
     _, port = await server.listen("127.0.0.1", 0)

@@ -9,11 +9,12 @@ import pytest
 
 from asgi.doorkit import ALICE, AS_ID
 from keyferry.asgi.exchange import Header
-from keyferry.asgi.proxy.fields import Route, answer_fields, asserted_field, asserted_identities, expects, one, request_fields
+from keyferry.asgi.proxy.fields import Route, answer_fields, asserted_field, asserted_identities, expects, one, opened, request_fields
 from keyferry.errors import LocalProtocolError, RemoteProtocolError
 from keyferry.protocol.identity import Impu
 
 ROUTE = Route(AS_ID, b"127.0.0.1:8000")
+HOST = (b"host", AS_ID.encode())
 SEPARATORS = b"-_.!'|~#$%&*+^`"
 SPELLINGS = [
     *(b"x" + bytes([one]) + b"3gpp" + bytes([two]) + b"asserted-identity" for one, two in zip(SEPARATORS, SEPARATORS, strict=True)),
@@ -23,7 +24,7 @@ SPELLINGS = [
 
 
 def fields(*received: Header, method: str = "GET", route: Route = ROUTE, upgrade: bool = False) -> list[Header]:
-    scope = {"method": method, "headers": list(received), "client": ("192.0.2.7", 5), "user": SimpleNamespace(id="Uq3")}
+    scope = {"method": method, "headers": [HOST, *received], "client": ("192.0.2.7", 5), "user": SimpleNamespace(id="Uq3")}
     return request_fields(scope, route, ALICE, upgrade=upgrade)
 
 
@@ -68,10 +69,47 @@ def test_what_strangers_say_about_the_way_is_replaced() -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "shown", "port"),
+    [
+        (b"xcap.home1.net", b"xcap.home1.net", b"443"),
+        (b"XCAP.home1.net.:00443", b"xcap.home1.net", b"443"),
+        (b" xcap.home1.net:1 ", b"xcap.home1.net:1", b"1"),
+        (b"xcap.home1.net:65535", b"xcap.home1.net:65535", b"65535"),
+    ],
+)
+def test_the_server_is_told_the_port_that_the_user_opened(host: bytes, shown: bytes, port: bytes) -> None:
+    """RFC 7239 §5.3: not the listener's, which may stand behind a mapping of ports; and the name as it is written in the AS_ID."""
+    scope = {"method": "GET", "headers": [(b"host", host)], "client": None}
+    sent = dict(request_fields(scope, Route(AS_ID), ALICE))
+    assert (sent[b"host"], sent[b"x-forwarded-host"], sent[b"x-forwarded-port"]) == (shown, shown, port)
+    quoted = b'"%b"' % shown if b":" in shown else shown
+    assert sent[b"forwarded"] == b"for=unknown;host=" + quoted + b";proto=https"
+    other = dict(request_fields(scope, ROUTE, ALICE))
+    assert (other[b"host"], other[b"x-forwarded-host"], other[b"x-forwarded-port"]) == (b"127.0.0.1:8000", shown, port)
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        [],
+        [b"a", b"a"],
+        *(
+            [b"xcap.home1.net" + end]
+            for end in (b":0", b":00000", b":65536", b":", b":-1", b":+1", b":1x", b":1:2", b":1 2", b":\xb2", b":000443")
+        ),
+    ],
+)
+def test_a_host_without_one_name_and_a_possible_port_is_refused(hosts: list[bytes]) -> None:
+    with pytest.raises(RemoteProtocolError) as refused:
+        opened([(b"host", host) for host in hosts])
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
     ("client", "shown"), [(("2001:db8::1", 1), b'for="[2001:db8::1]"'), (None, b"for=unknown"), (("x", 0), b"for=unknown")]
 )
 def test_where_the_client_is_may_be_an_address_of_any_kind(client: object, shown: bytes) -> None:
-    scope = {"method": "GET", "headers": [], "client": client}
+    scope = {"method": "GET", "headers": [HOST], "client": client}
     sent = dict(request_fields(scope, ROUTE, ALICE))
     assert sent[b"forwarded"].startswith(shown)
     assert (b"x-forwarded-for" in sent) == (shown != b"for=unknown")

@@ -139,14 +139,26 @@ async def test_a_request_line_of_another_form_reaches_nobody(line: bytes, wanted
         (b"Host: xcap.home1.net, other", 400),
         (b"Host: xcap.home1.net@other", 400),
         (b"Host: 127.0.0.1:1/x", 400),
+        (b"Host: xcap.home1.net:0", 400),
+        (b"Host: xcap.home1.net:65536", 400),
+        (b"Host: xcap.home1.net:8443, evil", 400),
+        (b"Host: xcap.home1.net:84 43", 400),
+        (b"Host: xcap.home1.net:8443@evil", 400),
         (b"Host: XCAP.home1.net.:8443", 200),
     ],
 )
 async def test_the_host_decides_and_is_one_of_ours(host: bytes, wanted: int) -> None:
     async with recording() as server, proxying(server) as proxy:
         start = await _start(proxy, "GET")
-        assert status(await proxy.ask(start.replace(b"Host: xcap.home1.net", host) + b"\r\n")) == wanted
+        lies = b"X-Forwarded-Port: 1\r\nX-Forwarded-Host: evil\r\nForwarded: host=evil\r\nX_Forwarded_Port: 1\r\n"
+        assert status(await proxy.ask(start.replace(b"Host: xcap.home1.net", host) + lies + b"\r\n")) == wanted
     assert len(server.octets) == (wanted == 200)
+    for got in server.requests():  # behind a mapping of ports only the client knows which one it opened
+        assert [got.all(name) for name in (b"host", b"x-forwarded-host", b"x-forwarded-port")] == [[b"xcap.home1.net:8443"]] * 2 + [
+            [b"8443"]
+        ]
+        assert got.all(b"forwarded") == [b'for=127.0.0.1;host="xcap.home1.net:8443";proto=https']
+        assert b"evil" not in b"".join(server.octets)
 
 
 async def test_pipelined_requests_are_each_asked_who_they_are() -> None:

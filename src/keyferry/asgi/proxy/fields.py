@@ -23,9 +23,13 @@ SECRET = b"x-keyferry-secret"
 VIA = b"1.1 keyferry"
 VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 """What a field may hold (RFC 9110 §5.5)."""
+HTTPS = 443
+"""The port that no URI of https needs to name (RFC 9110 §4.2.2)."""
+PORTS = range(1, 65_536)
 MAX_INTENDED = 1_024
 """Octets of an intended identity, which has 255 at most."""
 
+_HOST = re.compile(rb"([A-Za-z0-9_.\-]{1,253}?)\.?(?::([0-9]{1,5}))?")
 _NAME = re.compile(rb"[a-z0-9\-]{1,128}")
 _PRIVATE = (b"x-3gpp-", b"x-keyferry-", b"x-forwarded-")
 _HOP = frozenset(
@@ -45,10 +49,23 @@ class Route(NamedTuple):
     """What a request needs to be told to the server behind."""
 
     name: str  # the host name that the user opened: the AS_ID
-    host: bytes  # what Host shall say
-    port: int = 443  # that the user opened, 443 unless the listener has another
+    host: bytes | None = None  # what Host shall say; None: what the user opened, port included
     secret: bytes | None = None
     user_id: bytes | None = None  # the name of the field that carries the opaque user id
+
+
+def opened(fields: Iterable[Header]) -> tuple[bytes, int]:
+    """Return the host name, in lower case, and the port that the user opened, by Host (RFC 9110 §7.2); 443 where it names none.
+
+    The port is the client's word, and nobody else knows better: a listener may stand behind a mapping of ports.
+
+    Raises RemoteProtocolError.
+    """
+    hosts = [value for name, value in fields if name == b"host"]
+    host = _HOST.fullmatch(hosts[0].strip(b" \t")) if len(hosts) == 1 else None
+    if host is None or (port := int(host[2] or HTTPS)) not in PORTS:
+        raise RemoteProtocolError("One Host field with a name, please, and no port but 1 to 65535.", 400)
+    return host[1].lower(), port
 
 
 def asserted_identities(impus: Sequence[Impu], intended: Sequence[bytes]) -> Sequence[Impu]:
@@ -91,8 +108,10 @@ def request_fields(scope: Scope, route: Route, impus: Sequence[Impu], *, upgrade
     ended = _HOP | _OURS | _named_by_connection(received) | ({route.user_id} if route.user_id else set())
     kept = [(name, value.strip(b" \t")) for name, value in received if name not in ended and _goes_on(name)]
     via = [value.strip(b" \t") for name, value in received if name == b"via"]
-    fields: list[Header] = [(b"host", route.host), *kept, (b"via", b", ".join([*via, VIA]))]
-    fields += _about_client(scope, route)
+    _, port = opened(received)
+    authority = route.name if port == HTTPS else f"{route.name}:{port}"
+    fields: list[Header] = [(b"host", route.host or authority.encode("ascii")), *kept, (b"via", b", ".join([*via, VIA]))]
+    fields += _about_client(scope, authority, port)
     fields.append(asserted_field(impus))
     if route.user_id:
         fields.append((route.user_id, str(scope["user"].id).encode("ascii")))
@@ -156,8 +175,9 @@ def _upgrading() -> list[Header]:
     return [(b"connection", b"upgrade"), (b"upgrade", b"websocket")]
 
 
-def _about_client(scope: Scope, route: Route) -> list[Header]:
+def _about_client(scope: Scope, authority: str, port: int) -> list[Header]:
     """Return Forwarded (RFC 7239) and the fields that are older; what came in them was dropped."""
+    quoted = f'"{authority}"' if ":" in authority else authority  # RFC 7239 §4: no token has a colon
     host = (scope.get("client") or ("",))[0]
     try:
         address = ipaddress.ip_address(host)
@@ -167,9 +187,9 @@ def _about_client(scope: Scope, route: Route) -> list[Header]:
     else:
         shown = f'"[{address}]"' if address.version == 6 else str(address)
     fields = [
-        (b"forwarded", f"for={shown};host={route.name};proto=https".encode("ascii")),
-        (b"x-forwarded-host", route.name.encode("ascii")),
+        (b"forwarded", f"for={shown};host={quoted};proto=https".encode("ascii")),
+        (b"x-forwarded-host", authority.encode("ascii")),
         (b"x-forwarded-proto", b"https"),
-        (b"x-forwarded-port", b"%d" % route.port),
+        (b"x-forwarded-port", b"%d" % port),
     ]
     return [*fields, (b"x-forwarded-for", host.encode("ascii"))] if host else fields

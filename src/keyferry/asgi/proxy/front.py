@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
-from keyferry.asgi.exchange import App, Header, Message, Receive, Scope, Send, headers_named, respond
-from keyferry.asgi.proxy.fields import VALUE, one
+from keyferry.asgi.exchange import App, Header, Message, Receive, Scope, Send, respond
+from keyferry.asgi.proxy.fields import VALUE, one, opened
 from keyferry.errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 METHODS_REFUSED = frozenset({"TRACE", "CONNECT"})
 """TRACE would show the client what the server behind is told (RFC 9110 §9.3.8); CONNECT is for another kind of proxy."""
-_HOST = re.compile(rb"([A-Za-z0-9_.\-]{1,253}?)\.?(?::[0-9]{1,5})?")
 _TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*")  # origin-form; "#" begins a fragment, which no target has
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -67,17 +66,14 @@ def _check(scope: Scope) -> bytes:
         raise RemoteProtocolError("HTTP/1.1, please.", 505)
     if scope["method"] in METHODS_REFUSED:
         raise RemoteProtocolError("No such method here.", 405)
-    hosts = headers_named(scope, b"host")
-    host = _HOST.fullmatch(hosts[0].strip(b" \t")) if len(hosts) == 1 else None
-    if host is None:
-        raise RemoteProtocolError("One Host field with a name, please.", 400)
+    name, _ = opened(scope["headers"])
     target = scope.get("keyferry.target")
     if target is None:
         raise LocalProtocolError("the proxy needs keyferry's own HTTP server: others do not give the request target as it was sent")
     if not _TARGET.fullmatch(target):
         raise RemoteProtocolError("The request target is not a path.", 400)
     _check_framing(scope["headers"])
-    return host[1].lower()
+    return name
 
 
 def _check_framing(headers: list[Header]) -> None:
