@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 
 from asgi.doorkit import ALICE, AS_ID, BOB, Answer, Client, Door, call, make_door, record
 from keyferry.asgi.admission import PSK_SCOPE
-from keyferry.asgi.limits import FailureLimits
+from keyferry.asgi.limits import CHALLENGES, FailureLimits
 from keyferry.asgi.session import SessionCookie
 from keyferry.errors import ConfigError, StoreError
 from keyferry.ports import KeyRecord
 from keyferry.protocol.identity import AsId
+from keyferry.protocol.ims import keys as ims_keys
 
 ALICE_KEY, BOB_KEY = record(), record("bob", BOB)
 HERE = ("Origin", f"https://{AS_ID}")
@@ -218,7 +221,7 @@ async def fail(door: Door, client: str = "192.0.2.1", **wrong: Any) -> Answer:
 
 async def test_who_fails_too_often_gets_no_more_challenges_and_nobody_else_is_touched() -> None:
     door = make_door(ALICE_KEY, limits=FailureLimits(burst=3, per_second=0.1))
-    assert [(await fail(door)).status for _ in range(4)] == [401, 401, 401, 429]
+    assert [(await fail(door)).status for _ in range(8)] == [401] * (3 + CHALLENGES) + [429]
     limited = await fail(door)
     assert (limited.get("retry-after"), limited.all("www-authenticate")) == ("10", [])
     assert b"failed" in limited.body
@@ -226,8 +229,8 @@ async def test_who_fails_too_often_gets_no_more_challenges_and_nobody_else_is_to
     assert (await login(door, client=("192.0.2.1", 1))).status == 200  # the victim behind the same NAT
     assert (await login(door, client=("192.0.2.2", 1))).status == 200  # the victim whose key was tried
     door.clock.time += 10
-    assert [(await fail(door)).status for _ in range(2)] == [401, 429]
-    assert door.counter.seen.count("door limited") == 3
+    assert [(await fail(door)).status for _ in range(3)] == [401, 401, 429]  # a token of the address, one of the name
+    assert door.counter.seen.count("door limited") == CHALLENGES + 4
 
 
 async def test_what_an_honest_client_does_counts_for_nothing() -> None:
@@ -258,3 +261,117 @@ async def test_a_store_that_fails_counts_against_nobody() -> None:
         assert (await call(door.door, headers=[Client(ALICE_KEY).answer(challenge)])).status == 503
     door.keys.lookup_fails = False
     assert (await fail(door, "")).status == 401
+
+
+# ---- neighbours: whoever shares an address with somebody who fails on purpose
+
+NAT: dict[str, Any] = {"client": ("192.0.2.1", 1)}
+
+
+async def abused(*records: KeyRecord, **settings: Any) -> Door:
+    """Return a door at which the address of NAT is far over its limit, by garbage and by guesses under Alice's name."""
+    door = sessions(*records, **{"limits": FailureLimits(burst=1, per_second=0.001), **settings})
+    for _ in range(20):
+        await fail(door)
+        await call(door.door, headers=[("Authorization", "Digest x")], **NAT)
+    assert (await fail(door)).status == 429
+    assert (await call(door.door, headers=[("Authorization", "Digest x")], **NAT)).status == 429
+    return door
+
+
+async def test_a_neighbours_session_that_is_over_ends_in_a_challenge_and_without_its_cookie() -> None:
+    """A bare 429 would leave the browser with a cookie that opens nothing, for as long as the abuser likes."""
+    door = await abused(ALICE_KEY)
+    kept = await cookie(door)
+    assert (await call(door.door, headers=[kept], **NAT)).status == 200
+    del door.keys.records[ALICE_KEY.key_id]
+    for dead in (kept, ("Cookie", "__Host-keyferry=x"), kept):
+        answer = await call(door.door, headers=[dead], **NAT)
+        assert (answer.status, answer.challenge().realm) == (401, Client(ALICE_KEY).realm)
+        assert "Max-Age=0" in str(answer.get("set-cookie"))
+    after = record("alice after")
+    door.keys.records = {after.key_id: after}
+    assert (await call(door.door, headers=[Client(after).answer(answer.challenge()), kept], **NAT)).status == 200
+
+
+async def test_a_neighbours_session_that_is_over_loses_its_cookie_on_an_open_path_too() -> None:
+    door = await abused(ALICE_KEY, open=("/open",))
+    kept = await cookie(door)
+    del door.keys.records[ALICE_KEY.key_id]
+    answer = await call(door.door, target="/open", headers=[kept], **NAT)
+    assert (answer.status, "Max-Age=0" in str(answer.get("set-cookie"))) == (200, True)
+
+
+async def test_a_neighbour_with_a_key_that_is_gone_is_challenged() -> None:
+    """Browsers forget a Digest password at a 401, and at nothing else."""
+    door = await abused(ALICE_KEY, BOB_KEY)
+    held = Client(BOB_KEY).answer(await door.challenge(), 2)
+    del door.keys.records[BOB_KEY.key_id]
+    for old in (held, held, ("Authorization", "Basic Ym9iOg==")):
+        answer = await call(door.door, headers=[old], **NAT)
+        assert (answer.status, answer.challenge().realm) == (401, Client(BOB_KEY).realm)
+        assert door.counter.seen[-1] == "door limited"  # so a flood fills no log
+
+
+async def test_a_neighbour_over_a_relay_is_told_so() -> None:
+    door = await abused(ALICE_KEY, BOB_KEY)
+    answer = Client(BOB_KEY).answer(await door.challenge(), cnonce=f"cb1.{'c' * 22}.{'A' * 43}")
+    assert (await call(door.door, headers=[answer], **NAT)).status == 403
+
+
+@pytest.mark.parametrize("client", [Client(ALICE_KEY), Client(BOB_KEY)], ids=["whose name was tried", "another"])
+async def test_a_neighbours_right_proof_is_admitted_whatever_it_is(client: Client) -> None:
+    """Digest, auth-int, the first nonce, and a stale nonce, which is worth a new one."""
+    door = await abused(ALICE_KEY, BOB_KEY, qop=("auth", "auth-int"))
+    challenge = await door.challenge()
+    first = replace(challenge, nonce=ims_keys.first_nonce(ims_keys.ua_key(client.held.k_as)))
+    assert (await call(door.door, headers=[client.answer(first)], **NAT)).status == 200
+    assert mechanism(door) == "first-nonce"
+    assert (await call(door.door, headers=[client.answer(challenge)], **NAT)).status == 200
+    signed = client.answer(challenge, 2, method="PUT", qop="auth-int", body=b"note")
+    assert (await call(door.door, "PUT", headers=[signed], body=b"note", **NAT)).status == 200
+    assert (await call(door.door, headers=[client.answer(challenge)], **NAT)).challenge().stale
+    assert (await call(door.door, **NAT, **over(client.held))).status == 200
+
+
+async def test_a_right_proof_waits_for_its_turn_and_is_never_turned_away() -> None:
+    """The abuser keeps every turn busy for as long as the key store takes, and has more requests in line."""
+    door = await abused(ALICE_KEY, BOB_KEY, limits=FailureLimits(burst=1, per_second=0.001, at_once=2))
+    challenge = await door.challenge()
+    slow = SlowKeys(door)
+    guesses = [Client(ALICE_KEY).answer(challenge, ha1=Client(BOB_KEY).ha1)] * 30
+    async with asyncio.TaskGroup() as tasks:
+        forged = [tasks.create_task(call(door.door, headers=[guess], **NAT)) for guess in guesses]
+        right = tasks.create_task(call(door.door, headers=[Client(BOB_KEY).answer(challenge)], **NAT))
+        await slow.asked_for(2)
+        assert slow.most == 2
+        assert (await call(door.door, **NAT)).status == 401  # who asks for a challenge does not stand in line
+        slow.goes_on.set()
+    assert {task.result().status for task in forged} == {429}
+    assert right.result().status == 200
+    assert slow.most == 2
+
+
+class SlowKeys:
+    """Make a door's key store answer only when a test says so."""
+
+    def __init__(self, door: Door) -> None:
+        self.goes_on = asyncio.Event()
+        self.most = self._now = 0
+        self._changed = asyncio.Condition()
+        lookup = door.keys.lookup
+
+        async def slowly(identifier: str, as_id: AsId) -> KeyRecord | None:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            async with self._changed:
+                self._changed.notify_all()
+            await self.goes_on.wait()
+            self._now -= 1
+            return await lookup(identifier, as_id)
+
+        door.keys.lookup = slowly  # type: ignore[method-assign]
+
+    async def asked_for(self, count: int) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._now >= count)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from keyferry.asgi.limits import UNKNOWN, FailureLimits, Failures, bucket_name
+from keyferry.asgi.limits import CHALLENGES, NAMES, UNKNOWN, FailureLimits, Failures, bucket_name
 from keyferry.errors import ConfigError
 
 A, B, C = "192.0.2.1", "192.0.2.2", "192.0.2.3"
@@ -28,28 +29,75 @@ def test_a_clock_that_stands_still_or_goes_back_gives_no_tokens() -> None:
     assert not failures.failed(A, 5.0)[0]
 
 
-def test_over_the_limit_a_few_at_a_time_are_looked_into() -> None:
+async def test_over_the_limit_a_few_at_a_time_are_looked_into_and_the_others_wait() -> None:
     """So a right answer from behind the same NAT is still admitted."""
     failures = Failures(FailureLimits(burst=1, per_second=0.001, at_once=2))
-    assert failures.enter(A, 0.0) is not None
+    assert failures.lane(A, 0.0) is None
     failures.failed(A, 0.0)
-    first, second = failures.enter(A, 0.0), failures.enter(A, 0.0)
-    assert first is not None
-    assert second is not None
-    assert failures.enter(A, 0.0) is None
-    assert failures.enter(B, 0.0) is not None
-    failures.leave(first)
-    third = failures.enter(A, 0.0)
-    assert third is not None
-    failures.leave(second)
-    failures.leave(third)
-    assert failures.enter(A, 0.0) is not None
+    assert failures.lane(B, 0.0) is None
+    lane = failures.lane(A, 0.0)
+    assert lane is not None
+    order: list[int] = []
+
+    async def look(number: int) -> None:
+        await lane.enter()
+        order.append(number)
+
+    async with asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(look(number)) for number in range(5)]
+        await turn()
+        assert (order, failures.lane(A, 0.0)) == ([0, 1], lane)
+        waiting[2].cancel()  # its client went away
+        lane.leave()
+        await turn()
+        assert order == [0, 1, 3]
+        lane.leave()
+        lane.leave()
+    assert (order, lane.used) == ([0, 1, 3, 4], 1)
+    lane.leave()
+    assert lane.used == 0
+    assert failures.lane(A, 2000.0) is None  # not over it any more
 
 
-def test_under_the_limit_any_number_is() -> None:
-    failures = Failures(FailureLimits(burst=2, at_once=1))
+def test_an_event_loop_that_is_gone_leaves_no_lane() -> None:
+    """Test clients and WSGI servers run a loop for each request."""
+    failures = Failures(FailureLimits(burst=1, per_second=0.001, at_once=1))
     failures.failed(A, 0.0)
-    assert all(failures.enter(A, 0.0) for _ in range(10))
+
+    async def crowd() -> None:
+        async def look() -> None:
+            lane = failures.lane(A, 0.0)
+            assert lane is not None
+            await lane.enter()
+            await turn()
+            lane.leave()
+
+        await asyncio.gather(look(), look(), look())
+
+    asyncio.run(crowd())
+    asyncio.run(crowd())
+
+
+async def turn() -> None:
+    """Let every task go on as far as it can."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_over_the_limit_each_name_has_some_challenges_left() -> None:
+    """A neighbour with a key that is gone needs one; whoever guesses on under one name gets none."""
+    failures = Failures(FailureLimits(burst=1, per_second=0.5))
+    assert [failures.may_be_challenged(A, b"forger", 0.0) for _ in range(CHALLENGES + 1)] == [True] * CHALLENGES + [False]
+    assert failures.may_be_challenged(A, b"neighbour", 0.0)
+    assert failures.may_be_challenged(B, b"forger", 0.0)
+    assert [failures.may_be_challenged(A, b"forger", 2.0) for _ in range(2)] == [True, False]
+
+
+def test_the_names_are_bounded() -> None:
+    failures = Failures(FailureLimits())
+    for number in range(NAMES + 10):
+        failures.may_be_challenged(A, b"%d" % number, 0.0)
+    assert len(failures._names.held) == NAMES
 
 
 def test_the_table_is_bounded_and_forgives_the_oldest() -> None:

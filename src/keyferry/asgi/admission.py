@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,6 +32,7 @@ NOTED_KEYS = 65_536
 FAILED = frozenset({"response", "unknown-key", "malformed", "realm", "algorithm", "qop", "uri", "scheme-unknown", "session"})
 """Refusals that count against the source: those that an honest client gives no or few occasions for."""
 
+_USERNAME = re.compile(rb'username="([^"]*)"', re.IGNORECASE)
 _OTHER_SITE = b"A page of another site made this request; it must not act in your name.\n"
 _OVER = b"The key of this connection is over: open another.\n"
 _TOO_MANY = b"Too many logins from this address have failed.\n"
@@ -80,19 +82,18 @@ class Admission:
         if way == "session" and scope["scheme"] != "https":
             raise Refused("challenge")  # whoever reads the network has the cookie, too
         self._check_site(scope, name, way)
-        bucket = self._failures.enter(source, self._clock.monotonic())
-        if bucket is None:
-            raise self._limited(1.0)
+        lane = self._failures.lane(source, self._clock.monotonic()) if way != "psk" else None  # a handshake is a proof already
+        if lane is not None:
+            await lane.enter()
         try:
             return await _WAYS[way](self, scope, receive, name)
         except Refused as refusal:
-            if refusal.reason in FAILED:
-                left, wait = self._failures.failed(source, self._clock.monotonic())
-                if not left:
-                    raise self._limited(wait) from refusal
-            raise
+            if refusal.reason not in FAILED:
+                raise
+            raise self._counted(refusal, scope, source) from refusal
         finally:
-            self._failures.leave(bucket)
+            if lane is not None:
+                lane.leave()
 
     def way(self, scope: Scope, *, required: bool = True) -> str:
         """Return how a request would prove who sent it: "psk", "digest", "session", or "" for not at all.
@@ -145,7 +146,7 @@ class Admission:
         # As much work for a key that is not there as for a wrong signature.
         key = found[1].protocol_key(found[0], ims_keys.UA_DIGEST) if found else ims_keys.ua_key(self._nobody, ims_keys.UA_DIGEST)
         if session is None or not session.holds(key, name, now) or found is None:
-            raise Refused("session")
+            raise Refused("session", ends_session=True)
         return Admitted(found[0], "session", found[1].offer(name).mechanism)
 
     # ---- parts
@@ -180,8 +181,26 @@ class Admission:
         token = sessions.sign(key, name, record.key_id, now, until)
         return self._session.set(token, until - now) if token else None
 
-    def _limited(self, wait: float) -> Refused:
+    def _counted(self, refusal: Refused, scope: Scope, source: str) -> Refused:
+        """Count a failure against its address; return what it comes to.
+
+        Over the limit a client without a valid key or session is still told how to get in: a neighbour behind the same NAT may be in
+        that case honestly. Those of a relay, too, are told of it.
+        """
+        now = self._clock.monotonic()
+        left, wait = self._failures.failed(source, now)
+        if left or refusal.reason == "certificate":
+            return refusal
+        if refusal.ends_session or (refusal.status == 401 and self._failures.may_be_challenged(source, _claimed(scope), now)):
+            return Refused("limited", refusal.status, refusal.text, ends_session=refusal.ends_session)
         return Refused("limited", 429, _TOO_MANY, headers=((b"retry-after", b"%d" % max(1, math.ceil(wait))),))
+
+
+def _claimed(scope: Scope) -> bytes:
+    """Return the name that credentials claim, or what tells them from those of others."""
+    value = headers_named(scope, b"authorization")[0]
+    name = _USERNAME.search(value)
+    return name[1] if name else value
 
 
 def _whose(record: KeyRecord) -> tuple[str, ...]:

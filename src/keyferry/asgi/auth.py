@@ -188,20 +188,20 @@ class SimLogin:
         if way in {"digest", "psk"}:
             await self._guard(scope, receive, send)
             return
-        login, reason = None, ""
+        login, reason, ended = None, "", False
         if way:
             source = self._proxies.source(scope)
             try:
                 login = await self._login(request, receive, source)
             except Refused as refusal:
-                reason = refusal.reason
+                reason, ended = refusal.reason, refusal.ends_session
             except (StoreError, SealError):
                 reason = "store"
             self._tell(request, source, reason, login)
         if login is not None:
             await self._serve(login, scope, receive, send)
         else:
-            await self._serve_nobody(request, scope, receive, send, ended=reason == "session")
+            await self._serve_nobody(request, scope, receive, send, ended=ended)
 
     # ---- who it is
 
@@ -269,7 +269,7 @@ class SimLogin:
         await self.app(inner, receive, answer)
 
     async def _refuse(self, refusal: Refused, scope: Scope, request: Scope, receive: Receive, send: Send) -> None:
-        ended = (self._session.end(),) if self._session and refusal.reason == "session" else ()
+        ended = (self._session.end(),) if self._session and refusal.ends_session else ()
         defaults = PRIVATE if refusal.status == 421 else self._private  # no promise about TLS for a name that is not ours
         answer = adding(refusing(scope, receive, send) if scope["type"] == "websocket" else send, defaults, ended)
         try:

@@ -52,10 +52,17 @@ _CNONCE = re.compile(rf"[\x20\x21\x23-\x5b\x5d-\x7e]{{1,{MAX_CNONCE}}}")  # need
 
 
 class Refused(SecurityError):
-    """Say no: `reason` is counted, `text` is told, status 401 challenges."""
+    """Say no: `reason` is counted, `text` is told, status 401 challenges, `ends_session` takes the cookie away."""
 
     def __init__(
-        self, reason: str, status: int = 401, text: bytes = LOGIN, *, stale: bool = False, headers: tuple[Header, ...] = ()
+        self,
+        reason: str,
+        status: int = 401,
+        text: bytes = LOGIN,
+        *,
+        stale: bool = False,
+        headers: tuple[Header, ...] = (),
+        ends_session: bool = False,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -63,6 +70,7 @@ class Refused(SecurityError):
         self.text = text
         self.stale = stale
         self.headers = headers
+        self.ends_session = ends_session
 
 
 class _Proven(NamedTuple):
