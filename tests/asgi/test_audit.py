@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import stat
 import threading
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from keyferry.asgi.audit import MAX_FIELD, AuditLog, Event, audit_of
+from asgi.doorkit import FakeClock, call, make_door
+from keyferry.asgi.audit import MAX_FIELD, REFUSED_SHARE, SEVERAL, AuditLog, Event, audit_of
 from keyferry.errors import ConfigError
+from keyferry.protocol.repeats import FULL, Repeats
 
 GRANTED = Event(
     1_800_000_000.1234, "notes.home1.net", "granted", "", "digest", "KRvc1wflndjj-Sbq7F0GviLz",
@@ -147,6 +150,124 @@ def test_a_disk_that_stands_still_holds_up_nobody(tmp_path: Path) -> None:
     log.close()
     log(GRANTED)
     os.close(reader)
+
+
+def counted(found: list[dict[str, Any]]) -> int:
+    """Return how many events lines tell of."""
+    return sum(line.get("lost") or line.get("repeated", 1) for line in found)
+
+
+def test_of_one_address_and_one_reason_the_first_few_of_a_minute_are_lines(tmp_path: Path) -> None:
+    clock = FakeClock()
+    log = Steps(tmp_path / "a", clock=clock)
+    for number in range(1000):
+        log(REFUSED._replace(time=clock.now() + number / 100, source=f"2001:db8::{number:x}"))  # one subscriber has all of a /64
+    log(REFUSED._replace(source="192.0.2.9"))
+    log(REFUSED._replace(reason="uri"))
+    log.close()
+    found = lines(tmp_path / "a")
+    assert len(found) == FULL + 3
+    assert found[-1] == {
+        "time": "2027-01-15T08:00:09.990Z",
+        "as": "notes.home1.net",
+        "result": "refused",
+        "reason": "unknown-key",
+        "source": "2001:db8::/64",
+        "repeated": 1000 - FULL,
+        "since": "2027-01-15T08:00:00.050Z",
+    }
+    assert counted(found) == 1002
+
+
+def test_the_number_is_told_when_the_minute_is_over(tmp_path: Path) -> None:
+    clock = FakeClock()
+    log = Steps(tmp_path / "a", clock=clock, repeats=Repeats(full=1))
+    log.write(REFUSED)
+    log(REFUSED)
+    log(REFUSED)
+    clock.time += 60
+    with log._wake:
+        log._wake.notify()  # as the end of its wait does
+    assert log.tried.acquire(timeout=10)
+    assert [line.get("repeated") for line in lines(tmp_path / "a")] == [None, 2]
+    log.write(REFUSED)
+    log.close()
+    assert [line.get("repeated") for line in lines(tmp_path / "a")] == [None, 2, None]
+
+
+def test_a_wait_ends_with_the_minute(tmp_path: Path) -> None:
+    """By the machine's clock, with a short minute."""
+    log = Steps(tmp_path / "a", repeats=Repeats(full=1, window=0.02))
+    log.write(REFUSED)
+    log(REFUSED)
+    assert log.tried.acquire(timeout=10)
+    assert counted(lines(tmp_path / "a")) == 2
+    log.close()
+
+
+def test_refusals_push_out_no_login(tmp_path: Path) -> None:
+    """A disk that stands still, a flood from everywhere, and some users: what they did is in the log, and the rest is counted."""
+    gate, tried = threading.Event(), threading.Event()
+
+    class Stuck(AuditLog):
+        def _write(self, batch: list[Event], lost: int) -> None:
+            tried.set()
+            gate.wait(10)
+            super()._write(batch, lost)
+
+    log = Stuck(tmp_path / "a", queued=100, repeats=Repeats(full=1000, all_full=10**9, kinds=10**6), clock=FakeClock())
+    log(REFUSED)
+    assert tried.wait(10)
+    for number in range(5000):
+        log(REFUSED._replace(source=f"192.0.2.{number % 250}", reason=f"r{number}"))
+        if number % 50 == 0:
+            log(GRANTED)
+    assert log.lost == 5000 - 100 // REFUSED_SHARE
+    gate.set()
+    log.close()
+    found = lines(tmp_path / "a")
+    assert [line["result"] for line in found if "result" in line].count("granted") == 100
+    assert counted(found) == 1 + 5000 + 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_counts_add_up(seed: int, tmp_path: Path) -> None:
+    """More addresses than are told apart, minutes that pass, a folder that goes and comes back: each event is in one line's number."""
+    chance, clock = random.Random(seed), FakeClock()
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = AuditLog(folder / "a", queued=64, clock=clock, repeats=Repeats(kinds=20, all_full=40))
+    granted = 0
+    for number in range(3000):
+        clock.time += chance.choice((0, 0, 0, 0.1, 3))
+        if number == 1000:
+            folder.rename(tmp_path / "away")
+        if number == 2000:
+            (tmp_path / "away").rename(folder)
+        if chance.random() < 0.01:
+            granted += 1
+            log(GRANTED)
+        else:
+            log(REFUSED._replace(time=clock.now(), source=f"192.0.2.{chance.randrange(100)}", reason=chance.choice(("uri", "host"))))
+    log.close(10)
+    found = lines(folder / "a")
+    assert (counted(found), log.lost) == (3000, 0)
+    assert any(line.get("source") == SEVERAL for line in found)
+
+
+async def test_a_flood_at_a_door_makes_some_lines(tmp_path: Path) -> None:
+    """Wrong hosts, plain http and a phone that nobody serves count as no failed login: nothing else slows whoever sends them."""
+    door = make_door(audit=tmp_path / "a")
+    for _ in range(200):
+        await call(door.door, host="other.example", client=("192.0.2.1", 5))
+        await call(door.door, scheme="http", client=("192.0.2.1", 5))
+        await call(door.door, headers=[("User-Agent", "x 3gpp-gba")], scheme="http", client=("192.0.2.1", 5))
+    log = door.door._audit
+    assert isinstance(log, AuditLog)
+    log.close()
+    found = lines(tmp_path / "a")
+    assert len(found) == 3 * (FULL + 1)
+    assert counted(found) == 600
 
 
 def test_what_audit_may_be(tmp_path: Path) -> None:

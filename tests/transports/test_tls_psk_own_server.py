@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import statistics
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import uvicorn
 
+from asgi.doorkit import FakeClock
 from keyferry.protocol.ims.keys import psk_identity
 from keyferry.transports.http_bounds import BoundedHttp
-from keyferry.transports.tls_psk import PskDoor, PskObject, PskVersion, psk_context
-from transports.pskkit import AS_ID, Connection, PskKeys, Wire, client_context, context_of, make_psk_door, psk_record, refused, who
+from keyferry.transports.tls_psk import FULL, PskDoor, PskObject, PskVersion, psk_context
+from transports.pskkit import AS_ID, Connection, FakeLog, PskKeys, Wire, client_context, context_of, make_psk_door, psk_record, refused, who
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 13), reason="TLS-PSK needs Python 3.13")
 both = pytest.mark.parametrize("version", ["1.3", "1.2"])
@@ -63,3 +66,30 @@ async def test_uvicorn_itself_takes_the_context(version: PskVersion) -> None:
             assert await refused(port, context_of(ALICE, version, key=b"w" * 32))
         finally:
             await server.shutdown(sockets=[listener])
+
+
+@both
+def test_a_flood_of_wrong_handshakes_makes_some_lines(version: PskVersion) -> None:
+    """Anybody can send them, by thousands a second; whoever names a key is logged apart from whoever does not even speak TLS."""
+    clock = FakeClock()
+    door = replace(make_psk_door(ALICE, version=version), clock=clock)
+    assert isinstance(door.log, FakeLog)
+    server, client = psk_context(door), client_context(version, psk_identity(door.ua_id, BOB.key_id), b"w" * 32)
+    for _ in range(FULL + 20):
+        noise = Wire(server, client)
+        noise.server_in.write(b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(ssl.SSLError):
+            noise.server.do_handshake()
+    for _ in range(FULL + 7):
+        with pytest.raises(ssl.SSLError):
+            Wire(server, client).shake()
+    assert [event for event, _ in door.log.seen] == ["psk-refused"] * 2 * FULL
+    clock.time += 60
+    Wire(server, context_of(ALICE, version)).shake()
+    again = [fields for event, fields in door.log.seen if event == "psk-refused-again"]
+    assert [(fields["claims"], fields["repeated"]) for fields in again] == [("nameless", 20), ("named", 7)]
+    Wire(server, context_of(ALICE, version)).shake()
+    assert len(door.log.seen) == 2 * FULL + 2
+    with pytest.raises(ssl.SSLError):
+        Wire(server, client).shake()
+    assert door.log.seen[-1][0] == "psk-refused"

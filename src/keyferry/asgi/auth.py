@@ -115,7 +115,7 @@ class SimLogin:
         self._rules = PathRules(open, required)
         self._proxies = Proxies(trusted_proxies)
         self._session = _session_of(session)
-        self._audit = audit_of(audit)
+        self._audit = audit_of(audit, self._clock)
         self._counter = counter
         self._next_warning = 0.0
         self._hsts = hsts(_seconds(hsts_seconds))

@@ -17,18 +17,21 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from keyferry.errors import ConfigError, KeyferryError, ParseError
-from keyferry.ports import Counter, KeySource, Log, RandomSource
+from keyferry.ports import Clock, Counter, KeySource, Log, RandomSource
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId
 from keyferry.protocol.ims.key_record import KeyRecord, PskProof
 from keyferry.protocol.ims.keys import UA_TLS13_PSK, parse_psk_identity, ua_key, ua_tls12_psk
-from keyferry.transports.clock import SystemRandom
+from keyferry.protocol.repeats import Repeats
+from keyferry.transports.clock import SystemClock, SystemRandom
 
 PskVersion: TypeAlias = Literal["1.2", "1.3"]
 DEFAULT_SUITE: Final = "ECDHE-PSK-CHACHA20-POLY1305"
 """Of TLS 1.2: forward secrecy, and no block cipher."""
 HASH_13: Final = "_SHA256"
 """How the names of the suites of TLS 1.3 end that an external key goes with (RFC 8446 §4.2.11)."""
+FULL: Final = 10
+"""Refused handshakes of a minute that are logged one by one."""
 VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _NAMES: Final = {"1.2": "TLSv1.2", "1.3": "TLSv1.3"}
 
@@ -94,7 +97,7 @@ class PskObject(ssl.SSLObject):
             raise
         finally:
             door.running.handshake = None
-        door.counter.count("tls_psk", "granted")
+        door.granted()
 
     def _decide(self, door: PskDoor) -> PskProof:
         found, cipher = self._found, self.cipher()
@@ -125,9 +128,12 @@ class PskDoor:
     log: Log = field(default_factory=lambda: _Silence())
     version: PskVersion = "1.3"
     suite: str = DEFAULT_SUITE  # of TLS 1.2
+    clock: Clock = field(default_factory=SystemClock)
+    repeats: Repeats = field(default_factory=lambda: Repeats(full=FULL), repr=False)
     ua_id: bytes = field(init=False)
     by_prefix: Mapping[str, KeySource] = field(init=False, repr=False)
     running: _Running = field(default_factory=_Running, init=False, repr=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Derive the Ua id, and ask each source what its identities begin with."""
@@ -153,14 +159,38 @@ class PskDoor:
             self.log.warning("psk-callback-failed", problem=type(problem).__name__)
         return self.random.octets(32)
 
+    def granted(self) -> None:
+        """Note a handshake that proved a key."""
+        self.counter.count("tls_psk", "granted")
+        self._tell_repeats()
+
     def refused(self, claim: str | None) -> None:
-        """Note a handshake that failed: an unknown key, a wrong one, a wrong suite, and what is no TLS at all, alike."""
+        """Note a handshake that failed: an unknown key, a wrong one, a wrong suite, and what is no TLS at all, alike.
+
+        Anybody can make it fail, as often as they like, and OpenSSL gives us no address: so the first few of a minute are logged,
+        of those that name a key and of those that do not, and later how many came after them.
+        """
         self.counter.count("tls_psk", "refused")
         try:
             name = parse_psk_identity(claim or "").name
         except ParseError:
             name = ""
-        self.log.warning("psk-refused", as_id=self.as_id, version=self.version, claimed=name)
+        self._tell_repeats()
+        kind = ("named" if name else "nameless",)
+        with self.lock:
+            in_full = self.repeats.take(kind, kind, self.clock.now(), self.clock.monotonic())
+        if in_full:
+            self.log.warning("psk-refused", as_id=self.as_id, version=self.version, claimed=name)
+
+    def _tell_repeats(self) -> None:
+        """Log how many refusals of a minute that is over were not logged."""
+        if self.repeats.next_at > (now := self.clock.monotonic()):
+            return
+        with self.lock:
+            over = self.repeats.over(now)
+        for (kind,), count, since, until in over:
+            seconds = round(until - since, 1)
+            self.log.warning("psk-refused-again", as_id=self.as_id, version=self.version, claims=kind, repeated=count, seconds=seconds)
 
     def _find(self, claim: str) -> Found | None:
         try:

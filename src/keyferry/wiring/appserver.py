@@ -93,7 +93,7 @@ async def _serve_psk(services: Services, settings: ApplicationServer, as_id: AsI
     for listen, version in listeners:
         if listen is not None:
             source = PushedKeys(keys, services.clock)
-            psk = PskDoor(as_id, [source], services.random, services.metrics, services.log, version, settings.psk12_suite)
+            psk = PskDoor(as_id, [source], services.random, services.metrics, services.log, version, settings.psk12_suite, services.clock)
             await services.serve_http("as", door, listen, as_id, psk_context(psk))
 
 

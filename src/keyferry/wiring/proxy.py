@@ -163,7 +163,7 @@ class ProxyProcess:
         split_address(self.settings.listen, "--listen")
         self.pki = Pki(self.state.root, self.clock)
         if self.settings.audit is not None:
-            self.audit = AuditLog(self.settings.audit)
+            self.audit = AuditLog(self.settings.audit, clock=self.clock)
             self.exit.callback(self.audit.close)
 
     async def start(self) -> list[dict[str, object]]:
