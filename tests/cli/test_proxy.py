@@ -31,7 +31,15 @@ from keyferry.cli.app import main
         (["--upstream", "n.home1.net=http://127.0.0.1:1", "--secret-file", "/none"], "/none"),
         (["--upstream", "n.home1.net=http://127.0.0.1:1", "--user-id-header", "X-3GPP-Asserted-Identity"], "--user-id-header"),
         (["--auth-request", "unix:/tmp/x"], "--name"),
-        (["--auth-request", "127.0.0.1:0", "--name", "n.home1.net"], "--secret-file"),
+        (
+            [
+                *("--upstream", "n.home1.net=http://127.0.0.1:1", "--upstream", "m.home1.net=http://127.0.0.1:2"),
+                *("--secret-file", "/run/secret"),
+            ],
+            "does not say for which server",
+        ),
+        (["--upstream", "n.home1.net=http://127.0.0.1:1", "--auth-request-secret-file", "/none"], "goes with --auth-request"),
+        (["--auth-request", "127.0.0.1:0", "--name", "n.home1.net"], "--auth-request-secret-file"),
         (["--log", "x"], "--log"),
     ],
 )

@@ -7,12 +7,12 @@ import asyncio
 import ssl
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from asgi.doorkit import FakeClock, FakeRandom, Pki
-from asgi.proxy.proxykit import KEY, LIMIT, Recorder, answer, status
+from asgi.proxy.proxykit import KEY, LIMIT, Recorder, answer, recording, status
 from keyferry.asgi.auth import Identity
 from keyferry.asgi.identity import SimUser
 from keyferry.client.upstream import Address
@@ -21,7 +21,8 @@ from keyferry.protocol.identity import AsId
 from keyferry.stores.database import Database
 from keyferry.stores.state_dir import open_state
 from keyferry.wiring.observability import Metrics, StructLog
-from keyferry.wiring.proxy import ProxyProcess, ProxySettings, parse_target, read_secret
+from keyferry.wiring.proxy import ProxyProcess, ProxySettings, parse_target
+from wiring.test_proxy_secrets import secret_file
 
 NAME = AsId("localhost")
 
@@ -31,24 +32,6 @@ def process(folder: Path, stack: AsyncExitStack, **settings: Any) -> ProxyProces
     state = stack.enter_context(open_state(folder / "state", random=FakeRandom()))
     Database(state.path(f"as-{NAME}.db")).close()
     return ProxyProcess(ProxySettings(**settings), state, FakeClock(), FakeRandom(), StructLog("none"), Metrics(), stack)
-
-
-def test_a_secret_is_read_whole_and_kept_from_others(tmp_path: Path) -> None:
-    file = tmp_path / "secret"
-    file.write_text("s" * 32 + "\n")
-    file.chmod(0o600)
-    secret = read_secret(file)
-    assert secret is not None
-    assert secret.reveal() == b"s" * 32
-    assert read_secret(None) is None
-    file.chmod(0o644)
-    with pytest.raises(ConfigError, match="everybody"):
-        read_secret(file)
-    file.chmod(0o600)
-    for text in ("short", "a b" * 10, "s" * 300, ""):
-        file.write_text(text)
-        with pytest.raises(ConfigError, match="16 to 256"):
-            read_secret(file)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +116,33 @@ async def test_the_endpoint_for_nginx_listens_on_its_socket(tmp_path: Path) -> N
     assert not socket.exists()
 
 
+async def test_a_secret_goes_to_its_own_server_alone(tmp_path: Path) -> None:
+    """What one server behind learns is not what another one, or the endpoint for nginx, believes."""
+    other = AsId("other.home1.net")
+    files = {name: secret_file(tmp_path / name, letter * 32) for name, letter in ((NAME, "a"), ("nginx", "n"))}
+    async with AsyncExitStack() as stack, recording() as first, recording() as second:
+        targets = [parse_target(f"{name}=http://127.0.0.1:{one.port}", plain=False) for name, one in ((NAME, first), (other, second))]
+        proxy = process(
+            tmp_path, stack, targets=targets, auth_request="127.0.0.1:0", names=[NAME], secret_files={NAME: files[NAME]},
+            auth_request_secret_file=files["nginx"], listen="127.0.0.1:0",
+        )  # fmt: skip
+        Database(proxy.state.path(f"as-{other}.db")).close()
+        for target in targets:
+            assert await _passes(proxy._forward(target))
+        endpoint = next(one for one in await proxy.start() if one["proto"] == "http")
+        for letter, wanted in (("a", 403), ("n", 401)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", cast("int", endpoint["port"]))
+            fields = "".join(f"X-Original-{name}: {value}\r\n" for name, value in (("Method", "GET"), ("URI", "/"), ("Scheme", "https")))
+            writer.write(
+                f"GET / HTTP/1.1\r\nHost: a\r\nX-Keyferry-Secret: {letter * 32}\r\nX-Original-Host: {NAME}\r\n{fields}\r\n".encode()
+            )
+            assert status(await answer(reader)) == wanted
+            writer.transport.abort()
+    assert first.requests()[0].all(b"x-keyferry-secret") == [b"a" * 32]
+    assert second.requests()[0].all(b"x-keyferry-secret") == []
+
+
 async def test_a_port_without_a_secret_is_refused(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
-        with pytest.raises(ConfigError, match="--secret-file"):
+        with pytest.raises(ConfigError, match="--auth-request-secret-file"):
             await process(tmp_path, stack, auth_request="127.0.0.1:0", names=[NAME]).start()

@@ -9,7 +9,6 @@ import ipaddress
 import re
 import signal
 import ssl
-import stat
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -33,7 +32,6 @@ from keyferry.client.upstream import Address, HttpUpstream, Timeouts
 from keyferry.config import split_address
 from keyferry.errors import ConfigError
 from keyferry.ports import Clock, KeySource, RandomSource
-from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId
 from keyferry.roles.appserver import PushedKeys
 from keyferry.stores.database import Database
@@ -45,11 +43,9 @@ from keyferry.transports.http_server import AsgiApp, HttpServer, tls_context
 from keyferry.transports.http_upgrade import UpgradingHttp
 from keyferry.transports.pki import Pki
 from keyferry.wiring.observability import BackgroundStream, LogFormat, Metrics, StructLog, bridge_libraries
+from keyferry.wiring.proxy_secrets import ENDPOINT, ProxySecrets, read_secrets
 from keyferry.wiring.serving import Announce, spare_the_collector
 
-MAX_SECRET_FILE = 1_024
-"""Octets."""
-_SECRET = re.compile(r"[\x21-\x7e]{16,256}")
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9\-]{0,63}")
 
 
@@ -74,13 +70,14 @@ class ProxySettings:
     key: Path | None = None
     host_of_upstream: bool = False  # what Host tells the server behind: its own name, or the one that the user opened
     user_id_header: str = ""
-    secret_file: Path | None = None
+    secret_files: Mapping[AsId, Path] = field(default_factory=dict)  # what each server behind sees in X-Keyferry-Secret
     upstream_ca: Path | None = None
     upstream_certificate: Path | None = None
     upstream_key: Path | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
     max_connections: int = 512
     auth_request: str = ""  # unix:PATH or HOST:PORT
+    auth_request_secret_file: Path | None = None  # what nginx must show
     names: Sequence[AsId] = ()  # that nginx serves
     trusted_origins: Sequence[str] = ()
     admin: str = ""
@@ -157,13 +154,17 @@ class ProxyProcess:
     pki: Pki = field(init=False)
     audit: AuditLog | None = None  # one for all doors
     agent: AgentKeys | None = None
+    secrets: ProxySecrets = field(init=False)
 
     def __post_init__(self) -> None:
         """Prepare what needs no socket. Raises ConfigError."""
-        split_address(self.settings.listen, "--listen")
+        settings = self.settings
+        split_address(settings.listen, "--listen")
+        addresses = {target.as_id: target.address for target in settings.targets}
+        self.secrets = read_secrets(settings.secret_files, settings.auth_request_secret_file, addresses)
         self.pki = Pki(self.state.root, self.clock)
-        if self.settings.audit is not None:
-            self.audit = AuditLog(self.settings.audit, clock=self.clock)
+        if settings.audit is not None:
+            self.audit = AuditLog(settings.audit, clock=self.clock)
             self.exit.callback(self.audit.close)
 
     async def start(self) -> list[dict[str, object]]:
@@ -186,9 +187,9 @@ class ProxyProcess:
 
     async def _start_auth_request(self) -> None:
         settings = self.settings
-        secret = read_secret(settings.secret_file)
+        secret = self.secrets.nginx
         if not settings.auth_request.startswith("unix:/") and secret is None:
-            remedy = "Give --secret-file, or use unix:/PATH"
+            remedy = f"Give {ENDPOINT}, or use unix:/PATH"
             raise ConfigError("--auth-request", "anybody on this machine could ask, and see whether a login is right", remedy)
         shown = (settings.certificate,) if settings.certificate else ()  # nginx reloads it by itself
         doors: dict[str, App] = {name: self._door(name, granted, certificates=shown) for name in settings.names}
@@ -200,7 +201,7 @@ class ProxyProcess:
         tls = self._upstream_tls() if target.tls else None
         upstream = HttpUpstream(target.address, tls=tls, timeouts=settings.timeouts, max_connections=settings.max_connections)
         self.exit.push_async_callback(upstream.aclose)
-        secret = read_secret(settings.secret_file)
+        secret = self.secrets.behind.get(target.as_id)
         route = Route(
             target.as_id,
             target.host.encode("ascii") if settings.host_of_upstream else None,
@@ -265,23 +266,6 @@ class ProxyProcess:
 
     async def _health(self) -> Mapping[str, object]:
         return {"ok": True}
-
-
-def read_secret(path: Path | None) -> Secret | None:
-    """Return what is shared with the server behind, or with nginx: 16 to 256 visible characters. Raises ConfigError."""
-    if path is None:
-        return None
-    try:
-        with path.open("rb") as file:
-            mode = path.stat().st_mode
-            text = file.read(MAX_SECRET_FILE + 1).decode("ascii", "replace").strip()
-    except OSError as problem:
-        raise ConfigError(str(path), f"cannot be read: {problem.strerror}") from None
-    if stat.S_IMODE(mode) & 0o007:
-        raise ConfigError(str(path), "may be read by everybody", f"Run: chmod o= {path}")
-    if not _SECRET.fullmatch(text):
-        raise ConfigError(str(path), "is not 16 to 256 visible characters on one line", "Write 32 random octets in hexadecimal")
-    return Secret(text.encode("ascii"))
 
 
 def _field_name(text: str) -> bytes:
