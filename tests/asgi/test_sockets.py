@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from asgi.doorkit import AS_ID, Client, Door, call, make_door, record
 from keyferry.asgi.admission import PSK_SCOPE
 from keyferry.asgi.exchange import Message, Receive, Scope, Send
 from keyferry.asgi.session import SessionCookie
-from keyferry.asgi.sockets import RECHECK
+from keyferry.asgi.watch import RECHECK, RETRY, UNKNOWN
 from keyferry.errors import StoreError
 from keyferry.ports import KeyRecord
 from keyferry.protocol import digest
@@ -165,6 +165,42 @@ async def test_it_goes_on_while_the_key_is_there_or_nobody_knows() -> None:
 
     sent = await talk(door, [await answer(door)], ["one", later, "two", broken, "three"])
     assert [message["text"] for message in sent[1:]] == ["one", "two", "three"]
+
+
+async def test_a_store_that_does_not_answer_keeps_no_socket_open_for_ever() -> None:
+    """Whoever was de-registered meanwhile would stay in as long as the store is down."""
+    door, app = chat()
+    door.keys.problem = StoreError("broken")
+
+    def broken() -> None:
+        door.clock.time += RECHECK
+        door.keys.lookup_fails = True
+
+    def later() -> None:
+        door.clock.time += UNKNOWN
+
+    sent = await talk(door, [await answer(door)], ["one", broken, "two", later, "three", "four"])
+    assert [message.get("text", message["type"]) for message in sent] == ["websocket.accept", "one", "two", "websocket.close"]
+    assert sent[-1]["code"] == 1013
+    assert app.seen[-1] == {"type": "websocket.disconnect", "code": 1013}
+    assert door.counter.seen[-1] == "door_ended store"
+
+
+async def test_a_store_that_comes_back_in_time_ends_nothing() -> None:
+    door, _app = chat()
+    door.keys.problem = StoreError("broken")
+
+    def turns(*, fails: bool, passed: float) -> Callable[[], None]:
+        def turn() -> None:
+            door.clock.time += passed
+            door.keys.lookup_fails = fails
+
+        return turn
+
+    steps = [turns(fails=True, passed=RECHECK), turns(fails=False, passed=UNKNOWN), turns(fails=True, passed=RECHECK)]
+    steps += [turns(fails=True, passed=RETRY), turns(fails=True, passed=UNKNOWN - RETRY - 1)]
+    sent = await talk(door, [await answer(door)], [word for step in steps for word in (step, "hello")])
+    assert [message.get("text") for message in sent[1:]] == ["hello"] * 5
 
 
 async def test_what_the_application_says_meets_a_closed_socket_too() -> None:

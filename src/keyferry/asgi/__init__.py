@@ -6,7 +6,7 @@ identity.py    SimUser, what the application sees
 session.py     SessionCookie: a login that lasts some hours
 admission.py   TLS-PSK, Digest or the cookie: how a request proves who sent it
 door.py        Digest of one AS_ID; also under the authentication proxy
-paths.py names.py origin.py limits.py audit.py answers.py sockets.py sources.py    its parts
+paths.py names.py origin.py limits.py audit.py answers.py sockets.py watch.py sources.py    its parts
 frameworks/    what is left to do for one framework or another
 """
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from keyferry.asgi.exchange import Header, Message, Send
+from keyferry.asgi.watch import Watch
 
 PRIVATE: tuple[Header, ...] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
@@ -19,15 +20,24 @@ _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.
 
 
 def adding(
-    send: Send, defaults: Sequence[Header], added: Sequence[Header] = (), challenge: Callable[[], Sequence[Header]] | None = None
+    send: Send,
+    defaults: Sequence[Header],
+    added: Sequence[Header] = (),
+    challenge: Callable[[], Sequence[Header]] | None = None,
+    watch: Watch | None = None,
 ) -> Send:
     """Return a `send` that adds fields: `defaults` where the application has none of that name, `added` always.
 
-    `challenge` yields what a 401 of the application lacks, unless it has a challenge of its own.
+    `challenge` yields what a 401 of the application lacks, unless it has a challenge of its own. With `watch` it raises LoginEnded in
+    place of sending what a login that has ended would get.
     """
 
     async def add(message: Message) -> None:
+        if watch is not None and watch.due():
+            await watch.check()
         if message["type"] in _STARTS:
+            if watch is not None:
+                watch.begun = True
             headers = list(message.get("headers", ()))
             names = {name.lower() for name, _value in headers}
             headers += [field for field in defaults if field[0] not in names]

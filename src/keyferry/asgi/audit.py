@@ -46,7 +46,7 @@ class Event(NamedTuple):
 
     time: float  # seconds since the epoch
     as_id: str
-    result: str  # "granted" or "refused"
+    result: str  # "granted", "refused", or "ended" while it was served
     reason: str  # of a fixed set (docs/errors.md), "" if granted
     mechanism: str  # how it was, or would have been, proven; "" if nobody tried
     user: str  # the opaque id, "" if nobody is known

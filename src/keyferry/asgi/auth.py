@@ -30,6 +30,7 @@ from keyferry.asgi.paths import PathRules
 from keyferry.asgi.session import SessionCookie, without_session
 from keyferry.asgi.sockets import LivingSocket, no_body, refusing
 from keyferry.asgi.sources import ledger_of, sources_of
+from keyferry.asgi.watch import STORE, Watch
 from keyferry.errors import ConfigError, LocalProtocolError, SealError, StoreError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impu, KeyId
@@ -241,16 +242,32 @@ class SimLogin:
         inner["user"] = user
         inner["auth"] = SimAuth(SIM_SCOPE)
         inner["keyferry"] = Identity(record.impus, record.key_id, admitted.mechanism)
-        answer = adding(send, self._private, (admitted.cookie,) if admitted.cookie else ())
+        cookies = (admitted.cookie,) if admitted.cookie else ()
+        watch = Watch(lambda: self._admission.lives(record.key_id, name), self._clock.monotonic)
         if "extensions" in scope:  # some let a connection outlive its request
-            inner["keyferry.lives"] = lambda: self._admission.lives(record.key_id, name)
-        if scope["type"] == "websocket":
-            socket = LivingSocket(receive, answer, lambda: self._admission.lives(record.key_id, name), self._clock.monotonic)
-            await self.app(inner, socket.receive, socket.send)
-        elif admitted.proof is not None:
-            await self._doors[name].serve(admitted.proof, self.app, inner, receive, answer)
-        else:
-            await self.app(inner, receive, answer)
+            inner["keyferry.lives"] = watch.lives
+        try:
+            if scope["type"] == "websocket":
+                socket = LivingSocket(receive, adding(send, self._private, cookies), watch)
+                await self.app(inner, socket.receive, socket.send)
+            elif admitted.proof is not None:
+                answer = adding(send, self._private, cookies, watch=watch)
+                await self._doors[name].serve(admitted.proof, self.app, inner, receive, answer)
+            else:
+                await self.app(inner, receive, adding(send, self._private, cookies, watch=watch))
+        except Exception:
+            if not watch.ended:
+                raise
+            # else what the application made of its LoginEnded
+        if watch.ended:
+            await self._end(login, scope, send, watch)
+
+    async def _end(self, login: _Login, scope: Scope, send: Send, watch: Watch) -> None:
+        """Tell that a login ended while it was served. The client sees an answer that is cut off: nothing makes it whole any more."""
+        self._tell_end(login, scope, watch.ended)
+        if scope["type"] == "http" and not watch.begun:
+            answer = adding(send, self._private)
+            await respond(answer, 503, b"The login ended before the answer began.\n", headers=[(b"connection", b"close")])
 
     async def _serve_nobody(self, request: Scope, scope: Scope, receive: Receive, send: Send, *, ended: bool) -> None:
         """Let nobody in particular in; should the application want to know who it is, its 401 becomes a challenge."""
@@ -315,8 +332,23 @@ class SimLogin:
             login.admitted.record.key_id if login else _claimed(request, way), source,
             request["method"] if request["type"] == "http" else "WEBSOCKET",
         )  # fmt: skip
+        self._audit_safely(event)
+
+    def _tell_end(self, login: _Login, scope: Scope, reason: str) -> None:
+        if self._counter is not None:
+            self._counter.count("door_ended", reason)
+        if reason == STORE:
+            self._warn("The key store has not answered for minutes: websockets and long answers of logged-in users are cut off.")
+        record, method = login.admitted.record, scope["method"] if scope["type"] == "http" else "WEBSOCKET"
+        self._audit_safely(Event(
+            self._clock.now(), login.name, "ended", reason, login.admitted.mechanism, login.user.id, login.user.display_name,
+            record.key_id, self._proxies.source(scope), method,
+        ))  # fmt: skip
+
+    def _audit_safely(self, event: Event) -> None:
         with contextlib.suppress(Exception):  # whatever the audit is, it fails no request
-            self._audit(event)
+            if self._audit is not None:
+                self._audit(event)
 
     def _hint(self, request: Scope) -> None:
         if headers_named(request, b"x-forwarded-proto") == [b"https"]:

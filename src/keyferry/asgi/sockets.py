@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from keyferry.asgi.exchange import Message, Receive, Scope, Send
-from keyferry.errors import SealError, StoreError
+from keyferry.asgi.watch import OVER, STORE, Watch
 
-RECHECK = 30.0
-"""Seconds after which a message makes us look whether the key of its socket is still there."""
 POLICY = 1008
 """Close code: the endpoint no longer takes messages from this peer (RFC 6455 §7.4.1)."""
+LATER = 1013
+"""Close code: try again later (registered with IANA by the authors of RFC 6455)."""
 
 _REFUSALS = {
     "http.response.start": "websocket.http.response.start",
     "http.response.body": "websocket.http.response.body",
 }
+_CLOSES = {OVER: (POLICY, "the login has ended"), STORE: (LATER, "the key store does not answer")}
 
 
 async def no_body() -> Message:
@@ -45,37 +44,30 @@ def refusing(scope: Scope, receive: Receive, send: Send) -> Send:
 class LivingSocket:
     """Pass messages on as long as the key of a socket lives, and close it then."""
 
-    def __init__(self, receive: Receive, send: Send, lives: Callable[[], Awaitable[bool]], monotonic: Callable[[], float]) -> None:
-        """Take the server's two ends, and who tells whether the key is still there, and the time."""
+    def __init__(self, receive: Receive, send: Send, watch: Watch) -> None:
+        """Take the server's two ends, and who watches over the login."""
         self._receive = receive
         self._send = send
-        self._lives = lives
-        self._monotonic = monotonic
-        self._checked = monotonic()
-        self._ended = False
+        self._watch = watch
+        self._closed = 0  # with this code, by us
 
     async def receive(self) -> Message:
         """Return the next message; after the end of the key a disconnect."""
-        if not self._ended:
+        if not self._closed:
             message = await self._receive()
             if message["type"] != "websocket.receive" or await self._goes_on():
                 return message
-        return {"type": "websocket.disconnect", "code": POLICY}
+        return {"type": "websocket.disconnect", "code": self._closed}
 
     async def send(self, message: Message) -> None:
         """Send a message; after the end of the key nothing."""
-        if (message["type"] != "websocket.send" or await self._goes_on()) and not self._ended:
+        if (message["type"] != "websocket.send" or await self._goes_on()) and not self._closed:
             await self._send(message)
 
     async def _goes_on(self) -> bool:
-        now = self._monotonic()
-        if not self._ended and now - self._checked >= RECHECK:
-            try:
-                alive = await self._lives()
-            except (StoreError, SealError):
-                return True  # nobody knows; the next message asks again
-            self._checked = now
-            if not alive and not self._ended:
-                self._ended = True
-                await self._send({"type": "websocket.close", "code": POLICY, "reason": "the login has ended"})
-        return not self._ended
+        if not self._closed and self._watch.due():
+            ended = await self._watch.ask()
+            if ended and not self._closed:
+                self._closed, reason = _CLOSES[ended]
+                await self._send({"type": "websocket.close", "code": self._closed, "reason": reason})
+        return not self._closed

@@ -186,6 +186,8 @@ class Proxy:
     counter: FakeCounter
     forward: Forward
     upstream: HttpUpstream
+    keys: FakeKeys
+    clock: FakeClock
 
     async def ask(self, octets: bytes) -> bytes:
         """Write octets on a connection of their own; return one whole answer, or all up to the end of the connection."""
@@ -246,15 +248,15 @@ async def proxying(
     **settings: Any,
 ) -> AsyncIterator[Proxy]:
     """Run a proxy in front of a recorder, for AS_ID; it knows Alice's key."""
-    log, counter, clock = FakeLog(), FakeCounter(), FakeClock()
+    log, counter, clock, keys = FakeLog(), FakeCounter(), FakeClock(), FakeKeys(KEY)
     if upstream is None:
         upstream = HttpUpstream(Address("127.0.0.1", recorder.port if recorder else 1), timeouts=timeouts)
     forward = Forward(upstream, route or Route(AS_ID), log=log, counter=counter, **settings)
-    login = SimLogin(forward, as_id=AS_ID, keys=FakeKeys(KEY), clock=clock, random=FakeRandom(), counter=counter)
+    login = SimLogin(forward, as_id=AS_ID, keys=keys, clock=clock, random=FakeRandom(), counter=counter)
     server = HttpServer(wrap(Front({AS_ID: login}, clock=clock, counter=counter)), protocol=UpgradingHttp, date=False)
     _, port = await server.listen("127.0.0.1", 0)
     try:
-        yield Proxy(port, log, counter, forward, upstream)
+        yield Proxy(port, log, counter, forward, upstream, keys, clock)
     finally:
         await forward.aclose()
         await server.aclose()

@@ -8,6 +8,7 @@ import asyncio
 import pytest
 
 from asgi.proxy.proxykit import LIMIT, Proxy, Recorder, Wire, answer, proxying, recording, status
+from keyferry.asgi.watch import RECHECK
 from keyferry.client.upstream import Timeouts
 
 MEGABYTE = 1_000_000
@@ -267,6 +268,30 @@ async def test_an_answer_cut_off_is_cut_off_for_the_client_too() -> None:
             assert b"half" in said
             assert not said.endswith(b"0\r\n\r\n")
             assert proxy.log.lines[0][1]["reason"] == "closed"
+
+
+async def test_an_answer_that_outlasts_its_login_is_cut_off_on_both_sides() -> None:
+    """A de-registered user gets no further piece of a stream, and takes what came for no whole; the server behind stops, too."""
+    go_on = asyncio.Event()
+
+    async def stream(_recorder: Recorder, wire: Wire) -> None:
+        await wire.head()
+        await wire.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        await go_on.wait()
+        await wire.write(b"3\r\ntwo\r\n")
+        while await wire.read():
+            pass
+
+    async with recording(stream) as server, proxying(server) as proxy, proxy.connected() as (reader, writer):
+        writer.write(await proxy.head())
+        async with asyncio.timeout(LIMIT):
+            begun = await reader.readuntil(b"one\r\n")
+            proxy.keys.records.clear()
+            proxy.clock.time += RECHECK
+            go_on.set()
+            assert (status(begun), await reader.read()) == (200, b"")
+            await server.ended.wait()
+    assert proxy.counter.seen[-2:] == ["proxy ended", "door_ended over"]
 
 
 @pytest.mark.parametrize(

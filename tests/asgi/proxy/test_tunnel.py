@@ -13,7 +13,8 @@ import websockets
 from asgi.doorkit import Client, Echo, call, make_door
 from asgi.proxy.proxykit import KEY, LIMIT, Recorder, Wire, proxying, recording, status
 from keyferry.asgi.proxy import tunnel as tunnel_module
-from keyferry.asgi.proxy.tunnel import accepts, join, offered_tunnel
+from keyferry.asgi.proxy.tunnel import Lives, accepts, join, offered_tunnel
+from keyferry.asgi.watch import UNKNOWN
 from keyferry.client.upstream import Address, HttpUpstream
 from keyferry.errors import StoreError
 
@@ -152,32 +153,41 @@ async def test_a_tunnel_in_which_nothing_moves_ends() -> None:
     assert (server.closed, client.closed) == (1, 1)
 
 
-@pytest.mark.parametrize("key", ["gone", "unknown"])
-async def test_a_tunnel_ends_with_the_key_that_opened_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """De-registration ends the login; a store that fails does not."""
+async def test_a_tunnel_ends_with_the_key_that_opened_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tunnel_module, "RECHECK", 0.001)
-    looks = 0
+    looks = [True, True, False]
 
     async def lives() -> bool:
-        nonlocal looks
-        looks += 1
-        if key == "unknown" and looks < 3:
-            raise StoreError("busy")
-        return False
+        return looks.pop(0)
 
     server, client = Silent(), Silent()
     await asyncio.wait_for(join(server, client, 60, lives), LIMIT)
-    assert (server.closed, client.closed, looks) == (1, 1, 3 if key == "unknown" else 1)
+    assert (server.closed, client.closed, looks) == (1, 1, [])
 
 
 async def test_simlogin_tells_whether_the_key_is_there() -> None:
+    """A store that fails ends no login, for some minutes."""
     app = Echo()
     door = make_door(KEY, app=app)
-    answer = Client(KEY).answer(await door.challenge())
-    assert (await call(door.door, headers=[answer], extensions={})).status == 200
-    lives = app.scopes[0]["keyferry.lives"]
-    assert await lives()
+
+    async def opened() -> Lives:
+        answer = Client(KEY).answer(await door.challenge())
+        assert (await call(door.door, headers=[answer], extensions={})).status == 200
+        lives: Lives = app.scopes[-1]["keyferry.lives"]
+        assert await lives()
+        return lives
+
+    lives = await opened()
     door.keys.records.clear()
+    assert not await lives()
+    door.keys.records[KEY.key_id] = KEY
+    assert not await lives()  # it does not begin again
+    lives = await opened()
+    door.keys.lookup_fails, door.keys.problem = True, StoreError("busy")
+    assert await lives()
+    door.clock.time += UNKNOWN - 1
+    assert await lives()
+    door.clock.time += 1
     assert not await lives()
 
 

@@ -13,6 +13,7 @@ from keyferry.asgi.exchange import Header, Message, Receive, Scope, Send, header
 from keyferry.asgi.origin import Origins
 from keyferry.asgi.proxy.fields import INTENDED, Route, answer_fields, asserted_identities, expects, request_fields
 from keyferry.asgi.proxy.tunnel import IDLE, LIVES, Lives, Tunnel, accepts, join, offered_tunnel
+from keyferry.asgi.watch import LoginEnded
 from keyferry.errors import RemoteProtocolError, UpstreamFailed
 
 if TYPE_CHECKING:
@@ -128,6 +129,9 @@ class Forward:
     async def _forward(self, head: RequestHead, relay: _Relay, tunnel: Tunnel | None, send: Send) -> None:
         try:
             await self._exchange(head, relay, tunnel, send)
+        except LoginEnded:  # raised by what sends the answer
+            self._count("ended")
+            raise
         except UpstreamFailed as problem:
             await self._failed(problem, relay, send)
         except RemoteProtocolError as problem:  # a body or a reader that stops, or an answer whose fields cannot be passed on

@@ -11,14 +11,13 @@ from typing import Protocol, TypeAlias
 
 from keyferry.asgi.exchange import Header, Scope
 from keyferry.asgi.proxy.fields import one
-from keyferry.errors import SealError, StoreError
 
 IDLE = 600.0
 """Seconds in which nothing moves either way; WebSocket libraries ping every 20 to 60."""
 RECHECK = 30.0
 """Seconds between looks whether the key that opened a tunnel is still there."""
 LIVES = "keyferry.lives"
-"""In the scope, by SimLogin: tells whether the key of a request is still there."""
+"""In the scope, by SimLogin: tells whether the login of a request goes on."""
 Lives: TypeAlias = Callable[[], Awaitable[bool]]
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 EXTENSION = "keyferry.tunnel"
@@ -80,7 +79,7 @@ async def join(server: Breakable, client: Tunnel, idle: float, lives: Lives | No
             done, _ = await asyncio.wait(pumps, timeout=look, return_when=asyncio.FIRST_COMPLETED)
             for pump in done:
                 pump.result()
-            if done or not await _still(lives):
+            if done or (lives is not None and not await lives()):
                 return
             quiet = quiet + look if before == moved[0] else 0.0
     finally:
@@ -89,13 +88,6 @@ async def join(server: Breakable, client: Tunnel, idle: float, lives: Lives | No
         await asyncio.gather(*pumps, return_exceptions=True)
         client.close()
         server.abort()
-
-
-async def _still(lives: Lives | None) -> bool:
-    try:
-        return lives is None or await lives()
-    except (StoreError, SealError):
-        return True  # nobody knows; the next look asks again
 
 
 async def _pump(read: Callable[[], Awaitable[bytes]], write: Callable[[bytes], Awaitable[None]], moved: list[int]) -> None:
