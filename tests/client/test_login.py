@@ -94,6 +94,16 @@ async def test_the_key_goes_to_its_own_host_alone() -> None:
                 await http.get(url)
 
 
+async def test_a_ue_that_wants_bodies_proven_signs_them() -> None:
+    """RFC 7616 §3.5: integrity, from the first request on."""
+    kept = state(expires_at=LIFE)
+    door = make_door(held(kept), qop=("auth", "auth-int"))
+    login = UeLogin(await client_with(kept), XCAP, FakeRandom("client"), integrity=True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(door.door), auth=login) as http:
+        assert (await http.put(URL, content=b"x")).extensions["keyferry.qop"] == "auth-int"
+    assert door.counter.seen == ["door challenge", "door granted"]
+
+
 async def test_a_synchronous_client_is_told_so() -> None:
     login = UeLogin(await client_with(None), XCAP, FakeRandom("client"))
     with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200)), auth=login) as http, pytest.raises(LocalProtocolError):

@@ -183,6 +183,22 @@ def test_a_server_that_proves_nothing_is_refused(change: dict[str, Any]) -> None
         check_rspauth(replace(info, **change), ha1, credentials, algorithm="AKAv1-MD5")
 
 
+def test_an_answer_may_be_of_qop_auth_only_where_its_body_need_not_be_proven() -> None:
+    """RFC 7616 §3.5: the server SHOULD use the qop of the request, and says which one it used."""
+    ha1 = hash_a1("SHA-256", "u", "r", RES)
+    asked = Credentials("u", "r", "n", "/", "", "SHA-256", cnonce="c", qop="auth-int", nc="00000001")
+    honest = AuthenticationInfo(rspauth_of(ha1, replace(asked, qop="auth"), algorithm="SHA-256"), "auth", "c", "00000001")
+    check_rspauth(honest, ha1, asked, algorithm="SHA-256", body=b"anything", integrity=False)
+    with pytest.raises(DigestRejected, match="did not sign the body"):
+        check_rspauth(honest, ha1, asked, algorithm="SHA-256", body=b"anything")
+    signed_body = rspauth_of(ha1, asked, algorithm="SHA-256", body=b"body")
+    for forged in (replace(honest, rspauth=signed_body), replace(honest, cnonce="d"), replace(honest, qop=None), replace(honest, qop="x")):
+        with pytest.raises(DigestRejected):
+            check_rspauth(forged, ha1, asked, algorithm="SHA-256", body=b"body", integrity=False)
+    with pytest.raises(DigestRejected, match="another qop"):  # nobody asked for that
+        check_rspauth(replace(honest, qop="auth-int"), ha1, replace(asked, qop="auth"), algorithm="SHA-256", integrity=False)
+
+
 def test_the_response_itself_is_no_rspauth() -> None:
     ha1, credentials = signed()
     info = AuthenticationInfo(credentials.response, "auth", credentials.cnonce, credentials.nc)

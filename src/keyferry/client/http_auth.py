@@ -34,6 +34,9 @@ REWINDABLE: Final = "rewindable"
 ONCE: Final = "once"
 """The body is there once, as that of a pipe: a HEAD goes before it, so that nothing of it is sent to be refused."""
 
+QOP: Final = "keyferry.qop"
+"""Extension of a response that the server has proved: "auth", or "auth-int" where its body is signed, too."""
+
 BODY_HEADERS = frozenset({"content-length", "content-type", "content-encoding", "transfer-encoding", "expect", "if-match", "if-none-match"})
 
 Traced: TypeAlias = Callable[[str, Any], Any]
@@ -123,11 +126,13 @@ class SimDigest(httpx.Auth):
         pause: Callable[[float], None] = time.sleep,
         waits: Sequence[float] = WAITS,
         claim_first: Callable[[], Awaitable[bool]] | None = None,
+        integrity: bool = False,
     ) -> None:
         """Take the key id, the AS_ID, K_UA for HTTP Digest (32 octets), and the seconds to wait before each new try.
 
         `claim_first` notes durably that the first nonce of this key is used now, and returns false if it was before; without it, and
-        with httpx.Client, the first request asks for a nonce.
+        with httpx.Client, the first request asks for a nonce. `integrity` signs the bodies of all requests (qop auth-int), and takes no
+        answer whose body is not signed, but those that need no proof; the first nonce, which is of qop auth, is not used.
         """
         self._key_id = key_id
         self._as_id = as_id
@@ -138,7 +143,9 @@ class SimDigest(httpx.Auth):
         self._pause = pause
         self._waits = tuple(waits)
         self._claim_first = claim_first
-        self._first_nonce = ims_keys.first_nonce(k_ua) if claim_first is not None else None
+        self._integrity = integrity
+        self._qops = frozenset({"auth-int"} if integrity else {"auth", "auth-int"})
+        self._first_nonce = ims_keys.first_nonce(k_ua) if claim_first is not None and not integrity else None
         self._session: _Session | None = None
         self._certificate: str | None = None  # of the server that last proved the key
 
@@ -224,8 +231,10 @@ class SimDigest(httpx.Auth):
     def _attempt(self, request: httpx.Request, session: _Session | None) -> Generator[_Step, Any, _Attempt]:
         if session is None:  # another request of this client has seen another certificate meanwhile
             raise DigestRejected("the server shows another certificate than before; nothing was sent")
-        if session.qop == "auth-int" and BODY in request.extensions:
-            yield _Read(request)
+        if session.qop == "auth-int":
+            request.headers["Accept-Encoding"] = "identity"  # what is signed is what was sent, and httpx shows what it decodes to
+            if BODY in request.extensions:
+                yield _Read(request)
         return _Attempt(request, session, self._sign(request, session))
 
     def _first(self) -> Generator[_Step, Any, _Session | None]:
@@ -346,12 +355,15 @@ class SimDigest(httpx.Auth):
             if _is_unsigned(response):
                 return
             raise DigestRejected("the server did not prove that it holds the key")
-        body = (yield _Read(response)) if session.qop == "auth-int" else b""
         try:
             info = digest.parse_authentication_info(text)
         except ParseError as problem:
             raise DigestRejected("Authentication-Info is not understood") from problem
-        digest.check_rspauth(info, self._ha1, credentials, algorithm=ALGORITHM, body=body)
+        # RFC 7616 §3.5: the server says with which qop it answers. Where it alone wanted auth-int, an answer that is too long for it is no
+        # worse than one of qop auth: TLS brings its body. Nobody but the holder of the key can say so.
+        body = (yield _Read(response)) if (session.qop, info.qop) == ("auth-int", "auth-int") else b""
+        digest.check_rspauth(info, self._ha1, credentials, algorithm=ALGORITHM, body=body, integrity=self._integrity)
+        response.extensions[QOP] = info.qop
         self._certificate = session.certificate
         if info.nextnonce and self._session is (None if session.first else session):
             self._session = _Session(info.nextnonce, session.qop, session.certificate)
@@ -366,14 +378,14 @@ class SimDigest(httpx.Auth):
             return None
         ours = [challenge for challenge in _challenges(response) if challenge.realm == self._realm]
         for challenge in ours:
-            if challenge.algorithm.upper() == ALGORITHM and {"auth", "auth-int"} & set(challenge.qop):
+            if challenge.algorithm.upper() == ALGORITHM and self._qops & set(challenge.qop):
                 return challenge
         if ours:
-            raise DigestRejected(f"the server offers no {ALGORITHM} with qop")
+            raise DigestRejected(f"the server offers no {ALGORITHM} with qop {' or '.join(sorted(self._qops))}")
         return None
 
     def _start(self, challenge: digest.Challenge, response: httpx.Response) -> _Session:
-        qop = "auth" if "auth" in challenge.qop else "auth-int"
+        qop = "auth" if "auth" in self._qops & set(challenge.qop) else "auth-int"
         return _Session(challenge.nonce, qop, _certificate(response.extensions.get("network_stream")))
 
 

@@ -130,9 +130,12 @@ class Ue:
             await asyncio.gather(running, waiting, return_exceptions=True)
             await stay.leave()
 
-    def auth(self, host: str) -> httpx.Auth:
-        """Return what logs an httpx.AsyncClient of your own in at one host. Raises ParseError."""
-        return self._session.login(host)
+    def auth(self, host: str, *, integrity: bool = False) -> httpx.Auth:
+        """Return what logs an httpx.AsyncClient of your own in at one host; with `integrity` bodies are signed both ways (auth-int).
+
+        Raises ParseError.
+        """
+        return self._session.login(host, integrity=integrity)
 
     def http(self, url: str) -> httpx.AsyncClient:
         """Return a client for one application server; paths are relative to `url`. It trusts the CA of the UE's configuration.

@@ -26,9 +26,9 @@ class UeLogin(httpx.Auth):
 
     def __init__(
         self, client: UeClient, as_id: AsId, random: RandomSource, *, waits: Sequence[float] = WAITS, psk: PskPolicy = "off",
-        log: Log | None = None, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        log: Log | None = None, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep, integrity: bool = False,
     ) -> None:  # fmt: skip
-        """Take a UE, the AS, and the seconds to wait before each new try while the AS does not know the key."""
+        """Take a UE, the AS, and the seconds to wait before each new try while the AS does not know the key; `integrity` as SimDigest."""
         self._client = client
         self._as_id = as_id
         self._random = random
@@ -36,6 +36,7 @@ class UeLogin(httpx.Auth):
         self._psk = psk
         self._log = log
         self._sleep = sleep
+        self._integrity = integrity
         self._sim: SimDigest | None = None
         self._found: HttpCredentials | None = None
         self._without_psk = ""  # the key id that was refused
@@ -97,6 +98,6 @@ class UeLogin(httpx.Auth):
             store, clock = self._client.store, self._client.clock
             self._sim = SimDigest(
                 key_id=key_id, as_id=self._as_id, k_ua=found.k_ua, random=self._random, waits=self._waits,
-                claim_first=lambda: store.claim_first(key_id, clock.now()),
+                claim_first=lambda: store.claim_first(key_id, clock.now()), integrity=self._integrity,
             )  # fmt: skip
         return self._sim

@@ -74,7 +74,7 @@ class UeSession:
             raise ConfigError(target, "is not an https URL", "AS keys are used over TLS only")
         return url
 
-    def login(self, host: str) -> UeLogin:
+    def login(self, host: str, *, integrity: bool = False) -> UeLogin:
         """Return what authenticates requests to one host by Digest, with the key of the registration of the moment.
 
         Raises ConfigError where TLS-PSK is required, ParseError.
@@ -83,7 +83,7 @@ class UeSession:
             raise ConfigError(
                 "ue.psk", "is `require`, and a client of your own has no TLS-PSK", "Take the client of Ue.http, or set `prefer`"
             )
-        return UeLogin(self.client, parse_as_id(host), self.random)
+        return UeLogin(self.client, parse_as_id(host), self.random, integrity=integrity)
 
     def http(self, url: str, *, base: bool = False) -> httpx.AsyncClient:
         """Return an HTTP client for the host of a URL, which with `base` is what paths are relative to.

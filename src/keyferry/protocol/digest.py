@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from keyferry.errors import DigestRejected, LocalProtocolError, ParseError
@@ -179,15 +180,25 @@ def rspauth_of(ha1: Secret, credentials: Credentials, *, algorithm: str, body: b
     return _respond_to(ha1, credentials, algorithm, "", body, body_hash)
 
 
-def check_rspauth(info: AuthenticationInfo, ha1: Secret, credentials: Credentials, *, algorithm: str, body: bytes = b"") -> None:
+def check_rspauth(
+    info: AuthenticationInfo, ha1: Secret, credentials: Credentials, *, algorithm: str, body: bytes = b"", integrity: bool = True
+) -> None:
     """Check that the server proved the password for these very credentials (RFC 7616 §3.5), in constant time.
 
+    "The server SHOULD use the same value for the [qop] directive in the response as was sent by the client", so it may answer auth-int
+    with auth: that is taken without `integrity` alone, as it leaves the body of the answer unproven.
     Raises DigestRejected.
     """
     if info.rspauth is None:
         raise DigestRejected("rspauth is missing")
-    if (info.qop, info.cnonce, info.nc) != (credentials.qop, credentials.cnonce, credentials.nc):
+    if (info.cnonce, info.nc) != (credentials.cnonce, credentials.nc):
         raise DigestRejected("rspauth answers another request")
+    if info.qop != credentials.qop:
+        if (credentials.qop, info.qop) != ("auth-int", "auth"):
+            raise DigestRejected("rspauth is of another qop")
+        if integrity:
+            raise DigestRejected("the server did not sign the body of its answer")
+        credentials = replace(credentials, qop="auth")
     if not hmac.compare_digest(rspauth_of(ha1, credentials, algorithm=algorithm, body=body).encode("ascii"), _octets(info.rspauth)):
         raise DigestRejected("rspauth is wrong")
 
