@@ -369,9 +369,9 @@ class _Login(NamedTuple):
     name: AsId
 
 
-def _challenges(door: Door, request: Scope) -> list[Header]:
+async def _challenges(door: Door, request: Scope) -> list[Header]:
     try:
-        return door.challenges(request)
+        return await door.challenges(request)
     except StoreError:  # no nonce to be had: the application's 401 goes out as it is
         return []
 

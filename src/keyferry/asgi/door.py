@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from keyferry.asgi.exchange import App, Header, Receive, Scope, Send, headers_named, respond
+from keyferry.asgi.ledger import Prepares
 from keyferry.asgi.offers import ALGORITHMS, Offers, Place
 from keyferry.asgi.signed_body import HeldBody, Room, SignedResponse, replayed, signed, take_body
 from keyferry.errors import ConfigError, DigestRejected, LocalProtocolError, ParseError, RemoteProtocolError, SecurityError
@@ -123,6 +124,7 @@ class Door:
         self._nobody = Secret(random.octets(32))
         self._offers = Offers(as_id, sources, algorithms=algorithms, qop=qop, nobody=self._nobody, handsets=handsets)
         self._ledger = ledger
+        self._ready = ledger.ready if isinstance(ledger, Prepares) else None
         self._certificates = certificates
         self._max_body = max_body
         self._room = Room()
@@ -217,14 +219,19 @@ class Door:
         """Answer a request that is not admitted; with status 401, challenge."""
         headers = list(refusal.headers)
         if refusal.status == 401:
-            headers += self.challenges(scope, stale=refusal.stale)
+            headers += await self.challenges(scope, stale=refusal.stale)
             if headers_named(scope, b"authorization"):
                 headers.append((b"retry-after", b"1"))  # the key may be on its way
         await respond(send, refusal.status, refusal.text, headers=headers)
 
-    def challenges(self, scope: Scope, *, stale: bool = False) -> list[Header]:
-        """Return the WWW-Authenticate fields for a request, with a new nonce."""
-        return self._offers.challenges(self._ledger.issue(), handset=self._is_handset(scope), stale=stale)
+    async def challenges(self, scope: Scope, *, stale: bool = False) -> list[Header]:
+        """Return the WWW-Authenticate fields for a request, with a new nonce. Raises StoreError."""
+        return self._offers.challenges(await self._issue(), handset=self._is_handset(scope), stale=stale)
+
+    async def _issue(self) -> str:
+        if self._ready is not None:
+            await self._ready()
+        return self._ledger.issue()
 
     async def _check_response(
         self, place: Place, credentials: digest.Credentials, algorithm: str, method: str, body_hash: str | None
@@ -273,7 +280,7 @@ class Door:
             old = await self._ledger.claim(credentials.nonce, record, int(credentials.nc or "", 16))
         except DigestRejected as problem:
             raise _gone(problem) from problem
-        return self._ledger.issue() if old else None
+        return await self._issue() if old else None
 
     async def _claim_first(self, place: Place, credentials: digest.Credentials, algorithm: str, record: KeyRecord) -> str:
         """Take the first nonce, which only this key has and only once; return the nonce to go on with (*ours*, DESIGN §3)."""
@@ -286,7 +293,7 @@ class Door:
             raise _gone(problem) from problem
         if not claimed:
             raise Refused("first-nonce", stale=True)
-        return self._ledger.issue()
+        return await self._issue()
 
     async def _note_use(self, place: Place, record: KeyRecord, realm: str, algorithm: str, ha1: Secret) -> None:
         """Remember the key, and tell the source once that it was used: that ends an older one of the device (DESIGN §6)."""
