@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-import json
-import signal
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from system.serving import STOP_LIMIT, environment, keyferry
+from system.serving import keyferry, running
 
 MAIN = """
 begun = []
@@ -49,25 +45,9 @@ app = SimLogin(inner, as_id="notes.home1.net", open=["/health"])
 
 @contextmanager
 def developing(folder: Path, *arguments: str) -> Iterator[dict[str, Any]]:
-    """Run it in a folder until the end; return what it said when it was ready. It must end with 0, without a traceback."""
-    command = [sys.executable, "-m", "keyferry", "dev", "--json", *arguments]
-    log = folder / "dev.log"
-    with (
-        log.open("wb") as errors,
-        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            ready: dict[str, Any] = json.loads(process.stdout.readline() or "{}")
-            assert ready.get("ready") is True, log.read_text()
-            yield ready
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=STOP_LIMIT)
-            assert process.returncode == 0, log.read_text()
-            assert "Traceback" not in log.read_text()
-        finally:
-            if process.poll() is None:
-                process.kill()
+    """Run it in a folder until the end; return what it said when it was ready."""
+    with running("dev", "--json", *arguments, log=folder / "dev.log", folder=folder) as (_, ready):
+        yield ready
 
 
 def get(ready: dict[str, Any], name: str) -> httpx.Response:

@@ -138,6 +138,31 @@ class Served:
 
 
 @contextmanager
+def running(
+    *words: str | Path, log: Path, folder: Path | None = None, end: signal.Signals = signal.SIGTERM, last: str | None = None
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """Run a command of keyferry's; give the process, and what it said when it was ready.
+
+    At the end, of which a signal tells it, it must exit with 0, have said nothing more but `last`, if given, and logged no traceback.
+    """
+    command = [sys.executable, "-m", "keyferry", *(str(word) for word in words)]
+    with (
+        log.open("ab") as errors,
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()) as process,
+    ):
+        try:
+            yield process, ready_line(process, log)
+            process.send_signal(end)
+            rest, _ = process.communicate(timeout=STOP_LIMIT)
+            assert process.returncode == 0, log.read_text()
+            assert last in {None, rest}
+            assert "Traceback" not in log.read_text()
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+@contextmanager
 def serving(config: Path, state: Path, *arguments: str) -> Iterator[Served]:
     """Serve, wait until it is ready, and end it with SIGTERM: it must exit with 0, say so, and have logged no traceback."""
     log = state.with_suffix(".log")

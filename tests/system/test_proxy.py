@@ -6,11 +6,9 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import select
 import signal
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from system.agents import MAIL, WIKI, make_agent_lab, running_agent
-from system.serving import START_LIMIT, STOP_LIMIT, Lab, Served, environment, serving, ue
+from system.serving import Lab, Served, running, serving, ue
 from transports.agentkit import short_folder
 
 NAME = "notes.home1.net"
@@ -120,26 +118,10 @@ class Running:
 
 @contextmanager
 def proxying(state: Path, *arguments: str, end: signal.Signals = signal.SIGTERM) -> Iterator[Running]:
-    """Run the proxy; it must end with 0, say so, and have logged no traceback."""
+    """Run the proxy."""
     log = state.with_name("proxy.log")
-    command = [sys.executable, "-m", "keyferry", "proxy", "--state", str(state), "--json", *arguments]
-    with (
-        log.open("ab") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            assert select.select([process.stdout], [], [], START_LIMIT)[0], "not ready"
-            line = process.stdout.readline()
-            assert line, log.read_text()
-            yield Running(process, json.loads(line)["listen"], log)
-            process.send_signal(end)
-            rest, _ = process.communicate(timeout=STOP_LIMIT)
-            assert (process.returncode, rest) == (0, "stopped\n"), log.read_text()
-            assert "Traceback" not in log.read_text()
-        finally:
-            if process.poll() is None:
-                process.kill()
+    with running("proxy", "--state", state, "--json", *arguments, log=log, end=end, last="stopped\n") as (process, ready):
+        yield Running(process, ready["listen"], log)
 
 
 def test_a_server_that_knows_nothing_of_sims_gets_logged_in_users(lab: Lab, served: Served) -> None:
