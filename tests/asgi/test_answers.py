@@ -36,11 +36,15 @@ async def test_what_the_application_chose_stays() -> None:
 
 
 async def test_a_401_of_the_application_becomes_a_challenge_once() -> None:
-    challenge = [(b"www-authenticate", b"Digest x")]
-    assert await started(status=401, defaults=(), challenge=lambda: challenge) == challenge
-    assert await started(status=403, defaults=(), challenge=lambda: challenge) == []
+    fields = [(b"www-authenticate", b"Digest x")]
+
+    async def challenge() -> list[Header]:
+        return fields
+
+    assert await started(status=401, defaults=(), challenge=challenge) == fields
+    assert await started(status=403, defaults=(), challenge=challenge) == []
     own = (b"WWW-Authenticate", b"Bearer")
-    assert await started(own, status=401, defaults=(), challenge=lambda: challenge) == [own]
+    assert await started(own, status=401, defaults=(), challenge=challenge) == [own]
 
 
 async def test_hsts_is_opt_in() -> None:

@@ -85,6 +85,9 @@ def test_a_file_that_is_being_written_changes_nothing(content: bytes | None, tmp
     assert not held.holds(named(new))
     assert "still taken" in caplog.text
     clock.time += KEPT
+    assert not held.holds(named(new))
+    assert caplog.text.count("still taken") == 1  # whoever has a key can make us look
+    clock.time += READ_EVERY
     assert held.holds(named(old))
     shown.write_bytes(new.pem.read_bytes())
     assert held.holds(named(new))

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
 from keyferry.client.ue import Isim, UeClient, http_credentials, open_ue
-from keyferry.errors import ParseError, RegistrationFailed, TransportError
+from keyferry.errors import ParseError, RegistrationFailed, StateError, TransportError
 from keyferry.ports import SipPeer, UeState
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.identity import parse_as_id, parse_impi, parse_impu
+from keyferry.protocol.identity import Impi, parse_as_id, parse_impi, parse_impu
+from keyferry.protocol.ims.marker import RELEASE_TAG
 from keyferry.protocol.sip.message import Request, Response, make_response
-from keyferry.roles.ue import UeProfile
+from keyferry.roles.ue import BEGUN, UeProfile
 from keyferry.stores.memory import MemoryUeStore
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.sip_node import SipNode
@@ -91,6 +94,67 @@ async def test_a_dead_pcscf_is_a_transport_error() -> None:
         kept = await client.state()
         assert kept is not None
         assert (kept.expires_at, kept.k_m, kept.cseq) == (0.0, None, 1)
+
+
+async def test_the_keys_of_another_process_are_not_dropped_with_ours() -> None:
+    """TS 24.229 §5.1.1.7 ends the registration of a contact; the same device may have registered another one since."""
+    store = MemoryUeStore()
+    async with _opened(store, SipPeer("UDP", "127.0.0.1", 9)) as client:
+        theirs = state(contact="<sip:a@127.0.0.1:1>")
+        await store.save(theirs)
+        await client.drop_keys("the network ended it")
+        assert await store.load(PROFILE.impi) == theirs
+        registered = _state_of(client)
+        await store.save(registered)
+        await client.drop_keys("the network ended it")
+        dropped = await store.load(PROFILE.impi)
+        assert dropped is not None
+        assert (dropped.k_m, dropped.expires_at, dropped.no_keys_because) == (None, 0.0, "the network ended it")
+
+
+def _state_of(client: UeClient) -> UeState:
+    """Return a state of this UE's own contact."""
+    ue = client.ue
+    stated = f';{RELEASE_TAG}="6"'
+    return state(contact=f'<{ue.contact_uri}>;+sip.instance="<{ue.instance}>"{stated}')
+
+
+async def test_what_another_process_has_begun_is_waited_for() -> None:
+    """Between its challenge and its 2xx there are no keys; afterwards there are those of the 2xx, or it was killed."""
+    store = MemoryUeStore()
+    async with _opened(store, SipPeer("UDP", "127.0.0.1", 9)) as client:
+        assert await client.settled() is None
+        begun = state(k_m=None, no_keys_because=BEGUN)
+        await store.save(begun)
+        async with store.alone(PROFILE.impi):
+            settled = asyncio.create_task(client.settled())
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not settled.done()
+            await store.save(state())
+        assert await settled == state()
+        await store.save(begun)
+        assert await client.settled() == begun
+
+
+async def test_a_procedure_that_gets_no_turn_leaves_the_keys_alone() -> None:
+    """They are those of whoever has it."""
+
+    class Busy(MemoryUeStore):
+        @asynccontextmanager
+        async def alone(self, impi: Impi) -> AsyncIterator[None]:
+            if impi:
+                raise StateError("ue.lock", f"process 7 has been registering {impi}")
+            yield
+
+    store = Busy()
+    await store.save(state())
+    async with _opened(store, SipPeer("UDP", "127.0.0.1", 9)) as client:
+        for procedure in (client.register, client.deregister):
+            with pytest.raises(StateError, match="process 7"):
+                await procedure()
+        assert not client.renewing
+    assert await store.load(PROFILE.impi) == state()
 
 
 def _opened(store: MemoryUeStore, pcscf: SipPeer, isim: Isim = ISIM) -> AbstractAsyncContextManager[UeClient]:

@@ -167,5 +167,88 @@ async def test_a_request_that_nginx_handles_twice_is_one_login(tmp_path: Path) -
         assert status(await here.ask(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n{name}: {value}\r\n\r\n".encode())) == 401
 
 
+def cookies(octets: int, each: int) -> bytes:
+    return b"".join(b"Cookie: c%d=%b\r\n" % (at, b"x" * min(each, octets - at)) for at in range(0, octets, each))
+
+
+def roomy(text: str) -> str:
+    """nginx takes lines of 8 kB by default, four of them."""
+    return text.replace("server_name", "large_client_header_buffers 4 32k; server_name")
+
+
+@pytest.mark.parametrize("each", [7_000, 20_000])
+async def test_large_cookies_are_the_servers_business(tmp_path: Path, each: int) -> None:
+    """20 kB of them, in lines as nginx takes them by default, or in one."""
+    async with nginx(tmp_path, roomy if each > 8_000 else str) as here:
+        said = await here.ask(f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\n".encode() + cookies(20_000, each) + b"\r\n")
+        assert status(said) == 401
+        name, value = Client(KEY).answer(digest.parse_challenge(_field(said, b"www-authenticate")), 1, uri="/notes")
+        head = f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\n{name}: {value}\r\n".encode()
+        assert status(await here.ask(head + cookies(20_000, each) + b"\r\n")) == 200
+    (got,) = here.server.requests()
+    assert sum(map(len, got.all(b"cookie"))) > 20_000
+    assert got.all(b"x-3gpp-asserted-identity") == [b'"sip:alice@home1.net", "tel:+15551234"']
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"User-Agent: " + b"x" * 20_000,
+        b"Authorization: Digest username=" + b"x" * 20_000,
+        b"Origin: https://" + b"x" * 20_000,
+        b"User-Agent: a\x01b",
+    ],
+    ids=["agent", "credentials", "origin", "control character"],
+)
+async def test_what_is_too_large_or_malformed_for_the_endpoint_is_refused_and_no_failure(tmp_path: Path, fields: bytes) -> None:
+    async with nginx(tmp_path, roomy) as here:
+        said = await here.ask(f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\n".encode() + fields + b"\r\n\r\n")
+        assert status(said) == 403, said
+        assert "unexpected status" not in here.log.read_text()
+    assert here.server.octets == []
+
+
+async def test_pages_of_other_sites_are_known_through_nginx_too(tmp_path: Path) -> None:
+    """The endpoint sees the fields that nginx names, and no others: without these it could not tell."""
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    evil, same = b"Origin: https://evil.example\r\n", f"Origin: https://{HOST}\r\n".encode()
+    async with nginx(tmp_path) as here:
+
+        async def ask(method: str, fields: bytes) -> int:
+            start = f"{method} /notes HTTP/1.1\r\nHost: {HOST}\r\n".encode()
+            challenge = digest.parse_challenge(_field(await here.ask(start + b"\r\n"), b"www-authenticate"))
+            name, value = Client(KEY).answer(challenge, 1, method=method, uri="/notes")
+            return status(await here.ask(start + f"{name}: {value}\r\n".encode() + fields + b"\r\n"))
+
+        for method, fields, wanted in (
+            ("DELETE", evil, 403), ("DELETE", b"Sec-Fetch-Site: cross-site\r\n", 403), ("DELETE", same, 200), ("DELETE", b"", 200),
+            ("GET", upgrade + evil, 403), ("GET", upgrade + b"Sec-Fetch-Site: cross-site\r\n", 403), ("GET", upgrade + same, 200),
+        ):  # fmt: skip
+            assert await ask(method, fields) == wanted, (method, fields)
+
+
+async def test_the_server_behind_is_told_the_name_that_the_login_was_for_and_the_port_that_was_opened(tmp_path: Path) -> None:
+    """RFC 9112 §3.2.2: a target in absolute form decides, whatever Host says."""
+    async with nginx(tmp_path) as here:
+        for target, host in ((b"/notes", f"{HOST}:8443"), (f"https://{HOST}/notes".encode(), "evil.example"), (b"/notes", HOST)):
+            start = b"GET " + target + f" HTTP/1.1\r\nHost: {host}\r\n".encode()
+            challenge = digest.parse_challenge(_field(await here.ask(start + b"\r\n"), b"www-authenticate"))
+            name, value = Client(KEY).answer(challenge, 1, uri="/notes")
+            assert status(await here.ask(start + f"{name}: {value}\r\nX-Forwarded-Host: evil\r\n\r\n".encode())) == 200
+    for field in (b"host", b"x-forwarded-host"):
+        assert [got.all(field) for got in here.server.requests()] == [[f"{HOST}:8443".encode()], [HOST.encode()], [HOST.encode()]]
+
+
+async def test_what_a_client_says_in_nginxs_or_the_endpoints_fields_is_nothing(tmp_path: Path) -> None:
+    lies = b"X-Original-Host: other\r\nX-Original-Method: PUT\r\nX-Original-Scheme: http\r\nX-Original-Id: 1\r\nX-Keyferry-Secret: x\r\n"
+    async with nginx(tmp_path) as here:
+        said = await here.ask(f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        name, value = Client(KEY).answer(digest.parse_challenge(_field(said, b"www-authenticate")), 1, uri="/notes")
+        request = f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\n{name}: {value}\r\n".encode() + lies + b"\r\n"
+        assert [status(await here.ask(request)) for _ in range(2)] == [200, 401]
+        twice = f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\n{name}: {value}\r\n{name}: Digest x\r\n\r\n".encode()
+        assert status(await here.ask(twice)) in {400, 401, 403}
+
+
 def _field(said: bytes, name: bytes) -> str:
     return next(line.split(b":", 1)[1].strip().decode() for line in said.split(b"\r\n") if line.lower().startswith(name + b":"))

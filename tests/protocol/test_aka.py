@@ -19,6 +19,7 @@ from keyferry.protocol.aka import (
     Usim,
     algorithm_of,
     generate_vector,
+    highest_seq_ms,
     split_sqn,
     sqn_of,
     verify_auts,
@@ -241,3 +242,33 @@ def test_neither_a_vector_nor_an_answer_prints_a_key() -> None:
     for secret in (av.xres, av.ck, av.ik):
         assert repr(secret.reveal())[2:-1] not in text
         assert secret.reveal().hex() not in text
+
+
+SEQS = st.lists(st.integers(0, SEQ_MAX), min_size=32, max_size=32).map(tuple)
+
+
+@given(st.lists(SEQS, min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_what_a_card_accepted_is_remembered_whoever_writes_last(states: list[tuple[int, ...]], random: Any) -> None:
+    """Annex C.2.2: for each IND the highest, in whatever order, however often."""
+    wanted = tuple(max(slot) for slot in zip(*states, strict=True))
+    for _ in range(3):
+        random.shuffle(states)
+        kept: tuple[int, ...] = (0,) * 32
+        card = Usim(MILENAGE)
+        for state in (*states, states[0]):
+            before = kept
+            kept = highest_seq_ms(kept, state)
+            assert all(now >= then for now, then in zip(kept, before, strict=True))
+            card.take_over(state)
+        assert kept == card.seq_ms == wanted
+
+
+def test_a_card_does_not_accept_what_it_accepted_elsewhere() -> None:
+    """Annex C.2.1: another process has the same card."""
+    here, there = Usim(MILENAGE), Usim(MILENAGE)
+    there.authenticate(RAND, vector(MILENAGE, 7, 3).autn)
+    here.take_over(there.seq_ms)
+    with pytest.raises(SyncFailure):
+        here.authenticate(RAND, vector(MILENAGE, 7, 3).autn)
+    with pytest.raises(LocalProtocolError):
+        here.take_over((0,) * 31)

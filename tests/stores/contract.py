@@ -18,7 +18,6 @@ from keyferry.ports import (
     SubscribedImpu,
     SubscriberStore,
     Subscription,
-    UeStore,
 )
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId
 from keyferry.protocol.ims.keypush import GRACE, MAX_AHEAD, MAX_KEY_LIFE, Push, PushOutcome
@@ -39,7 +38,6 @@ from stores.made import (
     pushed_key,
     registration,
     subscriber,
-    ue_state,
 )
 
 OTHER_IMPI = Impi("001010000000002@ims.example")
@@ -477,24 +475,3 @@ class DocumentContract:
             await store.delete("a", "o", "p", expect=refuse)
         assert seen == [None, Document(b"1", "1"), Document(b"1", "1")]
         assert await store.get("a", "o", "p") == Document(b"1", "1")
-
-
-class UeContract:
-    """ports.UeStore."""
-
-    async def test_the_state_comes_back(self, store: UeStore) -> None:
-        odd = b"\xff".decode("utf-8", "surrogateescape")
-        assert await store.load(IMPI) is None
-        for state in (
-            ue_state(),
-            ue_state(contact=odd, associated=(odd,), service_route=(odd, "")),
-            ue_state(k_m=None, gm_keys=None, no_keys_because="the network is Release 5", associated=(), service_route=(), pinned=()),
-        ):
-            await store.save(state)
-            assert await store.load(IMPI) == state
-
-    async def test_ues_are_apart(self, store: UeStore) -> None:
-        await store.save(ue_state())
-        await store.save(ue_state(impi=OTHER_IMPI, cseq=9))
-        assert await store.load(IMPI) == ue_state()
-        assert await store.load(OTHER_IMPI) == ue_state(impi=OTHER_IMPI, cseq=9)

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from keyferry.protocol.identity import AsId, Impi, Impu, Reg
 from keyferry.protocol.ims import keys as ims_keys
 from keyferry.transports.agent_server import AgentServer, Served
 from keyferry.transports.agent_socket import AgentKeys
+from keyferry.transports.agent_wire import MAX_REQUEST, Fields, Frames, build_frame, build_record
 from keyferry.transports.clock import SystemClock
 from keyferry.transports.unix_socket import Admission
 
@@ -154,6 +156,43 @@ async def connected(running: Running, **settings: float) -> AsyncIterator[AgentK
         yield keys
     finally:
         await keys.aclose()
+
+
+Reply = Callable[[Fields], "bytes | None"]
+
+
+@asynccontextmanager
+async def scripted(reply: Reply) -> AsyncIterator[Path]:
+    """Listen as an agent that writes what `reply` says, in one go for each question; None ends the connection after what was written."""
+    connections: set[asyncio.StreamWriter] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(writer)
+        frames, goes_on = Frames(MAX_REQUEST), True
+        while goes_on and (data := await reader.read(4096)):
+            for fields in frames.feed(data):
+                answer = build_frame({"id": fields["id"], "version": 1, "as": [WIKI]}) if fields["op"] == "hello" else reply(fields)
+                goes_on = answer is not None
+                writer.write(answer or b"")
+        writer.close()
+
+    with short_folder() as folder:
+        server = await asyncio.start_unix_server(serve, folder / "agent.sock")
+        try:
+            yield folder / "agent.sock"
+        finally:
+            server.close()
+            for writer in connections:
+                writer.close()
+            await asyncio.sleep(0)
+
+
+def answered(fields: Fields, held: KeyRecord | None, *, keep: bool = True) -> bytes:
+    """Return the answer to a question for a key; to another one that there is nothing."""
+    if fields["op"] != "lookup":
+        return build_frame({"id": fields["id"]})
+    told = build_record(held) if held is not None else None
+    return build_frame({"id": fields["id"], "record": told, "keep": keep and held is not None})
 
 
 BROKEN = StoreError("broken")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ssl
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any, cast
 
 import pytest
 
-from asgi.doorkit import FakeClock, FakeRandom, Pki
+from asgi.doorkit import Certificate, Client, FakeClock, FakeKeys, FakeRandom, Pki, record
 from asgi.proxy.proxykit import KEY, LIMIT, Recorder, answer, recording, status
 from keyferry.asgi.auth import Identity
+from keyferry.asgi.certificates import READ_EVERY
 from keyferry.asgi.identity import SimUser
 from keyferry.client.upstream import Address
 from keyferry.errors import ConfigError
+from keyferry.protocol import digest
 from keyferry.protocol.identity import AsId
 from keyferry.stores.database import Database
 from keyferry.stores.state_dir import open_state
@@ -114,6 +117,42 @@ async def test_the_endpoint_for_nginx_listens_on_its_socket(tmp_path: Path) -> N
     assert status(said) == 401
     assert b"IMS-AS-key@localhost" in said
     assert not socket.exists()
+
+
+async def test_the_endpoint_knows_a_certificate_that_nginx_was_given_later(tmp_path: Path) -> None:
+    """certbot renews the file and nginx reloads it; nobody thinks of the endpoint, and our own clients come in all the same."""
+    socket, shown, key = tmp_path / "auth.sock", tmp_path / "shown.pem", record(as_id=NAME)
+    pki = Pki(tmp_path)
+    old, new = pki.issue(NAME, "old"), pki.issue(NAME, "new")
+
+    class Held(ProxyProcess):
+        def _stored(self, as_id: AsId) -> Any:
+            return FakeKeys(key)
+
+    async def ask(authorization: str = "") -> bytes:
+        reader, writer = await asyncio.open_unix_connection(socket)
+        fields = "".join(f"X-Original-{name}: {value}\r\n" for name, value in (("Method", "GET"), ("URI", "/"), ("Scheme", "https")))
+        writer.write(f"GET / HTTP/1.1\r\nHost: a\r\nX-Original-Host: {NAME}\r\n{fields}{authorization}\r\n".encode())
+        said = await answer(reader)
+        writer.close()
+        return said
+
+    async def login(certificate: Certificate) -> int:
+        field = next(line for line in (await ask()).split(b"\r\n") if line.lower().startswith(b"www-authenticate:"))
+        challenge = digest.parse_challenge(field.partition(b":")[2].strip().decode())
+        seen = base64.urlsafe_b64encode(certificate.sha256).decode().rstrip("=")
+        return status(await ask("{}: {}\r\n".format(*Client(key).answer(challenge, uri="/", cnonce=f"cb1.AAAA.{seen}"))))
+
+    shown.write_bytes(old.pem.read_bytes())
+    async with AsyncExitStack() as stack:
+        made = process(tmp_path, stack, auth_request=f"unix:{socket}", names=[NAME], certificate=shown)
+        proxy = Held(made.settings, made.state, made.clock, made.random, made.log, made.metrics, stack)
+        await proxy.start()
+        assert [await login(old), await login(new)] == [204, 403]
+        new.pem.replace(shown)
+        assert isinstance(proxy.clock, FakeClock)
+        proxy.clock.time += READ_EVERY
+        assert [await login(new), await login(old)] == [204, 204]
 
 
 async def test_a_secret_goes_to_its_own_server_alone(tmp_path: Path) -> None:

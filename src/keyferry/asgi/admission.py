@@ -185,11 +185,11 @@ class Admission:
         """Count a failure against its address; return what it comes to.
 
         Over the limit a client without a valid key or session is still told how to get in: a neighbour behind the same NAT may be in
-        that case honestly. Those of a relay, too, are told of it.
+        that case honestly.
         """
         now = self._clock.monotonic()
         left, wait = self._failures.failed(source, now)
-        if left or refusal.reason == "certificate":
+        if left:
             return refusal
         if refusal.ends_session or (refusal.status == 401 and self._failures.may_be_challenged(source, _claimed(scope), now)):
             return Refused("limited", refusal.status, refusal.text, ends_session=refusal.ends_session)

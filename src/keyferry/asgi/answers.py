@@ -9,7 +9,7 @@ Nothing is said about frames, scripts or referrers: what pages may do is the app
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from keyferry.asgi.exchange import Header, Message, Send
 from keyferry.asgi.watch import Watch
@@ -23,7 +23,7 @@ def adding(
     send: Send,
     defaults: Sequence[Header],
     added: Sequence[Header] = (),
-    challenge: Callable[[], Sequence[Header]] | None = None,
+    challenge: Callable[[], Awaitable[Sequence[Header]]] | None = None,
     watch: Watch | None = None,
 ) -> Send:
     """Return a `send` that adds fields: `defaults` where the application has none of that name, `added` always.
@@ -43,7 +43,7 @@ def adding(
             headers += [field for field in defaults if field[0] not in names]
             headers += added
             if challenge is not None and message.get("status") == 401 and b"www-authenticate" not in names:
-                headers += challenge()
+                headers += await challenge()
             message = {**message, "headers": headers}
         await send(message)
 

@@ -42,6 +42,7 @@ class Certificates:
         self._fixed = frozenset(map(_shown, fixed))
         self._current = {file: _shown(hash_of(file)) for file in self._files}
         self._former: dict[str, float] = {}  # until when; in the order of their ends
+        self._unread: set[str | os.PathLike[str]] = set()  # of those, what could not be read at the last look
         self._monotonic = monotonic
         self._read = monotonic()
 
@@ -62,8 +63,11 @@ class Certificates:
             try:
                 found = _shown(hash_of(file))
             except ConfigError as problem:  # somebody is writing it: what we know stays, and the next look helps
-                logging.getLogger("keyferry.asgi").warning("%s; the certificate that was there is still taken", problem)
+                if file not in self._unread:
+                    self._unread.add(file)
+                    logging.getLogger("keyferry.asgi").warning("%s; the certificate that was there is still taken", problem)
                 continue
+            self._unread.discard(file)
             if found != before:
                 self._current[file] = found
                 self._former.pop(before, None)

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from keyferry.asgi.exchange import App, Header, Receive, Scope, Send, headers_named, respond
+from keyferry.asgi.ledger import Prepares
 from keyferry.asgi.offers import ALGORITHMS, Offers, Place
-from keyferry.asgi.signed_body import HeldBody, Room, SignedResponse, replayed, take_body
+from keyferry.asgi.signed_body import HeldBody, Room, SignedResponse, replayed, signed, take_body
 from keyferry.errors import ConfigError, DigestRejected, LocalProtocolError, ParseError, RemoteProtocolError, SecurityError
 from keyferry.protocol import digest
 from keyferry.protocol.crypto.secret import Secret
@@ -123,6 +124,7 @@ class Door:
         self._nobody = Secret(random.octets(32))
         self._offers = Offers(as_id, sources, algorithms=algorithms, qop=qop, nobody=self._nobody, handsets=handsets)
         self._ledger = ledger
+        self._ready = ledger.ready if isinstance(ledger, Prepares) else None
         self._certificates = certificates
         self._max_body = max_body
         self._room = Room()
@@ -180,15 +182,18 @@ class Door:
         mechanism = "first-nonce" if first else "digest"
         return Proof(record, place.offer.mechanism, mechanism, credentials, algorithm, ha1, nextnonce, body)
 
-    async def serve_signed(self, proof: Proof, request: HeldBody, app: App, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer a request whose body was signed, and sign its answer whole."""
+    async def serve(self, proof: Proof, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer a proven request, and sign its answer (RFC 7616 §3.5)."""
+        if proof.body is None:
+            await app(scope, receive, signed(send, _info(proof, None)))
+            return
         held = HeldBody(self._max_body, self._room, digest.body_hasher(proof.algorithm))
         response = SignedResponse(send, lambda body_hash: _info(proof, body_hash), held, head=scope["method"] == "HEAD")
         try:
             # Without the server's extensions: a file that it would send by itself cannot be signed.
-            await app({**scope, "extensions": {}}, replayed(request, receive), response)
+            await app({**scope, "extensions": {}}, replayed(proof.body, receive), response)
         finally:
-            request.close()
+            proof.body.close()
             held.close()
 
     def check_channel(self, scope: Scope) -> None:
@@ -214,14 +219,19 @@ class Door:
         """Answer a request that is not admitted; with status 401, challenge."""
         headers = list(refusal.headers)
         if refusal.status == 401:
-            headers += self.challenges(scope, stale=refusal.stale)
+            headers += await self.challenges(scope, stale=refusal.stale)
             if headers_named(scope, b"authorization"):
                 headers.append((b"retry-after", b"1"))  # the key may be on its way
         await respond(send, refusal.status, refusal.text, headers=headers)
 
-    def challenges(self, scope: Scope, *, stale: bool = False) -> list[Header]:
-        """Return the WWW-Authenticate fields for a request, with a new nonce."""
-        return self._offers.challenges(self._ledger.issue(), handset=self._is_handset(scope), stale=stale)
+    async def challenges(self, scope: Scope, *, stale: bool = False) -> list[Header]:
+        """Return the WWW-Authenticate fields for a request, with a new nonce. Raises StoreError."""
+        return self._offers.challenges(await self._issue(), handset=self._is_handset(scope), stale=stale)
+
+    async def _issue(self) -> str:
+        if self._ready is not None:
+            await self._ready()
+        return self._ledger.issue()
 
     async def _check_response(
         self, place: Place, credentials: digest.Credentials, algorithm: str, method: str, body_hash: str | None
@@ -270,7 +280,7 @@ class Door:
             old = await self._ledger.claim(credentials.nonce, record, int(credentials.nc or "", 16))
         except DigestRejected as problem:
             raise _gone(problem) from problem
-        return self._ledger.issue() if old else None
+        return await self._issue() if old else None
 
     async def _claim_first(self, place: Place, credentials: digest.Credentials, algorithm: str, record: KeyRecord) -> str:
         """Take the first nonce, which only this key has and only once; return the nonce to go on with (*ours*, DESIGN §3)."""
@@ -283,7 +293,7 @@ class Door:
             raise _gone(problem) from problem
         if not claimed:
             raise Refused("first-nonce", stale=True)
-        return self._ledger.issue()
+        return await self._issue()
 
     async def _note_use(self, place: Place, record: KeyRecord, realm: str, algorithm: str, ha1: Secret) -> None:
         """Remember the key, and tell the source once that it was used: that ends an older one of the device (DESIGN §6)."""
@@ -375,11 +385,6 @@ def _is_same_target(signed_uri: bytes, target: bytes, query: bytes, scope: Scope
 def _gone(problem: DigestRejected) -> Refused:
     """Return the refusal of a right response that the ledger does not take: the nonce is used up, or the key went meanwhile."""
     return Refused("stale", stale=True) if problem.stale else Refused("unknown-key")
-
-
-def proof_of_server(proof: Proof) -> Header:
-    """Return the field of an answer that proves the server to the client; it does not sign the body."""
-    return (b"authentication-info", _info(proof, None))
 
 
 def _info(proof: Proof, body_hash: str | None) -> bytes:

@@ -21,6 +21,14 @@ class FirstUses(Protocol):
         """Take the first nonce of a key, once; false if it was taken, or if nobody can know that it was not."""
 
 
+@runtime_checkable
+class Prepares(Protocol):
+    """A ledger that has to fetch something before it issues nonces, and here may wait for it; `issue` would hold up the event loop."""
+
+    async def ready(self) -> None:
+        """Fetch what is missing. Raises StoreError."""
+
+
 class LocalLedger:
     """Decide for the one process that has it; a restart makes every nonce stale, and forgets no first nonce."""
 

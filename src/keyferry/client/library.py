@@ -72,7 +72,8 @@ class Ue:
     async def open(cls, config: str | Path | UeConfig, *, state: str | Path | None = None, log: Log | None = None) -> AsyncIterator[Ue]:
         """Open the UE of a TOML file, as `keyferry ue` takes it; a registration stays when it is closed.
 
-        `state` is the state directory, by default that of $KEYFERRY_STATE, else .keyferry. One process of a UE at a time registers.
+        `state` is the state directory, by default that of $KEYFERRY_STATE, else .keyferry. Several processes may have a UE open: they
+        register in turn, and have the keys of the last one that did.
         Raises ConfigError, StateError, TransportError.
         """
         loaded = config if isinstance(config, UeConfig) else load_ue_config(Path(config))
@@ -81,7 +82,10 @@ class Ue:
             yield cls(session)
 
     async def register(self) -> Status:
-        """Register, or register again with new keys. Raises RegistrationFailed, TransportError."""
+        """Register, or register again with new keys.
+
+        Raises RegistrationFailed, TransportError; StateError if another process is at it and does not end.
+        """
         return status_of(await self._session.client.register(), self._session.client.clock.now())
 
     async def deregister(self, *, every: bool = False) -> None:

@@ -89,8 +89,7 @@ class UeLogin(httpx.Auth):
     async def _current(self) -> SimDigest:
         if self._sim is not None and self._client.renewing:
             return self._sim
-        async with self._client.turn:
-            state = registered(await self._client.state(), self._client.clock.now())
+        state = registered(await self._client.settled(), self._client.clock.now())
         found = http_credentials(state, self._as_id)
         if self._sim is None or found.username != self._key_id:
             key_id = self._key_id = found.username

@@ -44,8 +44,8 @@ class UeSession:
     state: Path
 
     async def current(self) -> UeState:
-        """Return the state of a registration that is still valid. Raises RegistrationFailed."""
-        return registered(await self.client.state(), self.client.clock.now())
+        """Return the state of a registration that is still valid. Raises RegistrationFailed, StateError."""
+        return registered(await self.client.settled(), self.client.clock.now())
 
     async def stay(self, tell: Tell) -> bool:
         """Stay registered until SIGINT or SIGTERM; false if the network wants us no more. Raises RegistrationFailed, TransportError."""
@@ -125,7 +125,7 @@ def until_signal() -> asyncio.Event:
 
 @asynccontextmanager
 async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: SipObserver | None = None) -> AsyncIterator[UeSession]:
-    """Open the UE; two processes of one UE at a time are the caller's mistake. Raises ConfigError, StateError, ParseError."""
+    """Open the UE; another process may have it open too: their procedures take turns. Raises ConfigError, StateError, ParseError."""
     settings = config.ue
     clock, random = SystemClock(), SystemRandom()
     opc = settings.opc if settings.opc is not None else opc_of(settings.algorithm, settings.k, settings.op or settings.k)

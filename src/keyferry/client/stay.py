@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from keyferry.client.ue import UeClient
-from keyferry.errors import KeyferryError, RegistrationFailed, RemoteProtocolError, TransportError
+from keyferry.errors import KeyferryError, RegistrationFailed, RemoteProtocolError, StateError, TransportError
 from keyferry.ports import Log, RandomSource, SipPeer, UeState
 from keyferry.protocol.ims.reginfo import ContactChange
 from keyferry.protocol.ims.subscription import refresh_after
@@ -80,10 +80,13 @@ class Stay:
                 return
 
     async def leave(self) -> None:
-        """De-register, if registered, and say so. Raises RegistrationFailed, TransportError."""
-        state = await self.client.state()
+        """De-register, if registered, and say so; a registration that another process has made since is left to it.
+
+        Raises RegistrationFailed, TransportError, StateError.
+        """
         try:
-            if state is not None and state.expires_at > self.client.clock.now():
+            state = await self.client.settled()
+            if state is not None and state.expires_at > self.client.clock.now() and self.client.ue.is_of(state):
                 await self.client.deregister()
                 self._say("deregistered", {})
                 await self._last_word()
@@ -107,13 +110,16 @@ class Stay:
         await self._subscribe(state)
 
     async def _again(self) -> None:
-        """Re-register (§5.1.1.4); a network that does not answer, or has trouble of its own, is asked again later."""
+        """Re-register (§5.1.1.4); a network that does not answer, or has trouble of its own, is asked again later.
+
+        So is a state that another process keeps.
+        """
         try:
             await self._register()
-        except (RegistrationFailed, TransportError) as problem:
+        except (RegistrationFailed, TransportError, StateError) as problem:
             if isinstance(problem, RegistrationFailed) and not (problem.status == 408 or 500 <= problem.status < 600):
                 raise
-            if self.client.ue.security is not None:
+            if self.client.ue.security is not None and not isinstance(problem, StateError):
                 self.client.ue.security.released()  # the next try begins without (§5.1.1.4)
             self._say("retry", {"problem": str(problem), "in": self._pause})
             self._due = self.client.clock.now() + self._pause

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from keyferry.protocol.identity import AsId, KeyId
 from keyferry.protocol.ims.autn_trial import explain_autn
 from keyferry.protocol.ims.keys import as_key, digest_password, digest_realm, key_id, ua_key
 from keyferry.protocol.sip.message import Request, Response, refuse_method
-from keyferry.roles.ue import Ue, UeProfile, UeSecurity
+from keyferry.roles.ue import BEGUN, Ue, UeProfile, UeSecurity
 from keyferry.transports.pki import MutualTls
 from keyferry.transports.sip_node import SipNode
 
@@ -88,26 +88,46 @@ class UeClient:
         """Return the stored state."""
         return await self.store.load(self.ue.profile.impi)
 
+    async def settled(self) -> UeState | None:
+        """Return the stored state once no procedure is at it, of whatever process. Raises StateError."""
+        async with self.turn:
+            state = await self.state()
+            if state is None or state.no_keys_because != BEGUN:
+                return state
+            async with self._alone():  # whoever has begun it goes on, or was killed
+                return await self.state()
+
     async def register(self) -> UeState:
-        """Register, or register again. Raises RegistrationFailed, TransportError."""
+        """Register, or register again. Raises RegistrationFailed, TransportError, StateError."""
         async with self.turn:
             self.renewing = True
             try:
-                return await self._kept(deregister=False)
+                async with self._alone():
+                    return await self._kept(deregister=False)
             finally:
                 self.renewing = False
 
     async def deregister(self, *, every: bool = False) -> UeState:
-        """De-register; with `every`, all devices of the subscriber. Raises RegistrationFailed, TransportError."""
-        async with self.turn:
+        """De-register; with `every`, all devices of the subscriber. Raises RegistrationFailed, TransportError, StateError."""
+        async with self.turn, self._alone():
             return await self._kept(deregister=True, every=every)
 
     async def drop_keys(self, reason: str) -> None:
-        """Take the end of the registration by the network (TS 24.229 §5.1.1.7): nothing of it is used again."""
+        """Take the end of the registration by the network (TS 24.229 §5.1.1.7): nothing of it is used again.
+
+        What another process has registered since stays. Raises StateError.
+        """
         if self.ue.security is not None:
             self.ue.security.released()
+        async with self.turn, self._alone():
+            await self._dropped(reason)
+
+    def _alone(self) -> AbstractAsyncContextManager[None]:
+        return self.store.alone(self.ue.profile.impi)
+
+    async def _dropped(self, reason: str) -> None:
         state = await self.state()
-        if state is not None:
+        if state is not None and self.ue.is_of(state):
             await self.store.save(replace(state, k_m=None, gm_keys=None, expires_at=0.0, no_keys_because=reason))
 
     async def _kept(self, *, deregister: bool, every: bool = False) -> UeState:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol, TypeAlias
@@ -481,7 +482,10 @@ class UeStore(Protocol):
         """Return the state."""
 
     async def save(self, state: UeState) -> None:
-        """Store it durably."""
+        """Store it durably; SEQ_MS of no IND becomes lower by that, whatever `state` says."""
+
+    def alone(self, impi: Impi) -> AbstractAsyncContextManager[None]:
+        """Keep this UE's other procedures waiting, in whatever process. Raises StateError that says who holds it for too long."""
 
     async def claim_first(self, key_id: KeyId, now: float) -> bool:
         """Note durably that the first nonce of a key is used; false if it was before, by whatever process (DESIGN §7)."""

@@ -132,6 +132,16 @@ def verify_auts(algorithm: AkaAlgorithm, rand: bytes, auts: bytes) -> int:
     return sqn_ms
 
 
+def highest_seq_ms(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    """Return the higher SEQ for each IND: what a card has accepted it never accepts again, whoever remembers it (annex C.2.2).
+
+    Raises LocalProtocolError.
+    """
+    if len(one) != len(other):
+        raise LocalProtocolError("SEQ_MS of two cards that differ in the length of IND")
+    return tuple(map(max, one, other))
+
+
 class Usim:
     """Answer challenges as a USIM or ISIM does, remembering SEQ_MS by IND (§6.3.3, annex C.2)."""
 
@@ -151,6 +161,10 @@ class Usim:
     def seq_ms(self) -> tuple[int, ...]:
         """Return the highest SEQ accepted for each IND, to be kept."""
         return tuple(self._seq_ms)
+
+    def take_over(self, seq_ms: Sequence[int]) -> None:
+        """Take the SEQs over that the same card has accepted elsewhere, where they are higher. Raises LocalProtocolError."""
+        self._seq_ms = list(highest_seq_ms(self._seq_ms, seq_ms))
 
     def authenticate(self, rand: bytes, autn: bytes) -> UsimAnswer:
         """Check AUTN, its MAC first and then its SQN, and only then give RES, CK and IK.

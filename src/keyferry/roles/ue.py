@@ -41,6 +41,8 @@ from keyferry.protocol.sip.message import Request, Response
 
 MAX_INVALID_CHALLENGES = 2  # in a row, then the UE gives up (TS 24.229 §5.1.1.5.3)
 MAX_ROUNDS = 6  # REGISTERs in one procedure: a server that challenges for ever is left
+BEGUN = "a registration was begun and not finished"
+"""Why there are no keys between a challenge and its 2xx, or after a kill in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +193,13 @@ class Ue:
         begun = replace(self._begin(state), k_m=None, no_keys_because="de-registered")
         return await self._procedure(begun, 0)
 
+    def is_of(self, state: UeState) -> bool:
+        """Tell whether a state is that of a registration of ours, not of another process's contact."""
+        return state.contact == self._contact()
+
     def _begin(self, state: UeState | None) -> UeState:
         if state is not None:
+            self.usim.take_over(state.seq_ms)  # another process may have used the card since this object was made
             return replace(state, seq_ms=self.usim.seq_ms)
         return UeState(
             impi=self.profile.impi, seq_ms=self.usim.seq_ms, call_id=f"{self.random.octets(12).hex()}", cseq=0, contact=self._contact(),
@@ -254,8 +261,7 @@ class Ue:
             challenge = self._challenge(response)
             run, credentials = self._answer(challenge)
             self._agree(response, run)
-            because = "a registration was begun and not finished"
-            state = replace(state, seq_ms=self.usim.seq_ms, k_m=None, no_keys_because=because)  # and so for every write from here on
+            state = replace(state, seq_ms=self.usim.seq_ms, k_m=None, no_keys_because=BEGUN)  # and so for every write from here on
             await self._kept(state)
             invalid = 0 if run else invalid + 1
             if invalid > MAX_INVALID_CHALLENGES:

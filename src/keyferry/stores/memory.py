@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from keyferry.errors import StoreError
 from keyferry.ports import AsStore, Document, KeyRecord, PendingPush, Registration, Subscriber, Subscription, UeState
+from keyferry.protocol.aka import highest_seq_ms
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
 from keyferry.protocol.ims.keypush import MAX_KEY_LIFE, SKEW, HeldKey, HeldSet, Owner, Push, PushOutcome, after_use, erased, receive, valid
 from keyferry.protocol.ims.user_profile import identities_of
@@ -335,14 +340,23 @@ class MemoryUeStore:
     def __init__(self) -> None:
         self._states: dict[Impi, UeState] = {}
         self._first: set[KeyId] = set()
+        self._turns: defaultdict[Impi, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def load(self, impi: Impi) -> UeState | None:
         """Return the state."""
         return self._states.get(impi)
 
     async def save(self, state: UeState) -> None:
-        """Store it."""
-        self._states[state.impi] = state
+        """Store it; SEQ_MS never becomes lower."""
+        before = self._states.get(state.impi)
+        kept = state if before is None else replace(state, seq_ms=highest_seq_ms(before.seq_ms, state.seq_ms))
+        self._states[state.impi] = kept
+
+    @asynccontextmanager
+    async def alone(self, impi: Impi) -> AsyncIterator[None]:
+        """Keep this UE's other procedures waiting."""
+        async with self._turns[impi]:
+            yield
 
     async def claim_first(self, key_id: KeyId, now: float) -> bool:
         """Note that the first nonce of a key is used; false if it was before."""

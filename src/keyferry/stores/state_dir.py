@@ -5,9 +5,10 @@ version     one line, the layout of the directory
 kek         lines `kid-hex base64(64 octets)`, the last is current; every sealed row needs it: back it up apart from the rows
 kek.lock    held shared by every process that has read the KEKs, alone by a rotation and by the first start
 lock        held by the one process that serves
-_OWN = {"version", "lock", "agent.lock", "kek.lock", "kek", "user-ids", "isc"}
+agent.lock  held by the one key agent
 isc/        a file per S-CSCF and AS: lines `kid base64(64 octets)`, the last is the one to seal with
 *.db        the stores
+ue-*.lock   held by whoever registers or de-registers that UE
 """
 
 from __future__ import annotations

@@ -53,6 +53,16 @@ class _Unanswerable(Exception):
         self.text = text
 
 
+class _Tracked:
+    """A key of which a connection is told when it changes. After a change the next question begins a new one."""
+
+    __slots__ = ("asked", "given")
+
+    def __init__(self) -> None:
+        self.asked = 0  # questions under way
+        self.given = False  # a record went out, and may be kept there
+
+
 class AgentServer:
     """Listen on a UNIX socket."""
 
@@ -117,7 +127,7 @@ class _Client(asyncio.Protocol):
         self._uid = -1
         self._greeted = False
         self._cache = False
-        self._tracked: OrderedDict[str, None] = OrderedDict()
+        self._tracked: OrderedDict[str, _Tracked] = OrderedDict()
         self._under_way = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -263,18 +273,21 @@ class _Client(asyncio.Protocol):
         if not self._cache:
             record = await served.keys.lookup(identifier, as_id)
             return {"record": build_record(record) if record is not None else None, "keep": False}
-        before = identifier in self._tracked
-        self._tracked[identifier] = None  # first, so that a change meanwhile is noticed
+        tracked = self._tracked.setdefault(identifier, _Tracked())  # first, so that a change meanwhile is noticed
         self._tracked.move_to_end(identifier)
-        record = await served.keys.lookup(identifier, as_id)
-        keep = identifier in self._tracked
+        tracked.asked += 1
+        try:
+            record = await served.keys.lookup(identifier, as_id)
+            tracked.given = tracked.given or record is not None
+        finally:
+            tracked.asked -= 1
+            if not tracked.asked and not tracked.given and self._tracked.get(identifier) is tracked:
+                del self._tracked[identifier]
         if record is None:
-            if not before:  # else the worker has it under another AS_ID, and must hear of its end
-                self._tracked.pop(identifier, None)
             return {"record": None, "keep": False}
         if len(self._tracked) > MAX_TRACKED:
             self.changed([next(iter(self._tracked))])
-        return {"record": build_record(record), "keep": keep}
+        return {"record": build_record(record), "keep": self._tracked.get(identifier) is tracked}
 
     async def _claim(self, served: Served, as_id: AsId, fields: Fields) -> dict[str, Any]:
         nonce, count = _text(fields, "nonce", 64), fields.get("count")

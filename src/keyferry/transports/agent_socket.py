@@ -12,6 +12,7 @@ This module needs nothing but the standard library and `cryptography`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from keyferry.protocol.door_nonce import CHANCE, build_nonce
 from keyferry.protocol.identity import AsId
 from keyferry.protocol.ims.key_record import KeyRecord, Offer
 from keyferry.protocol.ims.keys import MECHANISM, PSK_PREFIX, digest_realm, ua_key
-from keyferry.transports.agent_link import AgentLink, BlockingLink, checked
+from keyferry.transports.agent_link import REST, AgentLink, BlockingLink, Rest, checked, hangs, hello
 from keyferry.transports.agent_wire import MAX_IDENTIFIER, Fields, octets_of, parse_record, whose
 from keyferry.transports.clock import SystemClock, SystemRandom
 
@@ -37,7 +38,9 @@ DEFAULT: Final = "unix:/run/keyferry/agent.sock"
 LIMIT: Final = 2.0
 """Seconds that a request waits for an answer; then the connection counts as broken."""
 LIMIT_NOW: Final = 0.2
-"""Seconds that a callback may stand still for an answer, with the whole event loop; 100 µs are usual."""
+"""Seconds that a callback may stand still for an answer, with the whole event loop; 100 µs are usual. Once, if the agent hangs."""
+ATTEMPTS: Final = 3
+"""Times that one question is asked, if what it is about changes before its answer can be noted."""
 MAX_CACHED: Final = 10_000
 """Records kept, about 1 kB each; the agent remembers for each worker which ones."""
 
@@ -54,6 +57,15 @@ def socket_path(address: str | None = None) -> Path:
     return Path(path)
 
 
+class _Question:
+    """A key that is being asked for. What the agent says of it meanwhile may be heard before its answer is looked at."""
+
+    __slots__ = ("changed",)
+
+    def __init__(self) -> None:
+        self.changed = False
+
+
 class AgentKeys:
     """A KeySource: the keys that an agent holds for the AS_IDs that it lets this user see. For one event loop at a time."""
 
@@ -65,6 +77,7 @@ class AgentKeys:
         random: RandomSource | None = None,
         limit: float = LIMIT,
         limit_now: float = LIMIT_NOW,
+        rest: float = REST,
         max_cached: int = MAX_CACHED,
     ) -> None:
         """Take the socket's path; nothing connects yet."""
@@ -74,9 +87,13 @@ class AgentKeys:
         self._limit = limit
         self._max_cached = max_cached
         self._cache: OrderedDict[str, KeyRecord] = OrderedDict()
+        self._questions: dict[str, set[_Question]] = {}
+        self._user_ids: dict[AsId, Secret] = {}
         self._link: AgentLink | None = None
-        self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
-        self._blocking = BlockingLink(self.path, limit_now)
+        self._opening: asyncio.Task[AgentLink | StoreError] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._rest = Rest(self.path, self.clock.monotonic, rest)
+        self._blocking = BlockingLink(self.path, limit_now, self._rest)
         self._ledgers: dict[AsId, AgentLedger] = {}
 
     # ---- ports.KeySource
@@ -89,17 +106,23 @@ class AgentKeys:
         """Return the record if the key is valid now, as far as the agent has said. Raises StoreError."""
         if len(identifier) > MAX_IDENTIFIER:
             return None
-        link = await self._connected()
-        known = self._cached(identifier, as_id)
-        if known is not None:
-            return known
-        answer = checked(self.path, await link.ask({"op": "lookup", "as": as_id, "key": identifier}))
-        record = self._record(answer, identifier, as_id)
-        if record is not None and answer.get("keep") is True and link is self._link:
-            self._cache[record.key_id] = record
-            if len(self._cache) > self._max_cached:
-                self._cache.popitem(last=False)
-        return record
+        if as_id not in self._user_ids:
+            await self._note_user_ids(as_id)
+        for _ in range(ATTEMPTS):
+            link = await self._connected()
+            known = self._cached(identifier, as_id)
+            if known is not None:
+                return known
+            question = _Question()
+            self._questions.setdefault(identifier, set()).add(question)
+            try:
+                answer = checked(self.path, await link.ask({"op": "lookup", "as": as_id, "key": identifier}))
+            finally:
+                self._end(identifier, question)
+            # The answer and the word of the key's end, or the end of the connection, may have come at once: it is old then.
+            if link is self._link and not question.changed:
+                return self._take(answer, identifier, as_id)
+        raise StoreError(f"{self.path}: the key changes faster than the key agent can be asked for it")
 
     def lookup_now(self, identifier: str, as_id: AsId) -> KeyRecord | None:
         """Do the same without awaiting, over a connection of its own. Raises StoreError."""
@@ -127,17 +150,16 @@ class AgentKeys:
 
     def user_id_key(self, as_id: AsId) -> Secret | None:
         """Return what the user ids of an AS are made with; the same for all workers, and after every restart. Raises StoreError."""
-        key = self._ask_now({"op": "user-ids", "as": as_id}).get("user_id_key")
-        try:
-            return None if key is None else Secret(octets_of(key))
-        except ParseError as problem:
-            raise StoreError(f"{self.path}: the key agent's answer: {problem}") from problem
+        return self._user_ids.get(as_id) or self._user_id_key(self._ask_now({"op": "user-ids", "as": as_id}))
 
     async def aclose(self) -> None:
         """End the connections."""
+        for task in (self._opening, self._looking):
+            if task is not None and task.get_loop() is asyncio.get_running_loop():
+                task.cancel()
+                await asyncio.wait([task])
         if self._link is not None:
             self._link.end("was left")
-            self._lost(self._link)
         self._blocking.close()
         await asyncio.sleep(0)  # the loop closes the socket in its next turn
 
@@ -152,8 +174,13 @@ class AgentKeys:
             raise
 
     async def nonce_terms(self, as_id: AsId) -> Fields:
-        """Ask for the nonce key. Raises StoreError."""
-        return await self._ask({"op": "nonces", "as": as_id})
+        """Ask for the nonce key of the agent that is there now. Raises StoreError."""
+        for _ in range(ATTEMPTS):
+            link = await self._connected()
+            answer = checked(self.path, await link.ask({"op": "nonces", "as": as_id}))
+            if link is self._link:
+                return answer
+        raise StoreError(f"{self.path}: the key agent goes as soon as it has answered")
 
     def nonce_terms_now(self, as_id: AsId) -> Fields:
         """Do the same without awaiting. Raises StoreError."""
@@ -166,16 +193,66 @@ class AgentKeys:
         return checked(self.path, await link.ask(fields))
 
     def _ask_now(self, fields: Fields) -> Fields:
+        """Stand still for an answer; on an event loop not again until the agent is known to answer."""
+        self._rest.check()
+        if self._rest.silent and self._looks_for_itself():
+            raise hangs(self.path)
         return checked(self.path, self._blocking.ask(fields))
+
+    def _looks_for_itself(self) -> bool:
+        """Ask the agent whether it is back, where there is an event loop for that."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False  # a thread stands still by itself
+        if self._looking is None or self._looking.done() or self._looking.get_loop() is not loop:
+            self._looking = loop.create_task(self._look())
+        return True
+
+    async def _look(self) -> None:
+        with contextlib.suppress(StoreError, DigestRejected, asyncio.CancelledError):
+            await self._ask(hello(cache=True))
+
+    def _take(self, answer: Fields, identifier: str, as_id: AsId) -> KeyRecord | None:
+        """Note what an answer says that is true now."""
+        record = self._record(answer, identifier, as_id)
+        if record is not None and answer.get("keep") is True:
+            self._cache[record.key_id] = record
+            if len(self._cache) > self._max_cached:
+                self._cache.popitem(last=False)
+        return record
+
+    async def _note_user_ids(self, as_id: AsId) -> None:
+        """Fetch what is needed right after the first record, where nobody can wait for it."""
+        link = await self._connected()
+        answer = await link.ask({"op": "user-ids", "as": as_id})
+        with contextlib.suppress(StoreError):  # whoever needs it is told
+            key = self._user_id_key(checked(self.path, answer))
+            if key is not None:
+                self._user_ids[as_id] = key
+
+    def _user_id_key(self, answer: Fields) -> Secret | None:
+        key = answer.get("user_id_key")
+        try:
+            return None if key is None else Secret(octets_of(key))
+        except ParseError as problem:
+            raise StoreError(f"{self.path}: the key agent's answer: {problem}") from problem
+
+    def _end(self, identifier: str, question: _Question) -> None:
+        questions = self._questions[identifier]
+        questions.discard(question)
+        if not questions:
+            del self._questions[identifier]
 
     def _cached(self, identifier: str, as_id: AsId) -> KeyRecord | None:
         known = self._cache.get(identifier)
         if known is None or known.as_id != as_id or self._link is None or not self._link.is_open:
             return None
         if self.clock.now() >= known.not_after:
-            del self._cache[identifier]
+            self._cache.pop(identifier, None)
             return None
-        self._cache.move_to_end(identifier)
+        with contextlib.suppress(KeyError):  # a thread may ask, too
+            self._cache.move_to_end(identifier)
         return known
 
     def _record(self, answer: Fields, identifier: str, as_id: AsId) -> KeyRecord | None:
@@ -192,17 +269,36 @@ class AgentKeys:
         loop = asyncio.get_running_loop()
         if self._link is not None and self._link.is_open and self._link.loop is loop:
             return self._link
-        if self._opening is None or self._opening[0] is not loop:
-            self._opening = loop, asyncio.Lock()
-        async with self._opening[1]:
-            if self._link is None or not self._link.is_open or self._link.loop is not loop:
-                self._forget()
-                self._link = await AgentLink.connect(self.path, self._limit, self._changed, self._lost)
-            return self._link
+        found = await asyncio.shield(self._attempt(loop))
+        if isinstance(found, StoreError):
+            raise StoreError(*found.args)
+        return found
+
+    def _attempt(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[AgentLink | StoreError]:
+        """Return the one attempt to connect, whose result is that of all who wait for it. Raises StoreError where none is made now."""
+        if self._opening is None or self._opening.done() or self._opening.get_loop() is not loop:
+            self._rest.check()
+            self._opening = loop.create_task(self._open())
+        return self._opening
+
+    async def _open(self) -> AgentLink | StoreError:
+        self._link = None  # it has ended, or is of an event loop that has
+        self._forget()
+        try:
+            link = await AgentLink.connect(self.path, self._limit, self._changed, self._lost, self._rest)
+        except StoreError as problem:
+            return problem
+        except asyncio.CancelledError:  # by `aclose`; those who wait here are not cancelled
+            return StoreError(f"{self.path}: the key agent was left")
+        if link.is_open:
+            self._link = link
+        return link
 
     def _changed(self, key_ids: Sequence[str]) -> None:
         for key_id in key_ids:
             self._cache.pop(key_id, None)
+            for question in self._questions.get(key_id, ()):
+                question.changed = True
 
     def _lost(self, link: AgentLink) -> None:
         if link is self._link:
@@ -236,18 +332,20 @@ class AgentLedger:
         identities now, else the key is no longer valid. Raises StoreError.
         """
         old = (await self._keys.take(record, {"op": "claim", "nonce": nonce, "count": count})).get("old") is True
-        await self._ready_to_issue(old)
+        if old:
+            await self.ready()
         return old
 
     async def claim_first(self, record: KeyRecord) -> bool:
         """Take the first nonce of a key, which there is once; false if it is used. Raises DigestRejected as `claim` does, StoreError."""
         taken = (await self._keys.take(record, {"op": "first"})).get("taken") is True
-        await self._ready_to_issue(taken)
+        if taken:
+            await self.ready()
         return taken
 
-    async def _ready_to_issue(self, soon: bool) -> None:
-        """Fetch the nonce key for `issue`, which comes next and would stand still for it."""
-        if soon and self._terms is None:
+    async def ready(self) -> None:
+        """Fetch the nonce key for `issue`, which would stand still for it. Raises StoreError."""
+        if self._terms is None:
             self._take(await self._keys.nonce_terms(self._as_id))
 
     def forget(self) -> None:

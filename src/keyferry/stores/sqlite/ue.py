@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 
 import msgspec
 
 from keyferry.ports import UeState
+from keyferry.protocol.aka import highest_seq_ms
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi, Impu, KeyId
 from keyferry.stores.database import Database, octets, text
 from keyferry.stores.sealing import Keyring, SealedColumn
+from keyferry.stores.ue_turn import turn_file, ue_turn
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS ue_state (id INTEGER PRIMARY KEY, impi TEXT NOT NULL UNIQUE, state BLOB NOT NULL)",
@@ -20,6 +24,7 @@ SCHEMA = (
 )
 REMEMBERED = 2 * 604_800.0
 """Seconds that a first nonce is known to be used: longer than any key lives (`scscf.key_max_age`)."""
+SELECT = "SELECT state FROM ue_state WHERE impi = ?"
 STATE = SealedColumn("ue_state", "state", ("impi",))
 
 
@@ -57,20 +62,30 @@ class SqliteUeStore:
 
         Raises SealError if the row was tampered with.
         """
-        rows = self._database.read("SELECT state FROM ue_state WHERE impi = ?", (impi,))
-        if not rows:
-            return None
-        return _read(impi, msgspec.msgpack.decode(STATE.open(self._keyring, rows[0][0], (impi,)), type=_State))
+        rows = self._database.read(SELECT, (impi,))
+        return self._opened(impi, rows[0][0]) if rows else None
 
     async def save(self, state: UeState) -> None:
-        """Store it durably."""
-        sealed = STATE.seal(self._keyring, msgspec.msgpack.encode(_written(state)), (state.impi,))
+        """Store it durably; SEQ_MS of no IND becomes lower by that, whatever another process has stored meanwhile.
+
+        Raises SealError if the row was tampered with.
+        """
 
         def work(connection: sqlite3.Connection) -> None:
+            before = connection.execute(SELECT, (state.impi,)).fetchone()
+            seq_ms = highest_seq_ms(self._opened(state.impi, before[0]).seq_ms, state.seq_ms) if before else state.seq_ms
+            octets = msgspec.msgpack.encode(_written(replace(state, seq_ms=seq_ms)))
             sql = "INSERT INTO ue_state (impi, state) VALUES (?, ?) ON CONFLICT (impi) DO UPDATE SET state = excluded.state"
-            connection.execute(sql, (state.impi, sealed))
+            connection.execute(sql, (state.impi, STATE.seal(self._keyring, octets, (state.impi,))))
 
         await self._database.write(work)
+
+    def alone(self, impi: Impi) -> AbstractAsyncContextManager[None]:
+        """Keep this UE's other procedures waiting, in whatever process. Raises StateError that says who holds it for too long."""
+        return ue_turn(turn_file(self._database.path, impi), impi)
+
+    def _opened(self, impi: Impi, sealed: bytes) -> UeState:
+        return _read(impi, msgspec.msgpack.decode(STATE.open(self._keyring, sealed, (impi,)), type=_State))
 
     async def claim_first(self, key_id: KeyId, now: float) -> bool:
         """Note durably that the first nonce of a key is used; false if it was before, by whatever process."""
