@@ -62,13 +62,10 @@ class _Place(NamedTuple):
 
 
 class _Cached(NamedTuple):
-    """An unsealed key; `alone` if its set holds no superseded one."""
+    """An unsealed key as it is handed out, if it is valid then; `alone` if its set holds no superseded one."""
 
+    record: KeyRecord
     key: HeldKey
-    impi: Impi
-    as_id: AsId
-    reg: Reg
-    impus: tuple[Impu, ...]
     alone: bool
 
 
@@ -151,12 +148,7 @@ class SqliteKeyStore:
         Raises SealError.
         """
         cached = self._cached(key_id)
-        if cached is None or cached.as_id != as_id or not valid(cached.key, now):
-            return None
-        key = cached.key
-        end = key.not_after if key.superseded_until is None else min(key.not_after, key.superseded_until)
-        superseded = key.superseded_until is not None
-        return KeyRecord(key_id, as_id, cached.impi, cached.reg, cached.impus, key.k_as, float(key.not_before), float(end), superseded)
+        return cached.record if cached is not None and cached.record.as_id == as_id and valid(cached.key, now) else None
 
     async def claim_first(self, record: KeyRecord) -> bool:
         """Insert if absent; the claim outlives every push of the key, however late and with whatever lifetime. Raises StoreError."""
@@ -297,7 +289,7 @@ class SqliteKeyStore:
         alone = all(key.superseded_until is None for key in held.keys)
         for key in held.keys:
             if key.key_id == key_id:
-                cached = _Cached(key, held.impi, held.as_id, held.reg, held.impus, alone)
+                cached = _Cached(_record(held, key), key, alone)
                 self._cache[key_id] = cached
                 if len(self._cache) > self._max_cached:
                     self._cache.popitem(last=False)
@@ -309,6 +301,11 @@ class SqliteKeyStore:
             self._cache.pop(key_id, None)
         if self._changed is not None and key_ids:
             self._changed(key_ids)
+
+
+def _record(held: HeldSet, key: HeldKey) -> KeyRecord:
+    superseded = key.superseded_until is not None
+    return KeyRecord(key.key_id, held.as_id, held.impi, held.reg, held.impus, key.k_as, float(key.not_before), _ends(key), superseded)
 
 
 def _owner(connection: sqlite3.Connection, key_id: KeyId) -> Owner | None:
