@@ -130,20 +130,7 @@ def respond(
     session.
     Raises ParseError for an unknown algorithm or qop, LocalProtocolError if nc or cnonce is missing.
     """
-    rules = _algorithm(algorithm)
-    digest = rules.digest
-    a2 = f"{method}:{uri}"
-    if qop == "auth-int":
-        a2 += f":{digest(body) if body_hash is None else body_hash}"
-    elif qop is not None and qop != "auth":
-        raise ParseError("Digest qop", "neither auth nor auth-int")
-    if (qop is not None and nc is None) or ((qop is not None or rules.session) and cnonce is None):
-        raise LocalProtocolError("nc and cnonce go with a qop, cnonce with a session algorithm")
-    key = ha1.reveal()
-    if rules.session:
-        key = digest(b"%b:%b" % (key, _octets(f"{nonce}:{cnonce}"))).encode("ascii")
-    middle = f"{nonce}:" if qop is None else f"{nonce}:{nc}:{cnonce}:{qop}:"
-    return digest(b"%b:%b" % (key, _octets(middle + digest(_octets(a2)))))
+    return _respond(_algorithm(algorithm), ha1, method, uri, nonce, qop, nc, cnonce, body, body_hash)
 
 
 def body_hasher(algorithm: str) -> hashlib._Hash:
@@ -163,7 +150,8 @@ def check_response(
     Whether the nonce is ours and fresh, the uri is the request's, and a qop was required, is for the caller to check.
     Raises DigestRejected.
     """
-    if credentials.algorithm is not None and credentials.algorithm.lower() != algorithm.lower():
+    named = credentials.algorithm
+    if named is not None and named != algorithm and named.lower() != algorithm.lower():
         raise DigestRejected("algorithm is not the one offered")
     if credentials.qop is not None and not (credentials.nc and _NC.fullmatch(credentials.nc)):
         raise DigestRejected("nc is not eight hexadecimal digits")
@@ -265,23 +253,35 @@ def decode_base64(text: str, what: str = "base64", maximum: int = MAX_NONCE) -> 
 
 def _respond_to(ha1: Secret, credentials: Credentials, algorithm: str, method: str, body: bytes, body_hash: str | None) -> str:
     """Return what `respond` gives for the peer's own parameters; whatever is wrong with them is the peer's fault."""
+    given = credentials
     try:
-        return respond(
-            algorithm,
-            ha1,
-            method=method,
-            uri=credentials.uri,
-            nonce=credentials.nonce,
-            qop=credentials.qop,
-            nc=credentials.nc,
-            cnonce=credentials.cnonce,
-            body=body,
-            body_hash=body_hash,
-        )
+        return _respond(
+            _algorithm(algorithm), ha1, method, given.uri, given.nonce, given.qop, given.nc, given.cnonce, body, body_hash
+        )  # fmt: skip
     except ParseError as problem:
         raise DigestRejected(str(problem)) from None
     except LocalProtocolError:
         raise DigestRejected("nc or cnonce is missing") from None
+
+
+def _respond(
+    rules: _Algorithm, ha1: Secret, method: str, uri: str, nonce: str, qop: str | None, nc: str | None, cnonce: str | None,
+    body: bytes, body_hash: str | None,
+) -> str:  # fmt: skip
+    digest = rules.digest
+    a2 = f"{method}:{uri}"
+    if qop == "auth-int":
+        a2 = f"{a2}:{digest(body) if body_hash is None else body_hash}"
+    elif qop is not None and qop != "auth":
+        raise ParseError("Digest qop", "neither auth nor auth-int")
+    if (qop is not None and nc is None) or ((qop is not None or rules.session) and cnonce is None):
+        raise LocalProtocolError("nc and cnonce go with a qop, cnonce with a session algorithm")
+    key = ha1.reveal()
+    if rules.session:
+        key = digest(b"%b:%b" % (key, _octets(f"{nonce}:{cnonce}"))).encode("ascii")
+    hashed = digest(_octets(a2))
+    middle = f"{nonce}:{hashed}" if qop is None else f"{nonce}:{nc}:{cnonce}:{qop}:{hashed}"
+    return digest(b"%b:%b" % (key, _octets(middle)))
 
 
 def _algorithm(name: str) -> _Algorithm:
