@@ -20,7 +20,7 @@ from keyferry.asgi.admission import Admission, Admitted
 from keyferry.asgi.answers import PRIVATE, adding, hsts
 from keyferry.asgi.audit import Audit, Event, audit_of
 from keyferry.asgi.certificates import Certificates
-from keyferry.asgi.door import MAX_BODY, PROVEN_KEYS, Door, Refused
+from keyferry.asgi.door import MAX_BODY, PROVEN_KEYS, Door, Refused, proof_of_server
 from keyferry.asgi.exchange import Header, Receive, Scope, Send, headers_named, respond
 from keyferry.asgi.identity import SIM_SCOPE, SimAuth, SimUser, UserIds
 from keyferry.asgi.limits import FailureLimits, Failures
@@ -54,6 +54,7 @@ _CLAIMED = re.compile(rb'username="([A-Za-z0-9_\-]{24}@[A-Za-z0-9.\-]{1,253})"')
 _SECURE = {"http": "https", "ws": "wss"}
 _SPOOFED = frozenset({b"remote-user", b"remote_user"})
 """Fields that frameworks may take for the server's own word about the user; from a client they go no further."""
+_HELD_BACK = _SPOOFED | {b"authorization"}
 
 
 class Identity(NamedTuple):
@@ -242,19 +243,22 @@ class SimLogin:
         inner["user"] = user
         inner["auth"] = SimAuth(SIM_SCOPE)
         inner["keyferry"] = Identity(record.impus, record.key_id, admitted.mechanism)
-        cookies = (admitted.cookie,) if admitted.cookie else ()
+        added = [admitted.cookie] if admitted.cookie else []
         watch = Watch(lambda: self._admission.lives(record.key_id, name), self._clock.monotonic)
         if "extensions" in scope:  # some let a connection outlive its request
             inner["keyferry.lives"] = watch.lives
         try:
             if scope["type"] == "websocket":
-                socket = LivingSocket(receive, adding(send, self._private, cookies), watch)
+                socket = LivingSocket(receive, adding(send, self._private, added), watch)
                 await self.app(inner, socket.receive, socket.send)
-            elif admitted.proof is not None:
-                answer = adding(send, self._private, cookies, watch=watch)
-                await self._doors[name].serve(admitted.proof, self.app, inner, receive, answer)
+            elif admitted.proof is None:
+                await self.app(inner, receive, adding(send, self._private, added, watch=watch))
+            elif admitted.proof.body is None:
+                added.append(proof_of_server(admitted.proof))
+                await self.app(inner, receive, adding(send, self._private, added, watch=watch))
             else:
-                await self.app(inner, receive, adding(send, self._private, cookies, watch=watch))
+                answer = adding(send, self._private, added, watch=watch)
+                await self._doors[name].serve_signed(admitted.proof, admitted.proof.body, self.app, inner, receive, answer)
         except Exception:
             if not watch.ended:
                 raise
@@ -305,11 +309,7 @@ class SimLogin:
 
     def _inner(self, scope: Scope, *, secure: bool) -> Scope:
         """Return a scope for the application, without what is ours and what a client may not say."""
-        headers = [
-            (name, value)
-            for name, value in scope["headers"]
-            if name not in _SPOOFED and not (name == b"authorization" and value[:6].lower() == b"digest")
-        ]
+        headers = [field for field in scope["headers"] if field[0] not in _HELD_BACK or _is_passed_on(*field)]
         if self._session is not None:
             headers = without_session(headers)
         inner = {**scope, "headers": headers}
@@ -374,6 +374,11 @@ async def _challenges(door: Door, request: Scope) -> list[Header]:
         return await door.challenges(request)
     except StoreError:  # no nonce to be had: the application's 401 goes out as it is
         return []
+
+
+def _is_passed_on(name: bytes, value: bytes) -> bool:
+    """Tell whether the application sees a field of _HELD_BACK: credentials of other schemes than ours are its own."""
+    return name == b"authorization" and value[:6].lower() != b"digest"
 
 
 def _claimed(request: Scope, way: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from keyferry.asgi.exchange import App, Header, Receive, Scope, Send, headers_named, respond
 from keyferry.asgi.ledger import Prepares
 from keyferry.asgi.offers import ALGORITHMS, Offers, Place
-from keyferry.asgi.signed_body import HeldBody, Room, SignedResponse, replayed, signed, take_body
+from keyferry.asgi.signed_body import HeldBody, Room, SignedResponse, replayed, take_body
 from keyferry.errors import ConfigError, DigestRejected, LocalProtocolError, ParseError, RemoteProtocolError, SecurityError
 from keyferry.protocol import digest
 from keyferry.protocol.crypto.secret import Secret
@@ -182,18 +182,15 @@ class Door:
         mechanism = "first-nonce" if first else "digest"
         return Proof(record, place.offer.mechanism, mechanism, credentials, algorithm, ha1, nextnonce, body)
 
-    async def serve(self, proof: Proof, app: App, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer a proven request, and sign its answer (RFC 7616 §3.5)."""
-        if proof.body is None:
-            await app(scope, receive, signed(send, _info(proof, None)))
-            return
+    async def serve_signed(self, proof: Proof, request: HeldBody, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer a request whose body was signed, and sign its answer whole."""
         held = HeldBody(self._max_body, self._room, digest.body_hasher(proof.algorithm))
         response = SignedResponse(send, lambda body_hash: _info(proof, body_hash), held, head=scope["method"] == "HEAD")
         try:
             # Without the server's extensions: a file that it would send by itself cannot be signed.
-            await app({**scope, "extensions": {}}, replayed(proof.body, receive), response)
+            await app({**scope, "extensions": {}}, replayed(request, receive), response)
         finally:
-            proof.body.close()
+            request.close()
             held.close()
 
     def check_channel(self, scope: Scope) -> None:
@@ -385,6 +382,11 @@ def _is_same_target(signed_uri: bytes, target: bytes, query: bytes, scope: Scope
 def _gone(problem: DigestRejected) -> Refused:
     """Return the refusal of a right response that the ledger does not take: the nonce is used up, or the key went meanwhile."""
     return Refused("stale", stale=True) if problem.stale else Refused("unknown-key")
+
+
+def proof_of_server(proof: Proof) -> Header:
+    """Return the field of an answer that proves the server to the client; it does not sign the body."""
+    return (b"authentication-info", _info(proof, None))
 
 
 def _info(proof: Proof, body_hash: str | None) -> bytes:
