@@ -215,6 +215,17 @@ async def test_what_is_signed_is_watched_too() -> None:
     assert (await scene.run(qop="auth-int"))[0] == "503"
 
 
+async def test_a_key_that_is_now_anothers_is_over() -> None:
+    scene = Scene("one")
+    other = record("bob")
+
+    def rebound() -> None:
+        scene.door.keys.records[KEY.key_id] = KEY._replace(impi=other.impi)
+
+    scene.app.steps = ("one", rebound, scene.later, "two")
+    assert await scene.run() == ["200", "one"]
+
+
 async def test_errors_of_the_application_stay_its_own() -> None:
     def breaks() -> None:
         raise RuntimeError("of the application")

@@ -110,9 +110,10 @@ class Admission:
             return "session"
         return "digest" if required and authorizations else ""
 
-    async def lives(self, key_id: KeyId, name: AsId) -> bool:
-        """Tell whether a key is still there. Raises StoreError, SealError."""
-        return await self._find(key_id, name) is not None
+    async def lives(self, record: KeyRecord, name: AsId) -> bool:
+        """Tell whether a key is still there, and the same user's. Raises StoreError, SealError."""
+        found = await self._find(record.key_id, name)
+        return found is not None and _whose(found[0]) == _whose(record) and found[0].k_as == record.k_as
 
     # ---- ways
 

@@ -244,7 +244,7 @@ class SimLogin:
         inner["auth"] = SimAuth(SIM_SCOPE)
         inner["keyferry"] = Identity(record.impus, record.key_id, admitted.mechanism)
         added = [admitted.cookie] if admitted.cookie else []
-        watch = Watch(lambda: self._admission.lives(record.key_id, name), self._clock.monotonic)
+        watch = Watch(lambda: self._admission.lives(record, name), self._clock.monotonic)
         if "extensions" in scope:  # some let a connection outlive its request
             inner["keyferry.lives"] = watch.lives
         try:
