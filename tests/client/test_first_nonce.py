@@ -133,7 +133,72 @@ async def test_on_a_connection_that_somebody_else_opened_the_server_is_asked_fir
         url = f"https://localhost:{port}/notes"
         assert (await client.get(url)).status_code == 401
         assert (await client.get(url, auth=sim(LOCAL_ALICE))).text == "sip:alice@home1.net"
-    assert [(method, nc) for method, nc, _ in door.seen] == [("GET", ""), ("GET", ""), ("GET", "00000001")]
+    assert [(method, nc) for method, nc, _ in door.seen] == [("GET", ""), ("HEAD", ""), ("GET", "00000001")]
+
+
+@pytest.mark.parametrize("kind", [None, REWINDABLE, ONCE])
+async def test_on_such_a_connection_no_body_is_sent_to_be_refused(pki: Pki, kind: str | None) -> None:
+    """After a registration anew the connections are those of the key before: a large body would go twice, a pipe would be empty."""
+    certificate = pki.issue(LOCAL, f"reused{kind}")
+    door = FirstDoor(made(certificate.sha256, LOCAL, LOCAL_ALICE), LOCAL_ALICE)
+    arrived: list[tuple[str, int, str]] = []
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        messages = [await receive()]
+        while messages[-1].get("more_body", False):
+            messages.append(await receive())
+        octets = sum(len(message.get("body", b"")) for message in messages)
+        fields = dict(scope["headers"])
+        told = {b"content-length", b"transfer-encoding", b"content-type"} & set(fields)
+        arrived.append((scope["method"], octets, ",".join(sorted(name.decode() for name in told))))
+
+        async def again() -> Any:
+            return messages.pop(0)
+
+        await door(scope, again, send)
+
+    body = Body()
+    async with serving(counted, certificate) as port, httpx.AsyncClient(verify=pki.trust()) as client:
+        url = f"https://localhost:{port}/notes"
+        assert (await client.get(url)).status_code == 401
+        extensions = {} if kind is None else {BODY: kind}
+        put = await client.put(
+            url, content=body, extensions=extensions, headers={"Content-Type": "text/plain"}, auth=sim(LOCAL_ALICE)
+        )  # fmt: skip
+        assert put.text == "sip:alice@home1.net"
+    proven = [("HEAD", 0, "")] if kind == ONCE else []
+    assert arrived == [("GET", 0, ""), ("HEAD", 0, ""), *proven, ("PUT", 4, "content-type,transfer-encoding")]
+    assert body.begun == 1
+
+
+async def test_through_a_proxy_the_first_nonce_goes_into_the_tunnel(pki: Pki) -> None:
+    """CONNECT is none of the server's requests, and on a tunnel that is open the server is asked first, too."""
+    certificate = pki.issue(LOCAL, "tunnel")
+    door = FirstDoor(made(certificate.sha256, LOCAL, LOCAL_ALICE), LOCAL_ALICE)
+    heard: list[bytes] = []
+    async with serving(door, certificate) as port:
+
+        async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.append(await reader.readuntil(b"\r\n\r\n"))
+            inward, outward = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            await asyncio.gather(_copied(reader, outward), _copied(inward, writer))
+
+        proxy = await asyncio.start_server(tunnel, "127.0.0.1", 0)
+        address = proxy.sockets[0].getsockname()[1]
+        async with proxy, httpx.AsyncClient(verify=pki.trust(), proxy=f"http://127.0.0.1:{address}", trust_env=False) as client:
+            url = f"https://localhost:{port}/notes"
+            assert (await client.put(url, content=b"note", auth=sim(LOCAL_ALICE))).text == "sip:alice@home1.net"
+            assert (await client.put(url, content=b"note", auth=sim(LOCAL_ALICE))).text == "sip:alice@home1.net"
+    assert [text.split(b" ")[0] for text in heard] == [b"CONNECT"]
+    assert b"uthorization" not in heard[0]
+    assert [(method, nc) for method, nc, _ in door.seen] == [("PUT", "00000001"), ("HEAD", ""), ("PUT", "00000001")]
+
+
+async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while octets := await reader.read(65_536):
+        writer.write(octets)
+    writer.close()
 
 
 async def test_a_server_that_answers_without_proof_is_not_believed_at_the_first_request_either(pki: Pki) -> None:

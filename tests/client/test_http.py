@@ -32,6 +32,22 @@ async def test_a_name_of_the_table_goes_to_its_address_and_stays_in_host_and_sni
     assert seen[1].url.host == "other.net"
 
 
+@pytest.mark.parametrize("host", ["bücher.example", "xn--bcher-kva.example"])
+@pytest.mark.parametrize("table", ["Bücher.example", "xn--bcher-kva.example"])
+async def test_a_name_of_the_table_may_have_u_labels_and_the_wire_has_a_labels(host: str, table: str) -> None:
+    """RFC 5890; RFC 6066 §3."""
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200)
+
+    async with httpx.AsyncClient(transport=HostsTransport(httpx.MockTransport(answer), {table: "127.0.0.1"})) as client:
+        await client.get(f"https://{host}/")
+    sent = (seen[0].url.host, seen[0].headers["host"], seen[0].extensions["sni_hostname"])
+    assert sent == ("127.0.0.1", "xn--bcher-kva.example", "xn--bcher-kva.example")
+
+
 def test_a_ca_file_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="keyferry pki"):
         trust(tmp_path / "ca.pem")

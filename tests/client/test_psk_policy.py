@@ -3,22 +3,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from typing import Any
 
 import httpx
 import pytest
 
-from asgi.doorkit import AS_ID, Echo, FakeRandom, make_door
+from asgi.doorkit import AS_ID, Echo, FakeClock, FakeRandom, make_door
 from client.test_login import LIFE, client_with, held
 from client.test_ue import state
+from keyferry.client.http import HostsTransport
 from keyferry.client.login import UeLogin
-from keyferry.client.psk_policy import PSK, PskOrCertificate, PskPolicy, asking
-from keyferry.client.ue import HttpCredentials, http_credentials
+from keyferry.client.psk import psk_transport
+from keyferry.client.psk_policy import PSK, RETRY, PskOrCertificate, PskPolicy, asking, why_not
+from keyferry.client.ue import HttpCredentials, UeClient, http_credentials
 from keyferry.errors import ConfigError, LocalProtocolError, RegistrationFailed, TransportError
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import parse_as_id
 
 URL = f"https://{AS_ID}:8443/notes"
 PORTS: dict[str, int] = {AS_ID: 8453}
 OLD = state(expires_at=LIFE)
+NEW = state(expires_at=LIFE, k_m=Secret(b"n" * 32))
 
 
 class Noted:
@@ -155,3 +162,141 @@ async def test_without_a_key_nothing_is_asked() -> None:
     async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200)), auth=login) as client:
         with pytest.raises(RegistrationFailed):
             await client.get(URL)
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("host", ["bücher.example", "xn--bcher-kva.example", "BÜCHER.example."])
+@pytest.mark.parametrize("table", ["Bücher.example", "xn--bcher-kva.example"])
+async def test_a_name_may_be_written_in_both_forms(host: str, table: str) -> None:
+    """DESIGN §3: the AS_ID has A-labels; httpx shows U-labels."""
+    books = parse_as_id("xn--bcher-kva.example")
+    keyed = Keyed()
+    transport = PskOrCertificate(httpx.MockTransport(lambda _: httpx.Response(500)), {table: 8453}, make=keyed.make)
+    request = asking(httpx.Request("GET", f"https://{host}:8443/notes"), http_credentials(OLD, books))
+    assert (await transport.handle_async_request(request)).status_code == 200
+    assert [(sent.url.raw_host.rstrip(b".").lower(), sent.url.port) for sent in keyed.seen] == [(books.encode(), 8453)]
+
+
+# ---- how long a refusal is remembered
+
+
+class Trial:
+    """A UE that prefers TLS-PSK, over some time."""
+
+    def __init__(self, keyed: Keyed, client: UeClient, ports: dict[str, int] = PORTS) -> None:
+        self.clock = client.clock
+        self.keyed, self.log, self.client = keyed, Noted(), client
+        self.door = make_door(held(OLD), held(NEW), app=Echo())
+        self.login = UeLogin(client, AS_ID, FakeRandom("client"), psk="prefer", log=self.log)
+        self.http = httpx.AsyncClient(
+            transport=PskOrCertificate(httpx.ASGITransport(self.door.door), ports, make=keyed.make), auth=self.login
+        )  # fmt: skip
+
+    async def way(self, after: float = 0.0) -> str:
+        """Let time pass and ask; return which way the request went."""
+        assert isinstance(self.clock, FakeClock)
+        self.clock.time += after
+        text = (await self.http.put(URL, content=b"milk")).text
+        return "psk" if text == "over psk" else "digest"
+
+
+@pytest.mark.parametrize("problem", [httpx.ConnectTimeout("a SYN was lost"), httpx.ConnectError("ssl: alert handshake failure")])
+async def test_a_failure_of_the_network_is_forgotten_after_a_minute(problem: Exception) -> None:
+    keyed = Keyed(problem)
+    keyed.fails = 2
+    trial = Trial(keyed, await client_with(OLD))
+    assert [await trial.way(), await trial.way(), await trial.way(RETRY - 1)] == ["digest"] * 3
+    assert await trial.way(1) == "digest"  # tried, and failed again
+    assert await trial.way(RETRY - 1) == "digest"
+    assert [await trial.way(1), await trial.way()] == ["psk", "psk"]
+    assert trial.log.warnings == [("psk-refused", "digest")] * 2
+
+
+async def test_while_one_request_finds_out_the_others_do_not_wait() -> None:
+    """A server that does not answer takes ten seconds to be sure of."""
+    keyed, asked_again, answered = Keyed(httpx.ConnectTimeout("late")), asyncio.Event(), asyncio.Event()
+    trial = Trial(keyed, await client_with(OLD))
+    assert await trial.way() == "digest"
+    plain = keyed.handle_async_request
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        asked_again.set()
+        await answered.wait()
+        return await plain(request)
+
+    keyed.handle_async_request = slow  # type: ignore[method-assign]
+    first = asyncio.create_task(trial.way(RETRY))
+    await asked_again.wait()
+    assert [await trial.way() for _ in range(3)] == ["digest"] * 3
+    answered.set()
+    assert await first == "digest"
+
+
+@pytest.mark.parametrize("ports", [PORTS, {}])
+async def test_what_cannot_change_is_not_tried_again_with_the_same_key(ports: dict[str, int]) -> None:
+    keyed = Keyed(ConfigError("TLS-PSK", "needs Python 3.13"))
+    keyed.fails = 1
+    trial = Trial(keyed, await client_with(OLD), ports)
+    assert [await trial.way(), await trial.way(RETRY), await trial.way(100 * RETRY)] == ["digest"] * 3
+    assert trial.log.warnings == [("psk-refused", "digest")]
+    await trial.client.store.save(NEW)
+    assert await trial.way() == ("psk" if ports else "digest")
+
+
+async def test_what_becomes_of_an_old_key_says_nothing_of_the_new_one() -> None:
+    keyed = Keyed()
+    trial = Trial(keyed, await client_with(OLD))
+    begun, ended = asyncio.Event(), asyncio.Event()
+    plain = keyed.handle_async_request
+
+    async def late(request: httpx.Request) -> httpx.Response:
+        if begun.is_set():
+            return await plain(request)
+        begun.set()
+        await ended.wait()
+        raise httpx.ConnectError("the old key is gone")
+
+    keyed.handle_async_request = late  # type: ignore[method-assign]
+    old = asyncio.create_task(trial.way())
+    await begun.wait()
+    await trial.client.store.save(NEW)
+    assert await trial.way() == "psk"
+    ended.set()
+    assert await old == "digest"
+    assert await trial.way() == "psk"
+
+
+ALERT = bytes.fromhex("15 0303 0002 02")  # TLSPlaintext of a fatal alert, before its description (RFC 8446 §5.1, §6)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="TLS-PSK needs Python 3.13")
+@pytest.mark.parametrize(
+    ("answer", "lasting"),
+    [(ALERT + b"\x33", True), (ALERT + b"\x28", False), (ALERT + b"\x73", False), (b"", False), (b"HTTP/1.1 4", False)],
+    ids=["decrypt_error", "handshake_failure", "unknown_psk_identity", "nothing", "no TLS"],
+)  # fmt: skip
+async def test_only_the_alert_that_means_a_wrong_key_is_remembered(answer: bytes, lasting: bool) -> None:
+    """RFC 8446 §4.2.11, §6.2: the binder was wrong. Who does not know the identity may have it in a second."""
+
+    async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(answer)
+        await writer.drain()
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(server, "127.0.0.1", 0)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        transport = PskOrCertificate(
+            httpx.MockTransport(lambda _: httpx.Response(500)), {AS_ID: port},
+            make=lambda found: HostsTransport(psk_transport(found), {AS_ID: "127.0.0.1"}),
+        )  # fmt: skip
+        response = await transport.handle_async_request(asking(httpx.Request("GET", URL), http_credentials(OLD, AS_ID)))
+        await transport.aclose()
+    refusal = why_not(response)
+    assert refusal is not None
+    assert refusal.lasting is lasting, refusal

@@ -10,12 +10,12 @@ from pathlib import Path
 import httpx
 
 from keyferry.client.http_auth import WAITS, SimDigest
+from keyferry.client.names import as_id_of, by_host, host_of
 from keyferry.client.psk import psk_transport
 from keyferry.client.psk_policy import PskOrCertificate
 from keyferry.client.ue import http_credentials
 from keyferry.errors import ConfigError
 from keyferry.ports import RandomSource, UeState
-from keyferry.protocol.identity import parse_as_id
 
 TIMEOUT = 10.0  # seconds
 
@@ -25,15 +25,14 @@ class HostsTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, inner: httpx.AsyncBaseTransport, hosts: Mapping[str, str]) -> None:
         self._inner = inner
-        self._hosts = {name.lower(): address for name, address in hosts.items()}
+        self._hosts = by_host(hosts)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; the response stands under the name that was asked for."""
-        name = request.url.host
-        address = self._hosts.get(name.lower())
+        address = self._hosts.get(host_of(request.url))
         if address is None:
             return await self._inner.handle_async_request(request)
-        extensions = {**request.extensions, "sni_hostname": name}
+        extensions = {**request.extensions, "sni_hostname": request.url.raw_host.decode("ascii")}
         sent = httpx.Request(
             request.method, request.url.copy_with(host=address), headers=request.headers, stream=request.stream, extensions=extensions
         )
@@ -85,6 +84,6 @@ def open_http(
         raise ConfigError(url, "is not an https URL", "AS keys are used over TLS only")
     auth = None
     if state is not None:
-        credentials = http_credentials(state, parse_as_id(target.host))
+        credentials = http_credentials(state, as_id_of(target))
         auth = SimDigest(key_id=credentials.username, as_id=credentials.as_id, k_ua=credentials.k_ua, random=random, waits=waits)
     return open_client(auth, hosts=hosts, tls=trust(ca))

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import httpx
 
+from keyferry.client.names import is_for
 from keyferry.errors import DigestRejected, LocalProtocolError, ParseError
 from keyferry.protocol import digest
-from keyferry.protocol.identity import parse_as_id
 from keyferry.protocol.ims import keys as ims_keys
 
 if TYPE_CHECKING:
@@ -155,11 +155,7 @@ class SimDigest(httpx.Auth):
         steps = self._steps(request, self._watch_now)
         answer: Any = None
         try:
-            while True:
-                try:
-                    step = steps.send(answer)
-                except StopIteration:
-                    return
+            while (step := _after(steps, answer)) is not None:
                 if isinstance(step, httpx.Request):
                     answer = yield step
                 elif isinstance(step, _Read):
@@ -177,11 +173,7 @@ class SimDigest(httpx.Auth):
         """
         steps = self._steps(request, self._watch)
         answer: Any = None
-        while True:
-            try:
-                step = steps.send(answer)
-            except StopIteration:
-                return
+        while (step := _after(steps, answer)) is not None:
             if isinstance(step, httpx.Request):
                 answer = yield step
             elif isinstance(step, _Read):
@@ -252,14 +244,8 @@ class SimDigest(httpx.Auth):
         return challenge
 
     def _check_target(self, request: httpx.Request) -> None:
-        if request.url.scheme != "https":
-            raise LocalProtocolError("a ferried key is used over https alone")
-        try:
-            host = parse_as_id(request.url.host)
-        except ParseError:
-            host = None
-        if host != self._as_id:
-            raise LocalProtocolError(f"this key is for {self._as_id} alone")
+        if not is_for(request.url, self._as_id):
+            raise LocalProtocolError(f"this key is for {self._as_id} alone, over https")
 
     def _sign(self, request: httpx.Request, session: _Session) -> digest.Credentials:
         session.count = 1 if session.first else session.count + 1
@@ -333,9 +319,16 @@ class SimDigest(httpx.Auth):
     def _bind(self, attempt: _Attempt, sent: Any) -> None:
         """Sign the first request again, with the certificate in it, as httpcore is about to write it.
 
-        On a connection that is older than our view of it the credentials go out of the request: the server will ask.
+        On a connection that is older than our view of it, whose certificate we have not seen, a HEAD goes out instead, which asks for a
+        challenge and tells nothing; the request itself follows with the answer.
         """
-        kept = [(name, value) for name, value in sent.headers if name.lower() != b"authorization"]
+        if sent.method == b"CONNECT":
+            return  # to a proxy: what we have to say goes through the tunnel
+        left_out = {b"authorization"}
+        if attempt.session.certificate is None:
+            left_out |= {name.encode("ascii") for name in BODY_HEADERS}
+            sent.method, sent.stream = b"HEAD", httpx.ByteStream(b"")
+        kept = [(name, value) for name, value in sent.headers if name.lower() not in left_out]
         if attempt.session.certificate is None:
             attempt.credentials = None
         else:
@@ -387,6 +380,14 @@ class SimDigest(httpx.Auth):
     def _start(self, challenge: digest.Challenge, response: httpx.Response) -> _Session:
         qop = "auth" if "auth" in self._qops & set(challenge.qop) else "auth-int"
         return _Session(challenge.nonce, qop, _certificate(response.extensions.get("network_stream")))
+
+
+def _after(steps: _Steps, answer: Any) -> _Step | None:
+    """Return the step that follows an answer, None after the last one."""
+    try:
+        return steps.send(answer)
+    except StopIteration:
+        return None
 
 
 def _challenges(response: httpx.Response) -> list[digest.Challenge]:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 
 import httpx
 
 from keyferry.client.http_auth import WAITS, SimDigest
-from keyferry.client.psk_policy import PSK, PskPolicy, asking, why_not
+from keyferry.client.psk_policy import PSK, RETRY, PskPolicy, Refusal, asking, why_not
 from keyferry.client.ue import HttpCredentials, UeClient, http_credentials, registered
 from keyferry.errors import LocalProtocolError, TransportError
 from keyferry.ports import Log, RandomSource
@@ -21,7 +22,8 @@ class UeLogin(httpx.Auth):
 
     The first request of a key goes without a challenge (first nonce), once over all processes that share the UE's state.
     With `psk` a request first asks for TLS-PSK, which only a `PskOrCertificate` transport understands. "prefer" goes on to Digest over
-    a verified certificate where that cannot be, and the log says so; "require" never does.
+    a verified certificate where that cannot be, for a minute or, where the server says that the key is wrong, for the life of the key,
+    and the log says so; "require" never does.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class UeLogin(httpx.Auth):
         self._integrity = integrity
         self._sim: SimDigest | None = None
         self._found: HttpCredentials | None = None
-        self._without_psk = ""  # the key id that was refused
+        self._psk_again = 0.0  # when to try TLS-PSK again, in seconds of the monotonic clock; 0: it was not refused
         self._key_id = ""
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:  # noqa: ARG002 - httpx's signature
@@ -55,17 +57,17 @@ class UeLogin(httpx.Auth):
         Raises RegistrationFailed if there is no key, TransportError if TLS-PSK is required and cannot be, else what `SimDigest` raises.
         """
         sim = await self._current()
-        if self._psk != "off" and self._found is not None and self._without_psk != self._key_id:
+        found = self._found
+        if found is not None and self._tries_psk():
             waits = iter(self._waits if self._psk == "require" else ())
-            while True:
-                problem = why_not((yield asking(request, self._found)))
-                if problem is None:
-                    return
+            while (refusal := why_not((yield asking(request, found)))) is not None:
                 wait = next(waits, None)
                 if wait is None:
                     break
                 await self._sleep(wait)
-            self._refused(problem)
+            self._learn(found, refusal)
+            if refusal is None:
+                return
             request.extensions = {name: value for name, value in request.extensions.items() if name != PSK}
         flow = sim.async_auth_flow(request)
         try:
@@ -78,13 +80,37 @@ class UeLogin(httpx.Auth):
         finally:
             await flow.aclose()
 
-    def _refused(self, problem: str) -> None:
-        """Say that TLS-PSK was not to be had: a server that lacks the key, or somebody who wants a certificate to be believed instead."""
+    def _tries_psk(self) -> bool:
+        """Tell whether a request asks for TLS-PSK; once it was refused, one of each minute does, and the others do not wait for that."""
+        if self._psk == "off":
+            return False
+        now = self._client.clock.monotonic()
+        if now < self._psk_again:
+            return False
+        if self._psk_again:
+            self._psk_again = now + RETRY
+        return True
+
+    def _learn(self, found: HttpCredentials, refusal: Refusal | None) -> None:
+        """Remember whether TLS-PSK was to be had with a key, and say where not.
+
+        It may be a server that lacks the key, or somebody who wants a certificate to be believed instead. Raises TransportError.
+        """
+        if refusal is not None:
+            self._say_refused(refusal)
+        if found.username != self._key_id:
+            return  # that key is over meanwhile, and says nothing of the new one
+        if refusal is None:
+            self._psk_again = 0.0
+        else:
+            self._psk_again = math.inf if refusal.lasting else self._client.clock.monotonic() + RETRY
+
+    def _say_refused(self, refusal: Refusal) -> None:
+        then = "nothing" if self._psk == "require" else "digest"
         if self._log is not None:
-            self._log.warning("psk-refused", as_id=self._as_id, problem=problem, then="nothing" if self._psk == "require" else "digest")
+            self._log.warning("psk-refused", as_id=self._as_id, problem=refusal.problem, lasting=refusal.lasting, then=then)
         if self._psk == "require":
-            raise TransportError(self._as_id, f"TLS-PSK is required and cannot be: {problem}")
-        self._without_psk = self._key_id
+            raise TransportError(self._as_id, f"TLS-PSK is required and cannot be: {refusal.problem}")
 
     async def _current(self) -> SimDigest:
         if self._sim is not None and self._client.renewing:
@@ -93,7 +119,7 @@ class UeLogin(httpx.Auth):
         found = http_credentials(state, self._as_id)
         if self._sim is None or found.username != self._key_id:
             key_id = self._key_id = found.username
-            self._found = found
+            self._found, self._psk_again = found, 0.0
             store, clock = self._client.store, self._client.clock
             self._sim = SimDigest(
                 key_id=key_id, as_id=self._as_id, k_ua=found.k_ua, random=self._random, waits=self._waits,

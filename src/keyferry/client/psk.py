@@ -61,7 +61,7 @@ class PskTransport(httpx.AsyncBaseTransport):
         """
         if request.url.scheme != "https":
             raise LocalProtocolError("a ferried key is used over https alone")
-        name = request.extensions.get("sni_hostname") or request.url.host
+        name = request.extensions.get("sni_hostname") or request.url.raw_host.decode("ascii")
         try:
             host = parse_as_id(str(name))
         except ParseError:

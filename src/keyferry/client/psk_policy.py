@@ -3,18 +3,29 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import httpx
 
+from keyferry.client.names import by_host, host_of, is_for
 from keyferry.client.psk import psk_transport
 from keyferry.client.ue import HttpCredentials
 from keyferry.errors import ConfigError, LocalProtocolError
 
 PskPolicy: TypeAlias = Literal["off", "prefer", "require"]
 PSK: Final = "keyferry.psk"
-"""Extension of a request that shall go over TLS-PSK: HttpCredentials; of its answer: True, or the text that says why it did not."""
+"""Extension of a request that shall go over TLS-PSK: HttpCredentials; of its answer: True, or a Refusal that says why it did not."""
+RETRY: Final = 60.0
+"""Seconds after which `prefer` tries TLS-PSK again: one lost packet says nothing of the server, and a key may just have been late."""
+
+
+class Refusal(NamedTuple):
+    """Why a request that asked for TLS-PSK was not sent."""
+
+    problem: str
+    lasting: bool  # for the life of the key; else it may be otherwise in a minute
 
 
 class PskOrCertificate(httpx.AsyncBaseTransport):
@@ -32,7 +43,7 @@ class PskOrCertificate(httpx.AsyncBaseTransport):
     ) -> None:
         """Take the transport for all others, the ports by host name, and what makes a transport for a key."""
         self._certificate = certificate
-        self._ports = {name.lower(): port for name, port in ports.items()}
+        self._ports = by_host(ports)
         self._make = make
         self._keyed: dict[
             str, httpx.AsyncBaseTransport
@@ -43,9 +54,9 @@ class PskOrCertificate(httpx.AsyncBaseTransport):
         credentials = request.extensions.get(PSK)
         if not isinstance(credentials, HttpCredentials):
             return await self._certificate.handle_async_request(request)
-        port = self._ports.get(request.url.host.lower())
+        port = self._ports.get(host_of(request.url))
         if port is None:
-            return _refused(f"no port for {request.url.host} in [psk_ports]")
+            return _refused(f"no port for {request.url.host} in [psk_ports]", lasting=True)
         extensions = {name: value for name, value in request.extensions.items() if name != PSK}
         sent = httpx.Request(
             request.method, request.url.copy_with(port=port), headers=request.headers, stream=request.stream, extensions=extensions
@@ -53,9 +64,9 @@ class PskOrCertificate(httpx.AsyncBaseTransport):
         try:
             response = await (await self._transport(credentials)).handle_async_request(sent)
         except (httpx.ConnectError, httpx.ConnectTimeout) as problem:
-            return _refused(f"{type(problem).__name__}: {problem}")
+            return _refused(f"{type(problem).__name__}: {problem}", lasting=_says_wrong_key(problem))
         except ConfigError as problem:
-            return _refused(str(problem))
+            return _refused(str(problem), lasting=True)
         response.extensions[PSK] = True
         return response
 
@@ -73,24 +84,39 @@ class PskOrCertificate(httpx.AsyncBaseTransport):
         return self._keyed[name]
 
 
-def why_not(response: httpx.Response) -> str | None:
+def why_not(response: httpx.Response) -> Refusal | None:
     """Return why a request that asked for TLS-PSK was not sent; None if it was.
 
     Raises LocalProtocolError if it went somewhere else: nobody has proved anything then.
     """
-    problem = response.extensions.get(PSK)
-    if problem is not True and not isinstance(problem, str):
+    told = response.extensions.get(PSK)
+    if isinstance(told, Refusal):
+        return told
+    if told is not True:
         raise LocalProtocolError("the transport of this client knows nothing of TLS-PSK: take it from `Ue.http`")
-    return None if problem is True else problem
+    return None
 
 
 def asking(request: httpx.Request, credentials: HttpCredentials) -> httpx.Request:
     """Let a request ask for TLS-PSK. Raises LocalProtocolError for a URL that the key must not go to."""
-    if request.url.scheme != "https" or request.url.host.lower().rstrip(".") != credentials.as_id:
+    if not is_for(request.url, credentials.as_id):
         raise LocalProtocolError(f"this key is for {credentials.as_id} alone, over https")
     request.extensions = {**request.extensions, PSK: credentials}
     return request
 
 
-def _refused(problem: str) -> httpx.Response:
-    return httpx.Response(421, extensions={PSK: problem})
+def _refused(problem: str, *, lasting: bool) -> httpx.Response:
+    return httpx.Response(421, extensions={PSK: Refusal(problem, lasting)})
+
+
+def _says_wrong_key(problem: BaseException) -> bool:
+    """Tell whether the server has another key of this name: alert decrypt_error (RFC 8446 §4.2.11, §6.2).
+
+    Any other alert, and a connection that just ends, may mean that the key is on its way, or be the network's doing.
+    """
+    cause: BaseException | None = problem
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError) and (cause.reason or "").endswith("ALERT_DECRYPT_ERROR"):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

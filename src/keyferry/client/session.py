@@ -16,6 +16,7 @@ import httpx
 
 from keyferry.client.http import open_client, trust
 from keyferry.client.login import UeLogin
+from keyferry.client.names import as_id_of
 from keyferry.client.proxy import UeProxy
 from keyferry.client.stay import Stay, Tell
 from keyferry.client.ue import HttpCredentials, Isim, UeClient, http_credentials, open_ue, registered
@@ -93,7 +94,7 @@ class UeSession:
         target = httpx.URL(url)
         if target.scheme != "https" or not target.host:
             raise ConfigError(url, "is not an https URL", "AS keys are used over TLS only")
-        login = UeLogin(self.client, parse_as_id(target.host), self.random, psk=self.config.ue.psk, log=self.log)
+        login = UeLogin(self.client, as_id_of(target), self.random, psk=self.config.ue.psk, log=self.log)
         ports = self.config.psk_ports if self.config.ue.psk != "off" else None
         return open_client(login, hosts=self.config.hosts, tls=trust(self.ca), base_url=url if base else "", psk_ports=ports)
 
@@ -104,8 +105,8 @@ class UeSession:
         """
         from keyferry.transports.http_server import tls_context  # needs uvicorn, which the extra `client` does not bring
 
-        root = httpx.URL(self.config.ue.xcap_root).host
-        hosts = {parse_as_id(text) for text in (root, *self.config.hosts, *also)}
+        root = as_id_of(httpx.URL(self.config.ue.xcap_root))
+        hosts = {root, *map(parse_as_id, (*self.config.hosts, *also))}
         pki = Pki(authority or self.state, self.client.clock, folder="proxy", ca="proxy-ca.pem", permitted=sorted(hosts))
         shown: dict[AsId, ssl.SSLContext] = {}
         for host in hosts:

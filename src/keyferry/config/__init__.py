@@ -29,7 +29,10 @@ _OF_SIP_URI = (
 
 Address = Annotated[str, Meta(description="`HOST:PORT`, an IPv6 host in brackets; port 0 takes a free one")]
 Seconds = Annotated[float, Meta(ge=0)]
-Ports = Annotated[dict[str, Annotated[int, Meta(ge=1, le=65535)]], Meta(description="AS_ID → port of its `listen_psk13`, for `ue.psk`")]
+Ports = Annotated[
+    dict[str, Annotated[int, Meta(ge=1, le=65535)]],
+    Meta(description="AS_ID → port of its `listen_psk13`, for `ue.psk`; names may have U-labels or A-labels"),
+]
 
 
 class Network(_Section, frozen=True, kw_only=True):
@@ -277,7 +280,10 @@ class Ue(_Section, frozen=True, kw_only=True):
     ca: Annotated[
         str | None, Meta(description="CA certificate of the application servers, and of the P-CSCF over TLS; default: STATE/ca.pem")
     ] = None
-    psk: Annotated[Literal["off", "prefer", "require"], Meta(description="TLS with the key: never; else Digest; or nothing else")] = "off"
+    psk: Annotated[
+        Literal["off", "prefer", "require"],
+        Meta(description="TLS with the key: never; else Digest, and a minute later TLS again; or nothing else"),
+    ] = "off"
     instance: Annotated[
         Annotated[str, Meta(pattern=r"^urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")] | None,
         Meta(description="urn:uuid:… of this device (+sip.instance); default: made of the IMPI. Two devices of one subscriber need two"),

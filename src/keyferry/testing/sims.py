@@ -12,10 +12,11 @@ from keyferry.asgi.auth import SimLogin
 from keyferry.asgi.exchange import App
 from keyferry.asgi.identity import user_id
 from keyferry.client.http_auth import SimDigest
+from keyferry.client.names import as_id_of
 from keyferry.errors import LocalProtocolError
 from keyferry.protocol.aka import algorithm_of, generate_vector, sqn_of
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.identity import AsId, Impu, Reg, parse_as_id, parse_impi, parse_impu
+from keyferry.protocol.identity import AsId, Impu, Reg, parse_impi, parse_impu
 from keyferry.protocol.ims.keypush import Push, PushedKey
 from keyferry.protocol.ims.keys import application_master_key, as_key, key_id, ua_key
 from keyferry.roles.appserver import PushedKeys
@@ -105,23 +106,14 @@ class Sim(httpx.Auth):
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Log an httpx.Client in."""
-        yield from self._digest(request).sync_auth_flow(request)
+        return self._digest(request).sync_auth_flow(request)
 
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+    def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Log an httpx.AsyncClient in."""
-        flow = self._digest(request).async_auth_flow(request)
-        try:
-            outgoing = await anext(flow)
-            while True:
-                response = yield outgoing
-                outgoing = await flow.asend(response)
-        except StopAsyncIteration:
-            return
-        finally:
-            await flow.aclose()
+        return self._digest(request).async_auth_flow(request)
 
     def _digest(self, request: httpx.Request) -> SimDigest:
-        as_id = parse_as_id(request.url.host)
+        as_id = as_id_of(request.url)
         return self._digests.get(as_id) or self._derive(as_id)
 
     def _derive(self, as_id: AsId) -> SimDigest:
