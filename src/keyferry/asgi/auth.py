@@ -27,6 +27,7 @@ from keyferry.asgi.limits import FailureLimits, Failures
 from keyferry.asgi.names import Proxies, PublicNames
 from keyferry.asgi.origin import Origins
 from keyferry.asgi.paths import PathRules
+from keyferry.asgi.routing import Router
 from keyferry.asgi.session import SessionCookie, without_session
 from keyferry.asgi.sockets import LivingSocket, no_body, refusing
 from keyferry.asgi.sources import ledger_of, sources_of
@@ -114,7 +115,7 @@ class SimLogin:
         self._clock: Clock = clock or SystemClock()
         random = random or SystemRandom()
         self._names = PublicNames(as_id, public_names)
-        self._rules = PathRules(open, required)
+        self._rules = PathRules(open, required, Router(app))
         self._proxies = Proxies(trusted_proxies)
         self._session = _session_of(session)
         self._audit = audit_of(audit, self._clock)

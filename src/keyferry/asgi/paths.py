@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
 
+from keyferry.asgi.routing import Router
 from keyferry.errors import ConfigError
 
 MAX_RULES = 256
@@ -29,8 +30,9 @@ _DOUBTFUL = re.compile(r"//|\\|[\x00-\x1f\x7f\ufffd\ud800-\udfff]|%[0-9A-Fa-f]{2
 class PathRules:
     """Decide whether a path needs a login."""
 
-    def __init__(self, open: Iterable[str] = (), required: Iterable[str] = ("/",)) -> None:
-        """Take the rules; what none covers needs a login. Raises ConfigError."""
+    def __init__(self, open: Iterable[str] = (), required: Iterable[str] = ("/",), router: Router | None = None) -> None:
+        """Take the rules, and who takes paths apart behind; what no rule covers needs a login. Raises ConfigError."""
+        self._router = router or Router()
         rules = [(_check("open", path), False) for path in _several("open", open)]
         rules += [(_check("required", path), True) for path in _several("required", required)]
         if len(rules) > MAX_RULES:
@@ -48,14 +50,17 @@ class PathRules:
         """Tell whether the path of an ASGI scope needs a login."""
         if self.all_required:
             return True
-        path, raw, root = scope["path"], scope.get("raw_path"), scope.get("root_path", "").rstrip("/")
-        if _is_oddly_rooted(path, root) or self._needs(_below(path, root)):
+        path, raw, root = scope["path"], scope.get("raw_path"), scope.get("root_path") or ""
+        if self._any_needs(path, root):
             return True
         if raw is None:
             return False
         # Frameworks look at `path`, some servers behind them at the target as sent: both must be open.
         decoded = unquote(raw.decode("ascii", "replace"), errors="replace")
-        return decoded != path and (_is_oddly_rooted(decoded, root) or self._needs(_below(decoded, root)))
+        return decoded != path and self._any_needs(decoded, root)
+
+    def _any_needs(self, path: str, root: str) -> bool:
+        return any(map(self._needs, self._router.readings(path, root)))
 
     def _needs(self, path: str) -> bool:
         if len(path) > MAX_OPEN_PATH or not path.startswith("/"):
@@ -79,11 +84,6 @@ def _holds_required(path: str, opened: str, rules: list[tuple[str, bool]]) -> bo
     return any(needs and prefix != "/" and ends.find(prefix + "/", max(1, len(opened) - len(prefix) + 1)) > 0 for prefix, needs in rules)
 
 
-def _is_oddly_rooted(path: str, root: str) -> bool:
-    """Tell whether `root_path` stands in a path, but not as its first segments: frameworks differ in what they take off then."""
-    return bool(root) and root in path and path != root and not path.startswith(root + "/")
-
-
 def _characters(path: str) -> str:
     """Return a path without case and compatibility characters: some of them are a slash, a dot or a percent sign."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", path).casefold())
@@ -93,13 +93,6 @@ def _fold(path: str) -> str:
     """Return a path as the most careless reader takes it: no parameters, no trailing dots and spaces."""
     segments = [segment.partition(";")[0].rstrip(". ") for segment in path.split("/")]
     return re.sub(r"/{2,}", "/", "/".join(segments)).rstrip("/") or "/"
-
-
-def _below(path: str, root: str) -> str:
-    """Return the application's part of a path: without `root_path`, if it is there."""
-    if root and (path == root or path.startswith(root + "/")):
-        return path[len(root) :] or "/"
-    return path
 
 
 def _several(name: str, paths: Iterable[str]) -> list[str]:
