@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import http.client
 import json
@@ -17,8 +18,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
+
+from keyferry.client import Ue
 from system.agents import MAIL, WIKI, make_agent_lab, running_agent
-from system.serving import Lab, Served, running, serving, ue
+from system.serving import START_LIMIT, STOP_LIMIT, Lab, Served, running, serving, ue, until
 from transports.agentkit import short_folder
 
 NAME = "notes.home1.net"
@@ -34,6 +38,10 @@ class Behind:
     port: int = 0
     seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
+    left: threading.Event = field(default_factory=threading.Event)  # somebody who asked for /never or /big did not wait
+
+    def paths(self) -> list[str]:
+        return [path for _, path, _ in self.seen]
 
 
 class Server(ThreadingHTTPServer):
@@ -48,13 +56,21 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._note()
+        behind = self._note()
+        if self.path == "/never":
+            self.rfile.read(1)
+            self.close_connection = True
+            behind.left.set()
+            return
         size = BIG if self.path == "/big" else 5
         self.send_response(200)
         self.send_header("Content-Length", str(size))
         self.end_headers()
-        for start in range(0, size, 1_000_000):
-            self.wfile.write(b"h" * min(1_000_000, size - start))
+        try:
+            for start in range(0, size, 1_000_000):
+                self.wfile.write(b"h" * min(1_000_000, size - start))
+        except ConnectionError:
+            behind.left.set()
 
     def do_PUT(self) -> None:
         digest = hashlib.sha256()
@@ -172,6 +188,38 @@ def test_two_names_with_keys_of_one_agent(tmp_path: Path) -> None:
                 for name, behind in ((WIKI, wiki), (MAIL, mail)):
                     assert ue(made.lab, "get", f"https://{name}:{proxy.port(name)}/of/{name}")["status"] == 200
                     assert {path for _, path, _ in behind.seen} == {f"/of/{name}"}
+
+
+async def test_a_user_who_is_gone_is_served_no_further(lab: Lab, served: Served) -> None:
+    """Who leaves while waiting, or in the midst of an answer, has been asked for once, over a kept connection; the server hears of it."""
+    with (
+        server_behind() as behind,
+        proxying(lab.state, "--upstream", f"{NAME}=http://127.0.0.1:{behind.port}", "--listen", "127.0.0.1:0") as proxy,
+    ):
+        async with Ue.open(lab.ue, state=lab.state) as user, asyncio.timeout(START_LIMIT):
+            await user.register()
+            for leave in (_leave_before_the_answer, _leave_in_the_answer):
+                behind.left.clear()
+                async with user.http(f"https://{NAME}:{proxy.port()}") as client:
+                    await client.get("/small")
+                    await leave(client, behind)
+                assert await asyncio.to_thread(behind.left.wait, STOP_LIMIT), behind.paths()
+            async with user.http(f"https://{NAME}:{proxy.port()}") as client:
+                await client.get("/after")
+        assert behind.paths() == ["/small", "/never", "/small", "/big", "/after"]
+
+
+async def _leave_before_the_answer(client: httpx.AsyncClient, behind: Behind) -> None:
+    waiting = asyncio.get_running_loop().create_task(client.get("/never"))
+    await asyncio.to_thread(until, lambda: "/never" in behind.paths(), seconds=START_LIMIT, what="asked")
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def _leave_in_the_answer(client: httpx.AsyncClient, behind: Behind) -> None:
+    async with client.stream("GET", "/big") as answer:
+        await anext(answer.aiter_raw())
+    assert "/big" in behind.paths()
 
 
 def test_100_megabytes_go_through_in_little_memory(lab: Lab, served: Served, tmp_path: Path) -> None:
