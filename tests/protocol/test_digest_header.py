@@ -54,6 +54,28 @@ def test_credentials_are_read_as_they_were_written(credentials: Credentials) -> 
     assert parse_credentials(build_credentials(credentials)) == credentials
 
 
+NAMES = ("response", "algorithm", "cnonce", "opaque", "qop", "nc", "Qop", "auts", "username", "userhash")
+PARAMETER = st.tuples(st.sampled_from(NAMES), st.sampled_from(["x", '"x"', '""', '"a, nc=1"', '"\x80"', '"\\""', "", '"'])).map("=".join)
+PIECES = st.lists(st.sampled_from([",", " ", '"', "x"]) | PARAMETER | PARAMETER.map(", ".__add__), max_size=9).map("".join)
+
+
+@given(PIECES)
+@example(', response="x", algorithm=SHA-256, qop=auth, nc=00000001, cnonce="x"')
+@example(', response="x", response="x"')
+@example(', response="x", qop=auth, nc=1, qop=auth')
+@example(", algorithm=SHA-256")
+def test_the_usual_form_of_credentials_is_read_as_any_other(rest: str) -> None:
+    """A comma behind the last parameter changes nothing of their meaning (RFC 9110 §5.6.1), but they are then read by the grammar."""
+    text = f'Digest username="u", realm="r", nonce="n", uri="/a, nc=1"{rest}'
+    read: list[Credentials | None] = []
+    for one in (text, f"{text},", f"{text} , "):
+        try:
+            read.append(parse_credentials(one))
+        except ParseError:
+            read.append(None)
+    assert read[0] == read[1] == read[2]
+
+
 @given(INFOS)
 def test_authentication_info_is_read_as_it_was_written(info: AuthenticationInfo) -> None:
     assert parse_authentication_info(build_authentication_info(info)) == info

@@ -25,6 +25,21 @@ _QUOTED = rf"{_QDTEXT}(?:\\[ -~\t\x80-\U0010ffff]{_QDTEXT})*+"
 _PARAMETER = re.compile(rf'({_WORD})[ \t]*+=[ \t]*+(?:"({_QUOTED})"|({_WORD}))[ \t]*+(?:,[ \t,]*+|\Z)|.+', re.DOTALL)
 _SCHEME = re.compile(r"[ \t]*+digest[ \t]++[ \t,]*+", re.IGNORECASE)
 _TOKEN = re.compile(_WORD)
+
+# What curl, httpx, Chromium and our own client write, in one step instead of one a parameter: these four first, each of the others once
+# in any order, the groups in the order of `Credentials`. It only ever takes what the grammar above takes, with the same values.
+_OTHERS = "|".join(
+    rf"{name}=(?({group})(?!)){value}"  # not if it was there before
+    for group, (name, value) in enumerate(
+        {
+            "response": f'"({_QDTEXT})"', "algorithm": f"({_WORD})", "cnonce": f'"({_QDTEXT})"',
+            "opaque": f'"({_QDTEXT})"', "qop": f"({_WORD})", "nc": f"({_WORD})",
+        }.items(), start=5,
+    )
+)  # fmt: skip
+_USUAL = re.compile(
+    rf'Digest username="({_QDTEXT})", realm="({_QDTEXT})", nonce="({_QDTEXT})", uri="({_QDTEXT})"(?:, (?:{_OTHERS}))*+(?(5)|(?!))'
+)
 _PAIR = re.compile(r"\\(.)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -139,6 +154,10 @@ def parse_credentials(text: str) -> Credentials:
 
     Raises ParseError.
     """
+    usual = _USUAL.fullmatch(text) if len(text) <= MAX_HEADER else None
+    if usual is not None:
+        username, realm, nonce, uri, response, algorithm, cnonce, opaque, qop, nc = usual.groups()
+        return Credentials(username, realm, nonce, uri, response, algorithm, cnonce, opaque, qop, nc)
     what = "Digest credentials"
     fields = _scan(what, text, _after_scheme(what, text))
     pop = fields.pop
