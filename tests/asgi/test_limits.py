@@ -37,24 +37,26 @@ async def test_over_the_limit_a_few_at_a_time_are_looked_into_and_the_others_wai
     assert failures.lane(B, 0.0) is None
     lane = failures.lane(A, 0.0)
     assert lane is not None
-    order: list[int] = []
+    order, done = [], [asyncio.Event() for _ in range(5)]
 
     async def look(number: int) -> None:
-        await lane.enter()
-        order.append(number)
+        async with lane:
+            order.append(number)
+            await done[number].wait()
 
     async with asyncio.TaskGroup() as tasks:
         waiting = [tasks.create_task(look(number)) for number in range(5)]
         await turn()
         assert (order, failures.lane(A, 0.0)) == ([0, 1], lane)
         waiting[2].cancel()  # its client went away
-        lane.leave()
+        done[0].set()
         await turn()
         assert order == [0, 1, 3]
-        lane.leave()
-        lane.leave()
-    assert (order, lane.used) == ([0, 1, 3, 4], 1)
-    lane.leave()
+        waiting[1].cancel()
+        await turn()
+        assert (order, lane.used) == ([0, 1, 3, 4], 2)
+        for event in done:
+            event.set()
     assert lane.used == 0
     assert failures.lane(A, 2000.0) is None  # not over it any more
 
@@ -68,9 +70,8 @@ def test_an_event_loop_that_is_gone_leaves_no_lane() -> None:
         async def look() -> None:
             lane = failures.lane(A, 0.0)
             assert lane is not None
-            await lane.enter()
-            await turn()
-            lane.leave()
+            async with lane:
+                await turn()
 
         await asyncio.gather(look(), look(), look())
 

@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import hashlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,17 @@ async def test_the_application_hears_of_a_disconnect_after_a_replayed_body() -> 
     assert kinds == ["http.request", "http.disconnect"]
 
 
+def rooms_of(door: Door) -> list[Any]:
+    """Return what the bodies of a door take."""
+    place = door.door._doors[AS_ID]
+    return [(room.left, room._held, room._arriving) for room in (place._room, place._answers)]
+
+
 # ---- streaming
 
 
-def held(limit: int = 1_000_000, room: Room | None = None) -> HeldBody:
-    return HeldBody(limit, room or Room(), digest.body_hasher("SHA-256"))
+def held(limit: int = 1_000_000, room: Room | None = None, holder: str = "") -> HeldBody:
+    return HeldBody(limit, room or Room(), digest.body_hasher("SHA-256"), holder)
 
 
 def arriving(*messages: Message) -> Any:
@@ -185,18 +192,95 @@ async def test_a_body_over_the_limit_is_refused_as_soon_as_it_is_known(headers: 
 
 async def test_all_bodies_together_have_a_limit_and_give_it_back() -> None:
     """ALL_BODIES: senders are not known yet."""
-    room = Room(100)
-    one, two = held(80, room), held(80, room)
+    room = Room(100, 80)
+    one, two = held(80, room, "a"), held(80, room, "b")
     one.add(b"x" * 60)
     with pytest.raises(RemoteProtocolError) as caught:
         two.add(b"x" * 41)
     assert caught.value.status == 503
     one.close()
     one.close()
-    three = held(80, room)
+    three = held(80, room, "c")
     three.add(b"x" * 80)
     del three
-    assert room.left == 100
+    assert (room.left, room._held) == (100, {})
+
+
+def test_nobody_holds_more_than_a_share_but_one_body_of_full_length() -> None:
+    """SHARES."""
+    room = Room(100)
+    whole = held(25, room, "a")
+    whole.add(b"x" * 25)
+    with pytest.raises(RemoteProtocolError):
+        held(25, room, "a").add(b"x")
+    held(25, room, "b").add(b"x" * 25)
+    held(70, Room(100, 70), "a").add(b"x" * 70)
+
+
+def arriving_from(holder: str, room: Room) -> HeldBody:
+    return HeldBody(100, room, digest.body_hasher("SHA-256"), holder, gives_way=True)
+
+
+def gave_way(body: HeldBody) -> bool:
+    """Tell whether a body gave way, and whether nothing can be done with it then."""
+    if body.octets:
+        return False
+    uses: list[Callable[[], None]] = [lambda: body.add(b"x"), lambda: body.add(b""), lambda: body.keep("user")]
+    for use in uses:
+        with pytest.raises(RemoteProtocolError) as caught:
+            use()
+        assert caught.value.status == 503
+    return True
+
+
+def test_at_an_address_with_its_share_the_body_that_began_first_gives_way() -> None:
+    """Whoever sends slowly loses; a neighbour's new body finds room."""
+    room = Room(400)
+    slow, other, elsewhere = arriving_from("a", room), arriving_from("a", room), arriving_from("b", room)
+    for body in (elsewhere, slow, other):
+        body.add(b"x" * 40)
+    slow.add(b"x")
+    new = arriving_from("a", room)
+    new.add(b"x" * 30)
+    assert [gave_way(body) for body in (slow, other, elsewhere, new)] == [True, False, False, False]
+    assert room.left == 400 - 110
+    new.keep("alice")  # proven: it counts against her, and gives way to nobody
+    last = arriving_from("a", room)
+    last.add(b"x" * 90)
+    assert [gave_way(body) for body in (other, new)] == [True, False]
+    for body in (elsewhere, new, last):
+        body.close()
+    assert (room.left, room._held, room._arriving) == (400, {}, {})
+
+
+def test_in_a_full_room_a_body_of_the_address_that_has_most_gives_way() -> None:
+    """Four addresses of one attacker hold no room that others need."""
+    room = Room(100, 50)
+    small, large, larger = arriving_from("a", room), arriving_from("b", room), arriving_from("b", room)
+    for body, octets in ((small, 40), (large, 20), (larger, 30)):
+        body.add(b"x" * octets)
+    new = arriving_from("c", room)
+    new.add(b"x" * 30)
+    assert [gave_way(body) for body in (small, large, larger, new)] == [False, True, False, False]
+    with pytest.raises(RemoteProtocolError):  # itself the largest, it makes nobody go
+        small.add(b"x" * 10)
+
+
+def test_a_user_has_a_share_too() -> None:
+    """A right proof takes no more than that from others."""
+    room = Room(100, 50)
+    bodies = [arriving_from(name, room) for name in "ab"]
+    for body in bodies:
+        body.add(b"x" * 30)
+    bodies[0].keep("alice")
+    with pytest.raises(RemoteProtocolError, match="of this user"):
+        bodies[1].keep("alice")
+    bodies[1].keep("bob")
+    with pytest.raises(RemoteProtocolError):
+        arriving_from("c", room).add(b"x" * 50)
+    for body in bodies:
+        body.close()
+    assert (room.left, room._held, room._arriving) == (100, {}, {})
 
 
 async def test_a_slow_body_ends() -> None:
@@ -226,7 +310,7 @@ async def test_a_full_disk_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_refused_body_gives_its_room_back() -> None:
     """Whatever is wrong with the request: a stranger must not fill the door."""
     door, client = make_door(ALICE_KEY, qop=("auth-int",), max_body=50), Client(ALICE_KEY)
-    before = door.door._doors[AS_ID]._room.left
+    before = rooms_of(door)
     challenge = await door.challenge()
     for count, (body, status) in enumerate([(b"note", 200), (b"nope", 401), (b"x" * 60, 413)], 1):
         header = client.answer(challenge, count, method="PUT", qop="auth-int", body=b"note")
@@ -234,7 +318,7 @@ async def test_a_refused_body_gives_its_room_back() -> None:
     door.keys.lookup_fails = True
     header = client.answer(challenge, 9, method="PUT", qop="auth-int", body=b"note")
     assert (await call(door.door, "PUT", headers=[header], body=b"note")).status == 503
-    assert door.door._doors[AS_ID]._room.left == before
+    assert rooms_of(door) == before
 
 
 async def test_an_application_that_fails_sends_nothing_and_holds_nothing() -> None:
@@ -248,10 +332,10 @@ async def test_an_application_that_fails_sends_nothing_and_holds_nothing() -> No
         raise ValueError
 
     door.door.app = app
-    before = door.door._doors[AS_ID]._room.left
+    before = rooms_of(door)
     with pytest.raises(ValueError):
         await call(door.door, headers=[client.answer(await door.challenge(), qop="auth-int")])
-    assert door.door._doors[AS_ID]._room.left == before
+    assert rooms_of(door) == before
 
 
 async def test_a_large_response_is_signed_in_front_of_its_body() -> None:

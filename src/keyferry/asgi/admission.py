@@ -13,11 +13,12 @@ from keyferry.asgi import session as sessions
 from keyferry.asgi.door import Refused
 from keyferry.asgi.exchange import Header, Receive, Scope, headers_named
 from keyferry.asgi.origin import changes
+from keyferry.errors import LocalProtocolError
 from keyferry.protocol.ims import keys as ims_keys
 from keyferry.protocol.ims.key_record import PSK_SCOPE as PSK_SCOPE  # tests and servers find it here, too
 
 if TYPE_CHECKING:
-    from keyferry.asgi.door import Door, Proof
+    from keyferry.asgi.door import Claim, Door, Proof
     from keyferry.asgi.limits import Failures
     from keyferry.asgi.origin import Origins
     from keyferry.asgi.session import SessionCookie
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 NOTED_KEYS = 65_536
 """Keys of TLS-PSK whose source was told of their use."""
 
-FAILED = frozenset({"response", "unknown-key", "malformed", "realm", "algorithm", "qop", "uri", "scheme-unknown", "session"})
+FAILED = frozenset({"response", "unknown-key", "malformed", "realm", "algorithm", "qop", "uri", "scheme-unknown", "session", "body"})
 """Refusals that count against the source: those that an honest client gives no or few occasions for."""
 
 _USERNAME = re.compile(rb'username="([^"]*)"', re.IGNORECASE)
@@ -82,18 +83,17 @@ class Admission:
         if way == "session" and scope["scheme"] != "https":
             raise Refused("challenge")  # whoever reads the network has the cookie, too
         self._check_site(scope, name, way)
-        lane = self._failures.lane(source, self._clock.monotonic()) if way != "psk" else None  # a handshake is a proof already
-        if lane is not None:
-            await lane.enter()
         try:
-            return await _WAYS[way](self, scope, receive, name)
+            claim = None
+            if way == "digest":
+                claim = self._doors[name].claim(scope)
+                if claim.credentials.qop == "auth-int":
+                    claim = await self._doors[name].hear(claim, scope, receive, source)
+            return await self._look_into(way, scope, claim, name, source)
         except Refused as refusal:
             if refusal.reason not in FAILED:
                 raise
             raise self._counted(refusal, scope, source) from refusal
-        finally:
-            if lane is not None:
-                lane.leave()
 
     def way(self, scope: Scope, *, required: bool = True) -> str:
         """Return how a request would prove who sent it: "psk", "digest", "session", or "" for not at all.
@@ -117,13 +117,28 @@ class Admission:
 
     # ---- ways
 
-    async def _by_digest(self, scope: Scope, receive: Receive, name: AsId) -> Admitted:
-        proof = await self._doors[name].prove(scope, receive)
+    async def _look_into(self, way: str, scope: Scope, claim: Claim | None, name: AsId, source: str) -> Admitted:
+        """Check a proof that is here whole, and so takes no longer than the key store: over the limit, a few at a time."""
+        lane = self._failures.lane(source, self._clock.monotonic()) if way != "psk" else None  # a handshake is a proof already
+        if lane is None:
+            return await _WAYS[way](self, scope, claim, name)
+        try:
+            async with lane:
+                return await _WAYS[way](self, scope, claim, name)
+        except BaseException:
+            if claim is not None:
+                claim.close()  # it may have been given up before its turn
+            raise
+
+    async def _by_digest(self, scope: Scope, claim: Claim | None, name: AsId) -> Admitted:
+        if claim is None:
+            raise LocalProtocolError("a response to check comes from Door.claim")
+        proof = await self._doors[name].prove(claim)
         source = self._by_mechanism[name][proof.source]
         cookie = self._begin(scope, name, proof.record, source)
         return Admitted(proof.record, proof.mechanism, proof.source, proof, cookie, scope["scheme"] == "https")
 
-    async def _by_psk(self, scope: Scope, _receive: Receive, name: AsId) -> Admitted:
+    async def _by_psk(self, scope: Scope, _claim: Claim | None, name: AsId) -> Admitted:
         """Take what the handshake proved; the connection may be older than the end of its key."""
         proven: PskProof = scope[PSK_SCOPE]
         source = self._by_mechanism[name].get(proven.source)
@@ -140,7 +155,7 @@ class Admission:
                 self._noted.popitem(last=False)
         return Admitted(record, "psk", proven.source, None, self._begin(scope, name, record, source))
 
-    async def _by_session(self, scope: Scope, _receive: Receive, name: AsId) -> Admitted:
+    async def _by_session(self, scope: Scope, _claim: Claim | None, name: AsId) -> Admitted:
         session = sessions.read(scope)
         now = self._clock.now()
         found = await self._find(session.identifier, name) if session and session.expires_ms > now * 1000 else None
@@ -186,11 +201,11 @@ class Admission:
         """Count a failure against its address; return what it comes to.
 
         Over the limit a client without a valid key or session is still told how to get in: a neighbour behind the same NAT may be in
-        that case honestly.
+        that case honestly. Whose body was refused hears why.
         """
         now = self._clock.monotonic()
         left, wait = self._failures.failed(source, now)
-        if left:
+        if left or refusal.reason == "body":
             return refusal
         if refusal.ends_session or (refusal.status == 401 and self._failures.may_be_challenged(source, _claimed(scope), now)):
             return Refused("limited", refusal.status, refusal.text, ends_session=refusal.ends_session)

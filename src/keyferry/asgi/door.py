@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from keyferry.asgi.exchange import App, Header, Receive, Scope, Send, headers_named, respond
 from keyferry.asgi.ledger import Prepares
+from keyferry.asgi.limits import bucket_name
 from keyferry.asgi.offers import ALGORITHMS, Offers, Place
-from keyferry.asgi.signed_body import HeldBody, Room, SignedResponse, replayed, take_body
+from keyferry.asgi.signed_body import NO_ROOM, TOO_LONG, HeldBody, Room, SignedResponse, replayed, take_body
 from keyferry.errors import ConfigError, DigestRejected, LocalProtocolError, ParseError, RemoteProtocolError, SecurityError
 from keyferry.protocol import digest
 from keyferry.protocol.crypto.secret import Secret
@@ -84,6 +85,21 @@ class _Proven(NamedTuple):
     noted: bool  # the source was told of the use
 
 
+class Claim(NamedTuple):
+    """An answer of which nothing is proven yet."""
+
+    place: Place
+    credentials: digest.Credentials
+    algorithm: str
+    method: str
+    body: HeldBody | None = None  # of the request, read already, where the answer covers it
+
+    def close(self) -> None:
+        """Drop the body."""
+        if self.body is not None:
+            self.body.close()
+
+
 class Proof(NamedTuple):
     """A right answer."""
 
@@ -127,17 +143,18 @@ class Door:
         self._ready = ledger.ready if isinstance(ledger, Prepares) else None
         self._certificates = certificates
         self._max_body = max_body
-        self._room = Room()
+        self._room = Room(largest=max_body)
+        self._answers = Room(largest=max_body)
         self._networks = _parse_networks(http_networks)
         if self._networks and not self._offers.serves(handset=True):
             raise ConfigError("SimLogin http_networks", "only pushed keys are here, and they are never used over plain http")
         self._proven: OrderedDict[str, _Proven] = OrderedDict()
         self._proven_keys = proven_keys
 
-    async def prove(self, scope: Scope, receive: Receive) -> Proof:
-        """Return who sent a request. Its Host is checked already.
+    def claim(self, scope: Scope) -> Claim:
+        """Return what a request says of who sent it, whose Host is checked already; where it is signed with its body, `hear` that next.
 
-        Raises Refused, StoreError, SealError; LocalProtocolError if the HTTP server gives no raw path.
+        Raises Refused; LocalProtocolError if the HTTP server gives no raw path.
         """
         self.check_channel(scope)
         authorizations = headers_named(scope, b"authorization")
@@ -151,29 +168,43 @@ class Door:
             raise Refused("scheme", 403, PLAIN)
         algorithm = _check_form(credentials, place)
         _check_uri(credentials.uri, scope)
-        if credentials.qop == "auth-int":
-            return await self._admit_signed(place, credentials, algorithm, scope, receive)
-        return await self._admit(place, credentials, algorithm, scope["method"], None)
+        return Claim(place, credentials, algorithm, scope["method"])
 
-    async def _admit_signed(self, place: Place, credentials: digest.Credentials, algorithm: str, scope: Scope, receive: Receive) -> Proof:
-        """Read and hash the body before anything is decided: what is behind the door sees it only if it is the one that was signed."""
-        body = HeldBody(self._max_body, self._room, digest.body_hasher(algorithm))
+    async def hear(self, claim: Claim, scope: Scope, receive: Receive, source: str) -> Claim:
+        """Read and hash the body before anything is decided: what is behind the door sees it only if it is the one that was signed.
+
+        It counts against the address `source`, and gives way to other bodies, until its sender is proven. Raises Refused.
+        """
+        body = HeldBody(self._max_body, self._room, digest.body_hasher(claim.algorithm), bucket_name(source), gives_way=True)
         try:
             await take_body(scope, receive, body, self._max_body)
-            return await self._admit(place, credentials, algorithm, scope["method"], body)
         except RemoteProtocolError as problem:
             body.close()
-            raise Refused("body", problem.status, problem.problem.encode("ascii") + b"\n") from problem
+            raise _without_body(problem) from problem
         except BaseException:
             body.close()
             raise
+        return claim._replace(body=body)
 
-    async def _admit(self, place: Place, credentials: digest.Credentials, algorithm: str, method: str, body: HeldBody | None) -> Proof:
-        """Check the response, then take the nonce, then tell the source."""
+    async def prove(self, claim: Claim) -> Proof:
+        """Check a claim, the response first, then the nonce, and tell the source. Raises Refused, StoreError, SealError."""
+        try:
+            return await self._prove(claim)
+        except BaseException:
+            claim.close()
+            raise
+
+    async def _prove(self, claim: Claim) -> Proof:
+        place, credentials, algorithm, method, body = claim
         record, ha1 = await self._check_response(place, credentials, algorithm, method, body.hash if body else None)
         cnonce = credentials.cnonce or ""
         if cnonce.startswith(BOUND_CNONCE) and not self._certificates.holds(cnonce.rpartition(".")[2]):
             raise Refused("certificate", 403, b"You saw a certificate that is not this server's.\n")
+        if body is not None:
+            try:
+                body.keep(record.key_id)
+            except RemoteProtocolError as problem:
+                raise _without_body(problem) from problem
         first = len(credentials.nonce) == _FIRST_NONCE
         nextnonce = await (self._claim_first(place, credentials, algorithm, record) if first else self._claim(credentials, record))
         proven = self._proven.get(record.key_id)
@@ -184,7 +215,7 @@ class Door:
 
     async def serve_signed(self, proof: Proof, request: HeldBody, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer a request whose body was signed, and sign its answer whole."""
-        held = HeldBody(self._max_body, self._room, digest.body_hasher(proof.algorithm))
+        held = HeldBody(self._max_body, self._answers, digest.body_hasher(proof.algorithm), proof.record.key_id)
         response = SignedResponse(send, lambda body_hash: _info(proof, body_hash), held, head=scope["method"] == "HEAD")
         try:
             # Without the server's extensions: a file that it would send by itself cannot be signed.
@@ -377,6 +408,15 @@ def _is_same_target(signed_uri: bytes, target: bytes, query: bytes, scope: Scope
         return True
     root = scope.get("root_path", "").encode("utf-8").rstrip(b"/")
     return bool(root) and target != root and not target.startswith((root + b"/", root + b"?")) and signed_uri == root + target
+
+
+def _without_body(problem: RemoteProtocolError) -> Refused:
+    """Return the refusal of a body; where there is no room for it, that is nobody's failure."""
+    full = problem.status == NO_ROOM
+    headers: tuple[Header, ...] = ((b"retry-after", b"1"),) if full else ()
+    if problem.status != TOO_LONG:  # else `respond` says so
+        headers += ((b"connection", b"close"),)
+    return Refused("room" if full else "body", problem.status, problem.problem.encode("ascii") + b"\n", headers=headers)
 
 
 def _gone(problem: DigestRejected) -> Refused:

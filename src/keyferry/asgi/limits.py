@@ -89,7 +89,7 @@ class Lane:
         self._turns = asyncio.Semaphore(at_once)  # belongs to the event loop in which somebody first had to wait
         self.used = 0  # by requests that are looked into, or wait
 
-    async def enter(self) -> None:
+    async def __aenter__(self) -> None:
         """Wait for a turn."""
         self.used += 1
         try:
@@ -98,7 +98,7 @@ class Lane:
             self.used -= 1
             raise
 
-    def leave(self) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """End a turn."""
         self.used -= 1
         self._turns.release()

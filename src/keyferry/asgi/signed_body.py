@@ -2,7 +2,8 @@
 """Bodies under qop=auth-int (RFC 7616 §3.4.3, §3.5): hashed as they arrive, held until the hash is checked or sent.
 
 An application must not act on a body that is not verified, and rspauth stands in front of the body it signs. So both are held back
-whole: the first octets in memory, the rest in a file without a name, up to a limit each, and to one for all bodies of a door.
+whole: the first octets in memory, the rest in a file without a name, up to a limit each, and to one for all bodies of a door. Requests
+and answers have a room each: no request can take from an answer the room to be signed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 MEMORY = 65_536
 """Octets of one body in memory; what is beyond lies in a file."""
 ALL_BODIES = 268_435_456
-"""Octets of all bodies that a door holds at one time, in memory and in files."""
+"""Octets of all bodies of requests that a door holds at one time, in memory and in files, and as many of bodies of answers."""
+SHARES = 4
+"""One address, whose users are not proven yet, or one user holds no more than this part of them, but always one body of full length."""
 BODY_TIME = 300.0
 """Seconds for a body to arrive: it is not known yet who sends it."""
 
@@ -29,24 +32,78 @@ TOO_LONG, NO_ROOM, TOO_SLOW, GONE = 413, 503, 408, 400
 
 
 class Room:
-    """What all bodies of one door may take together."""
+    """What all bodies of requests, or of answers, of one door may take together, and each holder of some.
 
-    __slots__ = ("left",)
+    A body gives way as long as nobody has proved who sends it: where its address has its share, the one of that address that began
+    first; where all is full, the first one of the address that has most. So nobody keeps others out by sending slowly, or never to the
+    end, be it from their own address.
+    """
 
-    def __init__(self, octets: int = ALL_BODIES) -> None:
+    __slots__ = ("_arriving", "_held", "_share", "left")
+
+    def __init__(self, octets: int = ALL_BODIES, largest: int = 0) -> None:
+        """Take the octets there are, and those of the largest body that anybody may have."""
         self.left = octets
+        self._share = max(octets // SHARES, largest)
+        self._held: dict[str, int] = {}  # octets of each holder
+        self._arriving: dict[str, dict[HeldBody, None]] = {}  # those that give way, in the order in which they began
+
+    def take(self, body: HeldBody, octets: int) -> None:
+        """Let a body have more room. Raises RemoteProtocolError: 503."""
+        while self._held.get(body.holder, 0) + octets > self._share:
+            self._make_way(body.holder, body)
+        while octets > self.left:
+            self._make_way(max(self._arriving, key=self._held.__getitem__, default=""), body)
+        self._count(body.holder, octets)
+        self.left -= octets
+        if body.gives_way:
+            self._arriving.setdefault(body.holder, {})[body] = None
+
+    def give_back(self, body: HeldBody) -> None:
+        """Take back what a body has."""
+        self._leave(body)
+        self.left += body.octets
+
+    def move(self, body: HeldBody, holder: str) -> None:
+        """Count a body against another holder, and let it give way no more. Raises RemoteProtocolError: 503."""
+        if self._held.get(holder, 0) + body.octets > self._share:
+            raise RemoteProtocolError("no room for more bodies of this user", NO_ROOM)
+        self._leave(body)
+        self._count(holder, body.octets)
+
+    def _make_way(self, holder: str, newcomer: HeldBody) -> None:
+        oldest = next((body for body in self._arriving.get(holder, ()) if body is not newcomer), None)
+        if oldest is None:
+            raise RemoteProtocolError("no room for more bodies", NO_ROOM)
+        oldest.give_way()
+
+    def _leave(self, body: HeldBody) -> None:
+        self._count(body.holder, -body.octets)
+        arriving = self._arriving.get(body.holder)
+        if arriving is not None and arriving.pop(body, body) is None and not arriving:
+            del self._arriving[body.holder]
+
+    def _count(self, holder: str, octets: int) -> None:
+        held = self._held.get(holder, 0) + octets
+        if held:
+            self._held[holder] = held
+        else:
+            self._held.pop(holder, None)
 
 
 class HeldBody:
     """A body as far as it has come; close it."""
 
-    def __init__(self, limit: int, room: Room, hasher: _Hash) -> None:
-        """Take the most octets it may have, the door's room, and a hash of the algorithm in use."""
+    def __init__(self, limit: int, room: Room, hasher: _Hash, holder: str = "", *, gives_way: bool = False) -> None:
+        """Take the most octets it may have, the door's room, a hash of the algorithm in use, and against whom it counts."""
         self._limit = limit
         self._room = room
         self._hasher = hasher
         self._file: tempfile.SpooledTemporaryFile[bytes] | None = None
+        self._lost = False
         self.octets = 0
+        self.holder = holder
+        self.gives_way = gives_way
 
     @property
     def hash(self) -> str:
@@ -56,15 +113,14 @@ class HeldBody:
     def add(self, part: bytes) -> None:
         """Take another part.
 
-        Raises RemoteProtocolError: 413 over the limit, 503 if the door or the disk has no room.
+        Raises RemoteProtocolError: 413 over the limit, 503 if the door or the disk has no room, or the body gave way to another.
         """
+        self._check()
         if self.octets + len(part) > self._limit:
             raise RemoteProtocolError(f"the body is over {self._limit} octets", TOO_LONG)
-        if len(part) > self._room.left:
-            raise RemoteProtocolError("no room for more bodies", NO_ROOM)
         if not part:
             return
-        self._room.left -= len(part)
+        self._room.take(self, len(part))
         self.octets += len(part)
         self._hasher.update(part)
         try:
@@ -86,9 +142,28 @@ class HeldBody:
             left -= len(part)
             yield part, left > 0
 
+    def keep(self, holder: str) -> None:
+        """Count the body against a user who is proven to have sent it; it gives way to no other any more.
+
+        Raises RemoteProtocolError: 503 if it has given way, or the user has no room.
+        """
+        self._check()
+        self._room.move(self, holder)
+        self.holder = holder
+        self.gives_way = False
+
+    def give_way(self) -> None:
+        """Give the room back to others: whatever is done with this body from now on fails."""
+        self._lost = True
+        self.close()
+
+    def _check(self) -> None:
+        if self._lost:
+            raise RemoteProtocolError("the body gave way to others", NO_ROOM)
+
     def close(self) -> None:
         """Give the room back."""
-        self._room.left += self.octets
+        self._room.give_back(self)
         self.octets = 0
         if self._file is not None:
             self._file.close()
