@@ -115,7 +115,7 @@ async def test_callbacks_stand_still_once() -> None:
 
 
 async def test_after_the_pause_it_is_asked_again_and_all_is_as_before() -> None:
-    """The callbacks' turn comes when somebody who may wait has got an answer."""
+    """The callbacks' turn comes when a task, which they set off, has got an answer; who may wait waits for the pause or that."""
     clock = FakeClock()
     with short_folder() as folder:
         path = folder / "agent.sock"
@@ -134,15 +134,60 @@ async def test_after_the_pause_it_is_asked_again_and_all_is_as_before() -> None:
             await keys.lookup(ALICE.key_id, WIKI)
         with pytest.raises(StoreError, match="hangs"):
             keys.lookup_now(ALICE.key_id, WIKI)
-        clock.time += 1.1
         with pytest.raises(StoreError, match="hangs"):
-            keys.lookup_now(ALICE.key_id, WIKI)
-        assert keys._looking is not None  # the callback has set somebody off
+            await keys.lookup(ALICE.key_id, WIKI)  # joins nobody in the pause
+        assert keys._looking is not None
         await keys._looking
         assert await asyncio.to_thread(keys.lookup_now, ALICE.key_id, WIKI) == ALICE
         assert await keys.lookup(ALICE.key_id, WIKI) == ALICE
         await keys.aclose()
         await server.aclose()
+
+
+async def test_when_the_pause_is_over_whoever_may_wait_asks_again() -> None:
+    clock = FakeClock()
+    with hanging() as path:
+        keys = AgentKeys(path, limit=0.05, clock=clock)
+        for says in ("did not answer within", "hangs", "hangs"):
+            with pytest.raises(StoreError, match=says):
+                await keys.lookup(ALICE.key_id, WIKI)
+        clock.time += 1.1
+        with pytest.raises(StoreError, match="did not answer within"):
+            await keys.lookup(ALICE.key_id, WIKI)
+        await keys.aclose()
+
+
+async def test_an_agent_that_was_but_slow_is_asked_by_callbacks_again_as_soon_as_it_answers() -> None:
+    async with listening() as running, connected(running, limit_now=0.01) as keys:
+        running.source.add(ALICE)
+        await keys.lookup("x", WIKI)
+        with pytest.raises(StoreError, match=r"(?i)time"):
+            keys.lookup_now(ALICE.key_id, WIKI)  # which stands still with the loop that the agent runs in, here
+        assert keys._looking is not None
+        await keys._looking
+        assert not keys._rest.silent
+        assert await keys.lookup(ALICE.key_id, WIKI) == ALICE
+
+
+async def test_a_record_of_an_event_loop_that_has_ended_is_not_believed() -> None:
+    """Nobody hears there that it has changed."""
+    async with listening() as running:
+        running.source.add(ALICE)
+        keys, loop = AgentKeys(running.path), asyncio.new_event_loop()
+        assert await asyncio.to_thread(loop.run_until_complete, keys.lookup(ALICE.key_id, WIKI)) == ALICE
+        left = keys._link
+        assert left is not None
+        running.source.records.clear()
+        assert await asyncio.to_thread(keys.lookup_now, ALICE.key_id, WIKI) is None
+        assert await keys.lookup(ALICE.key_id, WIKI) is None
+
+        async def finish() -> None:
+            left.end("was left")
+            await asyncio.sleep(0)
+
+        await asyncio.to_thread(loop.run_until_complete, finish())
+        loop.close()
+        await keys.aclose()
 
 
 async def test_who_was_refused_at_once_may_come_back_at_once() -> None:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from keyferry.transports.agent_socket import LIMIT
 from system.agents import MAIL, WIKI, AgentLab, Login, at_once, make_agent_lab, running_agent, running_workers
 from system.serving import keyferry, serving, ue, until
 from transports.agentkit import short_folder
@@ -80,6 +84,27 @@ def test_an_agent_that_ends_is_missed_plainly_and_goes_on_where_it_was(made: Age
             assert [worker.get(user.authorization(fresh, count)).status for count, worker in ((1, one), (2, two))] == [200, 200]
             replayed = one.get(user.authorization(fresh, 2))
             assert (replayed.status, replayed.stale) == (401, True)
+
+
+def test_an_agent_that_hangs_holds_up_nobody_and_is_taken_back_as_it_comes(made: AgentLab) -> None:
+    """Stopped, as by a debugger or a machine without memory: connections and questions are taken, and nothing is answered."""
+    with running_agent(made) as agent, serving(made.lab.serve, made.lab.state, *CORE), running_workers(made) as workers:
+        assert ue(made.lab, "register")["keys"]
+        user, nonce = Login.of(made.lab, WIKI), workers[0].get().nonce
+        assert [worker.get(user.authorization(nonce, count)).status for count, worker in enumerate(workers, 1)] == [200, 200]
+        agent.process.send_signal(signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with ThreadPoolExecutor(16) as pool:
+                asked = [pool.submit(worker.get, user.authorization(nonce, count)) for count in range(3, 11) for worker in workers]
+                assert {one.result().status for one in asked} == {503}
+            assert time.monotonic() - began < LIMIT + 4  # one time-out for all, not eight in a row
+        finally:
+            agent.process.send_signal(signal.SIGCONT)
+        for worker in workers:
+            until(lambda worker=worker: worker.get().status == 401, seconds=10, what="the agent is asked again")  # type: ignore[misc]
+        fresh = workers[0].get().nonce
+        assert [worker.get(user.authorization(fresh, count)).status for count, worker in enumerate(workers, 1)] == [200, 200]
 
 
 def test_there_is_one_agent_for_a_state_directory(made: AgentLab) -> None:

@@ -193,25 +193,30 @@ class AgentKeys:
         return checked(self.path, await link.ask(fields))
 
     def _ask_now(self, fields: Fields) -> Fields:
-        """Stand still for an answer; on an event loop not again until the agent is known to answer."""
-        self._rest.check()
+        """Stand still for an answer; on an event loop once, and not again until the agent has answered a task there."""
         if self._rest.silent and self._looks_for_itself():
             raise hangs(self.path)
-        return checked(self.path, self._blocking.ask(fields))
+        try:
+            return checked(self.path, self._blocking.ask(fields))
+        except StoreError:
+            if self._rest.silent:
+                self._looks_for_itself()
+            raise
 
     def _looks_for_itself(self) -> bool:
-        """Ask the agent whether it is back, where there is an event loop for that."""
+        """Ask the agent whether it is back, where there is an event loop for that; one task at a time, which nobody waits for."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return False  # a thread stands still by itself
         if self._looking is None or self._looking.done() or self._looking.get_loop() is not loop:
-            self._looking = loop.create_task(self._look())
+            self._looking = loop.create_task(self._look(loop))
         return True
 
-    async def _look(self) -> None:
-        with contextlib.suppress(StoreError, DigestRejected, asyncio.CancelledError):
-            await self._ask(hello(cache=True))
+    async def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(StoreError, asyncio.CancelledError):
+            link = self._usable(loop) or await self._opened(loop, anyway=True)
+            await link.ask(hello(cache=True))
 
     def _take(self, answer: Fields, identifier: str, as_id: AsId) -> KeyRecord | None:
         """Note what an answer says that is true now."""
@@ -246,8 +251,9 @@ class AgentKeys:
 
     def _cached(self, identifier: str, as_id: AsId) -> KeyRecord | None:
         known = self._cache.get(identifier)
-        if known is None or known.as_id != as_id or self._link is None or not self._link.is_open:
-            return None
+        link = self._link
+        if known is None or known.as_id != as_id or link is None or not link.is_open or not link.loop.is_running():
+            return None  # or nobody hears that it has changed
         if self.clock.now() >= known.not_after:
             self._cache.pop(identifier, None)
             return None
@@ -267,19 +273,21 @@ class AgentKeys:
 
     async def _connected(self) -> AgentLink:
         loop = asyncio.get_running_loop()
-        if self._link is not None and self._link.is_open and self._link.loop is loop:
-            return self._link
-        found = await asyncio.shield(self._attempt(loop))
+        return self._usable(loop) or await self._opened(loop)
+
+    def _usable(self, loop: asyncio.AbstractEventLoop) -> AgentLink | None:
+        return self._link if self._link is not None and self._link.is_open and self._link.loop is loop else None
+
+    async def _opened(self, loop: asyncio.AbstractEventLoop, *, anyway: bool = False) -> AgentLink:
+        """Wait for the one attempt to connect, whose result is that of all who wait; in the pause there is none but `anyway`."""
+        if not anyway:
+            self._rest.check()
+        if self._opening is None or self._opening.done() or self._opening.get_loop() is not loop:
+            self._opening = loop.create_task(self._open())
+        found = await asyncio.shield(self._opening)
         if isinstance(found, StoreError):
             raise StoreError(*found.args)
         return found
-
-    def _attempt(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[AgentLink | StoreError]:
-        """Return the one attempt to connect, whose result is that of all who wait for it. Raises StoreError where none is made now."""
-        if self._opening is None or self._opening.done() or self._opening.get_loop() is not loop:
-            self._rest.check()
-            self._opening = loop.create_task(self._open())
-        return self._opening
 
     async def _open(self) -> AgentLink | StoreError:
         self._link = None  # it has ended, or is of an event loop that has
