@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,8 +21,9 @@ from keyferry.protocol.identity import Impi
 from keyferry.stores.database import Database
 from keyferry.stores.sqlite.ue import SqliteUeStore
 from keyferry.stores.state_dir import open_state
+from keyferry.stores.ue_turn import turn_file, ue_turn
 from keyferry.transports.clock import SystemRandom
-from system.serving import Lab, Served, environment, in_clear, make_lab, served_fixture, ue
+from system.serving import Lab, Served, environment, in_clear, make_lab, served_fixture, ue, until
 
 __all__ = ["served_fixture"]
 
@@ -139,3 +142,27 @@ def test_a_device_that_is_registered_by_another_process_keeps_its_keys_when_the_
     assert ue(lab, "status")["keys"] is True
     assert served.health()["registrations"] == 1
     asyncio.run(_logged_in(lab))
+
+
+async def test_ctrl_c_ends_a_command_that_waits(lab: Lab) -> None:
+    """It waits for this process, and says nothing to the network."""
+    lab.state.mkdir(mode=0o700)
+    file = turn_file(lab.state / "ue.db", USER1)
+    command = [sys.executable, "-m", "keyferry", "ue", "register", "--config", str(lab.ue), "--state", str(lab.state)]
+    (lab.state / "version").write_text("1\n")
+    async with ue_turn(file, USER1):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()) as waiting:
+            try:
+                until(lambda: _has_open(waiting.pid, file), seconds=LIMIT, what="the command waits for the lock")
+                waiting.send_signal(signal.SIGINT)
+                _, said = waiting.communicate(timeout=LIMIT)
+                assert waiting.returncode != 0
+                assert "Traceback" not in said
+            finally:
+                waiting.kill()
+
+
+def _has_open(pid: int, file: Path) -> bool:
+    """Tell whether a process has a file open (Linux)."""
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    return any(link.is_symlink() and os.path.realpath(link) == str(file) for link in links)

@@ -22,8 +22,7 @@ class UeLogin(httpx.Auth):
 
     The first request of a key goes without a challenge (first nonce), once over all processes that share the UE's state.
     With `psk` a request first asks for TLS-PSK, which only a `PskOrCertificate` transport understands. "prefer" goes on to Digest over
-    a verified certificate where that cannot be, for a minute or, where the server says that the key is wrong, for the life of the key,
-    and the log says so; "require" never does.
+    a verified certificate where that cannot be, for a minute, and the log says so; "require" never does.
     """
 
     def __init__(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -25,7 +24,9 @@ class Refusal(NamedTuple):
     """Why a request that asked for TLS-PSK was not sent."""
 
     problem: str
-    lasting: bool  # for the life of the key; else it may be otherwise in a minute
+    lasting: bool
+    """It is of our own making, and not to be tried again with this key. What the network says never is: no alert is authentic before the
+    handshake's end, and one forged packet would take TLS-PSK away for the life of a key."""
 
 
 class PskOrCertificate(httpx.AsyncBaseTransport):
@@ -64,7 +65,7 @@ class PskOrCertificate(httpx.AsyncBaseTransport):
         try:
             response = await (await self._transport(credentials)).handle_async_request(sent)
         except (httpx.ConnectError, httpx.ConnectTimeout) as problem:
-            return _refused(f"{type(problem).__name__}: {problem}", lasting=_says_wrong_key(problem))
+            return _refused(f"{type(problem).__name__}: {problem}", lasting=False)
         except ConfigError as problem:
             return _refused(str(problem), lasting=True)
         response.extensions[PSK] = True
@@ -107,16 +108,3 @@ def asking(request: httpx.Request, credentials: HttpCredentials) -> httpx.Reques
 
 def _refused(problem: str, *, lasting: bool) -> httpx.Response:
     return httpx.Response(421, extensions={PSK: Refusal(problem, lasting)})
-
-
-def _says_wrong_key(problem: BaseException) -> bool:
-    """Tell whether the server has another key of this name: alert decrypt_error (RFC 8446 §4.2.11, §6.2).
-
-    Any other alert, and a connection that just ends, may mean that the key is on its way, or be the network's doing.
-    """
-    cause: BaseException | None = problem
-    while cause is not None:
-        if isinstance(cause, ssl.SSLError) and (cause.reason or "").endswith("ALERT_DECRYPT_ERROR"):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
