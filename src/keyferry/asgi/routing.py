@@ -19,12 +19,9 @@ MAX_LAYERS: Final = 32
 
 _FRAMEWORKS: Final = {
     ("fastapi", "FastAPI"): "fastapi",
-    ("starlette", "Starlette"): "starlette",
-    ("starlette", "Router"): "starlette",  # what `add_middleware` puts SimLogin in front of, FastAPI's too
     ("django", "ASGIHandler"): "django",
     ("litestar", "Litestar"): "litestar",
 }
-_BY_SEGMENTS: Final = frozenset({"fastapi", "starlette", "django"})
 
 
 class Router:
@@ -45,7 +42,7 @@ class Router:
         found = [_below(path, bare)]
         if bare and bare != root:
             found.append(path)  # some take off nothing then
-        if self._framework not in _BY_SEGMENTS and found[0] == path:
+        if self._framework != "django" and found[0] == path:  # in Starlette and FastAPI any other may be mounted
             found += ["/" + path.partition(part)[2].lstrip("/") for part in {bare, root} if part and part in path]
         if script and self._framework != "django":
             found.append(_below(path, script.rstrip("/")))
