@@ -72,6 +72,21 @@ async def test_while_a_registration_is_under_way_the_key_before_it_is_used() -> 
             await http.get(URL)
 
 
+async def test_while_it_waits_for_its_turn_the_keys_of_another_process_are_used() -> None:
+    """Once they are, the AS does not take the ones before any more (DESIGN §6)."""
+    old, new = state(expires_at=LIFE), state(expires_at=LIFE, k_m=Secret(b"n" * 32))
+    door = make_door(held(old), held(new))
+    client = await client_with(old)
+    login = UeLogin(client, XCAP, FakeRandom("client"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(door.door), auth=login) as http:
+        assert (await http.get(URL)).status_code == 200
+        async with client.turn:
+            client.renewing = True
+            await client.store.save(new)
+            assert (await http.get(URL)).status_code == 200
+    assert door.keys.told == [held(old).key_id, held(new).key_id]
+
+
 @pytest.mark.parametrize(
     ("kept", "why"),
     [(None, "not registered"), (state(expires_at=0.0), "not registered"), (state(expires_at=1.0), "expired"),

@@ -112,9 +112,14 @@ class UeLogin(httpx.Auth):
             raise TransportError(self._as_id, f"TLS-PSK is required and cannot be: {refusal.problem}")
 
     async def _current(self) -> SimDigest:
+        state = None
         if self._sim is not None and self._client.renewing:
-            return self._sim
-        state = registered(await self._client.settled(), self._client.clock.now())
+            state = await self._client.state()
+            if state is None or state.k_m is None:
+                return self._sim  # between the challenge and its 2xx; before that another process may have left newer keys
+        if state is None or state.expires_at <= self._client.clock.now():
+            state = await self._client.settled()
+        state = registered(state, self._client.clock.now())
         found = http_credentials(state, self._as_id)
         if self._sim is None or found.username != self._key_id:
             key_id = self._key_id = found.username
