@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from asgi.doorkit import ALICE, AS_ID, BOB, Answer, Client, Door, call, make_door, record
+from keyferry.asgi import admission
 from keyferry.asgi.admission import PSK_SCOPE
 from keyferry.asgi.limits import CHALLENGES, FailureLimits
 from keyferry.asgi.session import SessionCookie
@@ -350,6 +351,21 @@ async def test_a_right_proof_waits_for_its_turn_and_is_never_turned_away() -> No
     assert {task.result().status for task in forged} == {429}
     assert right.result().status == 200
     assert slow.most == 2
+
+
+async def test_the_line_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MAX_IN_LINE: some servers do not tell an application that a client has left."""
+    monkeypatch.setattr(admission, "MAX_IN_LINE", 5)
+    door = await abused(ALICE_KEY)
+    challenge = await door.challenge()
+    slow = SlowKeys(door)
+    async with asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(call(door.door, headers=[Client(ALICE_KEY).answer(challenge, 1 + n)], **NAT)) for n in range(5)]
+        await slow.asked_for(4)
+        full = await call(door.door, headers=[Client(ALICE_KEY).answer(challenge, 9)], **NAT)
+        assert (full.status, full.get("retry-after")) == (503, "1")
+        slow.goes_on.set()
+    assert {task.result().status for task in waiting} == {200}
 
 
 class SlowKeys:

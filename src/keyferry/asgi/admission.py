@@ -30,12 +30,17 @@ if TYPE_CHECKING:
 NOTED_KEYS = 65_536
 """Keys of TLS-PSK whose source was told of their use."""
 
+MAX_IN_LINE = 4_096
+"""Requests of one address over its limit that are looked into or wait for it, some 10,000 octets each: more than a server has connections;
+but those of clients that have left stand in line, too."""
+
 FAILED = frozenset({"response", "unknown-key", "malformed", "realm", "algorithm", "qop", "uri", "scheme-unknown", "session", "body"})
 """Refusals that count against the source: those that an honest client gives no or few occasions for."""
 
 _USERNAME = re.compile(rb'username="([^"]*)"', re.IGNORECASE)
 _OTHER_SITE = b"A page of another site made this request; it must not act in your name.\n"
 _OVER = b"The key of this connection is over: open another.\n"
+_LINE = b"Too many requests of this address wait for their turn.\n"
 _TOO_MANY = b"Too many logins from this address have failed.\n"
 
 
@@ -120,14 +125,16 @@ class Admission:
     async def _look_into(self, way: str, scope: Scope, claim: Claim | None, name: AsId, source: str) -> Admitted:
         """Check a proof that is here whole, and so takes no longer than the key store: over the limit, a few at a time."""
         lane = self._failures.lane(source, self._clock.monotonic()) if way != "psk" else None  # a handshake is a proof already
-        if lane is None:
-            return await _WAYS[way](self, scope, claim, name)
         try:
+            if lane is None:
+                return await _WAYS[way](self, scope, claim, name)
+            if lane.used >= MAX_IN_LINE:
+                raise Refused("limited", 503, _LINE, headers=((b"retry-after", b"1"),))
             async with lane:
                 return await _WAYS[way](self, scope, claim, name)
         except BaseException:
             if claim is not None:
-                claim.close()  # it may have been given up before its turn
+                claim.close()
             raise
 
     async def _by_digest(self, scope: Scope, claim: Claim | None, name: AsId) -> Admitted:

@@ -187,14 +187,10 @@ class Door:
         return claim._replace(body=body)
 
     async def prove(self, claim: Claim) -> Proof:
-        """Check a claim, the response first, then the nonce, and tell the source. Raises Refused, StoreError, SealError."""
-        try:
-            return await self._prove(claim)
-        except BaseException:
-            claim.close()
-            raise
+        """Check a claim, the response first, then the nonce, and tell the source; a claim that is refused is for the caller to close.
 
-    async def _prove(self, claim: Claim) -> Proof:
+        Raises Refused, StoreError, SealError.
+        """
         place, credentials, algorithm, method, body = claim
         record, ha1 = await self._check_response(place, credentials, algorithm, method, body.hash if body else None)
         cnonce = credentials.cnonce or ""

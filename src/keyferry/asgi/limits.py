@@ -78,10 +78,7 @@ class Failures:
 
 
 class Lane:
-    """The way in for requests of one address over its limit: a few at a time, in the order they came.
-
-    Nothing limits how many wait, but that each one holds a connection or a stream of it, of which HTTP servers have a limit.
-    """
+    """The way in for requests of one address over its limit: a few at a time, in the order they came."""
 
     __slots__ = ("_turns", "used")
 

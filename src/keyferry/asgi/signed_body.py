@@ -101,6 +101,7 @@ class HeldBody:
         self._hasher = hasher
         self._file: tempfile.SpooledTemporaryFile[bytes] | None = None
         self._lost = False
+        self.wake: Callable[[], None] | None = None  # whoever waits for more of it
         self.octets = 0
         self.holder = holder
         self.gives_way = gives_way
@@ -115,7 +116,7 @@ class HeldBody:
 
         Raises RemoteProtocolError: 413 over the limit, 503 if the door or the disk has no room, or the body gave way to another.
         """
-        self._check()
+        self.check()
         if self.octets + len(part) > self._limit:
             raise RemoteProtocolError(f"the body is over {self._limit} octets", TOO_LONG)
         if not part:
@@ -147,7 +148,7 @@ class HeldBody:
 
         Raises RemoteProtocolError: 503 if it has given way, or the user has no room.
         """
-        self._check()
+        self.check()
         self._room.move(self, holder)
         self.holder = holder
         self.gives_way = False
@@ -156,8 +157,11 @@ class HeldBody:
         """Give the room back to others: whatever is done with this body from now on fails."""
         self._lost = True
         self.close()
+        if self.wake is not None:
+            self.wake()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise RemoteProtocolError, 503, if the body has given way."""
         if self._lost:
             raise RemoteProtocolError("the body gave way to others", NO_ROOM)
 
@@ -183,16 +187,25 @@ async def take_body(scope: Scope, receive: Receive, body: HeldBody, limit: int, 
     if announced and announced[0].isdigit() and len(announced[0]) < 20 and int(announced[0]) > limit:
         raise RemoteProtocolError(f"the body is over {limit} octets", TOO_LONG)
     try:
-        async with asyncio.timeout(seconds):
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] != "http.request":
-                    raise RemoteProtocolError("the client went away", GONE)
-                body.add(message.get("body", b""))
-                more = message.get("more_body", False)
+        async with asyncio.timeout(seconds) as patience:
+            body.wake = lambda: patience.reschedule(0.0)
+            try:
+                await _take_all(receive, body)
+            finally:
+                body.wake = None
     except TimeoutError:
+        body.check()
         raise RemoteProtocolError(f"the body took more than {seconds:.0f} s", TOO_SLOW) from None
+
+
+async def _take_all(receive: Receive, body: HeldBody) -> None:
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise RemoteProtocolError("the client went away", GONE)
+        body.add(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 def replayed(body: HeldBody, receive: Receive) -> Receive:
