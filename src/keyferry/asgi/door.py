@@ -180,7 +180,7 @@ class Door:
             await take_body(scope, receive, body, self._max_body)
         except RemoteProtocolError as problem:
             body.close()
-            raise _without_body(problem) from problem
+            raise _without_body(problem, scope) from problem
         except BaseException:
             body.close()
             raise
@@ -406,11 +406,12 @@ def _is_same_target(signed_uri: bytes, target: bytes, query: bytes, scope: Scope
     return bool(root) and target != root and not target.startswith((root + b"/", root + b"?")) and signed_uri == root + target
 
 
-def _without_body(problem: RemoteProtocolError) -> Refused:
-    """Return the refusal of a body; where there is no room for it, that is nobody's failure."""
+def _without_body(problem: RemoteProtocolError, unread: Scope | None = None) -> Refused:
+    """Return the refusal of a body, `unread` perhaps to its end; where there is no room for it, that is nobody's failure."""
     full = problem.status == NO_ROOM
     headers: tuple[Header, ...] = ((b"retry-after", b"1"),) if full else ()
-    if problem.status != TOO_LONG:  # else `respond` says so
+    # Else the server reads on, to find the next request behind it; HTTP/2 has no such field (RFC 9113 §8.2.2). Of 413 `respond` says it.
+    if unread is not None and problem.status != TOO_LONG and unread.get("http_version", "1.1")[:1] == "1":
         headers += ((b"connection", b"close"),)
     return Refused("room" if full else "body", problem.status, problem.problem.encode("ascii") + b"\n", headers=headers)
 
