@@ -409,7 +409,7 @@ async def test_slow_clients_hold_up_nobody_and_are_ended(pki: Pki, monkeypatch: 
     """300 connections: TLS begun and left, a request line begun and left, a head begun and left."""
     store = MemoryKeyStore(began=BEGAN)
     alice = await pushed(store)
-    monkeypatch.setattr(http_bounds, "HEAD_TIME", 3.0)
+    monkeypatch.setattr(http_bounds.BoundedHttp, "bounds", http_bounds.Bounds(head=3.0))
     async with door(pki, store) as place:
         silent = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", place.port) for _ in range(100)))
         for _, writer in silent:

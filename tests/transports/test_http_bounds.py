@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import pytest
 import uvloop
@@ -14,21 +13,7 @@ import uvloop
 from keyferry.transports import http_bounds
 from keyferry.transports.http_bounds import MAX_HEAD
 from keyferry.transports.http_server import HttpServer
-
-Message = MutableMapping[str, Any]
-
-
-async def length(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
-    """Answer with the length of the body."""
-    if scope["type"] == "lifespan":
-        return
-    octets, more = 0, True
-    while more:
-        event = await receive()
-        octets, more = octets + len(event.get("body", b"")), event.get("more_body", False)
-    body = str(octets).encode()
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
-    await send({"type": "http.response.body", "body": body})
+from transports.httpkit import Message, answer, length, sent
 
 
 @asynccontextmanager
@@ -41,24 +26,6 @@ async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Strea
     finally:
         writer.close()
         await server.aclose()
-
-
-async def sent(writer: asyncio.StreamWriter, octets: bytes, piece: int = 4096) -> None:
-    """Send in pieces, as far as the server takes them."""
-    try:
-        for start in range(0, len(octets), piece):
-            writer.write(octets[start : start + piece])
-            await writer.drain()
-    except ConnectionError:
-        pass
-
-
-async def answer(reader: asyncio.StreamReader) -> bytes:
-    """Read until the server closes, or one answer is whole."""
-    try:
-        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return b""
 
 
 @pytest.mark.parametrize("piece", [100, 4096, 1_000_000])
@@ -104,7 +71,7 @@ async def test_a_chunked_body_of_single_octets_passes() -> None:
 
 @pytest.mark.parametrize("octets", [b"", b"GET / HT"])
 def test_a_head_that_takes_too_long_is_cut_off_and_an_idle_connection_is_not(octets: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_bounds, "HEAD_TIME", 0.2)
+    monkeypatch.setattr(http_bounds.BoundedHttp, "bounds", http_bounds.Bounds(head=0.2))
 
     async def slow() -> None:
         async with connected() as (reader, writer):

@@ -7,13 +7,15 @@ import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from keyferry.errors import TransportError
+from keyferry.transports.http_bounds import Bounds
 from keyferry.transports.http_server import HttpServer
 from keyferry.transports.http_upgrade import UpgradingHttp
 
@@ -115,6 +117,55 @@ async def test_a_tunnel_ends_with_its_client() -> None:
         writer.write(UPGRADE)
         await asyncio.wait_for(reader.readuntil(b"hello"), LIMIT)
         writer.close()
+
+
+class Hasty(UpgradingHttp):
+    bounds = Bounds(head=0.1, portion_time=0.2, rest=0.1)
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_tunnel_whose_client_takes_nothing_is_ended(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Else what the server behind sends waits for ever, as long as the client sends something now and then."""
+    ended = asyncio.Event()
+
+    async def pours(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 101, "headers": []})
+        tunnel = scope["extensions"]["keyferry.tunnel"]
+        for _ in range(300):
+            await tunnel.write(b"x" * 100_000)
+        assert await tunnel.read() == b"ping"
+        assert not await tunnel.read()
+        ended.set()
+
+    async def attack() -> None:
+        server = HttpServer(pours, protocol=Hasty)
+        _, port = await server.listen("127.0.0.1", 0)
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=10_000)
+        try:
+            writer.write(UPGRADE + b"ping")
+            await asyncio.wait_for(ended.wait(), LIMIT)
+        finally:
+            writer.transport.abort()
+            await server.aclose()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(attack())
+
+
+async def test_a_tunnel_in_which_nothing_moves_is_the_business_of_who_joins_it() -> None:
+    """RFC 6455 §5.5.2: both ends may be silent for minutes."""
+    app = App(101)
+    server = HttpServer(app, protocol=Hasty)
+    _, port = await server.listen("127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(UPGRADE)
+    await asyncio.wait_for(reader.readuntil(b"hello"), LIMIT)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.read(1), 0.3)
+    writer.write(b"bye")
+    assert len(await asyncio.wait_for(reader.read(), LIMIT)) == 1_000_000
+    writer.close()
+    await server.aclose()
 
 
 @pytest.mark.parametrize("upgrade", [b"websocket", b"h2c", b"websocket, h2c"])

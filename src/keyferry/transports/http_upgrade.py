@@ -113,7 +113,9 @@ class ClientTunnel:
         return octets
 
     async def write(self, octets: bytes) -> None:
-        """Send; returns when the client takes more."""
+        """Send; returns when the client takes more, or is gone, which `read` tells."""
+        if self._ended:
+            return
         self._transport.write(octets)
         if self._flow.write_paused and not self._cycle.disconnected:
             await self._flow.drain()

@@ -15,7 +15,7 @@ from asgi.proxy.proxykit import KEY, LIMIT, Recorder, Wire, proxying, recording,
 from keyferry.asgi.proxy import tunnel as tunnel_module
 from keyferry.asgi.proxy.tunnel import Lives, accepts, join, offered_tunnel
 from keyferry.asgi.watch import UNKNOWN
-from keyferry.client.upstream import Address, HttpUpstream
+from keyferry.client.upstream import Address, HttpUpstream, Timeouts
 from keyferry.errors import StoreError
 
 ASK = (
@@ -58,6 +58,26 @@ async def test_a_websocket_needs_a_login() -> None:
     async with recording() as server, proxying(server) as proxy:
         assert status(await proxy.ask(b"GET /chat HTTP/1.1\r\nHost: xcap.home1.net\r\n" + ASK + b"\r\nGET / HTTP/1.1\r\n\r\n")) == 401
     assert server.octets == []
+
+
+async def test_a_server_that_neither_accepts_nor_refuses_is_given_up_whatever_the_client_sends_meanwhile() -> None:
+    """What comes before the 101 is kept, up to a bound, and puts nothing off."""
+
+    async def silent(_: Recorder, wire: Wire) -> None:
+        await wire.head()
+        while await wire.read():
+            pass
+
+    async with recording(silent) as server, proxying(server, timeouts=Timeouts(answer=0.2)) as proxy, proxy.connected() as (reader, writer):
+        writer.write(await proxy.head("GET", "/chat", ASK))
+        said = asyncio.ensure_future(reader.read())
+        async with asyncio.timeout(LIMIT):
+            while not said.done():
+                writer.write(b"\0" * 10_000)
+                await asyncio.sleep(0.02)
+        if said.exception() is None:  # a reset may overtake the answer: such a client must not send anything yet
+            assert status(said.result()) == 504
+        assert "proxy answer-timeout" in proxy.counter.seen
 
 
 @pytest.mark.parametrize(
