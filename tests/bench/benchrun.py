@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from system.serving import environment, until
 
@@ -20,7 +23,14 @@ GONE_LIMIT = 10.0
 def script(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a script to its end, with `folder` for its temporary files."""
     command = _command(name, arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False, cwd=folder, env=_environment(folder))
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=_environment(folder)
+    ) as process:
+        try:
+            out, errors = process.communicate(timeout=LIMIT)
+        finally:
+            _end(process)
+    return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
 def interrupted(name: str, *arguments: str, folder: Path, when: Callable[[str], bool]) -> tuple[int, str]:
@@ -37,9 +47,29 @@ def interrupted(name: str, *arguments: str, folder: Path, when: Callable[[str], 
             process.send_signal(signal.SIGINT)
             code = process.wait(LIMIT)
         finally:
-            if process.poll() is None:
-                process.kill()
+            _end(process)
     return code, errors.read_text()
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """Kill a script that still runs, and what it has started: a test that fails leaves no server behind."""
+    if process.poll() is None:
+        family = [process.pid, *_descendants(process.pid)]
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((place / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(place.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found[1:]
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -42,6 +42,7 @@ from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.http_server import AsgiApp, HttpServer, tls_context
 from keyferry.transports.http_upgrade import UpgradingHttp
 from keyferry.transports.pki import Pki
+from keyferry.wiring.connections import allow_connections
 from keyferry.wiring.observability import BackgroundStream, LogFormat, Metrics, StructLog, bridge_libraries
 from keyferry.wiring.proxy_secrets import ENDPOINT, ProxySecrets, read_secrets
 from keyferry.wiring.serving import Announce, spare_the_collector
@@ -130,6 +131,8 @@ async def _serve(settings: ProxySettings, state_path: Path, announce: Announce, 
             state = stack.enter_context(open_state(state_path, random=random))
             process = ProxyProcess(settings, state, SystemClock(), random, log, Metrics(), stack)
             listeners = await process.start()
+            upstream = settings.max_connections * len(settings.targets)
+            allow_connections((str(listener["proto"]) for listener in listeners), log, upstream=upstream)
             spare_the_collector()
             log.info("ready", listeners=len(listeners))
             announce({"ready": True, "listen": listeners, "ca": str(process.pki.ca_file)})

@@ -17,6 +17,7 @@ from keyferry.config import Config
 from keyferry.ports import Log
 from keyferry.stores.state_dir import StateDir, open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.wiring.connections import allow_connections
 from keyferry.wiring.observability import BackgroundStream, LogFormat, Metrics, StructLog, bridge_libraries
 from keyferry.wiring.services import ROLES, Listener, Role
 from keyferry.wiring.system import System
@@ -99,6 +100,7 @@ async def _run(
         loop.add_signal_handler(signal.SIGHUP, process.renew)
         try:
             await process.start()
+            allow_connections((listener.proto for listener in process.listeners), log)
             spare_the_collector()
             log.info("ready", listeners=len(process.listeners))
             announce(process)
