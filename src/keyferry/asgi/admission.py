@@ -109,8 +109,9 @@ class Admission:
         if PSK_SCOPE in scope:
             return "psk"
         authorizations = headers_named(scope, b"authorization")
-        if any(value[:6].lower() == b"digest" for value in authorizations):
-            return "digest"
+        for value in authorizations:
+            if value[:6].lower() == b"digest":
+                return "digest"
         if self._session is not None and any(sessions.NAME in value for value in headers_named(scope, b"cookie")):
             return "session"
         return "digest" if required and authorizations else ""
