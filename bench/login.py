@@ -38,7 +38,7 @@ from keyferry.wiring.serving import spare_the_collector
 AS_ID = AsId("app.example")
 HOME = "home1.net"
 USERS = 200
-PATH = "/notes/today"
+PATH = f"/simservs.ngn.etsi.org/users/sip:user1234_public1@{HOME}/simservs.xml"
 
 _Scope = dict[str, Any]
 _App = Callable[..., Coroutine[Any, Any, None]]
