@@ -243,6 +243,33 @@ async def test_after_the_last_answer_nothing_is_served(behind: bytes) -> None:
 
 @pytest.mark.parametrize("factory", LOOPS)
 @pytest.mark.parametrize("secure", [False, True])
+def test_what_waited_unread_behind_the_last_answer_is_not_served_at_the_close(
+    factory: Callable[[], asyncio.AbstractEventLoop], secure: bool, tls: Any
+) -> None:
+    """RFC 9112 §9.6, whatever a transport hands over at its close: the server did not read while the first request was under way."""
+
+    async def pipeline() -> None:
+        app, begin = Refusing(CLOSE), asyncio.Event()
+
+        async def slow(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+            await begin.wait()
+            await app(scope, receive, send)
+
+        async with opened(slow, bounded(), tls if secure else None) as connection:
+            for number in range(4):
+                connection.writer.write(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+                await asyncio.sleep(0.02)
+            begin.set()
+            with suppress(ConnectionError):
+                await asyncio.wait_for(connection.reader.read(), LIMIT)
+            await connection.freed()
+        assert app.paths == ["/0"]
+
+    run(pipeline, factory)
+
+
+@pytest.mark.parametrize("factory", LOOPS)
+@pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("trickles", [False, True])
 def test_a_body_that_comes_too_slowly_is_408_and_its_application_is_told(
     factory: Callable[[], asyncio.AbstractEventLoop], secure: bool, trickles: bool, tls: Any

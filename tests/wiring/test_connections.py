@@ -29,12 +29,12 @@ def allowed(soft: int, hard: int, *protos: str) -> list[Any]:
 
 
 def test_where_the_hard_limit_allows_it_all_connections_find_room_and_nothing_is_said() -> None:
-    assert allowed(256, 15_000, "https", "udp", "tcp") == [[11_000 + 1 + 2_000 + 512 + 100, 15_000]]
+    assert allowed(256, 15_000, "https", "udp", "tcp") == [[11_000 + 1 + 2_000 + 1_024 + 100, 15_000]]
 
 
 def test_what_is_short_is_said_with_how_much_and_what_to_do() -> None:
     (event, fields), limits = allowed(256, 15_000, "https", "http", "udp")
     assert event == "open-files-limit"
-    assert (fields["limit"], fields["wanted"], fields["allowed"]) == ("RLIMIT_NOFILE", 22_613, 15_000)
-    assert all(way in fields["remedy"] for way in ("ulimit -Hn 22613", "LimitNOFILE=22613", "--ulimit nofile=22613"))
+    assert (fields["limit"], fields["wanted"], fields["allowed"]) == ("RLIMIT_NOFILE", 23_125, 15_000)
+    assert all(way in fields["remedy"] for way in ("ulimit -Hn 23125", "LimitNOFILE=23125", "--ulimit nofile=23125"))
     assert limits == [15_000, 15_000]

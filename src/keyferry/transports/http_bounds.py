@@ -7,6 +7,7 @@ import asyncio
 import socket
 import sys
 from collections import deque
+from contextlib import suppress
 from enum import Enum, auto
 from math import inf
 from typing import Any, ClassVar, NamedTuple, cast
@@ -116,7 +117,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request; only here does its scope learn who proved a key in the handshake of this connection."""
-        if self._ending:
+        if self.is_ending:  # whatever a transport hands over after its close
             raise RemoteProtocolError("a request on a connection whose end was announced")  # it must not be served (RFC 9112 §9.6)
         if len(self.pipeline) >= MAX_PIPELINED:
             self.transport.abort()
@@ -206,7 +207,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, unless it stands behind the last answer."""
-        if self._ending:
+        if self.is_ending:
             self.transport.close()
         else:
             super().send_400_response(msg)
@@ -333,7 +334,8 @@ def _taken(transport: asyncio.Transport) -> int:
     """
     sock = transport.get_extra_info("socket")
     if sys.platform == "linux" and sock is not None and sock.family != socket.AF_UNIX:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LINUX_TCP_INFO)
-        if len(info) == _LINUX_TCP_INFO:
-            return int.from_bytes(info[-8:], sys.byteorder)
+        with suppress(OSError):  # it was closed in this moment
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LINUX_TCP_INFO)
+            if len(info) == _LINUX_TCP_INFO:
+                return int.from_bytes(info[-8:], sys.byteorder)
     return -transport.get_write_buffer_size()

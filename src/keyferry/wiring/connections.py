@@ -11,7 +11,7 @@ from keyferry.transports.http_server import MAX_CONNECTIONS
 from keyferry.transports.open_files import allow_open_files
 from keyferry.transports.sip_context import Limits
 
-OTHER_FILES = 512
+OTHER_FILES = 1_024
 """Databases, logs, listeners, and connections that are few: to other functions, a key agent's workers."""
 _HTTP = MAX_CONNECTIONS + SPARE
 _OF = {
