@@ -289,7 +289,7 @@ def test_a_body_that_comes_too_slowly_is_408_and_its_application_is_told(
 
 
 async def test_a_body_that_keeps_its_pace_may_take_as_long_as_it_likes() -> None:
-    async with opened(length, bounded(head=0.05, portion=100, portion_time=0.2, rest=0.1)) as connection:
+    async with opened(length, bounded(head=0.05, portion=50, portion_time=0.3, rest=0.1)) as connection:
         connection.writer.write(POST.replace(b"10000", b"1000"))
         for _ in range(10):
             await asyncio.sleep(0.06)
@@ -301,9 +301,9 @@ async def test_a_body_that_keeps_its_pace_may_take_as_long_as_it_likes() -> None
 async def test_while_the_application_does_not_read_no_time_runs(expect: bytes) -> None:
     """Not against a client that waits for "100 Continue", nor one whose body fills the buffer."""
     app = Waiting(begin=asyncio.Event())
-    async with opened(app, bounded(head=0.05, portion_time=0.1)) as connection:
+    async with opened(app, bounded(head=0.05, portion_time=0.3)) as connection:
         connection.writer.write(POST.replace(b"10000\r\n", b"1000000\r\n" + expect) + (b"" if expect else b"x" * 1_000_000))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.4)
         assert app.begin is not None
         app.begin.set()
         if expect:
@@ -344,7 +344,7 @@ def test_an_answer_that_is_taken_slowly_arrives(
 
     async def take() -> None:
         octets, got = 20_000_000, 0
-        protocol = bounded(keep_alive=0.25, head=0.05, portion=10_000, portion_time=0.25, rest=0.2)
+        protocol = bounded(keep_alive=0.3, head=0.05, portion=10_000, portion_time=0.3, rest=0.3)
         async with opened(Pouring(octets, octets if at_once else 100_000), protocol, tls if secure else None) as connection:
             connection.writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             await answer(connection.reader)
