@@ -52,7 +52,7 @@ def test_ctrl_c_ends_a_comparison_and_leaves_nothing(tmp_path: Path) -> None:
         "compare.py", "--base", "HEAD", "--seconds", "60", "--json", folder=tmp_path,
         when=lambda _: any(" -m keyferry bench " in one for one in processes_of(tmp_path)),
     )  # fmt: skip
-    assert (code, errors.splitlines()[-1]) == (130, "interrupted")
+    assert (code, "interrupted" in errors.splitlines()) == (130, True)  # one that was just starting may still complain after it
     nothing_runs(tmp_path)
     assert str(tmp_path) not in worktrees()
     assert [one.name for one in tmp_path.iterdir()] == ["stderr"]

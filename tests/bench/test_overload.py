@@ -50,7 +50,7 @@ def test_ctrl_c_ends_every_server(tmp_path: Path) -> None:
     """130, and no process left."""
     servers = ("--server", "fixed", "--server", "kamailio", "--seconds", "60")
     code, errors = interrupted("overload.py", *servers, folder=tmp_path, when=lambda text: "warming up" in text)
-    assert (code, errors.splitlines()[-1]) == (130, "interrupted")
+    assert (code, "interrupted" in errors.splitlines()) == (130, True)  # one that was just starting may still complain after it
     nothing_runs(tmp_path)
 
 
