@@ -145,6 +145,11 @@ class CxError(KeyferryError):
         self.code = code
         self.name = name
 
+    @property
+    def experimental(self) -> bool:
+        """Whether the code is one of TS 29.229: their numbers are those of other errors of RFC 6733, their names are not."""
+        return self.name.startswith("DIAMETER_ERROR_")
+
 
 class TransportError(KeyferryError):
     """Report a peer that could not be reached or did not answer in time."""
