@@ -97,13 +97,24 @@ async def test_the_visited_network_is_asked_for(home: Home) -> None:
     assert asked == ['"visited1.net"']
 
 
-@pytest.mark.parametrize(("code", "status"), [(5001, 403), (5006, 403), (5012, 500), (5010, 500), (3002, 504), (3004, 504)])
-async def test_what_the_hss_says_decides_the_answer(home: Home, code: int, status: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "name", "status"),
+    [
+        (5001, "DIAMETER_ERROR_USER_UNKNOWN", 403),
+        (5001, "DIAMETER_AVP_UNSUPPORTED", 500),
+        (5006, "DIAMETER_ERROR_AUTH_SCHEME_NOT_SUPPORTED", 403),
+        (5012, "DIAMETER_UNABLE_TO_COMPLY", 500),
+        (5010, "DIAMETER_NO_COMMON_APPLICATION", 500),
+        (3002, "DIAMETER_UNABLE_TO_DELIVER", 504),
+        (3004, "DIAMETER_TOO_BUSY", 504),
+    ],
+)
+async def test_what_the_hss_says_decides_the_answer(home: Home, code: int, name: str, status: int) -> None:
     """§5.3.1.2; TS 29.229 §6.2; RFC 6733 §7.1."""
 
     class Refusing:
         async def user_authorization(self, impi: Impi, impu: str, visited_network: str, kind: object) -> UserAuthorization:
-            raise CxError(code, "DIAMETER_ERROR")
+            raise CxError(code, name)
 
     object.__setattr__(home.icscf, "cx", Refusing())
     assert (await ask(home)).status == status

@@ -132,7 +132,8 @@ class Icscf:
             target = await self.cx.location_info(impu)
         except CxError as problem:
             self.log.warning("subscribe-refused", impu=impu, cx=problem.name)
-            return make_response(request, NOT_SERVED.get(problem.code) or status_of(problem))
+            known = NOT_SERVED.get(problem.code) if problem.experimental else None
+            return make_response(request, known or status_of(problem))
         onward = routed(onward, (f"<{target};lr>",))
         try:
             return await self.sip.send(onward, self.resolver.resolve(parse_sip_uri(target)))

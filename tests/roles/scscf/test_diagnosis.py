@@ -257,6 +257,11 @@ class TestOthers:
         home.diagnosis.cx(ALICE, CxError(3004, "DIAMETER_TOO_BUSY"), 504)
         assert last(home).analysis.text == "the HSS refused or failed: DIAMETER_TOO_BUSY"
 
+    async def test_a_number_of_rfc_6733_is_not_that_of_cx(self, home: Home) -> None:
+        """5001 is USER_UNKNOWN of TS 29.229, and AVP_UNSUPPORTED of RFC 6733."""
+        home.diagnosis.cx(ALICE, CxError(5001, "DIAMETER_AVP_UNSUPPORTED"), 500)
+        assert last(home).analysis.reasons == (Reason.HSS,)
+
     async def test_a_key_that_was_not_delivered_is_there_until_it_is(self) -> None:
         async with open_home(push={"push_wait": 0.01}) as home:
             home.servers[XCAP].answers = [500]

@@ -22,7 +22,7 @@ CX_REASONS: Final = {5001: Reason.USER_UNKNOWN, 5002: Reason.IDENTITIES}
 
 def reason_of(problem: CxError) -> Analysis:
     """Return what a refusal of the HSS means (TS 29.229 §6.2)."""
-    reason = CX_REASONS.get(problem.code, Reason.HSS)
+    reason = CX_REASONS.get(problem.code, Reason.HSS) if problem.experimental else Reason.HSS
     return because(reason, problem.name if reason is Reason.HSS else "")
 
 
