@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 from keyferry.errors import SyncFailure
-from keyferry.protocol.aka import AkaAlgorithm, Usim, generate_vector, split_sqn, verify_auts
+from keyferry.protocol.aka import AkaAlgorithm, AuthVector, Usim, generate_vector, split_sqn, verify_auts
 from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.crypto.kdf import kdf
 from keyferry.protocol.crypto.milenage import Milenage, derive_opc
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.crypto.tuak import Tuak, derive_topc
+from keyferry.protocol.diameter import cx
+from keyferry.protocol.diameter.base import DiameterIdentity
+from keyferry.protocol.diameter.message import DiameterMessage, parse_message, render_message
 from keyferry.protocol.digest import (
     AuthenticationInfo,
     Credentials,
@@ -35,7 +38,7 @@ from keyferry.protocol.digest import (
     rspauth_of,
 )
 from keyferry.protocol.esp import expand_keys
-from keyferry.protocol.identity import AsId, Impi
+from keyferry.protocol.identity import AsId, Impi, Impu
 from keyferry.protocol.ims import keys
 
 Values = dict[str, Any]
@@ -172,6 +175,32 @@ def esp_keys(given: Values) -> Values:
     }
 
 
+def diameter(given: Values) -> Values:
+    """Return a message, having checked that it is read as it was meant."""
+    identity = DiameterIdentity(given["origin_host"], given["origin_realm"])
+    route = cx.Route(identity, given["session_id"], given["destination_realm"])
+    message = {"LIR": location_info_request, "MAA": multimedia_auth_answer}[given["command"]](given, route)
+    octets = render_message(message)
+    assert parse_message(octets) == message
+    return {"octets": octets.hex()}
+
+
+def location_info_request(given: Values, route: cx.Route) -> DiameterMessage:
+    lir = cx.Lir(Impu(given["impu"]))
+    message = cx.build_lir(lir, route).with_ids(given["hop_by_hop"], given["end_to_end"])
+    assert cx.parse_lir(message) == lir
+    return message
+
+
+def multimedia_auth_answer(given: Values, route: cx.Route) -> DiameterMessage:
+    impi, impu = Impi(given["impi"]), Impu(given["impu"])
+    vector = AuthVector(octets(given, "rand"), octets(given, "autn"), secret(given, "xres"), secret(given, "ck"), secret(given, "ik"))
+    request = cx.build_mar(cx.Mar(impi, impu, given["server_name"]), route).with_ids(given["hop_by_hop"], given["end_to_end"])
+    message = cx.build_maa(request, cx.Maa(impi, impu, (cx.AuthItem(vector),)), route.identity)
+    assert cx.parse_maa(message).items[0].vector == vector
+    return message
+
+
 COMPUTES: dict[str, Callable[[Values], Values]] = {
     "milenage": milenage,
     "tuak": tuak,
@@ -181,6 +210,7 @@ COMPUTES: dict[str, Callable[[Values], Values]] = {
     "keys": key_hierarchy,
     "seal": seal,
     "esp_keys": esp_keys,
+    "diameter": diameter,
 }
 
 

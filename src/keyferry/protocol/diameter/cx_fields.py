@@ -267,8 +267,10 @@ def cx_error_of(message: DiameterMessage) -> CxError | None:
     Raises ParseError: it has no result.
     """
     result = base.result_of(message)
-    if result.success:
-        return None
+    return None if result.success else _error_of(result)
+
+
+def _error_of(result: Result) -> CxError:
     known: type[IntEnum] = CxResult if result.experimental else ResultCode
     try:
         return CxError(result.code, f"DIAMETER_{known(result.code).name}")
@@ -361,12 +363,15 @@ def _check_command(message: DiameterMessage, code: int, *, request: bool) -> Non
 
 
 def check_success(message: DiameterMessage, code: int) -> Result:
-    """Return how an answer succeeded. Raises CxError, ParseError."""
+    """Return how an answer to a command succeeded.
+
+    Raises CxError, ParseError.
+    """
     _check_command(message, code, request=False)
-    problem = cx_error_of(message)
-    if problem is not None:
-        raise problem
-    return base.result_of(message)
+    result = base.result_of(message)
+    if not result.success:
+        raise _error_of(result)
+    return result
 
 
 def read_impi(avp: Avp) -> Impi:

@@ -44,7 +44,6 @@ UNABLE_TO_COMPLY: Final = 5012
 INVALID_AVP_LENGTH: Final = 5014
 
 FAILED_AVP: Final = 279
-"""What stands inside is what somebody could not read, so it is not walked."""
 
 _REQUEST, _PROXIABLE, _ERROR, _RETRANSMITTED = 0x80, 0x40, 0x20, 0x10
 _HEADER = Struct(">IIIII")
@@ -233,16 +232,7 @@ def parse_header(data: bytes) -> DiameterMessage:
 
     Raises ParseError.
     """
-    if len(data) < HEADER_OCTETS:
-        raise ParseError(_WHAT, "shorter than its header")
-    version_length, flags_code, application, hop_by_hop, end_to_end = _HEADER.unpack_from(data)
-    if version_length >> 24 != 1:
-        raise ParseError(_WHAT, "not version 1")
-    flags = flags_code >> 24  # the lower four bits are ignored (§3)
-    return DiameterMessage(
-        flags_code & 0xFF_FFFF, application, bool(flags & _REQUEST), (), bool(flags & _PROXIABLE), bool(flags & _ERROR),
-        bool(flags & _RETRANSMITTED), hop_by_hop, end_to_end,
-    )  # fmt: skip
+    return _message(data, ())
 
 
 def parse_message(data: bytes) -> DiameterMessage:
@@ -250,13 +240,23 @@ def parse_message(data: bytes) -> DiameterMessage:
 
     Raises ParseError: AvpFault if the header is good, so that a request can be answered, another if the connection is out of step.
     """
-    header = parse_header(data)
+    if len(data) < HEADER_OCTETS:
+        raise ParseError(_WHAT, "shorter than its header")
     if frame_length(data) != len(data):
         raise ParseError(_WHAT, "its length is not that of its octets")
-    avps = _Walk(bytes(data)).avps(HEADER_OCTETS, len(data), 1)
+    return _message(data, _Walk(data).avps(HEADER_OCTETS, len(data), 1))
+
+
+def _message(data: bytes, avps: tuple[Avp, ...]) -> DiameterMessage:
+    if len(data) < HEADER_OCTETS:
+        raise ParseError(_WHAT, "shorter than its header")
+    version_length, flags_code, application, hop_by_hop, end_to_end = _HEADER.unpack_from(data)
+    if version_length >> 24 != 1:
+        raise ParseError(_WHAT, "not version 1")
+    flags = flags_code >> 24  # the lower four bits are ignored (§3)
     return DiameterMessage(
-        header.code, header.application, header.request, avps, header.proxiable, header.error, header.retransmitted,
-        header.hop_by_hop, header.end_to_end,
+        flags_code & 0xFF_FFFF, application, flags & _REQUEST > 0, avps, flags & _PROXIABLE > 0, flags & _ERROR > 0,
+        flags & _RETRANSMITTED > 0, hop_by_hop, end_to_end,
     )  # fmt: skip
 
 
@@ -324,33 +324,31 @@ class _Walk:
 
     def avps(self, pos: int, end: int, depth: int) -> tuple[Avp, ...]:
         """Return what stands from `pos` to `end`. Raises AvpFault."""
-        data, found = self._data, []
+        data, found, grouped = self._data, [], _GROUPED
         while pos < end:
-            if end - pos < 8:
+            start = pos + 8
+            if start > end:
                 raise AvpFault(INVALID_AVP_LENGTH, "a header that is cut")
             code, word = _AVP.unpack_from(data, pos)
-            flags, length, start, vendor = word >> 24, word & 0xFF_FFFF, pos + 8, 0
+            flags, vendor = word >> 24, 0
             if flags & FLAG_VENDOR:
                 start = pos + 12
                 if start > end:
                     raise AvpFault(INVALID_AVP_LENGTH, "a header that is cut")
                 (vendor,) = _NUMBER.unpack_from(data, pos + 8)
-            stop = pos + length
+            stop = pos + (word & 0xFF_FFFF)
             if not start <= stop <= end:
                 raise AvpFault(INVALID_AVP_LENGTH, "a length that is not that of its octets", Avp(code, vendor, b"", flags))
             self._count += 1
             if self._count > MAX_AVPS:
                 raise AvpFault(UNABLE_TO_COMPLY, f"more than {MAX_AVPS} AVPs in a message")
-            group = self._group(code, vendor, start, stop, depth)
+            group = self._group(start, stop, depth) if vendor << 32 | code in grouped else ()
             found.append(Avp(code, vendor, data[start:stop], flags, group))
             # The last one of a group may lack its padding: some peers leave it out of the group's length.
             pos = min(stop + 3 & ~3, end)
         return tuple(found)
 
-    def _group(self, code: int, vendor: int, start: int, stop: int, depth: int) -> tuple[Avp, ...]:
-        entry = _entry(code, vendor)
-        if entry is None or entry["type"] is not AvpGrouped or (code == FAILED_AVP and not vendor):
-            return ()
+    def _group(self, start: int, stop: int, depth: int) -> tuple[Avp, ...]:
         if depth >= MAX_DEPTH:
             raise AvpFault(UNABLE_TO_COMPLY, f"groups deeper than {MAX_DEPTH}")
         return self.avps(start, stop, depth + 1)
@@ -382,3 +380,12 @@ def _encode(code: int, vendor: int, kind: Any, value: Any) -> bytes:
         # Without its cause, whose text may hold the value.
         name = Avp(code, vendor, b"", 0).name
         raise LocalProtocolError(f"{name} does not take a value of this kind ({type(value).__name__})") from None
+
+
+# Of Failed-AVP what stands inside is what somebody could not read, so it is not walked.
+_GROUPED: Final = frozenset(
+    vendor << 32 | code
+    for vendor, entries in ((0, AVP_DICTIONARY), *AVP_VENDOR_DICTIONARY.items())
+    for code, entry in entries.items()
+    if entry["type"] is AvpGrouped and (vendor, code) != (0, FAILED_AVP)
+)
