@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyferry.errors import LocalProtocolError, ParseError
-from keyferry.protocol.diameter import cx
+from keyferry.protocol.diameter.cx_fields import PUBLIC_IDENTITY, SIP_AUTH_DATA_ITEM
 from keyferry.protocol.diameter.message import (
     FAILED_AVP,
     MAX_AVPS,
@@ -258,7 +258,7 @@ class TestValues:
 
     def test_every_type_of_the_dictionary_takes_what_it_gives(self) -> None:
         """Four or eight octets of zero are a value of each type that is not text."""
-        kinds = {}
+        kinds: dict[type[LibraryAvp], tuple[int, int]] = {}
         for vendor, entries in ((0, AVP_DICTIONARY), *AVP_VENDOR_DICTIONARY.items()):
             for code, entry in entries.items():
                 kinds.setdefault(entry["type"], (code, vendor))
@@ -323,15 +323,15 @@ class TestValues:
 
     def test_first_and_all(self) -> None:
         message = EVERY["SAR"]
-        assert [avp.text for avp in message.all(cx.PUBLIC_IDENTITY, VENDOR_3GPP)] == ["sip:user1_public1@home1.net", "tel:+4930123456"]
-        assert message.first(cx.PUBLIC_IDENTITY) is None
-        assert first(message.avps, cx.PUBLIC_IDENTITY, VENDOR_3GPP) is message.all(cx.PUBLIC_IDENTITY, VENDOR_3GPP)[0]
+        assert [avp.text for avp in message.all(PUBLIC_IDENTITY, VENDOR_3GPP)] == ["sip:user1_public1@home1.net", "tel:+4930123456"]
+        assert message.first(PUBLIC_IDENTITY) is None
+        assert first(message.avps, PUBLIC_IDENTITY, VENDOR_3GPP) is message.all(PUBLIC_IDENTITY, VENDOR_3GPP)[0]
 
 
 def test_no_octet_of_a_value_prints() -> None:
     """Keys, identities, profiles: a log that gets a message shows names, flags and lengths."""
     message = parse_message(render_message(EVERY["MAA"]))
-    texts = [f"{message!r} {message}", f"{message.avps!r} {message.avps}", f"{message.first(cx.SIP_AUTH_DATA_ITEM, VENDOR_3GPP)}"]
+    texts = [f"{message!r} {message}", f"{message.avps!r} {message.avps}", f"{message.first(SIP_AUTH_DATA_ITEM, VENDOR_3GPP)}"]
     for text in texts:
         for key in KEYS:
             assert key.reveal().hex() not in text

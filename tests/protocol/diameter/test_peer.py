@@ -96,8 +96,8 @@ class TestCapabilities:
         assert (machine.state, machine.usable, machine.deadline) == (State.WAIT_CEA, False, 10.0)
         (action,) = machine.received(CEA, 1.0)
         assert isinstance(action, Opened)
-        assert (action.peer.origin_host, action.applications, action.usable) == ("hss.home1.net", {base.CX}, True)
-        assert (machine.usable, machine.deadline, machine.applications) == (True, 31.0, {base.CX})
+        assert (action.peer.origin_host, action.applications, action.usable) == ("hss.home1.net", frozenset({base.CX}), True)
+        assert (machine.usable, machine.deadline, machine.applications) == (True, 31.0, frozenset({base.CX}))
 
     def test_who_is_dialled_answers_the_cer_and_is_open(self) -> None:
         machine = accepted()
