@@ -176,6 +176,20 @@ class TestAnswers:
         assert message is not None
         assert (message.text, message.mandatory) == ("why", False)
 
+    @pytest.mark.parametrize("code", [base.SESSION_ID, base.PROXY_INFO])
+    def test_whatever_a_request_was_its_answer_fits(self, code: int) -> None:
+        """Else a peer could bring about what we cannot send."""
+        mar = requests()["MAR"]
+        long = Avp(code, 0, bytes(1_000_000), 0x40)
+        kept = tuple(avp for avp in mar.avps if avp.code != code)
+        request = DiameterMessage(303, base.CX, True, (long, *kept), hop_by_hop=1)
+        answer = over(base.error_answer(request, 5001, HSS, failed=Avp(9, 9, bytes(1_000_000), 0xC0)))
+        assert answer.hop_by_hop == 1
+        assert answer.first(code) is None
+        failed = answer.first(base.FAILED_AVP)
+        assert failed is not None
+        assert failed.data.hex() == "00000009c000000c00000009"
+
     def test_a_result_of_a_vendor_says_more(self) -> None:
         """PyHSS sends both."""
         experimental = make_avp(base.EXPERIMENTAL_RESULT, 0, (make_avp(base.EXPERIMENTAL_RESULT_CODE, 0, 5001),))

@@ -51,6 +51,8 @@ EXPERIMENTAL_RESULT_CODE: Final = 298
 
 MAX_IDENTITY: Final = 255
 """Octets of a DiameterIdentity, which is a FQDN or a realm (§4.3.1)."""
+MAX_REPEATED: Final = 65_536
+"""Octets of Session-Id and Proxy-Info that an answer repeats, and of a Failed-AVP: whatever a request was, its answer has to fit."""
 MAX_ADVERTISED: Final = 64
 """Applications, vendors and addresses that are read of one peer; the rest is ignored."""
 
@@ -196,11 +198,11 @@ def vendor_specific(application: Application) -> Avp:
 
 def answer_to(request: DiameterMessage, avps: Sequence[Avp], *, error: bool = False) -> DiameterMessage:
     """Return the answer to a request (§6.2): its identifiers, P flag, Session-Id first, Proxy-Info as it came, and these AVPs."""
-    session = request.first(SESSION_ID)
-    proxies = request.all(PROXY_INFO)
-    head = (session,) if session is not None else ()
+    session, proxies = request.all(SESSION_ID)[:1], request.all(PROXY_INFO)
+    if sum(len(avp.data) for avp in (*session, *proxies)) > MAX_REPEATED:
+        session, proxies = (), ()
     return DiameterMessage(
-        request.code, request.application, False, (*head, *avps, *proxies), request.proxiable, error, False,
+        request.code, request.application, False, (*session, *avps, *proxies), request.proxiable, error, False,
         request.hop_by_hop, request.end_to_end,
     )  # fmt: skip
 
@@ -213,8 +215,14 @@ def error_answer(
     if message:
         avps.append(make_avp(ERROR_MESSAGE, 0, message, mandatory=False))
     if failed is not None:
-        avps.append(make_avp(FAILED_AVP, 0, (failed,)))
+        avps.append(failed_avp(failed))
     return answer_to(request, avps, error=3000 <= code < 4000)
+
+
+def failed_avp(failed: Avp) -> Avp:
+    """Return Failed-AVP (§7.5) with what was wrong; of one that is very long without its data."""
+    shown = failed if len(failed.data) <= MAX_REPEATED else Avp(failed.code, failed.vendor, b"", failed.flags)
+    return make_avp(FAILED_AVP, 0, (shown,))
 
 
 def result_of(message: DiameterMessage) -> Result:

@@ -284,7 +284,7 @@ def build_error(request: DiameterMessage, problem: CxError | AvpFault, identity:
         result, failed = Result(problem.code, problem.experimental), None
     else:
         result, failed = Result(problem.code, experimental=False), problem.failed
-    after = () if failed is None else (make_avp(base.FAILED_AVP, 0, (failed,)),)
+    after = () if failed is None else (base.failed_avp(failed),)
     return build_answer(request, result, identity, after)
 
 
