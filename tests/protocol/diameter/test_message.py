@@ -125,6 +125,9 @@ class TestFraming:
         assert (head.code, head.request, head.hop_by_hop, head.end_to_end, head.avps) == (303, True, 3, 4, ())
         with pytest.raises(AvpFault):
             parse_message(octets)
+        for none in (b"", octets[:19], framed(b"", version=3)):
+            with pytest.raises(ParseError):
+                parse_header(none)
 
     def test_other_identifiers(self) -> None:
         message = EVERY["MAR"].with_ids(8, 9, retransmitted=True)

@@ -345,7 +345,7 @@ class _Walk:
             group = self._group(start, stop, depth) if vendor << 32 | code in grouped else ()
             found.append(Avp(code, vendor, data[start:stop], flags, group))
             # The last one of a group may lack its padding: some peers leave it out of the group's length.
-            pos = min(stop + 3 & ~3, end)
+            pos = stop + 3 & ~3
         return tuple(found)
 
     def _group(self, start: int, stop: int, depth: int) -> tuple[Avp, ...]:
