@@ -22,6 +22,7 @@ from keyferry.protocol.diameter.message import (
     FAILED_AVP,
     MAX_AVPS,
     MAX_DEPTH,
+    MAX_FIRST,
     MAX_MESSAGE,
     VENDOR_3GPP,
     Avp,
@@ -224,6 +225,15 @@ class TestStream:
             split(render_message(EVERY["DWR"]) + head)
         with pytest.raises(ParseError):
             frame_length(head)
+
+    def test_who_has_not_said_who_it_is_gets_less_room(self) -> None:
+        cer = render_message(EVERY["CER"])
+        framer = Framer(MAX_FIRST)
+        assert framer.feed(cer) == [cer]
+        with pytest.raises(ParseError):
+            Framer(MAX_FIRST).feed((1 << 24 | MAX_FIRST + 4).to_bytes(4, "big"))
+        framer.limit = MAX_MESSAGE
+        assert framer.feed((1 << 24 | MAX_FIRST + 4).to_bytes(4, "big")) == []
 
     def test_small_pieces_of_a_long_message_cost_no_more_than_once(self) -> None:
         octets = framed(raw(1, bytes(MAX_MESSAGE - 28)))

@@ -35,7 +35,8 @@ TIMERS = PeerTimers(watchdog=30.0, capabilities=10.0, disconnect=5.0)
 CER = base.build_cer(SCSCF, ["192.0.2.1"]).with_ids(1, 1)
 CEA = base.build_cea(CER, HSS, ["192.0.2.2"])
 DWR, DPR = base.build_dwr(HSS).with_ids(8, 8), base.build_dpr(HSS, DisconnectCause.BUSY).with_ids(9, 9)
-MAR, MAA = requests()["MAR"], answers()["MAA"]
+MAA = answers()["MAA"]
+MAR = DiameterMessage(303, base.CX, True, tuple(avp for avp in requests()["MAR"].avps if avp.code != base.DESTINATION_HOST))
 
 
 def dialled(**options: bool) -> PeerMachine:
@@ -352,6 +353,7 @@ class TestRequests:
             (DiameterMessage(316, 16_777_251, True), ResultCode.APPLICATION_UNSUPPORTED),
             (DiameterMessage(271, base.BASE, True), ResultCode.COMMAND_UNSUPPORTED),
             (DiameterMessage(303, base.CX, True, error=True), ResultCode.INVALID_HDR_BITS),
+            (DiameterMessage(303, base.CX, True, (make_avp(base.DESTINATION_HOST, 0, "hss2.home1.net"),)), ResultCode.UNABLE_TO_DELIVER),
         ],
     )
     def test_is_refused(self, message: DiameterMessage, code: int) -> None:
@@ -360,7 +362,9 @@ class TestRequests:
         assert (result(sent), sent.message.error) == (code, True)
 
     def test_and_what_is_goes_on(self) -> None:
-        assert opened().received(MAR, 1.0) == [Deliver(MAR)]
+        for host in ((), (make_avp(base.DESTINATION_HOST, 0, "SCSCF1.home1.net"),)):
+            request = DiameterMessage(303, base.CX, True, host)
+            assert opened().received(request, 1.0) == [Deliver(request)]
         # that a command is unknown to an application, the application says
         unknown = DiameterMessage(399, base.CX, True)
         assert opened().received(unknown, 1.0) == [Deliver(unknown)]

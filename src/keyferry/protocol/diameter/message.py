@@ -28,6 +28,8 @@ from keyferry.errors import LocalProtocolError, ParseError
 
 MAX_MESSAGE: Final = 1 << 20
 """Octets of a message; the field allows 16 MB, a SAA with a large profile has some thousand."""
+MAX_FIRST: Final = 16_384
+"""Octets of the first message: who has not said who he is yet makes nobody hold more; a CER has some hundred."""
 MAX_AVPS: Final = 512
 """AVPs of a message, those inside of groups counted too: what one message may cost."""
 MAX_DEPTH: Final = 8
@@ -260,8 +262,8 @@ def _message(data: bytes, avps: tuple[Avp, ...]) -> DiameterMessage:
     )  # fmt: skip
 
 
-def frame_length(head: bytes | bytearray) -> int:
-    """Return how long the message is that begins with these four octets or more.
+def frame_length(head: bytes | bytearray, limit: int = MAX_MESSAGE) -> int:
+    """Return how long the message is that begins with these four octets or more, at most `limit`.
 
     Raises ParseError: from there on nothing on the connection can be found.
     """
@@ -270,8 +272,8 @@ def frame_length(head: bytes | bytearray) -> int:
     length = int.from_bytes(head[1:4], "big")
     if length < HEADER_OCTETS or length & 3:
         raise ParseError(_WHAT, "a length under 20 octets, or not of whole words")
-    if length > MAX_MESSAGE:
-        raise ParseError(_WHAT, f"longer than {MAX_MESSAGE} octets")
+    if length > limit:
+        raise ParseError(_WHAT, f"longer than {limit} octets")
     return length
 
 
@@ -286,12 +288,16 @@ def split(buffer: bytes | bytearray) -> tuple[list[bytes], bytes]:
 
 
 class Framer:
-    """Find messages in a stream, in time that is linear however small the pieces are."""
+    """Find messages in a stream, in time that is linear however small the pieces are.
 
-    __slots__ = ("_buffer",)
+    `limit` bounds a message, and may be raised once the peer has said who it is.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_buffer", "limit")
+
+    def __init__(self, limit: int = MAX_MESSAGE) -> None:
         self._buffer = bytearray()
+        self.limit = limit
 
     @property
     def rest(self) -> bytes:
@@ -308,7 +314,7 @@ class Framer:
 
     def _frames(self) -> Iterator[bytes]:
         buffer = self._buffer
-        while len(buffer) >= 4 and len(buffer) >= (length := frame_length(buffer)):
+        while len(buffer) >= 4 and len(buffer) >= (length := frame_length(buffer, self.limit)):
             yield bytes(buffer[:length])
             del buffer[:length]
 

@@ -365,8 +365,10 @@ class PeerMachine:
             return ResultCode.COMMAND_UNSUPPORTED
         if request.application not in self.applications:
             return ResultCode.APPLICATION_UNSUPPORTED
-        # It crossed a DPR: so answered, the peer tries another at once.
-        return ResultCode.UNABLE_TO_DELIVER if self.state is State.CLOSING else 0
+        # It is for another host, and we are no relay (§6.1.4); or it crossed a DPR: so answered, the peer tries another at once.
+        host = request.first(base.DESTINATION_HOST)
+        elsewhere = host is not None and host.data.lower() != self._identity.origin_host.lower().encode()
+        return ResultCode.UNABLE_TO_DELIVER if elsewhere or self.state is State.CLOSING else 0
 
     def _numbered(self, request: DiameterMessage) -> Send:
         return Send(request.with_ids(self._identifiers.hop_by_hop(), self._identifiers.end_to_end()))
