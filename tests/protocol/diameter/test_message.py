@@ -29,6 +29,7 @@ from keyferry.protocol.diameter.message import (
     AvpFault,
     DiameterMessage,
     Framer,
+    constant,
     first,
     frame_length,
     make_avp,
@@ -97,6 +98,13 @@ class TestFraming:
     def test_an_avp_octet_by_octet(self) -> None:
         assert render_avps([make_avp(1, 0, "abcde")]).hex() == "000000014000000d6162636465000000"
         assert render_avps([make_avp(601, VENDOR_3GPP, "sip:a")]).hex() == "00000259c0000011000028af7369703a61000000"
+
+    def test_a_constant_is_rendered_once_and_alike(self) -> None:
+        for avp in (make_avp(1, 0, "abcde"), make_avp(GROUP, 0, (make_avp(266, 0, 10415),)), make_avp(601, VENDOR_3GPP, "sip:a")):
+            made = constant(avp)
+            assert made.wire == render_avps([avp]) == render_avps([made])
+            assert made == avp
+            assert "abcde" not in repr(made)
 
     def test_every_flag_of_the_header(self) -> None:
         message = DiameterMessage(257, 0, True, (), proxiable=True, error=True, retransmitted=True, hop_by_hop=1, end_to_end=2)

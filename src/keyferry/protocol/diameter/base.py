@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from keyferry.errors import ParseError
-from keyferry.protocol.diameter.message import VENDOR_3GPP, VENDOR_ETSI, Avp, AvpFault, DiameterMessage, make_avp
+from keyferry.protocol.diameter.message import VENDOR_3GPP, VENDOR_ETSI, Avp, AvpFault, DiameterMessage, constant, make_avp
 
 BASE: Final = 0
 """Application of the base protocol's own commands (§2.4)."""
@@ -124,7 +124,7 @@ class DiameterIdentity:
     @cached_property
     def origin(self) -> tuple[Avp, Avp]:
         """Origin-Host and Origin-Realm, which each message has."""
-        return make_avp(ORIGIN_HOST, 0, self.origin_host), make_avp(ORIGIN_REALM, 0, self.origin_realm)
+        return constant(make_avp(ORIGIN_HOST, 0, self.origin_host)), constant(make_avp(ORIGIN_REALM, 0, self.origin_realm))
 
     @cached_property
     def capabilities(self) -> tuple[Avp, ...]:
@@ -335,4 +335,4 @@ def _state(identity: DiameterIdentity) -> tuple[Avp, ...]:
     return () if identity.origin_state is None else (make_avp(ORIGIN_STATE_ID, 0, identity.origin_state),)
 
 
-_SUCCESS = make_avp(RESULT_CODE, 0, ResultCode.SUCCESS)
+_SUCCESS = constant(make_avp(RESULT_CODE, 0, ResultCode.SUCCESS))

@@ -87,7 +87,7 @@ from keyferry.protocol.diameter.cx_fields import (
     read_public_identities,
     user_name,
 )
-from keyferry.protocol.diameter.message import VENDOR_3GPP, Avp, AvpFault, DiameterMessage, first, make_avp
+from keyferry.protocol.diameter.message import VENDOR_3GPP, Avp, AvpFault, DiameterMessage, constant, first, make_avp
 
 __all__ = [
     "AKA_SCHEME",
@@ -147,7 +147,7 @@ __all__ = [
     "parse_uar",
 ]
 
-_AKA = make_avp(SIP_AUTHENTICATION_SCHEME, VENDOR_3GPP, AKA_SCHEME)
+_AKA = constant(make_avp(SIP_AUTHENTICATION_SCHEME, VENDOR_3GPP, AKA_SCHEME))
 
 
 # ---- UAR, LIR: which S-CSCF

@@ -11,7 +11,7 @@ from keyferry.errors import CxError, ParseError
 from keyferry.protocol.aka import AuthVector
 from keyferry.protocol.diameter import base
 from keyferry.protocol.diameter.base import Application, DiameterIdentity, Result, ResultCode
-from keyferry.protocol.diameter.message import VENDOR_3GPP, Avp, AvpFault, DiameterMessage, make_avp
+from keyferry.protocol.diameter.message import VENDOR_3GPP, Avp, AvpFault, DiameterMessage, constant, make_avp
 from keyferry.protocol.identity import Impi, Impu, parse_impi, parse_impu
 
 _E = TypeVar("_E", bound=IntEnum)
@@ -459,7 +459,7 @@ def read_enumerated(kind: type[_E], avp: Avp) -> _E:
 
 
 # What never changes is made once.
-_VENDOR = make_avp(base.VENDOR_ID, 0, VENDOR_3GPP)
-_APPLICATION = base.vendor_specific(Application(base.CX, VENDOR_3GPP))
-_NO_STATE = make_avp(base.AUTH_SESSION_STATE, 0, 1)  # NO_STATE_MAINTAINED (TS 29.229 §5)
-_SUCCESS = make_avp(base.RESULT_CODE, 0, ResultCode.SUCCESS)
+_VENDOR = constant(make_avp(base.VENDOR_ID, 0, VENDOR_3GPP))
+_APPLICATION = constant(base.vendor_specific(Application(base.CX, VENDOR_3GPP)))
+_NO_STATE = constant(make_avp(base.AUTH_SESSION_STATE, 0, 1))  # NO_STATE_MAINTAINED (TS 29.229 §5)
+_SUCCESS = constant(make_avp(base.RESULT_CODE, 0, ResultCode.SUCCESS))

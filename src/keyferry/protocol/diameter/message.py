@@ -8,7 +8,8 @@ short, knows no limit of depth and does not look at the length of the message (d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from struct import Struct
 from struct import error as StructError  # noqa: N812  the module has a class of that kind under a function's name
 from typing import Any, Final, TypeAlias
@@ -80,6 +81,7 @@ class Avp:
     data: bytes  # without padding
     flags: int
     group: tuple[Avp, ...] = ()  # what a Grouped AVP holds
+    wire: bytes = field(default=b"", compare=False)  # header, data and padding of one that is rendered once for all, else empty
 
     @property
     def name(self) -> str:
@@ -183,21 +185,27 @@ def make_avp(code: int, vendor: int, value: AvpValue, *, mandatory: bool | None 
 
     One that the dictionary does not know takes bytes. Raises LocalProtocolError.
     """
-    entry = _entry(code, vendor)
-    if mandatory is None:
-        mandatory = bool(entry and entry.get("mandatory"))
-    flags = (FLAG_VENDOR if vendor else 0) | (FLAG_MANDATORY if mandatory else 0)
-    kind = entry["type"] if entry else AvpOctetString
+    kind, flags = _shape(code, vendor)
+    if mandatory is not None:
+        flags = flags | FLAG_MANDATORY if mandatory else flags & ~FLAG_MANDATORY
     if kind is AvpGrouped and not isinstance(value, (str, bytes, int)):
         group = tuple(value)
         return Avp(code, vendor, render_avps(group), flags, group)
     return Avp(code, vendor, _encode(code, vendor, kind, value), flags)
 
 
+def constant(avp: Avp) -> Avp:
+    """Return an AVP that is rendered now, once for all messages that it will be in."""
+    return Avp(avp.code, avp.vendor, avp.data, avp.flags, avp.group, render_avps((avp,)))
+
+
 def render_avps(avps: Sequence[Avp]) -> bytes:
     """Return AVPs one after the other, each padded to four octets (§4.1)."""
     parts = []
     for avp in avps:
+        if avp.wire:
+            parts.append(avp.wire)
+            continue
         data = avp.data
         length = len(data)
         if avp.flags & FLAG_VENDOR:
@@ -366,6 +374,14 @@ def _entry(code: int, vendor: int) -> Any:
         return AVP_DICTIONARY.get(code)
     entries = AVP_VENDOR_DICTIONARY.get(vendor)
     return entries.get(code) if entries is not None else None
+
+
+@lru_cache(maxsize=512)  # what we make is some dozen; what a peer names comes here in a Failed-AVP at most
+def _shape(code: int, vendor: int) -> tuple[Any, int]:
+    """Return the type and the flags of an AVP that we make."""
+    entry = _entry(code, vendor)
+    flags = (FLAG_VENDOR if vendor else 0) | (FLAG_MANDATORY if entry and entry.get("mandatory") else 0)
+    return (entry["type"] if entry else AvpOctetString), flags
 
 
 def _encode(code: int, vendor: int, kind: Any, value: Any) -> bytes:
