@@ -8,6 +8,7 @@ KeyferryError
 ├── LocalProtocolError          our bug: we asked for something the protocol forbids
 ├── RemoteProtocolError         theirs: carries the status to answer
 │   └── ParseError              octets that are not what the grammar allows
+│       └── TooMuchData         they might be, but there are more than we take
 ├── SecurityError               a check that protects somebody failed
 │   ├── MacFailure              AUTN's MAC is wrong (TS 33.102 §6.3.3)
 │   ├── SyncFailure             AUTN's SQN is not fresh; carries AUTS
@@ -76,6 +77,10 @@ class ParseError(RemoteProtocolError):
     def __init__(self, what: str, problem: str, status: int = 400) -> None:
         super().__init__(f"{what}: {problem}", status)
         self.what = what
+
+
+class TooMuchData(ParseError):
+    """Report octets of which there are more than we take, whatever they say."""
 
 
 class SecurityError(KeyferryError):

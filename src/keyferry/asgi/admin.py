@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from keyferry.asgi.exchange import Receive, Scope, Send, headers_named, respond
 from keyferry.asgi.failures import FailuresApp
 from keyferry.asgi.registrations import RegistrationsApp
+from keyferry.asgi.subscribers import SubscribersApp
 from keyferry.errors import KeyferryError, LocalProtocolError, RemoteProtocolError
 from keyferry.protocol.identity import parse_impi
 
@@ -28,7 +29,7 @@ Follow: TypeAlias = Callable[[str], AbstractAsyncContextManager[AsyncIterator[Ma
 
 
 class AdminApp:
-    """Answer GET /health, /metrics, /trace?impi=…, and through other apps /registrations and /failures; nothing tells a key.
+    """Answer GET /health, /metrics, /trace, and by other apps /registrations, /failures, /profiles and /subscribers; nothing tells a key.
 
     Health and metrics tell counts, never an identity. The others name subscribers, and there is no login: only this machine gets them.
     """
@@ -41,22 +42,24 @@ class AdminApp:
         trace: Follow | None = None,
         registrations: RegistrationsApp | None = None,
         failures: FailuresApp | None = None,
+        subscribers: SubscribersApp | None = None,
     ) -> None:
-        """Take metrics, health (a JSON object whose "ok" decides between 200 and 503), the tracer, and two more apps."""
+        """Take metrics, health (a JSON object whose "ok" decides between 200 and 503), the tracer, and three more apps."""
         self._registry = registry
         self._health = health
         self._trace = trace
         self._registrations = registrations
         self._failures = failures
+        self._subscribers = subscribers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
         if scope["type"] != "http":
             raise LocalProtocolError("AdminApp serves http alone")
-        if scope["path"].startswith(("/registrations", "/failures")):
+        if scope["path"].startswith(("/registrations", "/failures", "/profiles", "/subscribers")):
             await self._tell_of_subscribers(scope, receive, send)
         elif scope["path"] not in {"/health", "/metrics", "/trace"}:
-            await respond(send, 404, b"There are /health, /metrics, /trace?impi=IMPI, /registrations?impi=IMPI and /failures.\n")
+            await respond(send, 404, b"There are /health, /metrics, /trace?impi=IMPI, /registrations?impi=IMPI, /failures and /profiles.\n")
         elif scope["method"] not in {"GET", "HEAD"}:
             await respond(send, 405, b"Read only.\n", headers=[(b"allow", b"GET, HEAD")])
         elif scope["path"] == "/metrics":
@@ -73,8 +76,11 @@ class AdminApp:
             await self._registrations(scope, receive, send)
         elif self._failures is not None and scope["path"].startswith("/failures"):
             await self._failures(scope, send)
+        elif self._subscribers is not None and scope["path"].startswith(("/profiles", "/subscribers")):
+            await self._subscribers(scope, receive, send)
         else:
-            await respond(send, 404, b"This process has no S-CSCF.\n")
+            function = b"HSS" if scope["path"].startswith(("/profiles", "/subscribers")) else b"S-CSCF"
+            await respond(send, 404, b"This process has no %b.\n" % function)
 
     async def _tell_health(self, send: Send) -> None:
         try:

@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias, get_args
 from urllib.parse import parse_qs, unquote
 
-from keyferry.asgi.exchange import Receive, Scope, Send, headers_named, read_body, respond
+from keyferry.asgi.commands import path_of, read_command, respond_json, want_method
+from keyferry.asgi.exchange import Receive, Scope, Send, respond
 from keyferry.errors import KeyferryError, RemoteProtocolError
 from keyferry.protocol.identity import Impi, Reg, parse_impi
 
-JSON = "application/json"
 PATH = "/registrations"
-MAX_BODY = 1_024
-"""Octets of a command."""
 MAX_QUERY = 2_048
 """Octets; an IMPI has at most 255, three times as many escaped."""
 MAX_SECONDS = 86_400
@@ -66,12 +63,12 @@ class RegistrationsApp:
         except KeyferryError:
             await respond(send, 503, b"The registrations cannot be read.\n")
         else:
-            await respond(send, 200, json.dumps(answer).encode("ascii") + b"\n", JSON, [(b"cache-control", b"no-store")])
+            await respond_json(send, answer)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Mapping[str, object]:
-        path = bytes(scope.get("raw_path") or scope["path"].encode("utf-8")).decode("latin-1")
+        path = path_of(scope)
         if path == PATH:
-            _want(scope, "GET")
+            want_method(scope, "GET")
             query = _query(scope)
             if "impi" not in query:
                 return await self._operations.page(*_page(query))
@@ -84,9 +81,9 @@ class RegistrationsApp:
             raise RemoteProtocolError(
                 "There are /registrations, /registrations?impi=IMPI, /registrations/IMPI/deregister and …/reauthenticate.", 404
             )
-        _want(scope, "POST")
+        want_method(scope, "POST")
         impi = parse_impi(unquote(parts[0]))
-        command = await _command(scope, receive, FIELDS[parts[1]])
+        command = await read_command(scope, receive, FIELDS[parts[1]])
         reg = Reg(str(command["reg"])) if "reg" in command else None
         if parts[1] == "reauthenticate":
             return {"devices": await self._operations.reauthenticate(impi, reg, _seconds(command.get("seconds", 60)))}
@@ -96,11 +93,6 @@ class RegistrationsApp:
         after = _seconds(command["retry_after"]) if "retry_after" in command else None
         kind: EndEvent = "rejected" if event == "rejected" else "probation" if event == "probation" else "deactivated"
         return {"devices": await self._operations.deregister(impi, reg, kind, after)}
-
-
-def _want(scope: Scope, method: str) -> None:
-    if scope["method"] != method:
-        raise RemoteProtocolError(f"Use {method}.", 405)
 
 
 def _query(scope: Scope) -> dict[str, str]:
@@ -122,19 +114,6 @@ def _page(query: Mapping[str, str]) -> tuple[str, int]:
     if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= MAX_PAGE):
         raise RemoteProtocolError(f"limit goes from 1 to {MAX_PAGE}.", 400)
     return (parse_impi(after) if after else ""), int(limit)
-
-
-async def _command(scope: Scope, receive: Receive, fields: Mapping[str, type]) -> dict[str, object]:
-    """Read a JSON object of known members, each of its type. Raises RemoteProtocolError."""
-    if [value.split(b";")[0].strip().lower() for value in headers_named(scope, b"content-type")] != [JSON.encode("ascii")]:
-        raise RemoteProtocolError("Send application/json.", 415)
-    try:
-        command = json.loads(await read_body(receive, MAX_BODY) or b"{}")
-    except (ValueError, RecursionError):
-        raise RemoteProtocolError("The body is not JSON.") from None
-    if not isinstance(command, dict) or any(type(value) is not fields.get(name) for name, value in command.items()):
-        raise RemoteProtocolError(f"The body is an object with {', '.join(fields)}, each optional.")
-    return command
 
 
 def _seconds(value: object) -> int:

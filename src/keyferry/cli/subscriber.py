@@ -12,7 +12,9 @@ import msgspec
 import typer
 from rich.table import Table
 
+from keyferry.cli import subscriber_served
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, fail, show_json
+from keyferry.cli.subscriber_served import ImpiArgument
 from keyferry.config import Subscriber, decode_secret
 from keyferry.errors import ConfigError, StoreError
 from keyferry.ports import Subscriber as StoredSubscriber
@@ -20,7 +22,8 @@ from keyferry.protocol.identity import parse_impi
 from keyferry.wiring import administration
 
 app = typer.Typer(help="Provision subscribers.", no_args_is_help=True)
-ImpiArgument = Annotated[str, typer.Argument(metavar="IMPI", help="Private identity, for example user1_private@home1.net.")]
+app.command()(subscriber_served.profile)
+app.command()(subscriber_served.terminate)
 
 
 @app.command()
@@ -72,9 +75,11 @@ def list_(state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> No
     if as_json:
         show_json({"subscribers": [_public(subscriber) for subscriber in found]})
         return
-    table = Table("IMPI", "public identities", "AKA", "AMF")
+    table = Table("IMPI", "public identities", "AKA", "AMF", "profile")
     for subscriber in found:
-        table.add_row(subscriber.impi, "\n".join(one.impu for one in subscriber.impus), subscriber.algorithm, subscriber.amf.hex())
+        table.add_row(
+            subscriber.impi, "\n".join(one.impu for one in subscriber.impus), subscriber.algorithm, subscriber.amf.hex(), subscriber.profile
+        )
     console.print(table)
 
 
@@ -98,7 +103,7 @@ def show(impi: ImpiArgument, state: StateOption = DEFAULT_STATE, as_json: JsonOp
 
 @app.command()
 def remove(impi: ImpiArgument, state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> None:
-    """Remove a subscriber; a registration that is there ends with its time.
+    """Remove a subscriber; a registration that is there ends with its time, unless `keyferry subscriber terminate` ended it before.
 
     Example: keyferry subscriber remove user3_private@home1.net
     """

@@ -12,6 +12,8 @@ import httpx
 from keyferry.errors import ConfigError, TransportError
 
 SECONDS: Final = 5.0
+COMMAND_SECONDS: Final = 15.0
+"""A command may wait for an S-CSCF on another machine."""
 MAX_ANSWER: Final = 8_000_000
 """Octets; a thousand failures are one million."""
 
@@ -21,11 +23,23 @@ async def ask(admin: str, path: str, params: Mapping[str, str]) -> dict[str, Any
 
     Raises ConfigError with what the other side says against it, TransportError if nobody listens or what listens is no keyferry.
     """
+    return await _exchange("GET", admin, httpx.QueryParams(params), path, None, SECONDS)
+
+
+async def tell(admin: str, path: str, command: Mapping[str, object]) -> dict[str, Any]:
+    """Return the JSON object that is the outcome of a command, which is POSTed; otherwise as `ask`. `path` is escaped."""
+    return await _exchange("POST", admin, httpx.QueryParams(), path, dict(command), COMMAND_SECONDS)
+
+
+async def _exchange(
+    method: str, admin: str, params: httpx.QueryParams, path: str, command: dict[str, object] | None, seconds: float
+) -> dict[str, Any]:
     body = bytearray()
     try:
+        url = httpx.URL(f"http://{admin}{path}", params=params) if params else httpx.URL(f"http://{admin}{path}")
         async with (
-            httpx.AsyncClient(timeout=SECONDS, trust_env=False) as client,
-            client.stream("GET", httpx.URL(f"http://{admin}{path}", params=params)) as response,
+            httpx.AsyncClient(timeout=seconds, trust_env=False) as client,
+            client.stream(method, url, json=command) as response,
         ):
             async for chunk in response.aiter_bytes():
                 body += chunk

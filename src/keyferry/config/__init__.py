@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from keyferry.config.profiles import Profile, check_profile_of, check_profiles
+from keyferry.config.profiles import names_of as profile_names
 from keyferry.config.reading import Section as _Section
 from keyferry.config.reading import address_of, check_protection, checked, load_file
 from keyferry.config.reading import decode_secret as decode_secret
@@ -216,6 +218,9 @@ class Subscriber(_Section, frozen=True, kw_only=True):
     algorithm: Annotated[Literal["milenage", "tuak"], Meta(description="AKA functions")] = "milenage"
     amf: Annotated[str, Meta(pattern="^[0-9a-fA-F]{4}$", description="AMF, 2 octets in hexadecimal")] = "8000"
     barred: Annotated[list[str], Meta(description="those of `impus` that are barred")] = msgspec.field(default_factory=list)
+    profile: Annotated[
+        str | None, Meta(description="name of one of `profiles`; default: what `keyferry subscriber profile` gave it last, or `default`")
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse what the HSS could not use."""
@@ -236,6 +241,7 @@ class Config(_Section, frozen=True, kw_only=True):
     admin: Admin = msgspec.field(default_factory=Admin)
     application_servers: list[ApplicationServer] = msgspec.field(default_factory=list)
     shared_ifc: list[SharedIfc] = msgspec.field(default_factory=list)
+    profiles: list[Profile] = msgspec.field(default_factory=list)
     subscribers: list[Subscriber] = msgspec.field(default_factory=list)
     hosts: Annotated[
         dict[str, str], Meta(description="SIP host names → `HOST` or `HOST:PORT`, before names of this file's own functions")
@@ -331,7 +337,7 @@ def load_ue_config(path: Path) -> UeConfig:
     return config
 
 
-SECTIONS: tuple[type[_Section], ...] = (Network, Pcscf, Icscf, Scscf, ApplicationServer, SharedIfc, Admin, Subscriber, Ue)
+SECTIONS: tuple[type[_Section], ...] = (Network, Pcscf, Icscf, Scscf, ApplicationServer, SharedIfc, Profile, Admin, Subscriber, Ue)
 
 
 def _check_peers(path: Path, config: Config) -> None:
@@ -351,6 +357,7 @@ def _check_peers(path: Path, config: Config) -> None:
 
 def _check_names(path: Path, config: Config) -> None:
     _check_shared(path, config, _check_servers(path, config.application_servers))
+    check_profiles(path, config.profiles, {checked("", parse_as_id, server.as_id): server.sip_uri for server in config.application_servers})
     _check_scscfs(path, config)
     for name in ("pcscf", "icscf", "admin"):
         split_address(getattr(config, name).listen, f"{path}: {name}.listen")
@@ -361,6 +368,7 @@ def _check_names(path: Path, config: Config) -> None:
         where = f"{path}: subscribers[{place}]"
         checked(f"{where}.impi", parse_impi, subscriber.impi)
         _check_keys(where, subscriber)
+        check_profile_of(f"{where}.profile", subscriber.profile, profile_names(config.profiles))
         for impu in (*subscriber.impus, *subscriber.barred):
             checked(f"{where}.impus", parse_impu, impu)
 

@@ -246,6 +246,9 @@ class SubscriberStore(Protocol):
     async def set_server_name(self, impi: Impi, name: str | None) -> None:
         """Assign or clear the S-CSCF."""
 
+    async def exchange_server_name(self, impi: Impi, assigned: str | None, name: str | None) -> bool:
+        """Do so if the S-CSCF assigned is still the one named first; false, and nothing done, if another is, or the subscriber is gone."""
+
 
 class ServerAssignment(IntEnum):
     """Server-Assignment-Type (TS 29.229 §6.3.15)."""
@@ -285,6 +288,37 @@ class CxClient(Protocol):
 
     async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
         """SAR (§6.1.2): return User-Data, the Cx XML (annex B); empty where the assignment ends."""
+
+
+class DeregistrationReason(IntEnum):
+    """Reason-Code of an RTR (TS 29.229 §6.3.17)."""
+
+    PERMANENT_TERMINATION = 0
+    NEW_SERVER_ASSIGNED = 1
+    SERVER_CHANGE = 2
+    REMOVE_S_CSCF = 3
+
+    @property
+    def word(self) -> str:
+        """The name as people write it: `permanent-termination`."""
+        return self.name.lower().replace("_", "-")
+
+
+class CxServing(Protocol):
+    """What an HSS asks of an S-CSCF (TS 29.228 §6.1.3, §6.2.2); both methods raise CxError, and then nothing has changed there."""
+
+    async def registration_termination(self, impi: Impi, impus: Sequence[Impu], reason: DeregistrationReason, info: str) -> None:
+        """RTR: end the registrations of these public identities, () of all; `info` is for people. Nobody registered is no error."""
+
+    async def push_profile(self, impi: Impi, user_data: bytes) -> None:
+        """PPR: take User-Data, the Cx XML, for every registration of the user."""
+
+
+class CxServings(Protocol):
+    """How an HSS finds the S-CSCF that it has assigned."""
+
+    def at(self, server_name: str) -> CxServing | None:
+        """Return the S-CSCF of this Server-Name, None if it cannot be reached from here."""
 
 
 class CxAnalyst(Protocol):
@@ -349,6 +383,9 @@ class RegistrationStore(Protocol):
 
     async def commit(self, registration: Registration, pushes: Sequence[PendingPush]) -> None:
         """Replace the registration of (impi, reg) and, per (impi, as_id, server_name, reg), the push owed; durable when it returns."""
+
+    async def commit_all(self, registrations: Sequence[Registration], pushes: Sequence[PendingPush]) -> None:
+        """Do so with several registrations and all that they owe, all or none."""
 
     async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush]) -> None:
         """Remove the registration and replace the pushes owed; durable when it returns."""

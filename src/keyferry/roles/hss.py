@@ -1,14 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HSS: user authorization, authentication vectors, server assignment (TS 29.228 §6, Release 17; TS 33.102 annex C)."""
+"""HSS: authorization, vectors, server assignment, and what it asks of an S-CSCF (TS 29.228 §6, Release 17; TS 33.102 annex C)."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from keyferry.errors import AutsRejected, CxError
-from keyferry.ports import Counter, Log, RandomSource, Resync, ServerAssignment, SubscribedImpu, SubscriberStore, Subscription
+from keyferry.errors import AutsRejected, CxError, KeyferryError
+from keyferry.ports import (
+    Counter,
+    CxServing,
+    CxServings,
+    DeregistrationReason,
+    Log,
+    RandomSource,
+    Resync,
+    ServerAssignment,
+    SubscribedImpu,
+    SubscriberStore,
+    Subscription,
+)
 from keyferry.protocol.aka import DELTA, AkaAlgorithm, AuthVector, algorithm_of, generate_vector, split_sqn, sqn_of, verify_auts
 from keyferry.protocol.digest import parse_aka_nonce
 from keyferry.protocol.identity import Impi, Impu
@@ -31,12 +44,14 @@ ENDS_ASSIGNMENT = {
     ServerAssignment.AUTHENTICATION_FAILURE,
     ServerAssignment.AUTHENTICATION_TIMEOUT,
 }
+USER_UNKNOWN = 5001
+TOO_MUCH_DATA = 5008
 UNPROVEN = {ServerAssignment.AUTHENTICATION_FAILURE, ServerAssignment.AUTHENTICATION_TIMEOUT}
 
 
 def user_unknown() -> CxError:
     """TS 29.229 §6.2.2.1."""
-    return CxError(5001, "DIAMETER_ERROR_USER_UNKNOWN")
+    return CxError(USER_UNKNOWN, "DIAMETER_ERROR_USER_UNKNOWN")
 
 
 def identities_dont_match() -> CxError:
@@ -47,6 +62,16 @@ def identities_dont_match() -> CxError:
 def identity_not_registered() -> CxError:
     """TS 29.229 §6.2.2.3."""
     return CxError(5003, "DIAMETER_ERROR_IDENTITY_NOT_REGISTERED")
+
+
+def unable_to_deliver() -> CxError:
+    """RFC 6733 §7.1.3: the S-CSCF assigned cannot be reached from here."""
+    return CxError(3002, "DIAMETER_UNABLE_TO_DELIVER")
+
+
+def unable_to_comply() -> CxError:
+    """RFC 6733 §7.1.5."""
+    return CxError(5012, "DIAMETER_UNABLE_TO_COMPLY")
 
 
 @dataclass(slots=True)
@@ -71,6 +96,8 @@ class Hss:
     scscfs: Sequence[str] = ()  # SIP URIs of the S-CSCFs that users are spread over; none: the I-CSCF knows one
     shared_ifc_sets: Mapping[str, Sequence[int]] = field(default_factory=dict)  # SharedIFCSetIDs of a profile, besides its criteria
     amf_bit: bool = False  # say in AUTN that a vector will be masked (DESIGN §4)
+    servings: CxServings | None = None  # how to reach an S-CSCF; None: not at all
+    _former: set[asyncio.Task[None]] = field(default_factory=set)  # words to S-CSCFs that serve a user no longer
     _counters: OrderedDict[Impi, _Counter] = field(default_factory=OrderedDict)
     _before: OrderedDict[Impi, str] = field(default_factory=OrderedDict)  # whose S-CSCF a challenge changed, and nobody has answered it yet
 
@@ -128,9 +155,11 @@ class Hss:
                 await self.subscribers.set_server_name(impi, before if assignment in UNPROVEN else None)
             return b""
         if assignment is not ServerAssignment.NO_ASSIGNMENT:
-            self._before.pop(impi, None)
-        if assignment is not ServerAssignment.NO_ASSIGNMENT and subscription.server_name != server_name:
-            await self.subscribers.set_server_name(impi, server_name)
+            former = self._before.pop(impi, subscription.server_name)
+            if subscription.server_name != server_name:
+                await self.subscribers.set_server_name(impi, server_name)
+            if former not in {None, server_name}:
+                self._release(impi, former)
         return self._user_data(impi, subscription)
 
     def _remember(self, impi: Impi, assigned: str | None) -> None:
@@ -138,6 +167,88 @@ class Hss:
             self._before.setdefault(impi, assigned)
             if len(self._before) > self.max_counters:
                 self._before.popitem(last=False)
+
+    # ---- what an S-CSCF is asked
+
+    async def update_profile(self, impi: Impi) -> str | None:
+        """PPR (§6.2.2): bring a user's profile to the S-CSCF assigned; return its name, None where nobody is registered to whom it matters.
+
+        Raises CxError: 5001 for a user who is unknown here, 5012 for a profile that is not configured, 3002 where the S-CSCF cannot be
+        reached, and what it answers. The profile comes with the next SAR all the same.
+        """
+        subscription = await self._known(impi)
+        while subscription.server_name is not None:
+            if subscription.profile not in self.profiles:
+                raise unable_to_comply()
+            if not await self._push(impi, subscription):
+                return None
+            sent, subscription = subscription, await self._known(impi)
+            if subscription == sent:
+                return sent.server_name
+            # Another change came meanwhile, and its PPR may have been the faster one.
+        return None
+
+    async def terminate(self, impi: Impi, reason: DeregistrationReason, info: str = "") -> str | None:
+        """RTR (§6.1.3): end a user's registrations; return the name of the S-CSCF that did, None where there was none.
+
+        Raises CxError: 5001 for a user who is unknown here, 3002 where the S-CSCF cannot be reached, and what it answers; the S-CSCF
+        stays assigned then.
+        """
+        server_name = (await self._known(impi)).server_name
+        if server_name is None:
+            return None
+        serving = self._serving(server_name)
+        # Before the RTR: a UE that is asked to register anew may do so, and be assigned an S-CSCF, before the answer is here.
+        await self.subscribers.exchange_server_name(impi, server_name, None)
+        try:
+            await serving.registration_termination(impi, (), reason, info)
+        except BaseException as problem:
+            if isinstance(problem, CxError) and problem.code == USER_UNKNOWN:
+                return server_name  # it has nothing left to end
+            await self.subscribers.exchange_server_name(impi, None, server_name)
+            raise
+        self._before.pop(impi, None)
+        self.log.info("registration-termination", impi=impi, server=server_name, reason=reason.name)
+        return server_name
+
+    async def aclose(self) -> None:
+        """Leave unsaid what S-CSCFs were not told yet."""
+        for task in tuple(self._former):
+            task.cancel()
+        await asyncio.gather(*self._former, return_exceptions=True)
+
+    async def _push(self, impi: Impi, subscription: Subscription) -> bool:
+        """Send one PPR; false if nobody is registered there, so that the profile comes with the SAR."""
+        server_name = subscription.server_name or ""
+        try:
+            await self._serving(server_name).push_profile(impi, self._user_data(impi, subscription))
+        except CxError as problem:
+            if problem.code == USER_UNKNOWN:
+                return False
+            if problem.code == TOO_MUCH_DATA:  # §6.2.2.1: another S-CSCF may have room for it
+                await self.terminate(impi, DeregistrationReason.SERVER_CHANGE, "the user profile is too large")
+            raise
+        self.log.info("profile-pushed", impi=impi, server=server_name, profile=subscription.profile)
+        return True
+
+    def _serving(self, server_name: str) -> CxServing:
+        found = self.servings.at(server_name) if self.servings is not None else None
+        if found is None:
+            raise unable_to_deliver()
+        return found
+
+    def _release(self, impi: Impi, server_name: str) -> None:
+        """Tell the former S-CSCF that another serves the user now; in its own time, as that one may be waiting for our answer."""
+        task = asyncio.get_running_loop().create_task(self._tell_former(impi, server_name))
+        self._former.add(task)
+        task.add_done_callback(self._former.discard)
+
+    async def _tell_former(self, impi: Impi, server_name: str) -> None:
+        try:
+            if await self.subscribers.server_name(impi) != server_name:
+                await self._serving(server_name).registration_termination(impi, (), DeregistrationReason.NEW_SERVER_ASSIGNED, "")
+        except KeyferryError as problem:  # what it has ends with its time
+            self.log.info("former-s-cscf-not-told", impi=impi, server=server_name, problem=str(problem))
 
     async def explain_answer(self, answer: WrongAnswer) -> Analysis | None:
         """Try the usual mistakes with K (ports.CxAnalyst); nothing but a verdict is returned."""
@@ -155,10 +266,14 @@ class Hss:
         return explain_auts(subscriber.algorithm, subscriber.k, subscriber.opc, asked.rand, asked.autn, auts, rands)
 
     async def _subscription(self, impi: Impi, impu: Impu) -> Subscription:
+        subscription = await self._known(impi)
+        _check_pair(subscription.impus, impu)
+        return subscription
+
+    async def _known(self, impi: Impi) -> Subscription:
         subscription = await self.subscribers.subscription(impi)
         if subscription is None:
             raise user_unknown()
-        _check_pair(subscription.impus, impu)
         return subscription
 
     async def _next_seq(self, impi: Impi) -> int:
@@ -198,7 +313,7 @@ class Hss:
         except AutsRejected as problem:
             self.counter.count("hss_auts_rejected")
             self.log.warning("auts-rejected", impi=impi)
-            raise CxError(5012, "DIAMETER_UNABLE_TO_COMPLY") from problem
+            raise unable_to_comply() from problem
         counter = await self._counter(impi)
         self.log.info("resynchronised", impi=impi, seq_he=counter.seq, seq_ms=seq_ms, distance=seq_ms - counter.seq)
         if counter.seq < seq_ms or counter.seq - seq_ms >= DELTA:
@@ -207,6 +322,9 @@ class Hss:
         self.counter.count("hss_resynchronisations")
 
     def _user_data(self, impi: Impi, subscription: Subscription) -> bytes:
+        if subscription.profile not in self.profiles:  # the user can register, and has no services
+            self.counter.count("hss_profile_unknown")
+            self.log.warning("profile-unknown", impi=impi, profile=subscription.profile)
         criteria = tuple(self.profiles.get(subscription.profile, ()))
         impus = tuple([(subscribed.impu, subscribed.barred) for subscribed in subscription.impus])
         profile = ServiceProfile(impus=impus, criteria=criteria, shared_ifc_sets=tuple(self.shared_ifc_sets.get(subscription.profile, ())))

@@ -107,6 +107,13 @@ class MemorySubscriberStore:
         else:
             self._server_names[impi] = name
 
+    async def exchange_server_name(self, impi: Impi, assigned: str | None, name: str | None) -> bool:
+        """Assign or clear the S-CSCF if the one assigned is still the one named first."""
+        if impi not in self._subscribers or self._server_names.get(impi) != assigned:
+            return False
+        await self.set_server_name(impi, name)
+        return True
+
     def _check(self, impi: Impi) -> None:
         if impi not in self._subscribers:
             raise StoreError(f"{impi}: no such subscriber")
@@ -134,11 +141,20 @@ class MemoryRegistrationStore:
 
     async def commit(self, registration: Registration, pushes: Sequence[PendingPush]) -> None:
         """Replace the registration of (impi, reg) and, per (impi, as_id, server_name, reg), the push owed."""
+        self._keep(registration)
+        self._owe(pushes)
+
+    async def commit_all(self, registrations: Sequence[Registration], pushes: Sequence[PendingPush]) -> None:
+        """Do so with several registrations and all that they owe."""
+        for registration in registrations:
+            self._keep(registration)
+        self._owe(pushes)
+
+    def _keep(self, registration: Registration) -> None:
         self._registrations.setdefault(registration.impi, {})[registration.reg] = registration
         if (registration.impi, registration.reg) not in self._places:
             self._last_place += 1
             self._places[registration.impi, registration.reg] = self._last_place
-        self._owe(pushes)
 
     async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush]) -> None:
         """Remove the registration and replace the pushes owed."""

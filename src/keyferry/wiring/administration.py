@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from keyferry.config import Subscriber
@@ -67,6 +68,17 @@ async def remove_subscriber(state_path: Path, impi: Impi) -> bool:
     """Remove one; false if there was none."""
     async with subscriber_store(state_path) as store:
         return await store.remove(impi)
+
+
+async def set_profile(state_path: Path, impi: Impi, profile: str) -> bool:
+    """Give a subscriber a profile, durably; false if there is no such subscriber."""
+    async with subscriber_store(state_path) as store:
+        subscriber = await store.get(impi)
+        if subscriber is None:
+            return False
+        if subscriber.profile != profile:
+            await store.replace(replace(subscriber, profile=profile))
+        return True
 
 
 def rotate_keys(state_path: Path) -> Mapping[str, int]:

@@ -3,19 +3,38 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from keyferry.config import ApplicationServer, Config
+from keyferry.config.profiles import DEFAULT
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.ims import ifc
 
 Criteria: TypeAlias = tuple[ifc.InitialFilterCriteria, ...]
 
 
-def own_criteria(config: Config) -> Criteria:
-    """Return those that a user profile holds itself."""
-    shared = {as_id for one in config.shared_ifc for as_id in map(parse_as_id, one.application_servers)}
-    return _criteria(config, {parse_as_id(server.as_id) for server in config.application_servers} - shared)
+class ProfileCriteria(NamedTuple):
+    """What a user profile holds."""
+
+    own: Criteria
+    shared: tuple[int, ...]  # SharedIFCSetIDs
+    as_ids: tuple[AsId, ...]  # of all of them, for people
+
+
+def profile_criteria(config: Config) -> dict[str, ProfileCriteria]:
+    """Return those of each profile of the file, by its name; `default` is every application server, unless the file says otherwise.
+
+    A shared set is named by a profile that has all of its application servers; of another set, those that it has stand in the profile.
+    """
+    every = tuple([parse_as_id(server.as_id) for server in config.application_servers])
+    named = {profile.name: tuple(map(parse_as_id, profile.application_servers)) for profile in config.profiles}
+    return {name: _criteria_of(config, as_ids) for name, as_ids in ({DEFAULT: every} | named).items()}
+
+
+def _criteria_of(config: Config, as_ids: tuple[AsId, ...]) -> ProfileCriteria:
+    sets = {one.id: set(map(parse_as_id, one.application_servers)) for one in config.shared_ifc}
+    whole = {number: members for number, members in sets.items() if members <= set(as_ids)}
+    return ProfileCriteria(_criteria(config, set(as_ids).difference(*whole.values())), tuple(whole), as_ids)
 
 
 def shared_criteria(config: Config) -> dict[int, Criteria]:

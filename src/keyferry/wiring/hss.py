@@ -3,20 +3,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from keyferry.config import Subscriber
+from keyferry.config.profiles import DEFAULT
+from keyferry.ports import CxServing, SubscriberStore
 from keyferry.ports import SubscribedImpu as PortImpu
 from keyferry.ports import Subscriber as PortSubscriber
-from keyferry.ports import SubscriberStore
 from keyferry.protocol.aka import algorithm_of, opc_of
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import parse_impi, parse_impu
 from keyferry.roles.hss import Hss
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
-from keyferry.wiring.criteria import own_criteria
+from keyferry.wiring.criteria import ProfileCriteria, profile_criteria
 from keyferry.wiring.services import Services, server_name_of
+
+
+@dataclass(frozen=True, slots=True)
+class LocalServings:
+    """Implement ports.CxServings for the S-CSCFs of this process."""
+
+    by_name: dict[str, CxServing] = field(default_factory=dict)  # by Server-Name
+
+    def at(self, server_name: str) -> CxServing | None:
+        """Return the S-CSCF of this Server-Name, None if it is not here."""
+        return self.by_name.get(server_name)
 
 
 class HssParts(NamedTuple):
@@ -24,20 +37,24 @@ class HssParts(NamedTuple):
 
     hss: Hss
     subscribers: SubscriberStore
+    servings: LocalServings  # empty: an S-CSCF is put into it when it starts
+    profiles: Mapping[str, ProfileCriteria]
 
 
 async def start_hss(services: Services) -> HssParts:
     """Open the subscribers' store and provision the file's. Raises ConfigError, StateError, ParseError."""
     subscribers = SqliteSubscriberStore(services.database("hss"), services.state.keyring)
-    profiles = {"default": own_criteria(services.config)}
-    shared = {"default": [one.id for one in services.config.shared_ifc]}
+    profiles = profile_criteria(services.config)
     amf_bit = services.config.network.amf_bit
     several = [server_name_of(settings) for settings in services.config.scscfs] if services.config.further_scscfs else []
+    servings = LocalServings()
     hss = Hss(
-        subscribers, profiles, services.random, services.log, services.metrics, scscfs=several, amf_bit=amf_bit, shared_ifc_sets=shared
-    )
+        subscribers, {name: each.own for name, each in profiles.items()}, services.random, services.log, services.metrics, scscfs=several,
+        amf_bit=amf_bit, shared_ifc_sets={name: each.shared for name, each in profiles.items()}, servings=servings,
+    )  # fmt: skip
+    services.exit.push_async_callback(hss.aclose)
     await provision(subscribers, services.config.subscribers)
-    return HssParts(hss, subscribers)
+    return HssParts(hss, subscribers, servings, profiles)
 
 
 def subscriber_of(settings: Subscriber) -> PortSubscriber:
@@ -48,12 +65,16 @@ def subscriber_of(settings: Subscriber) -> PortSubscriber:
     algorithm_of(settings.algorithm, settings.k, opc)
     barred = {parse_impu(text) for text in settings.barred}
     impus = tuple(PortImpu(parse_impu(text), parse_impu(text) in barred) for text in settings.impus)
-    return PortSubscriber(parse_impi(settings.impi), impus, settings.algorithm, settings.k, opc, bytes.fromhex(settings.amf))
+    amf, profile = bytes.fromhex(settings.amf), settings.profile or DEFAULT
+    return PortSubscriber(parse_impi(settings.impi), impus, settings.algorithm, settings.k, opc, amf, profile)
 
 
 async def provision(store: SubscriberStore, subscribers: Sequence[Subscriber]) -> None:
-    """Store the file's subscribers where they differ from what is there; SEQ is kept."""
+    """Store the file's subscribers where they differ from what is there; SEQ is kept, and a profile of which the file says nothing."""
     for settings in subscribers:
         wanted = subscriber_of(settings)
-        if await store.get(wanted.impi) != wanted:
+        stored = await store.get(wanted.impi)
+        if stored is not None and settings.profile is None:
+            wanted = replace(wanted, profile=stored.profile)
+        if stored != wanted:
             await store.replace(wanted)

@@ -16,6 +16,7 @@ from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
 from keyferry.roles.scscf.diagnosis import Diagnosis
 from keyferry.roles.scscf.node import Scscf
+from keyferry.roles.scscf.profile_update import ScscfServing
 from keyferry.roles.scscf.reg_event import RegEventNotifier, RegEventPolicy
 from keyferry.roles.scscf.registrar import Registrar, RegistrarPolicy
 from keyferry.roles.scscf.repush import Repusher, RepushPolicy
@@ -35,6 +36,7 @@ class ScscfParts(NamedTuple):
     registrar: Registrar
     registrations: RegistrationStore
     repusher: Repusher
+    serving: ScscfServing
 
 
 async def start_scscf(services: Services, cx: CxClient, settings: Settings, diagnosis: Diagnosis) -> ScscfParts:
@@ -78,7 +80,7 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
         services.log.warning("first-sweep-failed", problem=str(problem))
     services.every(settings.sweep, scscf.sweep)
     repusher = await _start_repusher(services, settings, node, notifier, registrar)
-    return ScscfParts(server_name, registrar, registrations, repusher)
+    return ScscfParts(server_name, registrar, registrations, repusher, ScscfServing(registrar, reg_event.forget))
 
 
 async def _start_repusher(services: Services, settings: Settings, node: SipNode, notifier: AsNotifier, registrar: Registrar) -> Repusher:

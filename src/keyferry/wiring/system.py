@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from keyferry.asgi.admin import AdminApp
 from keyferry.asgi.failures import FailuresApp
 from keyferry.asgi.registrations import RegistrationsApp
+from keyferry.asgi.subscribers import SubscribersApp
 from keyferry.config import Config
 from keyferry.config import Scscf as ScscfSettings
 from keyferry.ports import Clock, Log, RandomSource, SipObserver, SubscriberStore
@@ -28,6 +29,7 @@ from keyferry.wiring.pcscf import start_pcscf
 from keyferry.wiring.registrations import RegistrarOperations
 from keyferry.wiring.scscf import ScscfParts, start_scscf
 from keyferry.wiring.services import ROLES, Listener, Role, Services
+from keyferry.wiring.subscriptions import HssOperations
 from keyferry.wiring.tracing import Tracer
 
 RENEW_EVERY = 86_400.0
@@ -99,7 +101,8 @@ class System:
         self.log.info("certificates-read-again")
 
     async def _start(self) -> None:
-        hss, self.subscribers = await start_hss(self.services)
+        parts = await start_hss(self.services)
+        hss, self.subscribers = parts.hss, parts.subscribers
         diagnosis = Diagnosis(self.clock, self.log, self.metrics, hss)
         # Backwards along the path of a REGISTER, so that nobody is asked before it can answer.
         if "as" in self.roles:
@@ -107,14 +110,16 @@ class System:
                 self.servers += await start_appservers(self.services, group)
         if "scscf" in self.roles:
             for scscf in self._own_scscfs():
-                self.scscfs.append(await start_scscf(self.services, hss, scscf, diagnosis))
+                started = await start_scscf(self.services, hss, scscf, diagnosis)
+                parts.servings.by_name[started.server_name] = started.serving
+                self.scscfs.append(started)
         if "icscf" in self.roles:
             await start_icscf(self.services, hss, lambda impi, problem, status: diagnosis.cx(impi, problem, status, "I-CSCF"))
         if "pcscf" in self.roles:
             self.pcscf = await start_pcscf(self.services)
         self.services.every(RENEW_EVERY, self._renew_daily)
         if "admin" in self.roles:
-            await self._start_admin(diagnosis.book)
+            await self._start_admin(diagnosis.book, HssOperations(hss, parts.profiles, self.scscfs))
 
     async def _renew_daily(self) -> None:
         self.services.renew()
@@ -122,13 +127,14 @@ class System:
     def _own_scscfs(self) -> list[ScscfSettings]:
         return [each for each in self.config.scscfs if self.scscf_names is None or each.name in self.scscf_names]
 
-    async def _start_admin(self, book: FailureBook) -> None:
+    async def _start_admin(self, book: FailureBook, subscribers: HssOperations) -> None:
         app = AdminApp(
             registry=self.metrics.registry,
             health=self._health,
             trace=self.tracer.follower_of(self.subscribers),
             registrations=RegistrationsApp(RegistrarOperations([each.registrar for each in self.scscfs])) if self.scscfs else None,
             failures=FailuresApp(book),
+            subscribers=SubscribersApp(subscribers),
         )
         await self.services.serve_http("admin", app, self.config.admin.listen, "", None)
         self.services.exit.callback(self.tracer.close)  # before the listener, so that streams end and nobody waits for them

@@ -66,6 +66,11 @@ class PendingChallenges:
             if sibling.expires_at <= answered.expires_at and reg in {None, sibling.reg}:
                 self._drop(sibling)
 
+    def forget(self, impi: Impi) -> None:
+        """Drop every challenge of a user."""
+        for challenge in tuple(self._by_impi.get(impi, {}).values()):
+            self._drop(challenge)
+
     def sweep(self, now: float) -> list[PendingChallenge]:
         """Drop and return the challenges whose time is over."""
         over = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
-from keyferry.errors import ParseError
+from keyferry.errors import ParseError, TooMuchData
 from keyferry.protocol import xmlsafe
 from keyferry.protocol.identity import AsId, Impi, Impu, parse_as_id, parse_impi, parse_impu
 from keyferry.protocol.ims.ifc import (
@@ -120,8 +120,8 @@ def naf_of(service_info: str | None) -> tuple[AsId, ...]:
 def parse_user_profile(data: bytes) -> UserProfile:
     """Parse User-Data of an SAA or PPR.
 
-    A criterion that cannot be understood is left out and counted, so that it costs a service and not the registration. Raises ParseError.
-    Users share the shape of the document and differ in their identities, so each shape is parsed once and remembered.
+    A criterion that cannot be understood is left out and counted, so that it costs a service and not the registration. Users share the
+    shape of the document and differ in their identities, so each shape is parsed once and remembered. Raises ParseError, TooMuchData.
     """
     # Comments and CDATA hide elements; references, IDNA and upper case could spell a placeholder that is not ours.
     if len(data) > MAX_SHAPE or not data.isascii() or b"<!" in data or b"&#" in data or _PLACE in data.lower():
@@ -154,6 +154,8 @@ def _with_identities(shape: UserProfile, names: Sequence[str]) -> UserProfile:
 
 
 def _parse(data: bytes) -> UserProfile:
+    if len(data) > MAX_USER_DATA:
+        raise TooMuchData(_WHAT, f"is over {MAX_USER_DATA} octets")
     root = xmlsafe.parse(data, what=_WHAT, max_octets=MAX_USER_DATA)
     if root.tag != "IMSSubscription":
         raise ParseError(_WHAT, "is another document")
@@ -259,7 +261,7 @@ _CONDITIONS: dict[str, Callable[[xmlsafe.Element, xmlsafe.Element], Condition]] 
 def _several(element: xmlsafe.Element, tag: str, limit: int) -> list[xmlsafe.Element]:
     found = xmlsafe.children(element, tag)
     if len(found) > limit:
-        raise ParseError(_WHAT, f"has more than {limit} {tag}")
+        raise TooMuchData(_WHAT, f"has more than {limit} {tag}")
     return found
 
 

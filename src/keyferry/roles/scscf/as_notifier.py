@@ -150,7 +150,7 @@ class AsNotifier:
     async def notify(self, owed: Sequence[tuple[PendingPush, AsTarget]], registration: Registration | None, *, wait: bool = True) -> None:
         """Start the deliveries of a committed registration, or of its end; `wait` for them at most `push_wait` ("key first")."""
         began = self.clock.monotonic()
-        begun = [(self.start(push, target, registration), push) for push, target in owed if self._has_room(push)]
+        begun = self.begin(owed, registration)
         if not wait or not begun:
             return
         gates = {task: self.gate(push.server_name) for task, push in begun if not task.done()}
@@ -161,6 +161,12 @@ class AsNotifier:
             for task in late:
                 gates[task].waited_in_vain(began)
         self.counter.count("scscf_key_first", "late" if late else "not-waited" if len(waited) < len(gates) else "first")
+
+    def begin(
+        self, owed: Sequence[tuple[PendingPush, AsTarget]], registration: Registration | None
+    ) -> list[tuple[asyncio.Task[None], PendingPush]]:
+        """Start deliveries that are in the store; one for which there is no room waits there."""
+        return [(self.start(push, target, registration), push) for push, target in owed if self._has_room(push)]
 
     async def resume(self) -> int:
         """Take up what is owed and not under way, if there may be any: after a restart, or after MAX_UNDER_WAY; return how many."""

@@ -3,18 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from keyferry.errors import RemoteProtocolError
 from keyferry.ports import Registration
-from keyferry.protocol.identity import Reg
+from keyferry.protocol.identity import Impu, Reg
 from keyferry.protocol.ims.registration import RegisterView, granted_contact
+from keyferry.protocol.ims.user_profile import identities_of
 from keyferry.protocol.sip.headers import parse_name_addr
 
 
 def held_of(devices: Iterable[Registration], reg: Reg) -> Registration | None:
     """Return a device's registration out of its user's."""
     return next((each for each in devices if each.reg == reg), None)
+
+
+def is_of(registration: Registration, impus: Collection[Impu]) -> bool:
+    """Tell whether a registration is that of one of these identities, or of its implicit registration set; of () every one is."""
+    return not impus or not {registration.impu, *identities_of(registration.user_data)}.isdisjoint(impus)
 
 
 def with_device(devices: Sequence[Registration], registration: Registration) -> list[Registration]:

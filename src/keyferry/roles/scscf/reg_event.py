@@ -47,6 +47,7 @@ MAX_PER_WATCHER = 16  # of one subscriber to one user, so that nobody crowds out
 RETRY_FIRST = 2.0  # seconds after a NOTIFY that failed without ending the subscription; doubled each time
 MAX_RETRIES = 3
 EXPIRY_BATCH = 500  # subscriptions ended per sweep; more wait for the next
+NOT_AUTHORISED = "rejected"  # why a subscription ended (RFC 6665 §4.1.3): who has it may not be told any more
 ACCEPTABLE = frozenset({REGINFO_BODY, "application/*", "*/*"})
 
 
@@ -138,12 +139,20 @@ class RegEventNotifier:
         if not held:
             return
         told = events or {}
+        self._end_strangers(impi, after)
         news = news_of(before, after, told, self.profile_of, self.clock.now())
         if not self._remember(impi, before, after, told) and not news:
             return
         for each in held.values():
             each.news.update(news)
             self._schedule(each)
+
+    def forget(self, impi: Impi) -> None:
+        """Drop a user's subscriptions without a word: another S-CSCF serves the user now (TS 29.228 §6.1.3)."""
+        for held in list(self._of_impi.get(impi, {}).values()):
+            if held.task is not None:
+                held.task.cancel()
+            self._forget(held)
 
     async def sweep(self) -> int:
         """End subscriptions whose time is over, with a last NOTIFY (RFC 6665 §4.2.2); return how many."""
@@ -221,6 +230,15 @@ class RegEventNotifier:
     def _servers(self, profile: UserProfile) -> list[str]:
         every = [criterion for service in profile.profiles for criterion in criteria_of(service, self.policy.shared_ifc)]
         return [criterion.application_server.server_name for criterion in every]
+
+    def _end_strangers(self, impi: Impi, after: Sequence[Registration]) -> None:
+        """End the subscriptions of application servers that the user's profile no longer names (§5.4.2.1.1 step 1; RFC 6665 §4.2.2)."""
+        if not after:
+            return
+        servers = {server for registration in after for server in self._servers(self.profile_of(registration.user_data))}
+        for held in self._of_impi[impi].values():
+            if held.watcher.kind == "as" and held.watcher.name not in servers and held.subscription.state is State.ACTIVE:
+                self._end(held, Input.RESOURCE_GONE, NOT_AUTHORISED)
 
     def _make_room(self, impi: Impi, watcher: Watcher) -> None:
         """Forget a subscriber's oldest subscription, in silence: nobody may pile up NOTIFYs that are not answered."""
@@ -309,8 +327,9 @@ class RegEventNotifier:
         version = held.subscription.version + 1
         held.subscription = replace(held.subscription, cseq=held.subscription.cseq + 1, version=version)
         shown = document if held.sent is None or held.whole or not self.policy.partial else diff(held.sent, document)
-        body = body_of(replace(shown, version=version), now)
-        if body is None:
+        told = held.reason != NOT_AUTHORISED
+        body = body_of(replace(shown, version=version), now) if told else None
+        if body is None and told:
             self.log.warning("reginfo-too-large", impi=held.impi)
         held.sent, held.whole = None, False
         outcome = await self._send(held, _state_of(held, now), body)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -22,14 +22,15 @@ from keyferry.ports import (
 )
 from keyferry.protocol.digest import AuthenticationInfo, build_authentication_info
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
-from keyferry.protocol.ims.ifc import ApplicationServer, InitialFilterCriteria, RegistrationType, SessionCase, matching
-from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, integrity_protected, key_not_after, read_register
-from keyferry.protocol.ims.user_profile import UserProfile, cached_user_profile, criteria_of
+from keyferry.protocol.ims.ifc import InitialFilterCriteria, RegistrationType
+from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, integrity_protected, read_register
+from keyferry.protocol.ims.user_profile import UserProfile
 from keyferry.protocol.sip.message import Request, Response, make_response, refuse_method, unsupported_tags
 from keyferry.roles.cx_status import status_of
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
 from keyferry.roles.scscf.authenticator import Authenticator, Challenged, Proven, Refused
-from keyferry.roles.scscf.bindings import check_order, contacts_of, held_of, may_stay, with_device
+from keyferry.roles.scscf.bindings import check_order, contacts_of, held_of, is_of, may_stay, with_device
+from keyferry.roles.scscf.owing import Owing, expiry_request, profile_of
 from keyferry.roles.scscf.reauthentication import Reauthentications
 from keyferry.roles.scscf.reg_document import ContactNews
 from keyferry.roles.scscf.turns import Turns
@@ -62,14 +63,6 @@ def trusts_nobody(peer: SipPeer) -> bool:
     return False
 
 
-def profile_of(user_data: bytes) -> UserProfile:
-    """Parse User-Data, or remember it. Raises ParseError with 500."""
-    try:
-        return cached_user_profile(user_data)
-    except ParseError as problem:  # the HSS's fault, not the UE's
-        raise ParseError("User-Data", problem.problem, status=500) from problem
-
-
 @dataclass(frozen=True, slots=True)
 class Registrar:
     """Answer REGISTERs: challenge, verify, commit, push, and only then 200."""
@@ -87,6 +80,11 @@ class Registrar:
     changed: Changed | None = None  # whom to tell of what the store has: the reg event notifier
     reauthentications: Reauthentications = field(default_factory=Reauthentications)
     turns: Turns = field(default_factory=Turns)
+    owing: Owing = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Prepare what works out the pushes."""
+        object.__setattr__(self, "owing", Owing(self.notifier, self.clock, self.policy.shared_ifc))
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
         """Answer one request that the node has checked; the S-CSCF here is a registrar and nothing else."""
@@ -125,18 +123,19 @@ class Registrar:
         return None
 
     async def network_deregister(
-        self, impi: Impi, reg: Reg | None = None, event: EndEvent = "deactivated", retry_after: int | None = None
-    ) -> int:
+        self, impi: Impi, reg: Reg | None = None, event: EndEvent = "deactivated", retry_after: int | None = None, *,
+        impus: Collection[Impu] = (), assignment: ServerAssignment = ServerAssignment.ADMINISTRATIVE_DEREGISTRATION,
+    ) -> int:  # fmt: skip
         """End one device's registration, or each of the user's, by the network's will (§5.4.1.5); return how many.
 
-        `deactivated` asks the UE to register anew, `rejected` not to, `probation` to do so after `retry_after` seconds.
+        `deactivated` asks the UE to register anew, `rejected` not to, `probation` to do so after `retry_after` seconds. With `impus` only
+        those whose implicit registration set holds one of them; NO_ASSIGNMENT does not tell the HSS.
         """
         async with self.turns.turn(impi):
-            ending = [each for each in await self.registrations.of_impi(impi) if reg in {None, each.reg}]
+            ending = [each for each in await self.registrations.of_impi(impi) if reg in {None, each.reg} and is_of(each, impus)]
             for registration in ending:
                 news = ContactNews(event, retry_after if event == "probation" else None)
-                assignment = ServerAssignment.ADMINISTRATIVE_DEREGISTRATION
-                await self._end(registration, assignment, _expiry_request(registration), wait=False, news=news)
+                await self._end(registration, assignment, expiry_request(registration), wait=False, news=news)
                 self.counter.count("scscf_registrations", "network-ended")
                 self.log.info("network-deregistered", impi=impi, reg=registration.reg, kind=event)
         return len(ending)
@@ -154,23 +153,24 @@ class Registrar:
                 shorter = replace(registration, expires_at=min(registration.expires_at, now + seconds))
                 self.reauthentications.require(impi, registration.reg)
                 await self.registrations.commit(shorter, [])
-                await self._tell(impi, [registration], [shorter], {registration.reg: ContactNews("shortened")})
+                await self.tell(impi, [registration], [shorter], {registration.reg: ContactNews("shortened")})
                 self.log.info("reauthentication-asked", impi=impi, reg=registration.reg, seconds=seconds)
                 told += 1
         return told
 
-    async def _tell(
+    async def tell(
         self,
         impi: Impi,
         before: Sequence[Registration],
         after: Sequence[Registration],
         events: Mapping[Reg, ContactNews] | None = None,
     ) -> None:
+        """Tell who watches a user of what the store has; that it fails is nothing to who registers."""
         if self.changed is None:
             return
         try:
             await self.changed(impi, before, after, events)
-        except KeyferryError as problem:  # who watches is nothing to who registers
+        except KeyferryError as problem:
             self.log.warning("reg-event-not-told", impi=impi, problem=str(problem))
 
     def _until_masked(self, grant: int, view: RegisterView, proven: Proven, now: float) -> int:
@@ -239,20 +239,13 @@ class Registrar:
         registration = await self.registrations.get(over.impi, over.reg)
         if registration is None or registration.expires_at > self.clock.now():
             return 0  # while this waited for its turn, it ended or was renewed
-        await self._end(registration, ServerAssignment.TIMEOUT_DEREGISTRATION, _expiry_request(registration), wait=False)
+        await self._end(registration, ServerAssignment.TIMEOUT_DEREGISTRATION, expiry_request(registration), wait=False)
         self.log.info("registration-expired", impi=registration.impi, reg=registration.reg)
         return 1
 
     def targets_of(self, registration: Registration) -> list[AsTarget]:
-        """Return the application servers of a stored registration, for a delivery that was interrupted.
-
-        The REGISTER is gone, and a trigger may want one of its header fields: then the profile's naming the AS is enough.
-        """
-        kinds = (RegistrationType.INITIAL_REGISTRATION, RegistrationType.RE_REGISTRATION)
-        servers = self._servers(registration.user_data, _expiry_request(registration), kinds)
-        matched = {server.server_name for server, _ in servers}
-        servers += [named for named in self._servers(registration.user_data, None, kinds) if named[0].server_name not in matched]
-        return select_targets(servers, self.notifier.policy, None, None)
+        """Return the application servers of a stored registration, for a delivery that was interrupted."""
+        return self.owing.targets_of(registration)
 
     async def owe_again(
         self, impi: Impi, reg: Reg, server_name: str, as_id: AsId, *, unless_pushed: bool = False
@@ -265,7 +258,7 @@ class Registrar:
             if unless_pushed and await self.registrations.last_seq(impi, as_id, reg):
                 return None
             targets = [each for each in self.targets_of(registration) if (each.server_name, each.as_id) == (server_name, as_id)]
-            owed = await self._owe(registration, targets, had_keys=True)
+            owed = await self.owing.owe(registration, targets, had_keys=True)
             if not owed:
                 return None
             await self.registrations.commit(registration, [owed[0][0]])
@@ -287,7 +280,7 @@ class Registrar:
         server_name = self.authenticator.policy.server_name
         user_data = await self.cx.server_assignment(view.impi, view.impu, server_name, assignment)
         profile = profile_of(user_data)
-        self._alarm_of(view.impi, profile)
+        self.alarm_of(view.impi, profile)
         if profile.profile_of(view.impu) is None:
             raise ParseError("User-Data", "does not hold the public identity that registers", status=500)
         registration = Registration(
@@ -297,14 +290,14 @@ class Registrar:
         )  # fmt: skip
         response = self._ok(request, view, proven, profile, with_device(devices, registration))
         kind = RegistrationType.RE_REGISTRATION if previous else RegistrationType.INITIAL_REGISTRATION
-        targets = select_targets(self._servers(user_data, request, (kind,)), self.notifier.policy, request, response)
-        owed = await self._owe(registration, targets, had_keys=previous is not None and previous.k_m is not None)
+        targets = select_targets(self.owing.servers(user_data, request, (kind,)), self.notifier.policy, request, response)
+        owed = await self.owing.owe(registration, targets, had_keys=previous is not None and previous.k_m is not None)
         if previous is not None and previous.user_data != user_data:
-            owed += await self._owe_gone(previous, registration)
+            owed += await self.owing.owe_gone(previous, registration)
         # DESIGN §5 step 4, in this order: durable, then the pushes, then the 200.
         await self.registrations.commit(registration, [push for push, _ in owed])
         await self.notifier.notify(owed, registration)
-        await self._tell(view.impi, devices, with_device(devices, registration))
+        await self.tell(view.impi, devices, with_device(devices, registration))
         self.counter.count("scscf_registrations", "re" if previous else "initial")
         self.log.info(
             "registered",
@@ -318,7 +311,7 @@ class Registrar:
         )
         return response
 
-    def _alarm_of(self, impi: Impi, profile: UserProfile) -> None:
+    def alarm_of(self, impi: Impi, profile: UserProfile) -> None:
         """Say what of a profile has no effect: what cannot be understood, and sets that this S-CSCF was not given."""
         if profile.ignored:
             self.log.warning("user-profile-partly-ignored", impi=impi, left_out=profile.ignored)
@@ -332,7 +325,7 @@ class Registrar:
         if len(devices) < self.policy.max_devices:
             return devices
         oldest = min(devices, key=lambda registration: registration.expires_at)
-        await self._end(oldest, ServerAssignment.NO_ASSIGNMENT, _expiry_request(oldest), wait=False)
+        await self._end(oldest, ServerAssignment.NO_ASSIGNMENT, expiry_request(oldest), wait=False)
         self.counter.count("scscf_registrations", "displaced")
         self.log.warning("device-displaced", impi=view.impi, reg=oldest.reg, by=view.reg, call_id=view.call_id)
         return [each for each in devices if each.reg != oldest.reg]
@@ -359,72 +352,17 @@ class Registrar:
         wait: bool = True,
         news: ContactNews | None = None,
     ) -> None:
-        servers = self._servers(registration.user_data, request, (RegistrationType.DE_REGISTRATION,))
-        targets = select_targets(servers, self.notifier.policy, None, None)
-        told = {(target.server_name, target.as_id) for target in targets}
-        # Keys end with the registration even where the operator's criteria do not ask for de-registrations.
-        targets += [
-            target for target in self.targets_of(registration) if target.as_id and (target.server_name, target.as_id) not in told
-        ]  # fmt: skip
-        give_up_at = max(registration.expires_at, self.clock.now()) + 120
-        owed = [(await self._pending(registration, target, erase=True, give_up_at=give_up_at), target) for target in targets]
+        owed = await self.owing.owe_end(registration, request)
         await self.registrations.remove(registration.impi, registration.reg, [push for push, _ in owed])
         self.reauthentications.done(registration.impi, registration.reg)
         left = await self.registrations.of_impi(registration.impi)
-        await self._tell(registration.impi, [*left, registration], left, {registration.reg: news} if news else None)
+        await self.tell(registration.impi, [*left, registration], left, {registration.reg: news} if news else None)
         if assignment is not ServerAssignment.NO_ASSIGNMENT and not left:
             try:
                 await self.cx.server_assignment(registration.impi, registration.impu, self.authenticator.policy.server_name, assignment)
             except CxError as problem:  # the user may be gone from the HSS; the registration ends all the same
                 self.log.warning("cx-error", impi=registration.impi, cx=problem.name)
         await self.notifier.notify(owed, None, wait=wait)
-
-    async def _owe(self, registration: Registration, targets: Sequence[AsTarget], *, had_keys: bool) -> list[tuple[PendingPush, AsTarget]]:
-        give_up_at = registration.expires_at
-        if registration.k_m is not None:
-            give_up_at = key_not_after(
-                expires_at=registration.expires_at, aka_time=registration.aka_time, key_max_age=self.notifier.policy.key_max_age
-            )
-        owed = []
-        for target in targets:
-            # S1: raw keys never make a push. An empty set still goes where a key of an earlier authentication may lie.
-            takes_block = registration.k_m is not None or had_keys
-            told = target if takes_block else target._replace(as_id=AsId(""))
-            owed.append((await self._pending(registration, told, erase=False, give_up_at=give_up_at), told))
-        return owed
-
-    async def _owe_gone(self, previous: Registration, registration: Registration) -> list[tuple[PendingPush, AsTarget]]:
-        """Keys end at an AS that the user's profile no longer names."""
-        named = {(target.server_name, target.as_id) for target in self.targets_of(registration)}
-        gone = [target for target in self.targets_of(previous) if target.as_id and (target.server_name, target.as_id) not in named]
-        give_up_at = max(previous.expires_at, self.clock.now()) + 120
-        return [(await self._pending(previous, target, erase=True, give_up_at=give_up_at), target) for target in gone]
-
-    async def _pending(self, registration: Registration, target: AsTarget, *, erase: bool, give_up_at: float) -> PendingPush:
-        return PendingPush(
-            impi=registration.impi,
-            as_id=target.as_id,
-            reg=registration.reg,
-            seq=await self.notifier.next_seq(registration.impi, target.as_id, registration.reg),
-            erase=erase,
-            server_name=target.server_name,
-            impu=_to(registration, target),
-            give_up_at=give_up_at,
-        )
-
-    def _servers(
-        self, user_data: bytes, request: Request | None, kinds: Sequence[RegistrationType]
-    ) -> list[tuple[ApplicationServer, tuple[Impu, ...]]]:
-        """Return each AS with the non-barred IMPUs whose service profile has a criterion for it that matches `request` (DESIGN §6)."""
-        found: dict[str, tuple[ApplicationServer, tuple[Impu, ...]]] = {}
-        for service in profile_of(user_data).profiles:
-            usable = tuple(impu for impu, barred in service.impus if not barred)
-            criteria = criteria_of(service, self.policy.shared_ifc)
-            for criterion in criteria if request is None else _matching(criteria, request, kinds):
-                server = criterion.application_server
-                _, before = found.get(server.server_name, (server, ()))
-                found[server.server_name] = (server, tuple(dict.fromkeys((*before, *usable))))
-        return list(found.values())
 
     def _ok(self, request: Request, view: RegisterView, proven: Proven, profile: UserProfile, devices: Sequence[Registration]) -> Response:
         """§5.4.1.2.2F: Path as received, Service-Route, P-Associated-URI with the default identity first, every binding."""
@@ -444,28 +382,9 @@ class Registrar:
         return self.random.octets(6).hex()
 
 
-def _matching(
-    criteria: Sequence[InitialFilterCriteria], request: Request, kinds: Sequence[RegistrationType]
-) -> list[InitialFilterCriteria]:
-    case = SessionCase.ORIGINATING
-    return [
-        criterion for kind in kinds for criterion in matching(criteria, request, session_case=case, registration_type=kind, registered=True)
-    ]
-
-
 def _authentication_info(view: RegisterView, proven: Proven) -> tuple[tuple[str, str], ...]:
     """Prove the S-CSCF to the UE (RFC 3310 §3.5; DESIGN §5 step 5): only where a qop was used."""
     if proven.rspauth is None or view.credentials is None:
         return ()
     info = AuthenticationInfo(rspauth=proven.rspauth, qop=proven.qop, cnonce=view.credentials.cnonce, nc=view.credentials.nc)
     return (("Authentication-Info", build_authentication_info(info)),)
-
-
-def _expiry_request(registration: Registration) -> Request:
-    """Make the REGISTER that an expiry stands for, for the filter criteria (§5.4.1.5)."""
-    return Request("REGISTER", f"sip:{registration.realm}", (("To", f"<{registration.impu}>"), ("Expires", "0")))
-
-
-def _to(registration: Registration, target: AsTarget) -> Impu:
-    """§5.4.1.7: the identity that registered, or a non-barred one of the set if that is barred."""
-    return registration.impu if registration.impu in target.impus or not target.impus else target.impus[0]

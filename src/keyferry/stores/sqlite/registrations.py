@@ -73,12 +73,17 @@ class SqliteRegistrationStore:
 
     async def commit(self, registration: Registration, pushes: Sequence[PendingPush]) -> None:
         """Replace the registration of (impi, reg) and, per (impi, as_id, server_name, reg), the push owed; durable when it returns."""
-        k_m, *values = self._row(registration)
+        await self.commit_all([registration], pushes)
+
+    async def commit_all(self, registrations: Sequence[Registration], pushes: Sequence[PendingPush]) -> None:
+        """Do so with several registrations and all that they owe, all or none."""
+        rows = [(registration, self._row(registration)) for registration in registrations]
         owed = [_push_row(push) for push in pushes]
 
         def work(connection: sqlite3.Connection) -> None:
-            body_id = _keep_body(connection, registration, values[-1])
-            connection.execute(_UPSERT, (k_m, body_id, *values))
+            for registration, (k_m, *values) in rows:
+                body_id = _keep_body(connection, registration, values[-1])
+                connection.execute(_UPSERT, (k_m, body_id, *values))
             connection.executemany(_UPSERT_PUSH, owed)
 
         await self._database.write(work)

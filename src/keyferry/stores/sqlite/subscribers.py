@@ -169,6 +169,15 @@ class SqliteSubscriberStore:
         """
         await self._set("UPDATE subscriber SET server_name = ? WHERE impi = ?", impi, name)
 
+    async def exchange_server_name(self, impi: Impi, assigned: str | None, name: str | None) -> bool:
+        """Assign or clear the S-CSCF if the one assigned is still the one named first; false if it is not, or the subscriber is gone."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            sql = "UPDATE subscriber SET server_name = ? WHERE impi = ? AND server_name IS ?"
+            return connection.execute(sql, (name, impi, assigned)).rowcount > 0
+
+        return await self._database.write(work)
+
     async def _set(self, sql: str, impi: Impi, value: str | int | None) -> None:
         def work(connection: sqlite3.Connection) -> None:
             if connection.execute(sql, (value, impi)).rowcount == 0:

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`keyferry subscriber profile` and `terminate`: what a running `serve` does for a subscriber who may be registered."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, errors, fail, show_json
+from keyferry.client.admin import ask, tell
+from keyferry.config import load_config
+from keyferry.config.profiles import NAME, names_of
+from keyferry.errors import ConfigError, TransportError
+from keyferry.ports import DeregistrationReason
+from keyferry.protocol.identity import parse_impi
+from keyferry.wiring import administration
+
+ImpiArgument = Annotated[str, typer.Argument(metavar="IMPI", help="Private identity, for example user1_private@home1.net.")]
+AdminOption = Annotated[str, typer.Option(metavar="HOST:PORT", help="[admin] listen of the running `keyferry serve`.")]
+ADMIN = "127.0.0.1:8080"
+REASONS = [reason.word for reason in DeregistrationReason]
+
+
+def profile(
+    impi: ImpiArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of one of [[profiles]], or default.")],
+    admin: AdminOption = ADMIN,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="File of `keyferry serve` to look NAME up in; better where none runs.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Store it and tell nobody.")] = False,
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a subscriber other application servers: those of a profile.
+
+    It is stored, and a running `serve` is told. Its S-CSCF takes the profile for every registered device (a PPR of TS 29.228 §6.2.2),
+    pushes keys to application servers that are new and erases those of the others, at once and without a new registration.
+
+    Exit code 1 where it was stored and not told; it comes with the next registration then.
+
+    --json prints {"ok", "impi", "profile", "stored", "told", "server", "devices", "pushes": [{"as_id", "server", "reg", "erase",
+    "delivered"}]}, and "error" if not ok. "server" is the S-CSCF; null, and "told" false, where the user is not registered.
+
+    Example: keyferry subscriber profile user1_private@home1.net basic
+    """
+    who = parse_impi(impi)
+    silent = _check_name(name, None if offline else admin, config)
+    if not asyncio.run(administration.set_profile(state, who, name)):
+        raise fail(f"{impi} is not a subscriber; `keyferry subscriber list` shows them", as_json=as_json, status=1)
+    shown: dict[str, Any] = {
+        "ok": True,
+        "impi": who,
+        "profile": name,
+        "stored": True,
+        "told": False,
+        "server": None,
+        "devices": 0,
+        "pushes": [],
+    }
+    if silent is not None:
+        problem = f"stored, but nobody was told ({silent}). It comes with the next registration; --admin names another address"
+        raise _failed(shown, problem, as_json=as_json)
+    if not offline:
+        shown |= asyncio.run(tell(admin, f"/subscribers/{quote(who, safe='')}/push-profile", {}))
+    if shown["profile"] != name:
+        problem = f"stored, but {admin} serves another state directory: --state must name the one that it has"
+        raise _failed(shown | {"profile": name, "told": False}, problem, as_json=as_json)
+    if shown.get("problem"):
+        raise _failed(shown, f"stored, but not told: {_problem_of(shown)}. It comes with the next registration", as_json=as_json)
+    if as_json:
+        show_json({key: value for key, value in shown.items() if key != "problem"})
+    else:
+        _show_profile(shown, offline=offline)
+
+
+def terminate(
+    impi: ImpiArgument,
+    reason: Annotated[str, typer.Option(help=f"{', '.join(REASONS)}.")] = "permanent-termination",
+    info: Annotated[str, typer.Option(metavar="TEXT", help="Reason-Info, for the S-CSCF's log.")] = "",
+    admin: AdminOption = ADMIN,
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """End a subscriber's registrations and keys (an RTR of TS 29.228 §6.1.3); a running `serve` does it.
+
+    permanent-termination tells the UE not to come back, server-change and remove-s-cscf to register anew; new-server-assigned tells it
+    nothing. The subscription stays: `keyferry subscriber remove` keeps the subscriber out.
+
+    --json prints {"ok", "impi", "told", "server", "devices"}, and "error" if not ok. "server" is the S-CSCF; null where none was.
+
+    Example: keyferry subscriber terminate user1_private@home1.net --reason server-change
+    """
+    del state  # the running process is asked
+    who = parse_impi(impi)
+    if reason not in REASONS:
+        raise ConfigError("--reason", f"{reason!r} is not one of {', '.join(REASONS)}")
+    command = {"reason": reason, "info": info[:200]}
+    try:
+        outcome = asyncio.run(tell(admin, f"/subscribers/{quote(who, safe='')}/terminate", command))
+    except TransportError as problem:
+        raise fail(f"nothing was ended: {problem}", as_json=as_json, status=1) from None
+    shown = {"ok": True, "impi": who, **outcome}
+    if shown.get("problem"):
+        raise _failed(shown, f"nothing was ended: {_problem_of(shown)}", as_json=as_json)
+    if as_json:
+        show_json({key: value for key, value in shown.items() if key != "problem"})
+    elif shown["told"]:
+        console.print(f"{who}: {shown['server']} ended {_devices(shown['devices'])}", markup=False)
+    else:
+        console.print(f"{who} is not registered", markup=False)
+
+
+def _check_name(name: str, admin: str | None, config: Path | None) -> TransportError | None:
+    """Refuse a name that no profile has, as a running `serve` or a file says; return why nobody runs, None if that was not asked."""
+    if not re.fullmatch(NAME, name):
+        raise ConfigError("NAME", f"{name!r} is no name of a profile")
+    known = {str(config): names_of(load_config(config).profiles)} if config is not None else {}
+    silent = None
+    if admin is not None:
+        try:
+            known[f"the `serve` at {admin}"] = list(asyncio.run(ask(admin, "/profiles", {}))["profiles"])
+        except TransportError as problem:
+            silent = problem
+    for where, names in known.items():
+        if name not in names:
+            remedy = f"Give one of {', '.join(names)}, or add [[profiles]] with this name and start `serve` again"
+            raise ConfigError("NAME", f"{name} is no profile of {where}", remedy)
+    return silent
+
+
+def _failed(shown: Mapping[str, Any], problem: str, *, as_json: bool) -> typer.Exit:
+    if as_json:
+        show_json({**{key: value for key, value in shown.items() if key not in {"problem", "remedy"}}, "ok": False, "error": problem})
+    errors.print(f"keyferry: {problem}", markup=False)
+    return typer.Exit(1)
+
+
+def _problem_of(shown: Mapping[str, Any]) -> str:
+    return f"{shown['problem']}. {shown.get('remedy', '')}".rstrip(". ")
+
+
+def _devices(number: int) -> str:
+    return "a registration" if number == 1 else f"{number} registrations"
+
+
+def _show_profile(shown: Mapping[str, Any], *, offline: bool) -> None:
+    console.print(f"{shown['impi']} has the profile {shown['profile']}", markup=False)
+    if not shown["told"]:
+        console.print("it comes with the next registration" if offline else "not registered: it comes with the next registration")
+        return
+    console.print(f"{shown['server']} took it for {_devices(shown['devices'])}", markup=False)
+    for push in shown["pushes"]:
+        what = "erased" if push["erase"] else "pushed"
+        when = "" if push["delivered"] else ", as soon as it answers"
+        console.print(f"  {push['as_id'] or push['server']}: {what}{when}", markup=False)
