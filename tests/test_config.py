@@ -17,6 +17,8 @@ SHARED = '[[shared_ifc]]\nid = {}\napplication_servers = ["{}"]\n'
 SERVER = (
     '[[application_servers]]\nas_id = "{}"\nsip_uri = "sip:as.home1.net"\nlisten_sip = "127.0.0.1:5090"\nlisten_https = "127.0.0.1:8443"\n'
 )
+PROFILE = '[[profiles]]\nname = "{}"\napplication_servers = [{}]\n'
+USER = '[[subscribers]]\nimpi = "a@b"\nimpus = ["sip:a@b"]\n'
 TLS_SERVER = (
     '[[application_servers]]\nas_id = "t.net"\nsip_uri = "sips:as.home1.net"\nprotection = "tls"\nlisten_sips = "127.0.0.1:5090"\n'
     'listen_https = "127.0.0.1:8443"\n'
@@ -89,6 +91,19 @@ def test_a_door_without_tls_is_for_named_networks(tmp_path: Path) -> None:
         (SERVER.format("a.net") + SHARED.format(-1, "a.net"), "shared_ifc[0].id"),
         (SERVER.format("a.net") + SHARED.format(1, "192.0.2.1"), "shared_ifc[0].application_servers: AS_ID"),
         ("[[shared_ifc]]\nid = 1\napplication_servers = []\n", "shared_ifc[0].application_servers"),
+        (PROFILE.format("a", '"b.net"'), "profiles[0].application_servers: b.net is no application server of this file"),
+        (PROFILE.format("a", "") * 2, "profiles[1].name: a is there twice"),
+        (PROFILE.format("a b", ""), "profiles[0].name"),
+        (SERVER.format("a.net") + PROFILE.format("a", '"a.net", "A.NET"'), "profiles[0].application_servers: a.net is there twice"),
+        (SERVER.format("a.net") + PROFILE.format("a", '"192.0.2.1"'), "profiles[0].application_servers: AS_ID"),
+        (
+            SERVER.format("a.net") + SERVER.format("b.net").replace("8443", "8444") + PROFILE.format("a", '"b.net"'),
+            "profiles[0].application_servers: leaves out a.net, which has the sip_uri of another",
+        ),
+        (
+            PROFILE.format("a", "") + USER + CARD + 'profile = "gold"\n',
+            "subscribers[0].profile: gold is no profile of this file. There are default, a; add [[profiles]]",
+        ),
         (PLAIN.replace("http_networks", "# "), "application_servers[0].listen_http: is for phones of named networks"),
         (PLAIN.replace("static_keys", "# "), "application_servers[0].listen_http: is for phones of named networks"),
         (PLAIN.replace("127.0.0.1:80", "80"), "application_servers[0].listen_http: '80' is not HOST:PORT"),
@@ -109,6 +124,14 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, says: str)
     assert says in str(caught.value)
     assert str(tmp_path / "x.toml") in str(caught.value)
     assert "465b5ce8" not in str(caught.value)
+
+
+def test_profiles_are_named_by_subscribers_and_default_is_always_there(tmp_path: Path) -> None:
+    text = SERVER.format("a.net") + PROFILE.format("basic", '"a.net"') + PROFILE.format("none", "")
+    users = "".join(USER.replace("a@b", f"{name}@b") + CARD + f'profile = "{name}"\n' for name in ("default", "basic", "none"))
+    config = load(tmp_path, text + users)
+    assert [(profile.name, profile.application_servers) for profile in config.profiles] == [("basic", ["a.net"]), ("none", [])]
+    assert [subscriber.profile for subscriber in config.subscribers] == ["default", "basic", "none"]
 
 
 def test_files_that_cannot_be_read_are_said_so(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import pytest
 
 from keyferry.client import admin
-from keyferry.client.admin import ask
+from keyferry.client.admin import ask, tell
 from keyferry.errors import ConfigError, TransportError
 
 
@@ -53,3 +53,30 @@ async def test_an_answer_without_an_end_is_left(monkeypatch: pytest.MonkeyPatch)
 async def test_nobody_there_says_what_to_look_at(where: str) -> None:
     with pytest.raises(TransportError, match="is `keyferry serve` running"):
         await ask(where, "/failures", {})
+
+
+async def test_a_command_goes_as_json_with_its_path_as_it_is() -> None:
+    """An IMPI may hold what a path has a meaning for."""
+    heard: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        heard.extend([head, await reader.readexactly(length)])
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\nConnection: close\r\n\r\n" + b'{"told": true}')
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()[:2]
+        assert await tell(f"{host}:{port}", "/subscribers/a%2F%3Fb%40home1.net/terminate", {"info": "x"}) == {"told": True}
+    head, body = heard
+    assert head.startswith(b"POST /subscribers/a%2F%3Fb%40home1.net/terminate HTTP/1.1\r\n")
+    assert b"content-type: application/json\r\n" in head.lower()
+    assert body == b'{"info":"x"}'
+
+
+async def test_a_command_that_nobody_hears_is_said_so() -> None:
+    with pytest.raises(TransportError, match="is `keyferry serve` running"):
+        await tell("127.0.0.1:1", "/subscribers/a/terminate", {})

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from keyferry.lab.attacks.closure import View, World, closure
 from keyferry.lab.attacks.middle import HostilePcscf
-from keyferry.ports import SipPeer
+from keyferry.ports import Registration, SipPeer
 from keyferry.protocol.aka import AkaAlgorithm
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import (
@@ -239,6 +239,23 @@ class Judge:
         ended = {name for name, until in self._alive[as_id].items() if name not in alive and until > now}
         self.dead[as_id] |= ended
         self._alive[as_id] = alive
+
+    def comes_back(self, registration: Registration, as_ids: Collection[AsId]) -> None:
+        """Let the key of a registration live again at application servers that a new profile names."""
+        for as_id in as_ids if registration.k_m is not None else ():
+            self.dead[as_id].discard(key_id(as_key(registration.k_m, as_id), REALM))
+
+    def profile_holds(self, registrations: Sequence[Registration], as_ids: Collection[AsId]) -> None:
+        """Check that where nothing is owed an AS has a registration's key if, and only if, the user's profile names it."""
+        now = self.home.clock.now()
+        for registration in registrations:
+            if registration.k_m is None or registration.expires_at <= now:
+                continue
+            for as_id in NICKS:
+                name = key_id(as_key(registration.k_m, as_id), REALM)
+                there = self.home.servers[as_id].keys.lookup_now(name, as_id, now) is not None
+                assert there is (as_id in as_ids), f"the profile does not hold at {as_id}"
+                self.tally["profiles looked at"] += 1
 
     # ---- S4, the closure
 

@@ -27,7 +27,7 @@ from fuzz.tricks import TRICKS, Plot
 from keyferry.errors import KeyferryError
 from keyferry.lab.attacks.middle import HostilePcscf
 from keyferry.lab.attacks.pcscf_short_res import SHORT, ShortRes
-from keyferry.ports import CxClient, Resync, ServerAssignment, SipPeer, UeState
+from keyferry.ports import CxClient, DeregistrationReason, Resync, ServerAssignment, SipPeer, UeState
 from keyferry.protocol.aka import AkaAlgorithm, AuthVector, Usim, algorithm_of
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import build_credentials, parse_challenge, parse_credentials
@@ -37,7 +37,8 @@ from keyferry.protocol.ims.marker import RELEASE_TAG
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
 from keyferry.protocol.ims.third_party import build_third_party_register
 from keyferry.protocol.sip.message import Request
-from roles.home import NICKS, NOTES, SIP_OF, XCAP, Device, Home, open_home, subscriber, transport_key
+from keyferry.roles.scscf.profile_update import ScscfServing
+from roles.home import NICKS, NOTES, SCSCF, SIP_OF, XCAP, Device, Home, criterion, open_home, subscriber, transport_key
 from roles.network import Client, Fault, settle
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ MUST_HAPPEN = (
     "keys used",
     "stranger challenges",
     "closures",
+    "profiles changed",
+    "ended by the HSS",
 )
 CLOSURE_EVERY = 32  # examples: a closure takes as long as hundreds of steps
 NO_FAULT: st.SearchStrategy[list[Fault]] = st.just([])
@@ -68,6 +71,7 @@ WHOLE_PLOTS = (
 )
 PLOTS = st.lists(st.sampled_from(list(TRICKS)), min_size=1, max_size=3, unique=True) | st.sampled_from(WHOLE_PLOTS)
 PLACES = st.integers(0, 3)
+PROFILES = {"default": SERVERS, "xcap": (XCAP,), "notes": (NOTES,), "none": ()}  # what an HSS may give a user
 CHANGES = ("nothing", "other AS", "other user", "other as", "other from", "other kid", "flipped", "expires 0")
 
 TALLY: Counter[str] = Counter()
@@ -96,6 +100,16 @@ class ShortCx:
 
     async def server_assignment(self, impi: Impi, impu: Any, server_name: str, assignment: ServerAssignment) -> bytes:
         return await self.whole.server_assignment(impi, impu, server_name, assignment)
+
+
+class Servings:
+    """Find the S-CSCF of now (the CxServings port)."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+
+    def at(self, server_name: str) -> ScscfServing | None:
+        return ScscfServing(self.home.scscf, self.home.reg_event.forget) if server_name == SCSCF else None
 
 
 class HostileNetwork(RuleBasedStateMachine):
@@ -134,6 +148,8 @@ class HostileNetwork(RuleBasedStateMachine):
             whole = algorithm_of("milenage", each.k, each.opc)
             self.cards[each.impi] = ShortRes(whole) if each.impi == self.short else whole
         self._tamper_with_the_s_cscf()
+        home.profiles.update({name: [criterion(as_id) for as_id in as_ids] for name, as_ids in PROFILES.items()})
+        home.hss.servings = Servings(home)
         sip = home.network.attach("P", "pcscf1.visited1.net", lambda request, peer: middle.handle(request, peer))
         middle = HostilePcscf(sip=sip, address=home.network.peer("P"), pcscf=home.pcscf)
         home.pcscf.sip = middle
@@ -279,6 +295,24 @@ class HostileNetwork(RuleBasedStateMachine):
             self.run(home.restart_scscf())
             self._tamper_with_the_s_cscf()
 
+    @rule(user=st.sampled_from(USERS), profile=st.sampled_from(list(PROFILES)))
+    def the_hss_changes_a_profile(self, user: str, profile: str) -> None:
+        """PPR. An AS that comes back has the key again that the last AKA run made for it, and no other."""
+        own = subscriber(user, profile=profile)
+        self.run(self.home.subscribers.replace(own))
+        for registration in self.run(self.home.registrations.of_impi(own.impi)):
+            self.judge.comes_back(registration, PROFILES[profile])
+        if self.run(self.home.hss.update_profile(own.impi)) is not None:
+            TALLY["profiles changed"] += 1
+
+    @rule(user=st.sampled_from(USERS), reason=st.sampled_from(list(DeregistrationReason)))
+    def the_hss_ends_registrations(self, user: str, reason: DeregistrationReason) -> None:
+        """RTR: nothing of the user is left at the S-CSCF."""
+        impi = subscriber(user).impi
+        if self.run(self.home.hss.terminate(impi, reason)) is not None:
+            TALLY["ended by the HSS"] += 1
+            assert self.run(self.home.registrations.of_impi(impi)) == []
+
     @rule(place=st.integers(0, 7))
     def release_what_was_held(self, place: int) -> None:
         held = self.home.network.held
@@ -417,6 +451,10 @@ class HostileNetwork(RuleBasedStateMachine):
         await home.scscf.sweep()
         await home.clock.advance(31)
         assert await home.owed() == []
+        for user in USERS:
+            own = await home.subscribers.get(subscriber(user).impi)
+            assert own is not None
+            self.judge.profile_holds(await home.registrations.of_impi(own.impi), PROFILES[own.profile])
 
 
 def _sealed(info: str) -> SealedPush:

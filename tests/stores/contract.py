@@ -137,6 +137,18 @@ class SubscriberContract:
         await store.set_server_name(subscriber().impi, None)
         assert await store.server_name(subscriber().impi) is None
 
+    async def test_the_server_name_is_exchanged_only_for_the_one_that_is_there(self, store: SubscriberStore) -> None:
+        impi = subscriber().impi
+        assert not await store.exchange_server_name(impi, None, "sip:a.ims.example")  # no such subscriber
+        await store.add(subscriber())
+        assert await store.exchange_server_name(impi, None, "sip:a.ims.example")
+        assert not await store.exchange_server_name(impi, None, "sip:b.ims.example")
+        assert not await store.exchange_server_name(impi, "sip:b.ims.example", None)
+        assert await store.server_name(impi) == "sip:a.ims.example"
+        assert await store.exchange_server_name(impi, "sip:a.ims.example", "sip:b.ims.example")
+        assert await store.exchange_server_name(impi, "sip:b.ims.example", None)
+        assert await store.server_name(impi) is None
+
 
 class RegistrationContract:
     """ports.RegistrationStore."""
@@ -189,6 +201,19 @@ class RegistrationContract:
         await store.commit(one, [])
         await store.remove(IMPI, OTHER_REG, [])
         assert await store.get(IMPI, REG) == one
+
+    async def test_devices_are_committed_together_with_what_they_owe(self, store: RegistrationStore) -> None:
+        """TS 29.228 §6.2.2: new user data of all of them."""
+        old = [registration(), registration(reg=OTHER_REG)]
+        for each in old:
+            await store.commit(each, [])
+        both = [replace(each, user_data=b"<other/>") for each in old]
+        owed = [pending(seq=5), pending(seq=6, reg=OTHER_REG)]
+        await store.commit_all(both, owed)
+        assert sorted(await store.of_impi(IMPI), key=lambda each: each.reg) == sorted(both, key=lambda each: each.reg)
+        assert list(await store.pending()) == owed
+        await store.commit_all([], [])
+        assert await store.count() == 2
 
     async def test_removal_leaves_other_devices(self, store: RegistrationStore) -> None:
         await store.commit(registration(), [])

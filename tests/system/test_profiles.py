@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TS 29.228 §6.1.3, §6.2.2: a profile that changes, and a subscription that ends, under a UE that is registered and does nothing about it."""
+"""TS 29.228 §6.1.3, §6.2.2: a profile that changes, and a subscription that ends, while a UE is registered and does nothing."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def test_without_a_running_network_the_profile_is_stored_and_comes_with_the_regi
     assert "stored, but nobody was told" in alone.stderr
     assert "comes with the next registration" in alone.stderr
     assert json.loads(keyferry(*words, "--json").stdout) | {"error": ""} == {
-        "ok": False, "impi": IMPI, "profile": "basic", "stored": True, "told": False, "server": None, "devices": 0, "pushes": [], "error": "",
+        "ok": False, "impi": IMPI, "profile": "basic", "stored": True, "told": False, "server": None, "devices": 0, "pushes": [],
+        "error": "",
     }  # fmt: skip
     assert keyferry(*words, "--offline").returncode == 0
     assert keyferry("subscriber", "profile", IMPI, "gold", "--config", lab.serve, *words[4:]).returncode == 2

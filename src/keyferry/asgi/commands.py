@@ -34,7 +34,8 @@ async def read_command(scope: Scope, receive: Receive, fields: Mapping[str, type
     except (ValueError, RecursionError):
         raise RemoteProtocolError("The body is not JSON.") from None
     if not isinstance(command, dict) or any(type(value) is not fields.get(name) for name, value in command.items()):
-        raise RemoteProtocolError(f"The body is an object with {', '.join(fields)}, each optional.")
+        members = f"object with {', '.join(fields)}, each optional" if fields else "empty object"
+        raise RemoteProtocolError(f"The body is an {members}.")
     return command
 
 

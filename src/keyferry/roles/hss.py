@@ -177,14 +177,13 @@ class Hss:
         reached, and what it answers. The profile comes with the next SAR all the same.
         """
         subscription = await self._known(impi)
-        while subscription.server_name is not None:
+        while servers := self._serving_of(impi, subscription):
             if subscription.profile not in self.profiles:
                 raise unable_to_comply()
-            if not await self._push(impi, subscription):
-                return None
+            took = [name for name in servers if await self._push(impi, name, subscription)]
             sent, subscription = subscription, await self._known(impi)
             if subscription == sent:
-                return sent.server_name
+                return took[0] if took else None
             # Another change came meanwhile, and its PPR may have been the faster one.
         return None
 
@@ -194,22 +193,22 @@ class Hss:
         Raises CxError: 5001 for a user who is unknown here, 3002 where the S-CSCF cannot be reached, and what it answers; the S-CSCF
         stays assigned then.
         """
-        server_name = (await self._known(impi)).server_name
-        if server_name is None:
+        subscription = await self._known(impi)
+        servers = self._serving_of(impi, subscription)
+        servings = [self._serving(name) for name in servers]
+        if not servers:
             return None
-        serving = self._serving(server_name)
         # Before the RTR: a UE that is asked to register anew may do so, and be assigned an S-CSCF, before the answer is here.
-        await self.subscribers.exchange_server_name(impi, server_name, None)
+        await self.subscribers.exchange_server_name(impi, subscription.server_name, None)
         try:
-            await serving.registration_termination(impi, (), reason, info)
-        except BaseException as problem:
-            if isinstance(problem, CxError) and problem.code == USER_UNKNOWN:
-                return server_name  # it has nothing left to end
-            await self.subscribers.exchange_server_name(impi, None, server_name)
+            for serving in servings:
+                await _end(serving, impi, reason, info)
+        except BaseException:
+            await self.subscribers.exchange_server_name(impi, None, subscription.server_name)
             raise
         self._before.pop(impi, None)
-        self.log.info("registration-termination", impi=impi, server=server_name, reason=reason.name)
-        return server_name
+        self.log.info("registration-termination", impi=impi, server=servers[0], reason=reason.name)
+        return servers[0]
 
     async def aclose(self) -> None:
         """Leave unsaid what S-CSCFs were not told yet."""
@@ -217,9 +216,8 @@ class Hss:
             task.cancel()
         await asyncio.gather(*self._former, return_exceptions=True)
 
-    async def _push(self, impi: Impi, subscription: Subscription) -> bool:
+    async def _push(self, impi: Impi, server_name: str, subscription: Subscription) -> bool:
         """Send one PPR; false if nobody is registered there, so that the profile comes with the SAR."""
-        server_name = subscription.server_name or ""
         try:
             await self._serving(server_name).push_profile(impi, self._user_data(impi, subscription))
         except CxError as problem:
@@ -230,6 +228,11 @@ class Hss:
             raise
         self.log.info("profile-pushed", impi=impi, server=server_name, profile=subscription.profile)
         return True
+
+    def _serving_of(self, impi: Impi, subscription: Subscription) -> tuple[str, ...]:
+        """Return the S-CSCFs that may have registrations of a user: before the one that only challenged it the one that serves it."""
+        names = (self._before.get(impi), subscription.server_name)
+        return tuple(dict.fromkeys([name for name in names if name is not None]))
 
     def _serving(self, server_name: str) -> CxServing:
         found = self.servings.at(server_name) if self.servings is not None else None
@@ -334,3 +337,11 @@ class Hss:
 def _check_pair(impus: Sequence[SubscribedImpu], impu: Impu) -> None:
     if all(subscribed.impu != impu for subscribed in impus):
         raise identities_dont_match()
+
+
+async def _end(serving: CxServing, impi: Impi, reason: DeregistrationReason, info: str) -> None:
+    try:
+        await serving.registration_termination(impi, (), reason, info)
+    except CxError as problem:
+        if problem.code != USER_UNKNOWN:  # who is unknown there has nothing left to end
+            raise

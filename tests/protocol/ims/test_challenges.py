@@ -148,3 +148,15 @@ def test_the_bounds_hold_whatever_comes(steps: list[tuple[int, int, bool]]) -> N
         assert len(own) <= 3
         assert all(own.count(source) <= 2 for source in own)
     assert len(held) == 0
+
+
+def test_a_user_is_forgotten_with_every_challenge_and_nobody_else() -> None:
+    """TS 29.228 §6.1.3."""
+    held = PendingChallenges()
+    held.put(challenge("n1"))
+    held.put(challenge("n2", source="192.0.2.9:5060", reg=TABLET))
+    held.put(challenge("other", impi=BOB))
+    held.forget(ALICE)
+    held.forget(ALICE)
+    assert (held.of_impi(ALICE), len(held)) == (0, 1)
+    assert left(held, "n1", "n2", "other") == ["other"]

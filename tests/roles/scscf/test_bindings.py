@@ -6,13 +6,25 @@ from __future__ import annotations
 import pytest
 
 from keyferry.errors import RegistrationFailed
+from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.sip.message import Response
+from keyferry.roles.scscf.bindings import is_of
 from roles.home import Home, open_home
 from roles.manual import DEVICE, SIP_ALICE, TEL_ALICE, Manual, answers
 
 
 def listed(answer: Response) -> list[tuple[str, str]]:
     return [(value.partition(">")[0].strip("<"), value.rpartition("expires=")[2]) for value in answer.all("Contact")]
+
+
+@pytest.mark.parametrize(
+    ("impus", "ours"), [((), True), ((SIP_ALICE,), True), (("sip:x@home1.net", TEL_ALICE), True), (("sip:x@home1.net",), False)]
+)
+async def test_a_registration_is_that_of_its_whole_implicit_set(home: Home, impus: tuple[str, ...], ours: bool) -> None:
+    """TS 29.228 §6.1.3; TS 24.229 §5.4.1.5."""
+    await Manual(home).procedure()
+    (registration,) = await home.registrations.of_impi(Impi("alice@home1.net"))
+    assert is_of(registration, [Impu(impu) for impu in impus]) is ours
 
 
 class TestContacts:

@@ -169,6 +169,17 @@ class TestAdmission:
             await settle()
             assert home.notifier.count == 1
 
+    async def test_a_user_who_is_served_elsewhere_is_forgotten_with_the_notify_under_way(self, home: Home, watcher: Watcher) -> None:
+        """TS 29.228 §6.1.3."""
+        gate = home.network.gates["UE"] = asyncio.Event()
+        tag = await watcher.subscribe()
+        home.notifier.forget(ALICE)
+        home.notifier.forget(ALICE)
+        gate.set()
+        await settle()
+        assert home.notifier.count == 0
+        assert (await watcher.refresh(tag)).status == 481
+
 
 class TestDialog:
     """RFC 6665 §4.2.1.2, §4.4."""

@@ -10,7 +10,7 @@ from keyferry.ports import SubscribedImpu
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.ifc import OnMethod, OnSipHeader, ServicePointTrigger, TriggerPoint
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
-from keyferry.roles.scscf.registrar import profile_of
+from keyferry.roles.scscf.owing import profile_of
 from roles.home import NICKS, NOTES, SIP_OF, XCAP, Device, Home, criterion, open_home, subscriber
 from roles.manual import SIP_ALICE, TEL_ALICE, Manual, answers, requests
 from roles.network import settle
