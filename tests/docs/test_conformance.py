@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each clause of TS 24.229 and section of RFC 4475 that the conformance page says is met, or differently, has its test, titled by it."""
+"""Each clause of TS 24.229 and TS 29.228, and section of RFC 4475, that the conformance page says is met has its test, titled by it."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def cites(clause: str, file: str, document: str = DOCUMENT) -> bool:
 
 
 ROWS = list(rows(DOCUMENT))
+CX = [row for row in rows("TS 29.228") if row.status == "yes"]
 TORTURE = list(rows("RFC 4475"))
 MESSAGES = frozenset(one.section for one in messages())
 ALL_MESSAGES = {"tests/protocol/sip/test_torture.py", "tests/transports/test_torture.py"}  # they go through every message, with its section
@@ -73,6 +74,7 @@ ALL_MESSAGES = {"tests/protocol/sip/test_torture.py", "tests/transports/test_tor
 def test_the_page_is_read() -> None:
     """A table of another form would pass unread."""
     assert len(ROWS) > 40
+    assert len(CX) > 5
     assert {row.status for row in ROWS} == STATUSES
     assert all(row.clauses for row in ROWS)
 
@@ -83,6 +85,14 @@ def test_each_clause_has_a_test_that_is_titled_by_it(row: Row) -> None:
     assert row.files, "no test is named"
     for clause in row.clauses:
         assert any(cites(clause, file) for file in row.files), f"no test in {', '.join(row.files)} cites {DOCUMENT} §{clause}"
+
+
+@pytest.mark.parametrize("row", CX, ids=lambda row: f"{row.clauses[0]} {row.what[:50]}")
+def test_each_clause_of_cx_that_is_met_has_a_test_in_every_file_named(row: Row) -> None:
+    """TS 29.228."""
+    assert row.files, "no test is named"
+    for file in row.files:
+        assert any(cites(clause, file, "TS 29.228") for clause in row.clauses), f"no test in {file} cites TS 29.228 {row.clauses}"
 
 
 @pytest.mark.parametrize("row", [row for row in TORTURE if row.status != "no"], ids=lambda row: f"{row.clauses[0]} {row.what[:50]}")

@@ -20,6 +20,7 @@ def profiles(lab: Lab) -> list[bytes]:
 
 
 def test_an_as_of_a_shared_set_alone_gets_its_key_and_may_watch(tmp_path: Path) -> None:
+    """TS 29.228 §6.1.2.1."""
     lab = make_lab(tmp_path, lambda text: text.replace('app = "notes" ', 'reg_event = true\napp = "notes" ') + SHARED)
     notes = f"https://notes.home1.net:{lab.ports['8444']}/"
     with serving(lab.serve, lab.state) as served:

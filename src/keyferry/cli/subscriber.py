@@ -22,8 +22,6 @@ from keyferry.protocol.identity import parse_impi
 from keyferry.wiring import administration
 
 app = typer.Typer(help="Provision subscribers.", no_args_is_help=True)
-app.command()(subscriber_served.profile)
-app.command()(subscriber_served.terminate)
 
 
 @app.command()
@@ -110,6 +108,10 @@ def remove(impi: ImpiArgument, state: StateOption = DEFAULT_STATE, as_json: Json
     if not asyncio.run(administration.remove_subscriber(state, parse_impi(impi))):
         raise fail(f"{impi} is not a subscriber; `keyferry subscriber list` shows them", as_json=as_json, status=1)
     show_json({"ok": True, "impi": impi}) if as_json else console.print(f"removed {impi}", markup=False)
+
+
+app.command()(subscriber_served.profile)
+app.command()(subscriber_served.terminate)
 
 
 def _public(subscriber: StoredSubscriber) -> dict[str, object]:

@@ -39,11 +39,14 @@ class BrokenStore(MemoryRegistrationStore):
 
     broken: bool = False
     sealed: bool = False
+    disk: asyncio.Event | None = None  # that a write waits for
 
     async def commit_all(self, registrations: Sequence[Registration], pushes: Sequence[PendingPush]) -> None:
         if self.broken:
             raise StoreError("the disk is full")
         await super().commit_all(registrations, pushes)
+        if self.disk is not None:
+            await self.disk.wait()
 
     async def of_impi(self, impi: Impi) -> Sequence[Registration]:
         if self.sealed:
@@ -302,6 +305,21 @@ class TestPushProfile:
         assert requests(home, "S", "AS2") == []
         await push(serving, BOTH_AS)
         assert await home.keys_at(NOTES) == 2
+
+    async def test_who_waits_no_longer_leaves_nothing_undone(self, home: Home, serving: ScscfServing) -> None:
+        """The connection to the HSS breaks while the disk writes."""
+        assert isinstance(home.registrations, BrokenStore)
+        alice = home.device()
+        await alice.register()
+        home.registrations.disk = asyncio.Event()
+        task = asyncio.create_task(serving.push_profile(ALICE, BOTH_AS))
+        await settle()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        home.registrations.disk.set()
+        await settle()
+        assert await home.key_of(alice, NOTES) is not None
+        assert await home.owed() == []
 
     async def test_a_row_that_does_not_open_is_5012(self, home: Home, serving: ScscfServing) -> None:
         assert isinstance(home.registrations, BrokenStore)

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from keyferry.errors import CxError, KeyferryError, ParseError, TooMuchData
 from keyferry.ports import DeregistrationReason, PendingPush, Registration, ServerAssignment
@@ -17,6 +17,8 @@ from keyferry.roles.scscf.bindings import is_of
 from keyferry.roles.scscf.owing import expiry_request
 from keyferry.roles.scscf.reg_document import ContactNews, impus_of
 from keyferry.roles.scscf.registrar import EndEvent, Registrar
+
+T = TypeVar("T")
 
 EVENTS: Final[Mapping[DeregistrationReason, EndEvent]] = {
     DeregistrationReason.PERMANENT_TERMINATION: "rejected",
@@ -58,6 +60,7 @@ class ScscfServing:
     registrar: Registrar
     forget: Callable[[Impi], None]  # of the reg event notifier: drop a user's subscriptions without a word
     watchers: list[Callable[[Served], None]] = field(default_factory=list)  # who wants to know what a request did
+    _running: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def push_profile(self, impi: Impi, user_data: bytes) -> None:
         """PPR: new user data in every registration of the user, durable with the pushes that it owes.
@@ -66,7 +69,7 @@ class ScscfServing:
         User-Data that cannot be used, 5012 where the store failed; nothing has changed then.
         """
         with self._answering(impi, "profile"):
-            served, deliveries = await self._take(impi, _usable(user_data), user_data)
+            served, deliveries = await self._whole(self._take(impi, _usable(user_data), user_data))
         if deliveries:  # so that the HSS, and its operator, hear of a change that has happened where it can happen at once
             await asyncio.wait(deliveries, timeout=self.registrar.notifier.policy.push_wait)
         self.registrar.log.info("profile-updated", impi=impi, devices=served.devices, pushes=len(served.pushes))
@@ -77,18 +80,28 @@ class ScscfServing:
 
         NEW_SERVER_ASSIGNED only clears what is here: the user is registered elsewhere by now, and no watcher is told otherwise.
         """
-        registrar = self.registrar
+        registrar, nobody = self.registrar, ServerAssignment.NO_ASSIGNMENT
         with self._answering(impi, "termination"):
             # A challenge that is still out would bring the user back with the answer to it, past the HSS's UAR and MAR.
             registrar.authenticator.challenges.forget(impi)
             if reason is DeregistrationReason.NEW_SERVER_ASSIGNED:
-                ended = await self._clear(impi, impus)
+                ended = await self._whole(self._clear(impi, impus))
             else:
-                ended = await registrar.network_deregister(
-                    impi, event=EVENTS[reason], impus=impus, assignment=ServerAssignment.NO_ASSIGNMENT
-                )
+                ended = await self._whole(registrar.network_deregister(impi, event=EVENTS[reason], impus=impus, assignment=nobody))
         registrar.log.info("registration-terminated", impi=impi, devices=ended, reason=reason.name, info=_printable(info))
         self._note(Served(impi, ended))
+
+    async def _whole(self, work: Coroutine[None, None, T]) -> T:
+        """Do all of it, also where nobody waits for the answer any more: what is in the store and not begun would wait for a restart."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # it was told to whoever waited, if anybody did
 
     async def _take(self, impi: Impi, profile: UserProfile, user_data: bytes) -> tuple[Served, list[asyncio.Task[None]]]:
         registrar = self.registrar
