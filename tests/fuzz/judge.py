@@ -242,8 +242,9 @@ class Judge:
 
     def comes_back(self, registration: Registration, as_ids: Collection[AsId]) -> None:
         """Let the key of a registration live again at application servers that a new profile names."""
-        for as_id in as_ids if registration.k_m is not None else ():
-            self.dead[as_id].discard(key_id(as_key(registration.k_m, as_id), REALM))
+        if registration.k_m is not None:
+            for as_id in as_ids:
+                self.dead[as_id].discard(key_id(as_key(registration.k_m, as_id), REALM))
 
     def profile_holds(self, registrations: Sequence[Registration], as_ids: Collection[AsId]) -> None:
         """Check that where nothing is owed an AS has a registration's key if, and only if, the user's profile names it."""

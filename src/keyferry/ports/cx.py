@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Cx reference point (TS 29.228 §6, Release 17): what CSCFs ask of an HSS, and it of an S-CSCF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+from keyferry.protocol.aka import AuthVector
+from keyferry.protocol.identity import Impi, Impu
+from keyferry.protocol.ims.response_trial import WrongAnswer
+from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
+from keyferry.protocol.ims.verdicts import Analysis
+
+
+class ServerAssignment(IntEnum):
+    """Server-Assignment-Type (TS 29.229 §6.3.15)."""
+
+    NO_ASSIGNMENT = 0
+    REGISTRATION = 1
+    RE_REGISTRATION = 2
+    TIMEOUT_DEREGISTRATION = 4
+    USER_DEREGISTRATION = 5
+    ADMINISTRATIVE_DEREGISTRATION = 8
+    AUTHENTICATION_FAILURE = 9
+    AUTHENTICATION_TIMEOUT = 10
+
+
+class Resync(NamedTuple):
+    """What a MAR carries in SIP-Authorization after a synchronisation failure (TS 29.228 §6.3)."""
+
+    rand: bytes  # 16 octets
+    auts: bytes  # 14 octets
+
+
+class CxClient(Protocol):
+    """The Cx reference point (TS 29.228 §6); every method raises CxError."""
+
+    async def user_authorization(
+        self, impi: Impi, impu: Impu, visited_network: str, kind: AuthorizationType = AuthorizationType.REGISTRATION
+    ) -> UserAuthorization:
+        """UAR (§6.1.1): return the S-CSCF assigned, or whom to choose from; with capabilities the latter, whoever is assigned."""
+
+    async def location_info(self, impu: Impu) -> str:
+        """LIR (§6.1.4): return the Server-Name of the S-CSCF that serves a user."""
+
+    async def multimedia_auth(
+        self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False
+    ) -> AuthVector:
+        """MAR (§6.3): return one authentication vector; `masked` says that the P-CSCF will get CK', IK' (DESIGN §4), and may be ignored."""
+
+    async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
+        """SAR (§6.1.2): return User-Data, the Cx XML (annex B); empty where the assignment ends."""
+
+
+class DeregistrationReason(IntEnum):
+    """Reason-Code of an RTR (TS 29.229 §6.3.17)."""
+
+    PERMANENT_TERMINATION = 0
+    NEW_SERVER_ASSIGNED = 1
+    SERVER_CHANGE = 2
+    REMOVE_S_CSCF = 3
+
+    @property
+    def word(self) -> str:
+        """The name as people write it: `permanent-termination`."""
+        return self.name.lower().replace("_", "-")
+
+
+class CxServing(Protocol):
+    """What an HSS asks of an S-CSCF (TS 29.228 §6.1.3, §6.2.2); both methods raise CxError, and then nothing has changed there."""
+
+    async def registration_termination(self, impi: Impi, impus: Sequence[Impu], reason: DeregistrationReason, info: str) -> None:
+        """RTR: end the registrations of these public identities, () of all; `info` is for people. Nobody registered is no error."""
+
+    async def push_profile(self, impi: Impi, user_data: bytes) -> None:
+        """PPR: take User-Data, the Cx XML, for every registration of the user."""
+
+
+class CxServings(Protocol):
+    """How an HSS finds the S-CSCF that it has assigned."""
+
+    def at(self, server_name: str) -> CxServing | None:
+        """Return the S-CSCF of this Server-Name, None if it cannot be reached from here."""
+
+
+class CxAnalyst(Protocol):
+    """What an HSS that has the keys may offer besides Cx: explain a failed authentication. Only verdicts cross; a Diameter HSS has none."""
+
+    async def explain_answer(self, answer: WrongAnswer) -> Analysis | None:
+        """Return what explains a wrong response, None if nothing does. Costs some milliseconds: the caller bounds how often."""
+
+    async def explain_auts(self, impi: Impi, nonce: str, auts: bytes, earlier: Sequence[str]) -> Analysis | None:
+        """Return how far the SQNs are apart, or what explains a wrong AUTS (14 octets); None for a user who is unknown."""
