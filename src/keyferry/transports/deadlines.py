@@ -20,8 +20,8 @@ class Deadline:
 
     __slots__ = ("_callback",)
 
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self._callback: Callable[[], None] | None = callback
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self._callback: Callable[[], object] | None = callback
 
     def cancel(self) -> None:
         """Forget the callback now; the empty entry goes when its time comes."""
@@ -50,7 +50,7 @@ class Deadlines:
         self._armed: int | None = None
         self._closed = False
 
-    def at(self, when: float, callback: Callable[[], None]) -> Deadline:
+    def at(self, when: float, callback: Callable[[], object]) -> Deadline:
         """Call back at `when`, seconds of Clock.monotonic, or up to GRANULARITY later."""
         deadline = Deadline(callback)
         tick = math.ceil(when / GRANULARITY)
@@ -63,7 +63,7 @@ class Deadlines:
             waiting.append(deadline)
         return deadline
 
-    def after(self, seconds: float, callback: Callable[[], None]) -> Deadline:
+    def after(self, seconds: float, callback: Callable[[], object]) -> Deadline:
         """Call back `seconds` from now."""
         return self.at(self._clock.monotonic() + seconds, callback)
 
