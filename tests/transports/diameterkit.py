@@ -12,20 +12,22 @@ from keyferry.protocol.diameter import base, cx
 from keyferry.protocol.diameter.base import DiameterIdentity, DisconnectCause
 from keyferry.protocol.diameter.message import DiameterMessage, Framer, parse_message, render_message
 from keyferry.protocol.diameter.peer import PeerTimers
+from keyferry.protocol.identity import Impi
 from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
 from keyferry.transports.diameter_context import Admission, DiameterLimits, RemotePeer
 from keyferry.transports.diameter_server import DiameterServer
 from protocol.diameter.cxkit import HSS, IMPI, IMPU, SCSCF, SERVER, VECTOR
 from transports.sipkit import PATIENCE, FakeClock, Numbers, Tallies
 
+RTR = 304
 HSS2 = DiameterIdentity("hss2.home1.net", "home1.net")
 _sessions = itertools.count(1)
 
 
-def a_mar(impi: str = IMPI) -> DiameterMessage:
+def a_mar(impi: Impi = IMPI) -> DiameterMessage:
     """Return a MAR with a session of its own."""
     route = cx.Route(SCSCF, base.session_id(SCSCF.origin_host, 1, next(_sessions)), "home1.net")
-    return cx.build_mar(cx.Mar(type(IMPI)(impi), IMPU, SERVER), route)
+    return cx.build_mar(cx.Mar(impi, IMPU, SERVER), route)
 
 
 def an_rtr() -> DiameterMessage:
@@ -59,7 +61,7 @@ class Answering:
             await self.gate.wait()
         if self.code:
             return base.error_answer(request, self.code, self.identity)
-        if request.code == cx.build_rtr.__defaults__ if False else request.code == 304:
+        if request.code == RTR:
             return cx.build_rta(request, cx.Rta(()), self.identity)
         return an_maa(request, self.identity)
 
@@ -69,3 +71,187 @@ class Answering:
             while len(self.asked) < number:
                 self.came.clear()
                 await self.came.wait()
+
+
+class Wire:
+    """One end of a connection without a Diameter node behind it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self._framer = Framer()
+        self._read: list[DiameterMessage] = []
+
+    @classmethod
+    async def to(cls, port: int, **options: Any) -> Wire:
+        return cls(*await asyncio.open_connection("127.0.0.1", port, **options))
+
+    def send(self, *messages: DiameterMessage | bytes) -> None:
+        self.writer.write(b"".join(one if isinstance(one, bytes) else render_message(one) for one in messages))
+
+    async def read(self) -> DiameterMessage:
+        """Return the next message."""
+        async with asyncio.timeout(PATIENCE):
+            while not self._read:
+                data = await self.reader.read(65_536)
+                assert data, "the other side closed"
+                self._read += [parse_message(frame) for frame in self._framer.feed(data)]
+        return self._read.pop(0)
+
+    async def closed(self) -> None:
+        """Wait until the other side closed; what came before is dropped."""
+        async with asyncio.timeout(PATIENCE):
+            try:
+                while await self.reader.read(65_536):
+                    pass
+            except ConnectionError:
+                pass
+
+    async def hello(self, identity: DiameterIdentity = SCSCF) -> DiameterMessage:
+        """Exchange capabilities as the one who called."""
+        self.send(base.build_cer(identity, ["127.0.0.1"]).with_ids(1, 1))
+        answer = await self.read()
+        assert answer.code == base.CAPABILITIES_EXCHANGE
+        return answer
+
+    async def welcome(self, identity: DiameterIdentity = HSS) -> None:
+        """Exchange capabilities as the one who was called."""
+        request = await self.read()
+        assert request.code == base.CAPABILITIES_EXCHANGE
+        self.send(base.build_cea(request, identity, ["127.0.0.1"]))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Listener:
+    """A place where nodes may call; each connection is a Wire."""
+
+    def __init__(self) -> None:
+        self._wires: asyncio.Queue[Wire] = asyncio.Queue()
+        self._all: list[Wire] = []
+        self.port = 0
+        self.server: asyncio.Server | None = None
+
+    async def start(self) -> Self:
+        async def called(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            wire = Wire(reader, writer)
+            self._all.append(wire)
+            await self._wires.put(wire)
+
+        self.server = await asyncio.start_server(called, "127.0.0.1", self.port)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def wire(self) -> Wire:
+        """Return the next connection."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._wires.get()
+
+    async def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
+        for wire in self._all:
+            wire.writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+class Net:
+    """Nodes under one fake clock, with everything they say; ends all of them."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.tallies = Tallies()
+        self.random = Numbers()
+        self._nodes: list[DiameterClient | DiameterServer] = []
+        self._listeners: list[Listener] = []
+
+    async def server(
+        self,
+        handler: Callable[[DiameterMessage, RemotePeer], Awaitable[DiameterMessage]] | None = None,
+        *,
+        identity: DiameterIdentity = HSS,
+        allowed: Admission | None = None,
+        limits: DiameterLimits | None = None,
+        port: int = 0,
+        tls: Any = None,
+        timers: PeerTimers | None = None,
+    ) -> tuple[DiameterServer, int]:
+        """Return a server that listens, and its port."""
+        made = DiameterServer(
+            identity, handler or Answering(identity), allowed=allowed or Admission.of([SCSCF.origin_host]), clock=self.clock,
+            random=self.random, log=self.tallies, counter=self.tallies, limits=limits, timers=timers,
+        )  # fmt: skip
+        self._nodes.append(made)
+        return made, (await made.listen("127.0.0.1", port, tls=tls))[1]
+
+    async def client(
+        self,
+        *peers: int | DiameterPeer,
+        handler: Callable[[DiameterMessage, RemotePeer], Awaitable[DiameterMessage]] | None = None,
+        identity: DiameterIdentity = SCSCF,
+        limits: DiameterLimits | None = None,
+    ) -> DiameterClient:
+        """Return a client of ports on the loopback interface, in this order."""
+        made = DiameterClient(
+            [peer if isinstance(peer, DiameterPeer) else DiameterPeer("127.0.0.1", peer) for peer in peers], identity,
+            clock=self.clock, random=self.random, log=self.tallies, counter=self.tallies, handler=handler, limits=limits,
+        )  # fmt: skip
+        self._nodes.append(made)
+        await made.start()
+        return made
+
+    async def listener(self) -> Listener:
+        made = await Listener().start()
+        self._listeners.append(made)
+        return made
+
+    async def passes(self, seconds: float, step: float = 0.0) -> None:
+        """Let time pass, at once or in steps between which sockets are looked at."""
+        left = seconds
+        while left > 1e-9:
+            moved = min(step or seconds, left)
+            left -= moved
+            self.clock.time += moved
+            for node in self._nodes:
+                node.context.deadlines.run()
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+    async def until(self, holds: Callable[[], object], step: float = 0.0) -> None:
+        """Wait until something is so, moving the clock by `step` each time."""
+        async with asyncio.timeout(PATIENCE):
+            while not holds():
+                await self.passes(step) if step else await asyncio.sleep(0)
+
+    async def end(self, node: DiameterClient | DiameterServer) -> None:
+        """Close a node; peers that do not answer cost time of the clock."""
+        self._nodes.remove(node)
+        closing = asyncio.ensure_future(node.aclose())
+        turns = 0
+        while not closing.done():
+            await asyncio.sleep(0)
+            turns += 1
+            if turns > 200:
+                self.clock.time += 0.5
+                node.context.deadlines.run()
+        await closing
+
+    async def aclose(self) -> None:
+        for node in tuple(self._nodes):
+            await self.end(node)
+        for listener in self._listeners:
+            await listener.close()
+
+    def said(self, event: str) -> list[dict[str, object]]:
+        """Return what was logged under a name."""
+        return [fields for name, fields in self.tallies.events if name == event]
+
+
+async def asking(client: DiameterClient, count: int = 1, **options: Any) -> Sequence[asyncio.Task[DiameterMessage]]:
+    """Send so many MARs at once."""
+    tasks = [asyncio.ensure_future(client.send(a_mar(), timeout=options.get("timeout", 5.0))) for _ in range(count)]
+    await asyncio.sleep(0)
+    return tasks
+
+
+REBOOTING = DisconnectCause.REBOOTING

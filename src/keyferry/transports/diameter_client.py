@@ -273,7 +273,7 @@ class DiameterClient:
             connection = await self._connect(link)
             wait = self.context.limits.retry_last
             if connection is not None:
-                await connection.gone
+                await asyncio.wait([connection.gone])  # not cancelled with us
                 link.connection = None
                 del self._of_connection[connection]
                 self._note(link, connection)
