@@ -164,6 +164,7 @@ class Net:
         self.random = Numbers()
         self._nodes: list[DiameterClient | DiameterServer] = []
         self._listeners: list[Listener] = []
+        self._wires: list[Wire] = []
 
     async def server(
         self,
@@ -198,6 +199,12 @@ class Net:
         )  # fmt: skip
         self._nodes.append(made)
         await made.start()
+        return made
+
+    async def wire(self, port: int) -> Wire:
+        """Return a new connection to a node."""
+        made = await Wire.to(port)
+        self._wires.append(made)
         return made
 
     async def listener(self) -> Listener:
@@ -241,6 +248,9 @@ class Net:
             await self.end(node)
         for listener in self._listeners:
             await listener.close()
+        for wire in self._wires:
+            wire.writer.transport.abort()
+        await asyncio.sleep(0)
 
     def said(self, event: str) -> list[dict[str, object]]:
         """Return what was logged under a name."""

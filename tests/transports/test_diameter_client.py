@@ -16,7 +16,7 @@ from keyferry.protocol.diameter.message import make_avp
 from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
 from keyferry.transports.diameter_context import DiameterLimits
 from protocol.diameter.cxkit import HSS, IMPI, KEYS, SCSCF, VECTOR
-from transports.diameterkit import HSS2, Answering, Net, Wire, a_mar, an_maa, asking
+from transports.diameterkit import HSS2, Answering, Net, Wire, a_mar, an_maa, an_rtr, asking
 
 
 @pytest_asyncio.fixture(name="net")
@@ -306,8 +306,6 @@ async def test_requests_of_the_peer_are_served_and_without_a_handler_refused(net
     client = await net.client(port, handler=serving)
     await client.ready()
     await net.until(server.connected)
-    from transports.diameterkit import an_rtr
-
     assert cx.parse_rta(await server.send_to(SCSCF.origin_host, an_rtr(), timeout=5.0)) is not None
     assert serving.peers[0].origin_host == HSS.origin_host
     await net.end(client)

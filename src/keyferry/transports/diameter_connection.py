@@ -17,7 +17,7 @@ from keyferry.transports.diameter_context import Admission, DiameterContext, Rem
 from keyferry.transports.tls_stream import TlsStream
 
 HIGH_WATER: Final = 256 * 1024
-"""Octets waiting to be sent above which a connection's requests wait."""
+"""Octets waiting to be sent above which a connection's requests wait, and of requests that wait above which it is read no further."""
 MAX_TURN: Final = 64
 """Requests of one connection in one turn of the loop: the others have theirs."""
 _REQUEST: Final = 0x80
@@ -104,6 +104,7 @@ class DiameterConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._framer = Framer()
         self._queue: deque[bytes] = deque()
+        self._queued = 0  # octets of it
         self._turn = 0
         self._taking = False
         self._writable = True
@@ -284,6 +285,7 @@ class DiameterConnection(asyncio.Protocol):
         for frame in frames:
             if self._waits(frame):
                 self._queue.append(frame)
+                self._queued += len(frame)
             else:
                 self._frame(frame, now)
         self._after()
@@ -308,7 +310,9 @@ class DiameterConnection(asyncio.Protocol):
         now = self._context.clock.monotonic()
         while self._queue and self._turn < MAX_TURN and not self._full:
             self._turn += 1
-            self._frame(self._queue.popleft(), now)
+            frame = self._queue.popleft()
+            self._queued -= len(frame)
+            self._frame(frame, now)
         self._after()
 
     def _after(self) -> None:
@@ -319,7 +323,7 @@ class DiameterConnection(asyncio.Protocol):
         self._rearm()
 
     def _throttle(self) -> None:
-        wanted = not self._queue
+        wanted = len(self._queue) < self._context.limits.in_flight and self._queued < HIGH_WATER
         if wanted is self._reading or self._transport is None or self._transport.is_closing():
             return
         self._reading = wanted

@@ -31,7 +31,7 @@ class DiameterLimits:
 
     connections: int = 64  # that a server has; an HSS is asked by a handful of S-CSCFs and I-CSCFs
     per_peer: int = 2  # of one Origin-Host, who may come again before its dead connection is noticed; above it the oldest ends
-    in_flight: int = 256  # requests of one connection in progress; above it the connection is read no further
+    in_flight: int = 256  # requests of one connection in progress; others wait, and when as many do it is read no further
     pending: int = 10_000  # requests of ours that wait for an answer; above it TOO_BUSY
     backlog: int = 4 * 1024 * 1024  # octets that a peer has not read; above it its connection ends
     remembered: int = 20_000  # answers kept for requests that come again

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Diameter server over real sockets: who may connect, over TCP and TLS, what it asks of whom, and how it ends (RFC 6733 §5, §13.1)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from keyferry.errors import TransportError
+from keyferry.protocol.diameter import base, cx
+from keyferry.protocol.diameter.base import DiameterIdentity, ResultCode, result_of
+from keyferry.transports.diameter_client import DiameterPeer
+from keyferry.transports.diameter_context import Admission, DiameterLimits
+from keyferry.transports.pki import MutualTls, Pki
+from protocol.diameter.cxkit import HSS, SCSCF
+from transports.diameterkit import HSS2, Answering, Net, a_mar, an_rtr, asking
+from transports.tlskit import foreign_fixture as foreign_fixture
+from transports.tlskit import pki_fixture as pki_fixture
+from transports.tlskit import tls_of
+
+OTHER = DiameterIdentity("scscf2.home1.net", "home1.net")
+CALLERS = Admission.of([SCSCF.origin_host, OTHER.origin_host], ["scscf", "icscf"])
+
+
+@pytest_asyncio.fixture(name="net")
+async def net_fixture() -> AsyncIterator[Net]:
+    net = Net()
+    yield net
+    await net.aclose()
+
+
+def at(port: int, tls: MutualTls | None) -> DiameterPeer:
+    return DiameterPeer("127.0.0.1", port, HSS.origin_host, tls)
+
+
+async def refused(net: Net, reason: str = "", problem: str = "") -> None:
+    """Wait until the client's connection came to nothing, for this reason as the server counts it."""
+    if reason:
+        await net.tallies.until("diameter_dropped", reason)
+    await net.until(lambda: net.said("diameter-peer-refused"))
+    assert any(problem in str(fields["problem"]) for fields in net.said("diameter-peer-refused")), net.said("diameter-peer-refused")
+
+
+# ---- TLS
+
+
+async def test_over_tls_both_prove_their_names(net: Net, pki: Pki) -> None:
+    handler = Answering()
+    server, port = await net.server(handler, allowed=CALLERS, tls=tls_of(pki, HSS.origin_host, "hss"))
+    client = await net.client(at(port, tls_of(pki, SCSCF.origin_host, "scscf")), handler=Answering(SCSCF))
+    answers = await asyncio.gather(*[client.send(a_mar(), timeout=30.0) for _ in range(500)])
+    assert all(result_of(answer).success for answer in answers)
+    assert (handler.peers[0].role, client.connected()[0].role) == ("scscf", "hss")
+    assert result_of(await server.send_to(SCSCF.origin_host, an_rtr(), timeout=5.0)).success
+    await net.end(client)
+    await net.until(lambda: not server.connected())
+    assert net.tallies.counts["diameter_dropped", "tls-record"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "problem"),
+    [
+        (SCSCF.origin_host, "as", "not one of the role icscf or scscf"),
+        ("evil.home1.net", "scscf", "names no peer of ours"),
+    ],
+)
+async def test_a_certificate_of_the_wrong_role_or_name_is_refused(net: Net, pki: Pki, name: str, role: str, problem: str) -> None:
+    handler = Answering()
+    server, port = await net.server(handler, allowed=CALLERS, tls=tls_of(pki, HSS.origin_host, "hss"))
+    await net.client(at(port, tls_of(pki, name, role)))
+    await refused(net, "tls-peer", problem)
+    assert (server.connected(), handler.asked) == ([], [])
+
+
+async def test_a_certificate_does_not_speak_for_another_peer(net: Net, pki: Pki) -> None:
+    """Both may connect, but the one is not the other."""
+    server, port = await net.server(allowed=CALLERS, tls=tls_of(pki, HSS.origin_host, "hss"))
+    await net.client(at(port, tls_of(pki, OTHER.origin_host, "scscf")), identity=SCSCF)
+    await refused(net, problem="is no peer of ours, or not this one")
+    assert server.connected() == []
+
+
+async def test_a_certificate_of_another_ca_is_refused(net: Net, pki: Pki, foreign: Pki) -> None:
+    server, port = await net.server(allowed=CALLERS, tls=tls_of(pki, HSS.origin_host, "hss"))
+    await net.client(at(port, tls_of(foreign, SCSCF.origin_host, "scscf")))
+    await refused(net, "tls-handshake", "certificate")
+    assert server.connected() == []
+
+
+@pytest.mark.parametrize(("name", "role"), [(HSS2.origin_host, "hss"), (HSS.origin_host, "scscf")])
+async def test_a_client_trusts_its_hss_alone(net: Net, pki: Pki, name: str, role: str) -> None:
+    _, port = await net.server(allowed=CALLERS, tls=tls_of(pki, name, role))
+    client = await net.client(at(port, tls_of(pki, SCSCF.origin_host, "scscf")))
+    await refused(net, "tls-peer")
+    assert client.connected() == []
+
+
+async def test_an_hss_whose_certificate_names_another_is_not_talked_to(net: Net, pki: Pki) -> None:
+    _, port = await net.server(identity=HSS2, allowed=CALLERS, tls=tls_of(pki, HSS.origin_host, "hss"))
+    client = await net.client(at(port, tls_of(pki, SCSCF.origin_host, "scscf")))
+    await net.tallies.until("diameter_peer", "wrong-peer")
+    assert client.connected() == []
+
+
+async def test_plain_text_at_the_tls_port_is_nothing(net: Net, pki: Pki) -> None:
+    handler = Answering()
+    _, port = await net.server(handler, allowed=CALLERS, tls=tls_of(pki, HSS.origin_host, "hss"))
+    wire = await net.wire(port)
+    wire.send(base.build_cer(SCSCF, ["127.0.0.1"]), a_mar())
+    await wire.closed()
+    await net.tallies.until("diameter_dropped", "tls-handshake")
+    assert not handler.asked
+
+
+async def test_a_handshake_that_never_ends_is_ended(net: Net, pki: Pki) -> None:
+    _, port = await net.server(allowed=CALLERS, tls=tls_of(pki, HSS.origin_host, "hss"))
+    wire = await net.wire(port)
+    wire.send(b"\x16\x03\x01\x02\x00")
+    await net.until(lambda: net.tallies.counts["diameter_peer", "timeout"], step=1.0)
+    await wire.closed()
+
+
+# ---- TCP
+
+
+async def test_a_stranger_without_tls_is_cut_off(net: Net) -> None:
+    handler = Answering()
+    _, port = await net.server(handler, allowed=Admission.of([SCSCF.origin_host], addresses=["192.0.2.0/24"]))
+    wire = await net.wire(port)
+    await wire.closed()
+    assert net.tallies.counts["diameter_dropped", "stranger"] == 1
+
+
+async def test_a_name_that_is_not_allowed_gets_unknown_peer(net: Net) -> None:
+    server, port = await net.server()
+    wire = await net.wire(port)
+    assert result_of(await wire.hello(OTHER)).code == ResultCode.UNKNOWN_PEER
+    await wire.closed()
+    assert server.connected() == []
+
+
+async def test_connections_are_bounded(net: Net) -> None:
+    server, port = await net.server(limits=DiameterLimits(connections=2, closing=0.1))
+    first, second = await net.wire(port), await net.wire(port)
+    await first.hello()
+    third = await net.wire(port)
+    await third.closed()
+    assert net.tallies.counts["diameter_dropped", "too-many-connections"] == 1
+    second.close()
+    await net.until(lambda: net.tallies.counts["diameter_peer", "lost"])
+    fourth = await net.wire(port)
+    assert result_of(await fourth.hello()).success
+    assert len(server.connected()) == 1  # one peer, two connections
+
+
+async def test_a_peer_that_comes_again_is_asked_there_and_too_many_displace_the_oldest(net: Net) -> None:
+    server, port = await net.server(limits=DiameterLimits(per_peer=2))
+    wires = [await net.wire(port) for _ in range(3)]
+    for wire in wires[:2]:
+        await wire.hello()
+    asking_peer = asyncio.ensure_future(server.send_to(SCSCF.origin_host, an_rtr(), timeout=5.0))
+    request = await wires[1].read()
+    wires[0].send(a_mar().with_ids(5, 5))
+    assert (await wires[0].read()).hop_by_hop == 5  # the older one works
+    wires[1].send(cx.build_rta(request, cx.Rta(()), SCSCF))
+    assert result_of(await asking_peer).success
+    await wires[2].hello()
+    await wires[0].closed()
+    assert net.tallies.counts["diameter_dropped", "displaced"] == 1
+
+
+async def test_who_is_not_connected_cannot_be_asked(net: Net) -> None:
+    server, port = await net.server()
+    with pytest.raises(TransportError, match=r"scscf1\.home1\.net: is not connected"):
+        await server.send_to(SCSCF.origin_host, an_rtr(), timeout=5.0)
+    wire = await net.wire(port)
+    await wire.hello()
+    silent = asyncio.ensure_future(server.send_to("SCSCF1.home1.NET", an_rtr(), timeout=4.0))
+    await wire.read()
+    await net.passes(4.1)
+    with pytest.raises(TransportError, match="no answer in 4 s"):
+        await silent
+    lost = asyncio.ensure_future(server.send_to(SCSCF.origin_host, an_rtr(), timeout=4.0))
+    await wire.read()
+    wire.close()
+    with pytest.raises(TransportError, match="the connection ended"):
+        await lost
+
+
+async def test_requests_of_the_server_are_bounded(net: Net) -> None:
+    server, port = await net.server(limits=DiameterLimits(pending=1))
+    wire = await net.wire(port)
+    await wire.hello()
+    first = asyncio.ensure_future(server.send_to(SCSCF.origin_host, an_rtr(), timeout=4.0))
+    asked = await wire.read()
+    assert result_of(await server.send_to(SCSCF.origin_host, an_rtr(), timeout=4.0)).code == ResultCode.TOO_BUSY
+    wire.send(cx.build_rta(asked, cx.Rta(()), SCSCF))
+    assert result_of(await first).success
+
+
+async def test_an_end_in_peace_lets_answers_out(net: Net) -> None:
+    """RFC 6733 §5.4."""
+    handler = Answering()
+    handler.gate.clear()
+    server, port = await net.server(handler)
+    client = await net.client(port)
+    (task,) = await asking(client)
+    await handler.until(1)
+    closing = asyncio.ensure_future(net.end(server))
+    await net.until(lambda: not client.connected())
+    handler.gate.set()
+    assert result_of(await task).success
+    await closing
+    assert net.tallies.counts["diameter_sent", "again"] == 0
+
+
+async def test_a_peer_that_leaves_gets_its_answers(net: Net) -> None:
+    handler = Answering()
+    handler.gate.clear()
+    _, port = await net.server(handler)
+    wire = await net.wire(port)
+    await wire.hello()
+    wire.send(a_mar().with_ids(5, 5), base.build_dpr(SCSCF, base.DisconnectCause.REBOOTING).with_ids(6, 6))
+    assert (await wire.read()).code == base.DISCONNECT_PEER
+    wire.send(a_mar().with_ids(7, 7))
+    assert result_of(await wire.read()).code == ResultCode.UNABLE_TO_DELIVER
+    handler.gate.set()
+    answer = await wire.read()
+    assert (answer.hop_by_hop, result_of(answer).success) == (5, True)
+
+
+async def test_a_port_in_use_is_said(net: Net) -> None:
+    server, port = await net.server()
+    with pytest.raises(TransportError, match="cannot listen"):
+        await server.listen("127.0.0.1", port)
+
+
+async def test_watchdogs_keep_an_idle_connection(net: Net) -> None:
+    server, port = await net.server()
+    client = await net.client(port)
+    await client.ready()
+    for _ in range(10):
+        await net.passes(33)
+        await net.until(lambda: True)
+        await asyncio.sleep(0.002)
+    assert server.connected() and client.connected()
+    assert net.tallies.counts["diameter_peer", "up"] == 2
+    assert result_of(await client.send(a_mar(), timeout=5.0)).success
+
+
+async def test_the_answer_of_a_wire_peer_is_the_peers(net: Net) -> None:
+    """A request over the second connection is answered there."""
+    _, port = await net.server()
+    one, two = await net.wire(port), await net.wire(port)
+    await one.hello()
+    await two.hello()
+    two.send(a_mar().with_ids(1, 11))
+    one.send(a_mar().with_ids(2, 12))
+    assert ((await two.read()).end_to_end, (await one.read()).end_to_end) == (11, 12)
