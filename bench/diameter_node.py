@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure how many MARs a second an HSS can answer: the node of python-diameter, and asyncio with our codec and peer machine.
+"""Measure how many MARs a second an HSS can answer: the node of python-diameter, and our DiameterServer, over TCP and TLS.
 
     python bench/diameter_node.py
     python bench/diameter_node.py --requests 20000 --window 64 --json
 
 Each server is a process of its own that answers every MAR with the same vector, so that what is measured is Diameter alone; this process
 asks, over one connection on the loopback, with so many requests under way as the window says, and reads every answer. Servers take turns.
+The load is bare, a protocol without time-outs or memory, the same for both servers; then it is our DiameterClient, as an S-CSCF has it.
 `cpu` is the server's processor time for one request: where `client` is near 100 %, the load and not the server is the limit of the rate.
 """
 
@@ -19,11 +20,16 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+import uvloop
 
 from keyferry.errors import CxError
 from keyferry.protocol.aka import AuthVector
@@ -33,11 +39,19 @@ from keyferry.protocol.diameter.base import DiameterIdentity, Identifiers
 from keyferry.protocol.diameter.message import DiameterMessage, Framer, parse_message, render_message
 from keyferry.protocol.diameter.peer import Deliver, Opened, PeerMachine, Send
 from keyferry.protocol.identity import Impi, Impu
+from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
+from keyferry.transports.diameter_context import Admission, RemotePeer
+from keyferry.transports.diameter_server import DiameterServer
+from keyferry.transports.pki import MutualTls, Pki, mutual_tls
+from keyferry.wiring.observability import Metrics, StructLog
+from keyferry.wiring.serving import spare_the_collector
 
 HSS, SCSCF = DiameterIdentity("hss.home1.net", "home1.net"), DiameterIdentity("scscf1.home1.net", "home1.net")
 IMPI, IMPU, SERVER = Impi("user1_private@home1.net"), Impu("sip:user1_public1@home1.net"), "sip:scscf1.home1.net:6060"
 VECTOR = AuthVector(bytes(range(16)), bytes(range(16)), Secret(bytes(8)), Secret(bytes(16)), Secret(bytes(16)))
 ROUNDS = 3
+STATE = "KEYFERRY_BENCH_STATE"  # environment: the directory of this run's CA
 LIMIT = 60.0  # seconds, for a server to begin or a round to end
 
 
@@ -45,13 +59,14 @@ class Row(NamedTuple):
     """What was measured of one server."""
 
     server: str
+    load: str
     per_second: float  # median of the rounds
     cpu_us: float  # of the server, a request
     client_percent: float  # of this process
 
 
 class Connection(asyncio.Protocol):
-    """One Diameter connection: what a transport does, without its time-outs."""
+    """One Diameter connection of the load: what a transport does, without its time-outs."""
 
     def __init__(self, machine: PeerMachine, deliver: Callable[[Connection, DiameterMessage], None]) -> None:
         self.machine = machine
@@ -62,9 +77,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        if not isinstance(transport, asyncio.Transport):
-            raise TypeError("a TCP connection can be read and written")
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its bases
         self._do(self.machine.start(time.monotonic()))
 
     def data_received(self, data: bytes) -> None:
@@ -94,25 +107,44 @@ class Connection(asyncio.Protocol):
                     self.opened.set()
 
 
-def serve_asyncio(listening: socket.socket) -> None:
-    """Answer MARs by asyncio until standard input ends."""
+async def maa(request: DiameterMessage, peer: RemotePeer) -> DiameterMessage:
+    """Answer a MAR."""
+    del peer
+    mar = cx.parse_mar(request)
+    return cx.build_maa(request, cx.Maa(mar.impi, mar.impu, (cx.AuthItem(VECTOR),)), HSS)
 
-    def answer(connection: Connection, request: DiameterMessage) -> None:
-        mar = cx.parse_mar(request)
-        connection.send(cx.build_maa(request, cx.Maa(mar.impi, mar.impu, (cx.AuthItem(VECTOR),)), HSS))
 
-    def accept() -> Connection:
-        return Connection(PeerMachine(HSS, Identifiers(1, 1), dials=False, addresses=["127.0.0.1"]), answer)
+def serve_keyferry(listening: socket.socket) -> None:
+    """Answer MARs by a DiameterServer until standard input ends."""
+    _serve(listening, None)
+
+
+def serve_keyferry_tls(listening: socket.socket) -> None:
+    """Do the same over mutual TLS."""
+    _serve(listening, certificate(HSS.origin_host, "hss"))
+
+
+def certificate(name: str, role: str) -> MutualTls:
+    """Return the contexts of a certificate of the CA that this run made."""
+    pki = Pki(Path(os.environ[STATE]), SystemClock())
+    return mutual_tls(pki.ensure(name, role), pki.ca_file)
+
+
+def _serve(listening: socket.socket, tls: MutualTls | None) -> None:
+    port = listening.getsockname()[1]
+    listening.close()
 
     async def run() -> None:
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(accept, sock=listening)
+        allowed, log = Admission.of([SCSCF.origin_host], ["scscf"]), StructLog("none")
+        server = DiameterServer(HSS, maa, allowed=allowed, clock=SystemClock(), random=SystemRandom(), log=log, counter=Metrics())
+        await server.listen("127.0.0.1", port, tls=tls)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
-        await loop.run_in_executor(None, sys.stdin.read)
-        server.close()
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        await server.aclose()
 
-    asyncio.run(run())
+    spare_the_collector()
+    uvloop.run(run())
 
 
 def serve_library(listening: socket.socket) -> None:
@@ -159,7 +191,8 @@ def serve_library(listening: socket.socket) -> None:
     os._exit(0)  # its own end takes as long as it sleeps between looks at its timers, six seconds
 
 
-SERVERS = {"library": serve_library, "asyncio": serve_asyncio}
+SERVERS = {"library": serve_library, "keyferry": serve_keyferry, "keyferry-tls": serve_keyferry_tls}
+MEASURED = (("library", "bare"), ("keyferry", "bare"), ("library", "client"), ("keyferry", "client"), ("keyferry-tls", "client"))
 
 
 def serve(name: str) -> None:
@@ -234,17 +267,44 @@ async def ask(port: int, requests: int, window: int) -> float:
     return took
 
 
+async def ask_by_client(port: int, requests: int, window: int, *, tls: bool) -> float:
+    """Do the same by a DiameterClient."""
+    peer = DiameterPeer("127.0.0.1", port, HSS.origin_host, certificate(SCSCF.origin_host, "scscf") if tls else None)
+    client = DiameterClient([peer], SCSCF, clock=SystemClock(), random=SystemRandom(), log=StructLog("none"), counter=Metrics())
+    await client.start()
+    left, route = requests, cx.Route(SCSCF, "scscf1.home1.net;1;1", "home1.net")
+
+    async def one_after_the_other() -> None:
+        nonlocal left
+        while left:
+            left -= 1
+            problem = cx.cx_error_of(await client.send(cx.build_mar(cx.Mar(IMPI, IMPU, SERVER), route), timeout=LIMIT))
+            if problem is not None:
+                raise problem
+
+    async with asyncio.timeout(LIMIT):
+        await client.ready()
+        began = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(window):
+                group.create_task(one_after_the_other())
+    took = time.perf_counter() - began
+    await client.aclose()
+    return took
+
+
 def measure(requests: int, window: int) -> list[Row]:
     """Let the servers take turns; the first requests of each warm it up and do not count."""
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in SERVERS}
+    found: dict[tuple[str, str], list[tuple[float, float, float]]] = {both: [] for both in MEASURED}
     for _ in range(ROUNDS):
-        for name, rows in found.items():
+        for (name, load), rows in found.items():
             with running(name) as (port, pid):
-                asyncio.run(ask(port, min(requests, 500), window))
+                asked = ask if load == "bare" else partial(ask_by_client, tls=name == "keyferry-tls")
+                uvloop.run(asked(port, min(requests, 500), window))
                 before, own = cpu_of(pid), time.process_time()
-                took = asyncio.run(ask(port, requests, window))
+                took = uvloop.run(asked(port, requests, window))
                 rows.append((requests / took, (cpu_of(pid) - before) / requests * 1e6, (time.process_time() - own) / took * 100))
-    return [Row(name, *(median(column) for column in zip(*rows, strict=True))) for name, rows in found.items()]
+    return [Row(*both, *(median(column) for column in zip(*rows, strict=True))) for both, rows in found.items()]
 
 
 def main() -> None:
@@ -258,13 +318,15 @@ def main() -> None:
     if options.serve:
         serve(options.serve)
         return
-    rows = measure(options.requests, options.window)
+    with tempfile.TemporaryDirectory() as state:
+        os.environ[STATE] = state  # the servers' too
+        rows = measure(options.requests, options.window)
     if options.json:
         sys.stdout.write(json.dumps([row._asdict() for row in rows]) + "\n")
         return
-    sys.stdout.write(f"server      MAR/s  cpu µs  client    ({options.window} under way, Python {sys.version.split()[0]})\n")
+    sys.stdout.write(f"server        load      MAR/s  cpu µs  client    ({options.window} under way, Python {sys.version.split()[0]})\n")
     for row in rows:
-        sys.stdout.write(f"{row.server:9} {row.per_second:7.0f} {row.cpu_us:7.0f} {row.client_percent:5.0f} %\n")
+        sys.stdout.write(f"{row.server:13} {row.load:6} {row.per_second:7.0f} {row.cpu_us:7.0f} {row.client_percent:5.0f} %\n")
 
 
 if __name__ == "__main__":

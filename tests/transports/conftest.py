@@ -9,7 +9,14 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-BOTH = ("test_sip_tcp.py", "test_sip_tcp_outgoing.py", "test_sip_tls.py")
+BOTH = (
+    "test_sip_tcp.py",
+    "test_sip_tcp_outgoing.py",
+    "test_sip_tls.py",
+    "test_diameter_client.py",
+    "test_diameter_connection.py",
+    "test_diameter_server.py",
+)
 ASYNCIO: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 ASYNCIO_AND_UVLOOP: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {**ASYNCIO, "uvloop": uvloop.new_event_loop}
 

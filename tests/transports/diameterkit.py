@@ -224,6 +224,11 @@ class Net:
             for _ in range(20):
                 await asyncio.sleep(0)
 
+    async def settles(self) -> None:
+        """Let what is on its way over the loopback interface arrive."""
+        for _ in range(300):
+            await asyncio.sleep(0)
+
     async def until(self, holds: Callable[[], object], step: float = 0.0) -> None:
         """Wait until something is so, moving the clock by `step` each time."""
         async with asyncio.timeout(PATIENCE):

@@ -244,8 +244,7 @@ async def test_watchdogs_keep_an_idle_connection(net: Net) -> None:
     await client.ready()
     for _ in range(10):
         await net.passes(33)
-        await net.until(lambda: True)
-        await asyncio.sleep(0.002)
+        await net.settles()
     assert server.connected() and client.connected()
     assert net.tallies.counts["diameter_peer", "up"] == 2
     assert result_of(await client.send(a_mar(), timeout=5.0)).success

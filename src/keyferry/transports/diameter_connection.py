@@ -10,7 +10,7 @@ from typing import Final, Protocol, cast
 
 from keyferry.errors import ParseError, TransportError
 from keyferry.protocol.diameter.base import BASE, DisconnectCause, PeerCapabilities, error_answer
-from keyferry.protocol.diameter.message import AvpFault, DiameterMessage, Framer, parse_header, parse_message, render_message
+from keyferry.protocol.diameter.message import MAX_FIRST, MAX_MESSAGE, AvpFault, DiameterMessage, Framer, parse_header, parse_message, render_message
 from keyferry.protocol.diameter.peer import Action, Deliver, Ended, EndReason, Opened, PeerMachine, Resumed, Send, State, Suspended
 from keyferry.transports.deadlines import Deadline
 from keyferry.transports.diameter_context import Admission, DiameterContext, RemotePeer
@@ -102,7 +102,7 @@ class DiameterConnection(asyncio.Protocol):
         self._identifiers = context.identifiers()
         self._machine: PeerMachine | None = None
         self._transport: asyncio.Transport | None = None
-        self._framer = Framer()
+        self._framer = Framer(MAX_FIRST)
         self._queue: deque[bytes] = deque()
         self._queued = 0  # octets of it
         self._turn = 0
@@ -383,6 +383,7 @@ class DiameterConnection(asyncio.Protocol):
         peer = action.peer
         self.peer = self.peer._replace(origin_host=peer.origin_host, origin_realm=peer.origin_realm, product=peer.product)
         self.usable = action.usable
+        self._framer.limit = MAX_MESSAGE
         self._context.count("diameter_peer", "up")
         self._context.log.info("diameter-peer-up", node=self._context.identity.origin_host, tls=self.protected, **self._named())
         self._owner.opened(self)
