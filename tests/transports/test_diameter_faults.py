@@ -107,58 +107,73 @@ async def ask(client: DiameterClient, user: Impi) -> str:
     return cx.parse_maa(answer).impi or ""
 
 
-async def suffer(faults: Sequence[str], seed: int, servers: int) -> None:
-    chance, net = random.Random(seed), Net()
-    handlers = [Counting(chance) for _ in range(servers)]
-    relays = []
-    for handler, identity in zip(handlers, (HSS, HSS2), strict=False):
-        _, port = await net.server(handler, identity=identity)
-        relay = Relay(port)
-        await relay.start()
-        relays.append(relay)
-    client = await net.client(*[relay.port for relay in relays], limits=DiameterLimits(patience=4.0, retry_last=2.0))
-    users: list[Impi] = []
-    tasks: list[asyncio.Task[str]] = []
-    for fault in faults:
-        relay = chance.choice(relays)
-        match fault:
-            case "cut":
-                relay.cut()
-            case "stall":
-                relay.flowing.clear()
-            case "go":
-                relay.flowing.set()
-            case "garbage":
-                relay.garble()
-            case "pass":
-                await net.passes(chance.choice([0.1, 1.0, 35.0]))
-            case "settle":
-                await net.settles()
-            case _:
-                for _ in range(chance.randrange(1, 20)):
-                    users.append(Impi(f"user{len(users)}@home1.net"))
-                    tasks.append(asyncio.ensure_future(ask(client, users[-1])))
-        for _ in range(chance.randrange(40)):
+class Suffering:
+    """A client and its servers, with relays between that break."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.net = Net()
+        self.handlers: list[Counting] = []
+        self.relays: list[Relay] = []
+        self.users: list[Impi] = []
+        self.tasks: list[asyncio.Task[str]] = []
+
+    async def start(self, servers: int) -> DiameterClient:
+        for identity in (HSS, HSS2)[:servers]:
+            self.handlers.append(Counting(self.chance))
+            _, port = await self.net.server(self.handlers[-1], identity=identity)
+            self.relays.append(Relay(port))
+            await self.relays[-1].start()
+        return await self.net.client(*[relay.port for relay in self.relays], limits=DiameterLimits(patience=4.0, retry_last=2.0))
+
+    async def fault(self, name: str, client: DiameterClient) -> None:
+        """Do something, to one of the relays, and let the network run for some turns of the loop."""
+        relay = self.chance.choice(self.relays)
+        if name == "ask":
+            for _ in range(self.chance.randrange(1, 20)):
+                self.users.append(Impi(f"user{len(self.users)}@home1.net"))
+                self.tasks.append(asyncio.ensure_future(ask(client, self.users[-1])))
+        elif name == "pass":
+            await self.net.passes(self.chance.choice([0.1, 1.0, 35.0]))
+        elif name == "settle":
+            await self.net.settles()
+        else:
+            {"cut": relay.cut, "stall": relay.flowing.clear, "go": relay.flowing.set, "garbage": relay.garble}[name]()
+        for _ in range(self.chance.randrange(40)):
             await asyncio.sleep(0)
-    for relay in relays:
+
+    async def heals(self, client: DiameterClient) -> None:
+        """All is well again: the next request is answered, the first if no server was away for longer than a request waits."""
+        last = Impi("last@home1.net")
+        healed = asyncio.ensure_future(ask(client, last))
+        await self.net.until(healed.done, step=0.1)
+        if not healed.result():
+            await self.net.until(client.connected, step=0.1)
+            assert await ask(client, last) == last
+
+    async def close(self) -> None:
+        await self.net.aclose()
+        for relay in self.relays:
+            await relay.close()
+        await asyncio.sleep(0)
+
+
+async def suffer(faults: Sequence[str], seed: int, servers: int) -> None:
+    suffering = Suffering(seed)
+    client = await suffering.start(servers)
+    for fault in faults:
+        await suffering.fault(fault, client)
+    for relay in suffering.relays:
         relay.flowing.set()
-    await net.until(lambda: all(task.done() for task in tasks), step=0.1)
-    for user, task in zip(users, tasks, strict=True):
+    await suffering.net.until(lambda: all(task.done() for task in suffering.tasks), step=0.1)
+    for user, task in zip(suffering.users, suffering.tasks, strict=True):
         assert task.result() in (user, "")
-    for handler in handlers:
+    for handler in suffering.handlers:
         assert max(handler.done.values(), default=0) <= 1  # one server does nothing twice
     assert not client._exchanges
     assert all(not connection.waiting for connection in client._of_connection)
-    last = Impi("last@home1.net")
-    healed = asyncio.ensure_future(ask(client, last))
-    await net.until(healed.done, step=0.1)
-    if not healed.result():  # both were down for longer than a request waits
-        await net.until(client.connected, step=0.1)
-        assert await ask(client, last) == last
-    await net.aclose()
-    for relay in relays:
-        await relay.close()
-    await asyncio.sleep(0)
+    await suffering.heals(client)
+    await suffering.close()
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)

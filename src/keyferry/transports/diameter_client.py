@@ -12,8 +12,9 @@ from keyferry.ports import Clock, Counter, Log, RandomSource
 from keyferry.protocol.diameter.base import DESTINATION_HOST, RESULT_CODE, DiameterIdentity, DisconnectCause, ResultCode, error_answer
 from keyferry.protocol.diameter.message import DiameterMessage
 from keyferry.protocol.diameter.peer import EndReason, PeerTimers
-from keyferry.transports.diameter_connection import DiameterConnection, Exchange
+from keyferry.transports.diameter_connection import DiameterConnection
 from keyferry.transports.diameter_context import Admission, DiameterContext, DiameterHandler, DiameterLimits, RemotePeer, command_of
+from keyferry.transports.diameter_exchange import Exchange
 from keyferry.transports.diameter_requests import DiameterRequests
 from keyferry.transports.pki import MutualTls
 from keyferry.transports.tls_stream import TlsStream

@@ -6,14 +6,24 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from keyferry.errors import ParseError, TransportError
 from keyferry.protocol.diameter.base import BASE, DisconnectCause, PeerCapabilities, error_answer
-from keyferry.protocol.diameter.message import MAX_FIRST, MAX_MESSAGE, AvpFault, DiameterMessage, Framer, parse_header, parse_message, render_message
+from keyferry.protocol.diameter.message import (
+    MAX_FIRST,
+    MAX_MESSAGE,
+    AvpFault,
+    DiameterMessage,
+    Framer,
+    parse_header,
+    parse_message,
+    render_message,
+)
 from keyferry.protocol.diameter.peer import Action, Deliver, Ended, EndReason, Opened, PeerMachine, Resumed, Send, State, Suspended
 from keyferry.transports.deadlines import Deadline
 from keyferry.transports.diameter_context import Admission, DiameterContext, RemotePeer
+from keyferry.transports.diameter_exchange import Exchange, Owner
 from keyferry.transports.tls_stream import TlsStream
 
 HIGH_WATER: Final = 256 * 1024
@@ -22,62 +32,6 @@ MAX_TURN: Final = 64
 """Requests of one connection in one turn of the loop: the others have theirs."""
 _REQUEST: Final = 0x80
 _BASE: Final = BASE.to_bytes(4, "big")
-
-
-class Exchange:
-    """A request of ours until its answer, its time, or the end of all ways to send it."""
-
-    __slots__ = ("again", "attempts", "future", "places", "refused", "request")
-
-    def __init__(self, request: DiameterMessage) -> None:
-        """Take a request that has its end-to-end identifier, which it keeps (RFC 6733 §5.5.4)."""
-        self.request = request
-        self.future: asyncio.Future[DiameterMessage] = asyncio.get_running_loop().create_future()
-        self.places: dict[DiameterConnection, int] = {}  # where it waits for an answer, and its hop-by-hop identifier there
-        self.refused: set[object] = set()  # who said that somebody else should be asked
-        self.attempts = 0
-        self.again = False  # a peer may have got it already: the T flag
-
-    def fail(self, peer: str, problem: str) -> None:
-        """Raise TransportError for who waits."""
-        if not self.future.done():
-            self.future.set_exception(TransportError(peer, problem))
-
-    def succeed(self, answer: DiameterMessage) -> None:
-        """Give who waits the answer; of two, the first."""
-        if not self.future.done():
-            self.future.set_result(answer)
-
-    def forget(self) -> None:
-        """Wait nowhere any more; what still comes is late."""
-        for connection, number in self.places.items():
-            connection.waiting.pop(number, None)
-        self.places.clear()
-
-
-class Owner(Protocol):
-    """Who has the connection; no method raises."""
-
-    def admitted(self, connection: DiameterConnection) -> bool:
-        """Take in a new connection, or not, and then say why by its `abort`."""
-
-    def opened(self, connection: DiameterConnection) -> None:
-        """Note that the peer is known, `connection.peer`, and whether it is usable."""
-
-    def suspended(self, connection: DiameterConnection) -> None:
-        """Send nothing new there."""
-
-    def resumed(self, connection: DiameterConnection) -> None:
-        """Use it again."""
-
-    def ended(self, connection: DiameterConnection) -> None:
-        """Note that no answer comes any more, `connection.end` says why."""
-
-    def requested(self, connection: DiameterConnection, request: DiameterMessage) -> None:
-        """Answer a request of the peer."""
-
-    def answered(self, connection: DiameterConnection, exchange: Exchange, answer: DiameterMessage) -> None:
-        """Take the answer to a request of ours."""
 
 
 class DiameterConnection(asyncio.Protocol):

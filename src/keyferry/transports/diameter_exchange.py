@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Diameter request of ours until its answer, and who has the connections that it goes over (RFC 6733 §5.5.4)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from keyferry.errors import TransportError
+from keyferry.protocol.diameter.message import DiameterMessage
+
+if TYPE_CHECKING:
+    from keyferry.transports.diameter_connection import DiameterConnection
+
+
+class Exchange:
+    """A request of ours until its answer, its time, or the end of all ways to send it."""
+
+    __slots__ = ("again", "attempts", "future", "places", "refused", "request")
+
+    def __init__(self, request: DiameterMessage) -> None:
+        """Take a request that has its end-to-end identifier, which it keeps (RFC 6733 §5.5.4)."""
+        self.request = request
+        self.future: asyncio.Future[DiameterMessage] = asyncio.get_running_loop().create_future()
+        self.places: dict[DiameterConnection, int] = {}  # where it waits for an answer, and its hop-by-hop identifier there
+        self.refused: set[object] = set()  # who said that somebody else should be asked
+        self.attempts = 0
+        self.again = False  # a peer may have got it already: the T flag
+
+    def fail(self, peer: str, problem: str) -> None:
+        """Raise TransportError for who waits."""
+        if not self.future.done():
+            self.future.set_exception(TransportError(peer, problem))
+
+    def succeed(self, answer: DiameterMessage) -> None:
+        """Give who waits the answer; of two, the first."""
+        if not self.future.done():
+            self.future.set_result(answer)
+
+    def forget(self) -> None:
+        """Wait nowhere any more; what still comes is late."""
+        for connection, number in self.places.items():
+            connection.waiting.pop(number, None)
+        self.places.clear()
+
+
+class Owner(Protocol):
+    """Who has the connection; no method raises."""
+
+    def admitted(self, connection: DiameterConnection) -> bool:
+        """Take in a new connection, or not, and then say why by its `abort`."""
+
+    def opened(self, connection: DiameterConnection) -> None:
+        """Note that the peer is known, `connection.peer`, and whether it is usable."""
+
+    def suspended(self, connection: DiameterConnection) -> None:
+        """Send nothing new there."""
+
+    def resumed(self, connection: DiameterConnection) -> None:
+        """Use it again."""
+
+    def ended(self, connection: DiameterConnection) -> None:
+        """Note that no answer comes any more, `connection.end` says why."""
+
+    def requested(self, connection: DiameterConnection, request: DiameterMessage) -> None:
+        """Answer a request of the peer."""
+
+    def answered(self, connection: DiameterConnection, exchange: Exchange, answer: DiameterMessage) -> None:
+        """Take the answer to a request of ours."""
