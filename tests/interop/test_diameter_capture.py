@@ -12,9 +12,10 @@ from interop.capturing import capturing
 from interop.test_diameter_tshark import tshark
 from keyferry.protocol.diameter.base import result_of
 from keyferry.transports.clock import SystemClock
+from keyferry.transports.diameter_client import DiameterPeer
 from keyferry.transports.pki import Pki
 from protocol.diameter.cxkit import HSS, KEYS, SCSCF, requests
-from transports.diameterkit import Answering, DiameterPeer, Net, a_mar, an_rtr
+from transports.diameterkit import Answering, Net, a_mar, an_rtr
 from transports.sipkit import PATIENCE
 from transports.tlskit import tls_of
 

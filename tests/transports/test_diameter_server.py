@@ -143,17 +143,46 @@ async def test_a_name_that_is_not_allowed_gets_unknown_peer(net: Net) -> None:
 
 
 async def test_connections_are_bounded(net: Net) -> None:
-    server, port = await net.server(limits=DiameterLimits(connections=2, closing=0.1))
-    first, second = await net.wire(port), await net.wire(port)
+    server, port = await net.server(limits=DiameterLimits(connections=2, per_peer=9, closing=0.1))
+    first, second, third = [await net.wire(port) for _ in range(3)]
     await first.hello()
-    third = await net.wire(port)
+    await second.hello()
+    third.send(base.build_cer(SCSCF, ["127.0.0.1"]).with_ids(1, 1))
     await third.closed()
     assert net.tallies.counts["diameter_dropped", "too-many-connections"] == 1
     second.close()
-    await net.until(lambda: net.tallies.counts["diameter_peer", "lost"])
+    await net.until(lambda: net.tallies.counts["diameter_peer", "lost"] == 2)
     fourth = await net.wire(port)
     assert result_of(await fourth.hello()).success
     assert len(server.connected()) == 1  # one peer, two connections
+
+
+async def test_strangers_keep_no_peer_out(net: Net) -> None:
+    server, port = await net.server(limits=DiameterLimits(connections=2, strangers=4))
+    peer = await net.wire(port)
+    await peer.hello()
+    strangers = [await net.wire(port) for _ in range(20)]
+    await net.tallies.until("diameter_dropped", "too-many-strangers", 16)
+    other = await net.wire(port)
+    assert result_of(await other.hello()).success
+    await strangers[0].closed()
+    peer.send(a_mar().with_ids(5, 5))
+    assert result_of(await peer.read()).success
+    assert len(server._connections) <= 2 + 4
+    assert net.tallies.counts["diameter_dropped", "too-many-connections"] == 0
+
+
+async def test_a_certificate_that_ends_ends_the_connection(net: Net, pki: Pki) -> None:
+    server, port = await net.server(allowed=CALLERS, tls=tls_of(pki, HSS.origin_host, "hss"))
+    client = await net.client(at(port, tls_of(pki, SCSCF.origin_host, "scscf")))
+    await client.ready()
+    await net.until(server.connected)
+    await net.passes(33)
+    await net.settles()
+    assert net.tallies.counts["diameter_dropped", "tls-expired"] == 0
+    await net.passes(6 * 365 * 86_400.0)
+    await net.tallies.until("diameter_dropped", "tls-expired")
+    await net.until(lambda: not server.connected())
 
 
 async def test_a_peer_that_comes_again_is_asked_there_and_too_many_displace_the_oldest(net: Net) -> None:

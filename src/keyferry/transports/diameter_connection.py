@@ -401,8 +401,16 @@ class DiameterConnection(asyncio.Protocol):
     def _tick(self) -> None:
         self._deadline = None
         if self._machine is not None:
+            self._check_certificate()
             self._carry_out(self._machine.tick(self._context.clock.monotonic(), self._context.jitter()))
             self._rearm()
+
+    def _check_certificate(self) -> None:
+        """Leave a peer whose certificate has ended meanwhile; with a new one it may come again."""
+        if self.usable and self._stream is not None and self._context.clock.now() >= self._stream.identity.not_after:
+            self.problem = "its certificate has ended"
+            self._context.count("diameter_dropped", "tls-expired")
+            self.disconnect(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU)
 
     # ---- octets out, and the end
 

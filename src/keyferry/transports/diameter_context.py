@@ -29,11 +29,12 @@ COMMANDS: Final = {300: "UAR", 301: "SAR", 302: "LIR", 303: "MAR", 304: "RTR", 3
 class DiameterLimits:
     """Bounds of one node, each against one peer taking everything."""
 
-    connections: int = 64  # that a server has; an HSS is asked by a handful of S-CSCFs and I-CSCFs
+    connections: int = 64  # of peers; an HSS is asked by a handful of S-CSCFs and I-CSCFs
+    strangers: int = 32  # connections of who has not said yet who it is; one more, and the oldest ends: strangers keep no peer out
     per_peer: int = 2  # of one Origin-Host, who may come again before its dead connection is noticed; above it the oldest ends
     in_flight: int = 256  # requests of one connection in progress; others wait, and when as many do it is read no further
     pending: int = 10_000  # requests of ours that wait for an answer; above it TOO_BUSY
-    backlog: int = 4 * 1024 * 1024  # octets that a peer has not read; above it its connection ends
+    backlog: int = 16 * 1024 * 1024  # octets that a peer has not read, more than `pending` requests have; above it its connection ends
     remembered: int = 20_000  # answers kept for requests that come again
     remembered_octets: int = 32 * 1024 * 1024
     remember: float = 30.0  # seconds that they are kept; they hold keys, and who still waits sends again within seconds

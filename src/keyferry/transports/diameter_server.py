@@ -40,6 +40,7 @@ class DiameterServer:
         self._requests = DiameterRequests(self.context, handler)
         self._servers: list[asyncio.Server] = []
         self._connections: dict[DiameterConnection, None] = {}
+        self._strangers: dict[DiameterConnection, None] = {}  # of those, who have not said who they are; the oldest first
         self._of_host: dict[str, list[DiameterConnection]] = {}  # the newest last
         self._pending = 0
         self._closed = False
@@ -106,15 +107,22 @@ class DiameterServer:
             connection.abort("stranger", "may not connect without TLS from there")
             self.context.refused("diameter-peer-refused", peer="", address=connection.peer.address, problem=connection.problem)
             return False
-        if self._closed or len(self._connections) >= self.context.limits.connections:
-            connection.abort("too-many-connections", "too many connections are open")
+        if self._closed:
+            connection.abort("closed", "closed")
             return False
         self._connections[connection] = None
-        connection.gone.add_done_callback(lambda _: self._connections.pop(connection, None))
+        self._strangers[connection] = None
+        if len(self._strangers) > self.context.limits.strangers:
+            next(iter(self._strangers)).abort("too-many-strangers", "too many have not said who they are")
+        connection.gone.add_done_callback(lambda _: self._gone(connection))
         return True
 
     def opened(self, connection: DiameterConnection) -> None:
         """Ask the peer over its newest connection from now on; of too many the oldest ends."""
+        self._strangers.pop(connection, None)
+        if len(self._connections) - len(self._strangers) > self.context.limits.connections:
+            connection.abort("too-many-connections", "too many connections are open")
+            return
         found = self._of_host.setdefault(connection.peer.origin_host, [])
         found.append(connection)
         if len(found) > self.context.limits.per_peer:
@@ -148,6 +156,10 @@ class DiameterServer:
         exchange.succeed(answer)
 
     # ---- inside
+
+    def _gone(self, connection: DiameterConnection) -> None:
+        self._connections.pop(connection, None)
+        self._strangers.pop(connection, None)
 
     def _connection(self, tls: MutualTls | None) -> DiameterConnection:
         stream = None if tls is None else TlsStream(tls, calls=False)
