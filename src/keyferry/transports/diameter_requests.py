@@ -125,7 +125,7 @@ class DiameterRequests:
 
     def _remember(self, key: _Key, subject: _Subject) -> _Remembered:
         now = self._context.clock.monotonic()
-        self._forget(now)
+        self._forget(now, room=1)
         if key in self._remembered:
             self._drop(key)
         if not self._sweeping:
@@ -139,18 +139,19 @@ class DiameterRequests:
         if entry.kept:
             entry.octets = len(data)
             self._octets += entry.octets
+            self._forget(entry.at)
 
     def _drop(self, key: _Key) -> None:
         entry = self._remembered.pop(key)
         entry.kept = False
         self._octets -= entry.octets
 
-    def _forget(self, now: float) -> None:
-        """Drop what is too old or too much, the oldest first."""
+    def _forget(self, now: float, *, room: int = 0) -> None:
+        """Drop what is too old or too much, the oldest first, so that there is room for so many more."""
         limits = self._context.limits
         while self._remembered:
             key, oldest = next(iter(self._remembered.items()))
-            too_much = len(self._remembered) >= limits.remembered or self._octets > limits.remembered_octets
+            too_much = len(self._remembered) + room > limits.remembered or self._octets > limits.remembered_octets
             if not too_much and now - oldest.at < limits.remember:
                 return
             self._drop(key)
