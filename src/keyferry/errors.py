@@ -19,7 +19,8 @@ KeyferryError
 │   └── PushRefused             a key push was not accepted
 ├── CxError                     the HSS answered with an error
 ├── TransportError              a peer could not be reached or did not answer
-│   └── UpstreamFailed          the server behind the proxy did not answer as HTTP demands
+│   ├── UpstreamFailed          the server behind the proxy did not answer as HTTP demands
+│   └── ProtectionUnmet         a policy lets nothing be sent: the way to the peer is not protected as it wants
 └── RegistrationFailed          the UE could not register
 """
 
@@ -178,6 +179,10 @@ class UpstreamFailed(TransportError):
         super().__init__(peer, problem)
         self.reason = reason
         self.status = 504 if reason.endswith("-timeout") else 503 if reason == "busy" else 502
+
+
+class ProtectionUnmet(TransportError):
+    """Report that nothing was sent, since a protection policy is not met; the text says why, and holds nothing that a peer chose."""
 
 
 class RegistrationFailed(KeyferryError):

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from keyferry.lab.attacks.closure import View, World, closure
 from keyferry.lab.attacks.middle import HostilePcscf
-from keyferry.ports import Registration, SipPeer
+from keyferry.ports import PeerCheck, Registration, SipPeer
 from keyferry.protocol.aka import AkaAlgorithm
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import (
@@ -67,7 +67,7 @@ class Tap:
     clock: FakeClock
     exchanges: list[Exchange] = field(default_factory=list)
 
-    async def send(self, request: Request, hop: SipPeer, *, check: Callable[[SipPeer], None] | None = None) -> Response:
+    async def send(self, request: Request, hop: SipPeer, *, check: PeerCheck | None = None) -> Response:
         sent = self.clock.monotonic()
         response = await self.client.send(request, hop, check=check)
         self.exchanges = [*self.exchanges[-7:], Exchange(request, response, sent, self.clock.monotonic())]

@@ -12,7 +12,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from keyferry.errors import RemoteProtocolError, TransportError
-from keyferry.ports import SipHandler, SipPeer
+from keyferry.ports import PeerCheck, SipHandler, SipPeer
 from keyferry.protocol.sip.headers import Via, build_via, top_via
 from keyferry.protocol.sip.message import (
     Message,
@@ -147,7 +147,7 @@ class Client:
     network: Network
     name: str
 
-    async def send(self, request: Request, hop: SipPeer, *, check: Callable[[SipPeer], None] | None = None) -> Response:
+    async def send(self, request: Request, hop: SipPeer, *, check: PeerCheck | None = None) -> Response:
         if check is not None:
             check(hop)
         return await self.network.carry(self.name, request, hop)

@@ -165,6 +165,72 @@ async def test_a_policy_that_refuses_at_once_lets_nothing_out() -> None:
             assert (lab.node.connections, lab.seen) == (0, [])
 
 
+class Slowly:
+    """A policy that says what it says when the test lets it."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
+
+    async def __call__(self, peer: SipPeer) -> None:
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.asked.put_nowait(answer)
+        await answer
+
+
+async def test_nothing_leaves_before_a_policy_that_takes_its_time_has_spoken() -> None:
+    """DESIGN §6, `ipsec`: each transmission and each retransmission waits for its own answer."""
+    policy = Slowly()
+    async with Lab() as lab:
+        with UdpPeer() as peer:
+            sending = asyncio.create_task(lab.node.send(request(), peer.hop, check=policy))
+            first = await patiently(policy.asked.get())
+            assert peer.nothing()
+            first.set_result(None)
+            await peer.request()
+            lab.move(0.6)
+            second = await patiently(policy.asked.get())
+            assert peer.nothing()
+            lab.move(1.1)  # the next one is due, and the policy has not spoken of this one: it is not asked twice
+            await turns()
+            assert policy.asked.empty()
+            second.set_exception(PushRefused("protection"))
+            with pytest.raises(PushRefused):
+                await patiently(sending)
+            assert peer.nothing()
+
+
+async def test_a_slow_policy_stops_a_request_before_a_connection_is_made() -> None:
+    policy = Slowly()
+    async with Lab() as lab:
+        with UdpPeer() as peer:
+            sending = asyncio.create_task(lab.node.send(request(2_000), peer.hop, check=policy))
+            (await patiently(policy.asked.get())).set_exception(PushRefused("protection"))
+            with pytest.raises(PushRefused):
+                await patiently(sending)
+            assert (lab.node.connections, lab.seen) == (0, [])
+
+
+async def test_what_was_answered_or_given_up_is_not_sent_when_a_slow_policy_says_yes() -> None:
+    policy = Slowly()
+    async with Lab() as lab:
+        with UdpPeer() as peer:
+            sending = asyncio.create_task(lab.node.send(request(), peer.hop, check=policy))
+            (await patiently(policy.asked.get())).set_result(None)
+            received = await peer.request()
+            lab.move(0.6)
+            late = await patiently(policy.asked.get())
+            peer.send(answer(received), lab.udp)
+            assert (await patiently(sending)).status == 200
+            assert late.cancelled()
+            given_up = asyncio.create_task(lab.node.send(request(), peer.hop, check=policy))
+            waits = await patiently(policy.asked.get())
+            given_up.cancel()
+            await asyncio.gather(given_up, return_exceptions=True)
+            await turns()
+            assert waits.cancelled()
+            assert peer.nothing()
+
+
 async def test_aclose_fails_what_waits() -> None:
     """Nobody waits for ever."""
     lab = await Lab().start()

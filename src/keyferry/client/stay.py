@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from keyferry.client.ue import UeClient
 from keyferry.errors import KeyferryError, RegistrationFailed, RemoteProtocolError, StateError, TransportError
-from keyferry.ports import Log, RandomSource, SipPeer, UeState
+from keyferry.ports import Log, PeerCheck, RandomSource, SipPeer, UeState
 from keyferry.protocol.ims.reginfo import ContactChange
 from keyferry.protocol.ims.subscription import refresh_after
 from keyferry.protocol.sip.message import Request, Response
@@ -46,7 +46,7 @@ class GmClient:
 
     ue: Ue
 
-    async def send(self, request: Request, hop: SipPeer, *, check: Callable[[SipPeer], None] | None = None) -> Response:
+    async def send(self, request: Request, hop: SipPeer, *, check: PeerCheck | None = None) -> Response:
         """Implement ports.SipClient."""
         if self.ue.security is not None:
             request, hop = self.ue.security.outgoing(request)

@@ -107,10 +107,17 @@ SipHandler: TypeAlias = Callable[[Request, SipPeer], Awaitable[Response]]
 """Answer one request; RemoteProtocolError becomes its status, any other exception a bare 500."""
 
 
+PeerCheck: TypeAlias = Callable[[SipPeer], Awaitable[None] | None]
+"""A protection policy: called with where a transmission really goes, it raises to stop it, at once or when what it returned is awaited.
+
+What is awaited has to be so when it ends: the packet leaves in the same turn of the loop.
+"""
+
+
 class SipClient(Protocol):
     """Send requests as a client transaction (RFC 3261 §17.1.2)."""
 
-    async def send(self, request: Request, hop: SipPeer, *, check: Callable[[SipPeer], None] | None = None) -> Response:
+    async def send(self, request: Request, hop: SipPeer, *, check: PeerCheck | None = None) -> Response:
         """Add a Via, send to `hop`, retransmit over UDP, return the final response without our Via.
 
         A request over 1,300 octets goes over TCP whatever `hop` says (RFC 3261 §18.1.1). `check` sees where each

@@ -6,14 +6,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Awaitable
 
 from keyferry.errors import KeyferryError, ParseError, TransportError
-from keyferry.ports import SipPeer
+from keyferry.ports import PeerCheck, SipPeer
 from keyferry.protocol.sip.headers import CSeq, Via, parse_cseq, top_via
 from keyferry.protocol.sip.message import Request, Response
 from keyferry.protocol.sip.transaction import MAGIC_COOKIE, ClientTransaction, Deliver, Effect, Failed, Input, Transmit
 from keyferry.transports.deadlines import Deadline
-from keyferry.transports.sip_context import ESP, Check, Flow, SipContext
+from keyferry.transports.sip_context import ESP, Flow, SipContext
 
 BRANCH_OCTETS = 12
 """Random octets of a branch: 96 bits, so nobody off the path guesses it."""
@@ -22,15 +23,18 @@ BRANCH_OCTETS = 12
 class Call:
     """One request on its way: the transaction, what it sends and who waits."""
 
-    __slots__ = ("check", "cseq", "data", "deadline", "flow", "future", "request", "transaction", "via")
+    __slots__ = ("check", "checking", "cseq", "data", "deadline", "flow", "future", "request", "transaction", "via")
 
-    def __init__(self, request: Request, data: bytes, via: Via, cseq: CSeq, flow: Flow, check: Check | None, context: SipContext) -> None:
+    def __init__(
+        self, request: Request, data: bytes, via: Via, cseq: CSeq, flow: Flow, check: PeerCheck | None, context: SipContext
+    ) -> None:  # fmt: skip
         self.request = request
         self.data = data
         self.via = via
         self.cseq = cseq
         self.flow = flow
         self.check = check
+        self.checking: asyncio.Task[None] | None = None  # a transmission that waits for what the policy says
         self.transaction = ClientTransaction(reliable=flow.peer.transport not in ("UDP", ESP), timers=context.timers)
         self.future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self.deadline: Deadline | None = None
@@ -61,7 +65,7 @@ class SipClientSide:
             transport = "UDP"
         return Via(transport, host, sent_by.port, parameters)
 
-    async def run(self, request: Request, data: bytes, via: Via, flow: Flow, check: Check | None) -> Response:
+    async def run(self, request: Request, data: bytes, via: Via, flow: Flow, check: PeerCheck | None) -> Response:
         """Send a request whose top Via is `via`; return the final response without it.
 
         Raises TransportError, and what `check` raises.
@@ -80,6 +84,8 @@ class SipClientSide:
                 del self._on[id(flow)]
             if call.deadline is not None:
                 call.deadline.cancel()
+            if call.checking is not None:
+                call.checking.cancel()
 
     def received(self, response: Response, octets: int, flow: Flow) -> None:
         """Take a response; one that belongs to no request is dropped (§18.1.2)."""
@@ -133,17 +139,42 @@ class SipClientSide:
         self._arm(call)
 
     def _transmit(self, call: Call, retransmission: bool) -> None:
+        if call.checking is not None:
+            return  # one that is due earlier still waits for the policy; this one would ask the same
         try:
-            if call.check is not None:
-                call.check(call.flow.peer)
-            call.flow.send(call.data)
+            pending = None if call.check is None else call.check(call.flow.peer)
         except Exception as problem:  # whatever the policy raises goes to the caller, not to the timer that retransmits
-            call.transaction.transport_failed(self._context.clock.monotonic())
-            self._fail(call, problem)
+            self._stopped(call, problem)
+            return
+        if pending is None:
+            self._put(call, retransmission)
+        else:
+            call.checking = asyncio.get_running_loop().create_task(self._transmit_if(call, pending, retransmission))
+
+    async def _transmit_if(self, call: Call, pending: Awaitable[None], retransmission: bool) -> None:
+        try:
+            await pending
+        except Exception as problem:  # as above
+            self._stopped(call, problem)
+            return
+        finally:
+            call.checking = None
+        if not call.future.done():
+            self._put(call, retransmission)
+
+    def _put(self, call: Call, retransmission: bool) -> None:
+        try:
+            call.flow.send(call.data)
+        except Exception as problem:  # of the socket
+            self._stopped(call, problem)
             return
         if retransmission:
             self._context.count("sip_retransmissions", "sent")
         self._context.saw(call.flow, len(call.data), call.request, outgoing=True, retransmission=retransmission)
+
+    def _stopped(self, call: Call, problem: Exception) -> None:
+        call.transaction.transport_failed(self._context.clock.monotonic())
+        self._fail(call, problem)
 
     def _arm(self, call: Call) -> None:
         if call.deadline is not None:

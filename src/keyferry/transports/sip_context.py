@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
 from keyferry.errors import TransportError
-from keyferry.ports import Clock, Counter, Log, RandomSource, SipEvent, SipObserver, SipPeer
+from keyferry.ports import Clock, Counter, Log, PeerCheck, RandomSource, SipEvent, SipObserver, SipPeer
 from keyferry.protocol.sip.message import Message
 from keyferry.protocol.sip.transaction import Timers
 from keyferry.transports.deadlines import Deadlines
@@ -120,10 +120,13 @@ class Receiver(Protocol):
         """Take back a response whose peer had ended the connection."""
 
 
+async def permitted(check: PeerCheck, peer: SipPeer) -> None:
+    """Wait for what a policy says. Raises what it raises."""
+    pending = check(peer)
+    if pending is not None:
+        await pending
+
+
 def not_listening(transport: str) -> TransportError:
     """Say that a node has no socket of a transport."""
     return TransportError(transport.lower(), "this node does not listen on it; call listen() first")
-
-
-Check = Callable[[SipPeer], None]
-"""Policy port: called with the destination before every transmission; raises to stop it."""

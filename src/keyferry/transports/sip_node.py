@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from keyferry.errors import EspRejected, LocalProtocolError, ParseError, RemoteProtocolError, TransportError
-from keyferry.ports import Clock, Counter, Log, RandomSource, SipHandler, SipObserver, SipPeer
+from keyferry.ports import Clock, Counter, Log, PeerCheck, RandomSource, SipHandler, SipObserver, SipPeer
 from keyferry.protocol.ims.gm_association import GmAssociations
 from keyferry.protocol.sip.grammar import MAX_MESSAGE
 from keyferry.protocol.sip.headers import Via, build_via
@@ -21,7 +21,7 @@ from keyferry.transports.esp_sas import EspSas, Outer
 from keyferry.transports.esp_udp import EspEndpoint, EspFlow
 from keyferry.transports.pki import MutualTls
 from keyferry.transports.sip_client import SipClientSide
-from keyferry.transports.sip_context import ESP, Check, Flow, Limits, SipContext, not_listening
+from keyferry.transports.sip_context import ESP, Flow, Limits, SipContext, not_listening, permitted
 from keyferry.transports.sip_overload import OverloadGate, Sheddable
 from keyferry.transports.sip_server import SipServer
 from keyferry.transports.sip_tcp import WILDCARDS, TcpConnection, TcpTransport
@@ -148,13 +148,13 @@ class SipNode:
         if self._tls is not None:
             self._tls.tls = tls
 
-    async def send(self, request: Request, hop: SipPeer, *, check: Check | None = None) -> Response:
+    async def send(self, request: Request, hop: SipPeer, *, check: PeerCheck | None = None) -> Response:
         """Send a request and return the final response without our Via.
 
         Adds the top Via, retransmits over UDP, and uses TCP for a request over 1,300 octets whatever `hop` says (RFC 3261 §18.1.1;
         it does not fall back to UDP). To a hop over TLS, whose `name` or else host name must be in its certificate, everything goes over
         TLS. Over ESP, `hop` is what `protect` returned says of a set, and any size goes through the tunnel. `check` is called with the
-        numeric destination, over TLS with its verified name and role, before every transmission and may raise.
+        numeric destination, over TLS with its verified name and role, before every transmission and may raise; what it returns is awaited.
         Raises TransportError (no answer within 64*T1, or no connection), LocalProtocolError, RemoteProtocolError 513 for a request
         that no receiver takes, and what `check` raises.
         """
@@ -174,7 +174,7 @@ class SipNode:
         sent_by, local_host = self._own(peer.transport, family)
         outgoing, data, via = self._prepared(request, peer.transport, sent_by)
         if check is not None and peer.transport == "TCP":
-            check(peer)  # before a connection is made, too; over TLS, who it is with must be known first
+            await permitted(check, peer)  # before a connection is made, too; over TLS, who it is with must be known first
         connection = await self._stream(peer, local_host)
         try:
             return await self._client.run(outgoing, data, via, connection, check)
@@ -260,7 +260,7 @@ class SipNode:
         self._sent_by.append((sock.family, peer, "" if bound[0] in WILDCARDS else bound[0]))
         return peer
 
-    async def _send_protected(self, request: Request, hop: SipPeer, check: Check | None) -> Response:
+    async def _send_protected(self, request: Request, hop: SipPeer, check: PeerCheck | None) -> Response:
         if self._esp is None:
             raise not_listening(ESP)
         try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from keyferry.ports import SipClient, SipPeer
+from keyferry.ports import PeerCheck, SipClient, SipPeer
 from keyferry.protocol.sip.message import Message, Request, Response, make_response
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.uri import parse_sip_uri
@@ -52,7 +52,7 @@ class HostilePcscf:
         self.seen.append(response)
         return response
 
-    async def send(self, request: Request, hop: SipPeer, *, check: Callable[[SipPeer], None] | None = None) -> Response:
+    async def send(self, request: Request, hop: SipPeer, *, check: PeerCheck | None = None) -> Response:
         """Carry the P-CSCF's own requests to the home network (the SipClient port)."""
         self.seen.append(request)
         if self.sip is None:

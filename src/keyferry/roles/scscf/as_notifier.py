@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
-from keyferry.errors import KeyferryError, RemoteProtocolError, SealError, StoreError, TransportError
-from keyferry.ports import Clock, Counter, Log, PendingPush, RandomSource, Registration, RegistrationStore, Resolver, SipClient, SipPeer
+from keyferry.errors import KeyferryError, ProtectionUnmet, RemoteProtocolError, SealError, StoreError, TransportError
+from keyferry.ports import Clock, Counter, Log, PeerCheck, PendingPush, RandomSource, Registration, RegistrationStore, Resolver, SipClient
 from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
 from keyferry.protocol.ims.ifc import ApplicationServer
@@ -71,12 +71,12 @@ class PushPolicy:
     scscf_name: str  # the host of scscf_uri: an input of the seal
     as_ids: Mapping[str, tuple[AsId, ...]]  # ServerName → the AS_IDs that our own configuration lists for it
     transport_keys: Mapping[AsId, TransportKey]
-    check_peer: Callable[[SipPeer], None]  # the protection policy: raises TransportError where no key may go
-    protection: Mapping[AsId, Callable[[SipPeer], None]] = field(default_factory=dict)  # of an AS that has another
+    check_peer: PeerCheck  # the protection policy: raises TransportError where no key may go
+    protection: Mapping[AsId, PeerCheck] = field(default_factory=dict)  # of an AS that has another
     key_max_age: float = 86_400.0  # seconds
     push_wait: float = 0.25  # seconds that a 200 waits for its pushes; under T1
 
-    def check_of(self, as_id: AsId) -> Callable[[SipPeer], None]:
+    def check_of(self, as_id: AsId) -> PeerCheck:
         """Return the protection policy of one AS_ID."""
         return self.protection.get(as_id, self.check_peer)
 
@@ -339,7 +339,7 @@ class AsNotifier:
             response = await self.sip.send(request, self.resolver.resolve(_server_uri(push.server_name)), check=check)
         except (TransportError, RemoteProtocolError) as problem:
             gate.failed()
-            self.counter.count("scscf_push_failed", "unreachable")
+            self.counter.count("scscf_push_failed", "unprotected" if isinstance(problem, ProtectionUnmet) else "unreachable")
             self._alarm(push, str(problem))
             return False
         if response.status == 503:

@@ -155,9 +155,10 @@ class Repusher:
         policy = self.notifier.policy
         as_ids = policy.as_ids[server_name]
 
-        def check(peer: SipPeer) -> None:
-            for as_id in as_ids:
-                policy.check_of(as_id)(peer)
+        def check(peer: SipPeer) -> Awaitable[None] | None:
+            pending = [policy.check_of(as_id)(peer) for as_id in as_ids]
+            slow = [each for each in pending if each is not None]
+            return _all(slow) if slow else None
 
         call_id = f"{self.random.octets(12).hex()}@{policy.scscf_name}"
         request = build_store_query(
@@ -249,3 +250,8 @@ class Repusher:
     def _note(self, server: _Server, what: Literal["begun", "abandoned", "ended"], *, place: int) -> None:
         self.counter.count("scscf_repush", what)
         self.log.info(f"repush-{what}", server=server.server_name, as_id=server.as_id, pushed=server.pushed, place=place)
+
+
+async def _all(pending: Sequence[Awaitable[None]]) -> None:
+    """Wait for what several policies say. Raises what one of them raises."""
+    await asyncio.gather(*pending)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether IPsec protects the way to a peer: charon's list-sa, judged (RFC 4301 §4.4; TS 33.210 §5.3, Release 17; DESIGN §6)."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from keyferry.errors import ProtectionUnmet
+from keyferry.protocol.vici import Section, Value
+
+AEAD: Final = frozenset({"AES_GCM_16", "AES_GCM_12", "AES_CCM_16", "AES_CCM_12", "CHACHA20_POLY1305"})
+"""Encryption that is integrity, too."""
+ENCRYPTION: Final = frozenset({"AES_CBC", "AES_CTR", "CAMELLIA_CBC", "CAMELLIA_CTR"})
+"""Encryption that needs integrity beside it. What is on neither list (NULL, NULL_AES_GMAC, DES, 3DES) protects no key."""
+INTEGRITY: Final = frozenset({"HMAC_SHA2_256_128", "HMAC_SHA2_384_192", "HMAC_SHA2_512_256", "AES_XCBC_96", "AES_CMAC_96", "HMAC_SHA1_96"})
+UP: Final = frozenset({"INSTALLED", "REKEYING"})
+"""States of a CHILD_SA in which the kernel has both directions; REKEYING: until the next one is there."""
+ABSENT: Final = frozenset({"CREATED", "ROUTED", "RETRYING"})
+"""States of a CHILD_SA in which the kernel has nothing that carries packets."""
+IKE_UP: Final = frozenset({"ESTABLISHED", "REKEYING"})
+"""States of an IKE_SA in which both sides are authenticated."""
+SERVICES: Final = {"sip": 5060, "sip-tls": 5061, "sips": 5061, "http-alt": 8080, "http": 80, "https": 443, "diameter": 3868}
+"""charon writes a port by its name in /etc/services. A name that is not here covers nothing."""
+PROTOCOLS: Final = {"tcp": "TCP", "6": "TCP", "udp": "UDP", "17": "UDP"}
+
+_SELECTOR = re.compile(r"([0-9a-fA-F.:]+)(?:/(\d{1,3})|\.\.([0-9a-fA-F.:]+))(?:\[([a-z0-9-]+)(?:/([a-z0-9-]+))?\])?", re.ASCII)
+_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})", re.ASCII)
+
+
+class ChildSa(NamedTuple):
+    """One CHILD_SA, and the IKE_SA that it is of, as charon names things."""
+
+    name: str  # in the configuration
+    ike_state: str
+    identity: str  # of the other side, authenticated where ike_state is in IKE_UP
+    state: str
+    protocol: str
+    spi_in: str  # hexadecimal, "" or zeros: that direction is not there
+    spi_out: str
+    encryption: str
+    integrity: str
+    local: tuple[str, ...]  # traffic selectors
+    remote: tuple[str, ...]
+
+
+class Wanted(NamedTuple):
+    """What the configuration demands."""
+
+    child: str
+    identity: str
+
+
+class Way(NamedTuple):
+    """Which packets are to be protected."""
+
+    transport: str  # "UDP" or "TCP"
+    local: str  # numeric
+    local_port: int  # 0: any
+    remote: str
+    remote_port: int
+
+
+def child_sas(event: Section) -> list[ChildSa]:
+    """Read one list-sa event; what is missing is "", which satisfies nothing."""
+    found: list[ChildSa] = []
+    for ike in event.values():
+        children = ike.get("child-sas") if isinstance(ike, dict) else None
+        if isinstance(ike, dict) and isinstance(children, dict):
+            found += [_child(ike, child) for child in children.values() if isinstance(child, dict)]
+    return found
+
+
+def check_way(sas: Sequence[ChildSa], wanted: Wanted, way: Way) -> None:
+    """Say why a way is not protected as wanted, if it is not. Raises ProtectionUnmet.
+
+    Every CHILD_SA that is in the kernel and covers any of these packets must be one that is wanted: with two that cover them nobody but the
+    kernel knows which one is taken.
+    """
+    covering = [sa for sa in sas if sa.state not in ABSENT and _covers(sa, way, whole=False)]
+    good = [sa for sa in covering if sa.state in UP]
+    problems = [*(_strange(sa, wanted) for sa in covering), *(_weak(sa) for sa in good)]
+    problem = next(filter(None, problems), "")
+    if problem or not any(_covers(sa, way, whole=True) for sa in good):
+        raise ProtectionUnmet(f"{way.transport.lower()}:{way.remote}:{way.remote_port}", problem or _why(sas, wanted, way))
+
+
+def _why(sas: Sequence[ChildSa], wanted: Wanted, way: Way) -> str:
+    named = [sa for sa in sas if sa.name == wanted.child]
+    if not named:
+        return f"there is no CHILD_SA {wanted.child!r}"
+    if not any(sa.state in UP for sa in named):
+        return f"the CHILD_SA {wanted.child!r} is not INSTALLED"
+    return f"the CHILD_SA {wanted.child!r} does not cover {way.transport} from {way.local} to {way.remote}:{way.remote_port}"
+
+
+def _child(ike: Section, child: Section) -> ChildSa:
+    return ChildSa(
+        name=_text(child, "name"), ike_state=_text(ike, "state"), identity=_text(ike, "remote-id"), state=_text(child, "state"),
+        protocol=_text(child, "protocol"), spi_in=_text(child, "spi-in"), spi_out=_text(child, "spi-out"),
+        encryption=_text(child, "encr-alg"), integrity=_text(child, "integ-alg"),
+        local=_list(child.get("local-ts")), remote=_list(child.get("remote-ts")),
+    )  # fmt: skip
+
+
+def _text(section: Section, name: str) -> str:
+    value = section.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _list(value: Value | None) -> tuple[str, ...]:
+    return tuple(value) if isinstance(value, list) else ()
+
+
+def _strange(sa: ChildSa, wanted: Wanted) -> str:
+    """Return what makes it another CHILD_SA than the one wanted; "" nothing."""
+    if sa.identity != wanted.identity:
+        return f"a CHILD_SA of another identity than {wanted.identity!r} covers the address"  # which, its peer chose
+    return "" if sa.name == wanted.child else f"a CHILD_SA of another name than {wanted.child!r} covers the address"
+
+
+def _weak(sa: ChildSa) -> str:
+    """Return why one does not authenticate, encrypt, and go both ways; "" if it does."""
+    if sa.ike_state not in IKE_UP:
+        return f"the IKE_SA of {sa.name!r} is not ESTABLISHED"
+    if sa.protocol != "ESP":
+        return f"the CHILD_SA {sa.name!r} is not of ESP"
+    if not (sa.spi_in.strip("0") and sa.spi_out.strip("0")):
+        return f"the CHILD_SA {sa.name!r} has one direction only"
+    if sa.encryption not in AEAD and not (sa.encryption in ENCRYPTION and sa.integrity in INTEGRITY):
+        return f"the CHILD_SA {sa.name!r} does not encrypt, or has no integrity, as TS 33.210 wants it"
+    return ""
+
+
+def _covers(sa: ChildSa, way: Way, *, whole: bool) -> bool:
+    """Tell whether a CHILD_SA carries all of these packets (`whole`), or some of them.
+
+    What cannot be read covers not all of anything, and may cover some of everything.
+    """
+    local = any(_selects(text, way.transport, way.local, way.local_port, whole=whole) for text in sa.local)
+    return local and any(_selects(text, way.transport, way.remote, way.remote_port, whole=whole) for text in sa.remote)
+
+
+def _selects(text: str, transport: str, address: str, port: int, *, whole: bool) -> bool:
+    """Tell whether a traffic selector, as charon writes it, takes in a port of an address; 0: every port if `whole`, else one."""
+    match = _SELECTOR.fullmatch(text)
+    try:
+        if match is None or not _contains(match, ipaddress.ip_address(address)):
+            return match is None and not whole
+        if match[4] is not None and PROTOCOLS.get(match[4]) != transport:
+            return False
+        if match[5] is None:
+            return True
+        first, last = _ports(match[5])
+    except ValueError:
+        return not whole
+    if not port:
+        return not whole or (first, last) == (0, 65_535)
+    return first <= port <= last
+
+
+def _contains(match: re.Match[str], address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Tell whether the addresses of a selector contain one. Raises ValueError."""
+    if match[2] is not None:
+        return address in ipaddress.ip_network(f"{match[1]}/{match[2]}", strict=False)
+    first, last = ipaddress.ip_address(match[1]), ipaddress.ip_address(match[3])
+    return first.version == last.version == address.version and int(first) <= int(address) <= int(last)
+
+
+def _ports(text: str) -> tuple[int, int]:
+    """Return the first and the last port. Raises ValueError."""
+    among = _RANGE.fullmatch(text)
+    if among is not None:
+        return int(among[1]), int(among[2])
+    if text.isdigit():
+        return int(text), int(text)
+    if text not in SERVICES:
+        raise ValueError("a service that is not known")
+    return SERVICES[text], SERVICES[text]
