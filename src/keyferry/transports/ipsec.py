@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protection policy `ipsec`: charon is asked before every transmission (TS 33.210, Release 17; DESIGN §6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from keyferry.errors import ProtectionUnmet, TransportError
+from keyferry.ports import Clock, SipPeer
+from keyferry.protocol.security_association import ChildSa, Wanted, Way, check_way, child_sas
+from keyferry.transports.vici import Vici
+
+MAX_AGE: Final = 1.0
+"""Seconds after which an answer of charon's is none: our own loop may have stood still."""
+ATTEMPTS: Final = 3
+"""How often charon is asked again for one transmission, where something happened to an SA while it answered."""
+
+
+class View(NamedTuple):
+    """What charon said, when, and after how many events."""
+
+    sas: tuple[ChildSa, ...]
+    at: float  # monotonic seconds
+    events: int
+
+
+@dataclass(slots=True)
+class SaView:
+    """charon's SAs, asked for again for every look; who looks while a question is under way waits for the one after it."""
+
+    vici: Vici
+    clock: Clock
+    events: int = 0  # of an SA, or of the connection to charon, so far
+    _watchers: list[Callable[[], None]] = field(default_factory=list)
+    _next: asyncio.Task[View] | None = None
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def start(self) -> None:
+        """Connect to charon, if it is there."""
+        self.vici.heard = self._heard
+        await self.vici.start()
+
+    async def aclose(self) -> None:
+        """End the connection."""
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
+        await self.vici.aclose()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever something happens to an SA, or to the connection to charon."""
+        self._watchers.append(changed)
+
+    async def look(self) -> View:
+        """Return what charon said to a question that was put after this call. Raises TransportError."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._ask())
+            self._next.add_done_callback(_retrieved)
+        return await asyncio.shield(self._next)
+
+    def is_current(self, view: View) -> bool:
+        """Tell whether nothing has happened since, and not much time passed."""
+        return view.events == self.events and self.clock.monotonic() - view.at <= MAX_AGE
+
+    async def _ask(self) -> View:
+        async with self._turn:
+            self._next = None  # whoever comes from now on asks after this question was put
+            events = self.events
+            listed = await self.vici.list_sas()
+            return View(tuple(sa for each in listed for sa in child_sas(each)), self.clock.monotonic(), events)
+
+    def _heard(self, _name: str) -> None:
+        self.events += 1
+        for changed in self._watchers:
+            changed()
+
+
+@dataclass(frozen=True, slots=True)
+class IpsecPolicy:
+    """Let a transmission go only through the CHILD_SA that is configured; a check for `SipClient.send`."""
+
+    view: SaView
+    wanted: Wanted
+    local: str  # numeric: where the S-CSCF sends from
+    local_port: int  # over UDP; 0: any
+
+    async def __call__(self, peer: SipPeer) -> None:
+        """Raise ProtectionUnmet where nothing may be sent to a numeric address."""
+        if peer.transport not in {"UDP", "TCP"}:
+            raise ProtectionUnmet(str(peer), "the policy `ipsec` is for UDP and TCP within the SA")
+        way = Way(peer.transport, self.local, self.local_port if peer.transport == "UDP" else 0, peer.host, peer.port)
+        for _ in range(ATTEMPTS):
+            try:
+                view = await self.view.look()
+            except TransportError as problem:
+                raise ProtectionUnmet(str(peer), f"charon cannot be asked at {problem.peer}: {problem.problem}") from problem
+            check_way(view.sas, self.wanted, way)
+            if self.view.is_current(view):
+                return
+        raise ProtectionUnmet(str(peer), "the SAs change faster than charon can be asked")
+
+
+def _retrieved(task: asyncio.Task[View]) -> None:
+    """Look at a failure that those who waited may have given up before."""
+    if not task.cancelled():
+        task.exception()

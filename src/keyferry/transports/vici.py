@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""charon's control socket: one connection, made again whenever it ends; questions in turn, events as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, cast
+
+from keyferry.errors import ParseError, TransportError
+from keyferry.protocol.vici import Kind, Packet, Section, build_packet, parse_packet, split
+
+LIMIT: Final = 1.0
+"""Seconds for an answer, the connection included: charon answers within a millisecond, or is not well."""
+AGAIN: Final = 0.25
+"""Seconds until a connection that ended, or could not be made, is tried again."""
+MAX_STREAMED: Final = 10_000
+"""Events of one answer: as many IKE_SAs."""
+STREAMED: Final = "list-sa"
+EVENTS: Final = ("child-updown", "child-rekey", "ike-updown")
+
+Heard = Callable[[str], None]
+"""Takes the name of an event, or `connected` or `lost`; never waits, never raises."""
+
+
+class Answer(NamedTuple):
+    """What charon answered to a command, and what it streamed before."""
+
+    message: Section
+    streamed: tuple[Section, ...]
+
+
+class ViciLink(asyncio.Protocol):
+    """One connection. A packet that cannot be read, or that nobody asked for, ends it."""
+
+    def __init__(self, heard: Heard, lost: Callable[[str], None]) -> None:
+        """Take whom to tell of events, and of the end."""
+        self._heard = heard
+        self._lost = lost
+        self._buffer = b""
+        self._streamed: list[Section] = []
+        self._waiting: asyncio.Future[Packet] | None = None
+        self._transport: asyncio.Transport | None = None
+
+    async def exchange(self, kind: Kind, name: str, message: Section | None = None) -> tuple[Packet, tuple[Section, ...]]:
+        """Send one packet and return the answer, and what was streamed before; one at a time. Raises TransportError."""
+        if self._transport is None or self._waiting is not None:
+            raise TransportError("vici", "the connection ended")
+        self._waiting = asyncio.get_running_loop().create_future()
+        self._streamed = []
+        self._transport.write(build_packet(kind, name, message))
+        packet = await self._waiting
+        return packet, tuple(self._streamed)
+
+    def end(self, problem: str) -> None:
+        """Break the connection; who waits for an answer is told."""
+        transport, self._transport = self._transport, None
+        if transport is None:
+            return
+        transport.abort()
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(TransportError("vici", problem))
+        self._lost(problem)
+
+    # ---- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take answers and events."""
+        try:
+            packets, self._buffer = split(self._buffer + data)
+            for packet in packets:
+                self._received(parse_packet(packet))
+        except ParseError as problem:
+            self.end(f"charon sent what is no vici: {problem}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the end."""
+        del exc
+        self.end("charon ended the connection")
+
+    def _received(self, packet: Packet) -> None:
+        if packet.kind is Kind.EVENT and packet.name == STREAMED:
+            self._streamed.append(packet.message)
+            if len(self._streamed) > MAX_STREAMED:
+                self.end(f"charon lists over {MAX_STREAMED} IKE_SAs")
+        elif packet.kind is Kind.EVENT:
+            self._heard(packet.name)
+        elif self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(packet)
+            self._waiting = None
+        else:
+            self.end("charon sent an answer that nobody asked for")
+
+
+class Vici:
+    """charon, while it is there. After `start` the connection is made, and made again, until `aclose`."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        heard: Heard = lambda _name: None,
+        limit: float = LIMIT,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        believed: Collection[int] | None = None,
+    ) -> None:
+        """Take the socket's path, whom to tell of events, the seconds that an answer may take, and users who may serve it.
+
+        Default for those: root and our own. Whoever serves it says where keys may go.
+        """
+        self.path = path
+        self.problem = "charon was not asked yet"  # why there is no connection
+        self.heard = heard
+        self._believed = frozenset({0, os.geteuid()} if believed is None else believed)
+        self._limit = limit
+        self._sleep = sleep
+        self._link: ViciLink | None = None
+        self._ended = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Try to connect, once before this returns; that charon is not there is no error."""
+        first = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._keep(first))
+        await first.wait()
+
+    async def aclose(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._link is not None:
+            self._link.end("it was closed")
+
+    async def ask(self, command: str, message: Section | None = None) -> Answer:
+        """Send a command; questions wait for each other. Raises TransportError."""
+        async with self._turn:
+            link = self._link
+            if link is None:
+                raise TransportError(str(self.path), self.problem)
+            try:
+                async with asyncio.timeout(self._limit):
+                    packet, streamed = await link.exchange(Kind.CMD_REQUEST, command, message)
+            except TimeoutError:
+                link.end(f"charon did not answer within {self._limit:g} s")
+                raise TransportError(str(self.path), self.problem) from None
+            except BaseException as problem:  # given up: the answer to this question must not be taken for that to the next
+                link.end("a question was given up")
+                if isinstance(problem, TransportError):
+                    raise TransportError(str(self.path), problem.problem) from problem
+                raise
+        if packet.kind is not Kind.CMD_RESPONSE:
+            raise TransportError(str(self.path), f"charon does not know the command {command}")
+        return Answer(packet.message, streamed)
+
+    async def list_sas(self) -> Sequence[Section]:
+        """Return every IKE_SA with its CHILD_SAs, as charon has them now. Raises TransportError."""
+        return (await self.ask("list-sas")).streamed
+
+    # ---- inside
+
+    async def _keep(self, first: asyncio.Event) -> None:
+        while True:
+            self._ended.clear()
+            try:
+                async with asyncio.timeout(self._limit):
+                    self._link = await self._connected()
+            except TimeoutError:
+                self.problem = f"charon did not answer within {self._limit:g} s"
+            except TransportError as problem:
+                self.problem = problem.problem
+            except OSError as problem:
+                self.problem = f"charon is not there ({problem.strerror}). Start it, or correct ipsec.vici"
+            else:
+                self.heard("connected")
+                first.set()
+                await self._ended.wait()
+            self._link = None
+            first.set()
+            await self._sleep(AGAIN)
+
+    async def _connected(self) -> ViciLink:
+        """Connect and subscribe to events. Raises OSError, TimeoutError, TransportError."""
+        loop = asyncio.get_running_loop()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        link = ViciLink(lambda name: self.heard(name), self._lost)
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, os.fspath(self.path))
+            self._check_owner(sock)
+            await loop.create_unix_connection(lambda: link, sock=sock)
+            for name in (STREAMED, *EVENTS):
+                packet, _ = await link.exchange(Kind.EVENT_REGISTER, name)
+                if packet.kind is not Kind.EVENT_CONFIRM:
+                    raise TransportError(str(self.path), f"charon has no event {name}: it is too old")
+        except BaseException:
+            with contextlib.suppress(OSError):
+                sock.close()
+            link.end("it was not understood")
+            raise
+        return link
+
+    def _lost(self, problem: str) -> None:
+        if self._link is not None:
+            self._link = None
+            self.problem = problem
+            self.heard("lost")
+        self._ended.set()
+
+    def _check_owner(self, sock: socket.socket) -> None:
+        """Raise TransportError where a stranger serves the socket."""
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        if uid not in self._believed:
+            raise TransportError(str(self.path), f"it is served by the user {uid}, who is neither root nor ours")

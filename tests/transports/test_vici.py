@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vici client against a charon of our own, over a real UNIX socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from keyferry.errors import TransportError
+from keyferry.protocol.vici import MAX_PACKET, Kind, build_packet
+from keyferry.transports import vici as module
+from keyferry.transports.vici import Vici
+from transports.sipkit import patiently
+from transports.vicikit import charon, sa
+
+
+class Heard:
+    """Remember what was told, and wait for it."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._came = asyncio.Event()
+
+    def __call__(self, name: str) -> None:
+        self.names.append(name)
+        self._came.set()
+
+    async def until(self, name: str, times: int = 1) -> None:
+        while self.names.count(name) < times:
+            self._came.clear()
+            await patiently(self._came.wait())
+
+
+@asynccontextmanager
+async def client(path: Path, limit: float = 5.0) -> AsyncIterator[tuple[Vici, Heard]]:
+    heard = Heard()
+    made = Vici(path, heard=heard, limit=limit, sleep=lambda _seconds: asyncio.sleep(0.001))
+    await made.start()
+    try:
+        yield made, heard
+    finally:
+        await made.aclose()
+
+
+async def test_the_sas_that_charon_has_are_listed() -> None:
+    async with charon(sa(), sa("other.home1.net", number=2)) as served, client(served.path) as (vici, heard):
+        assert await vici.list_sas() == (sa(), sa("other.home1.net", number=2))
+        served.sas.pop()
+        assert await vici.list_sas() == (sa(),)
+        assert (await vici.ask("version")).message == {"version": "5.9.8"}
+        assert heard.names == ["connected"]
+        assert served.connections == 1
+
+
+def test_it_works_on_the_loop_that_serve_uses() -> None:
+    async def run() -> None:
+        async with charon(sa()) as served, client(served.path) as (vici, heard):
+            assert await vici.list_sas() == (sa(),)
+            served.say("child-updown")
+            await heard.until("child-updown")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+async def test_questions_wait_for_each_other() -> None:
+    async with charon(sa()) as served, client(served.path) as (vici, _):
+        found = await asyncio.gather(*(vici.list_sas() for _ in range(5)))
+        assert found == [(sa(),)] * 5
+
+
+async def test_events_are_told_as_they_come() -> None:
+    async with charon() as served, client(served.path) as (_, heard):
+        for name in ("child-updown", "child-rekey", "ike-updown"):
+            served.say(name, sa())
+            await heard.until(name)
+
+
+async def test_an_end_is_told_and_the_connection_made_again() -> None:
+    async with charon(sa()) as served, client(served.path) as (vici, heard):
+        await served.kill()
+        await heard.until("lost")
+        with pytest.raises(TransportError, match="charon"):
+            await vici.list_sas()
+        await served.again()
+        await heard.until("connected", 2)
+        assert await vici.list_sas() == (sa(),)
+
+
+async def test_where_no_charon_is_the_error_says_so(tmp_path: Path) -> None:
+    async with client(tmp_path / "charon.vici") as (vici, heard):
+        with pytest.raises(TransportError, match="charon is not there"):
+            await vici.list_sas()
+        assert heard.names == []
+
+
+async def test_a_charon_that_does_not_answer_costs_one_time_out() -> None:
+    async with charon() as served, client(served.path, limit=0.1) as (vici, heard):
+        served.silent = True
+        asking = [asyncio.create_task(vici.list_sas()) for _ in range(4)]
+        for done in await patiently(asyncio.gather(*asking, return_exceptions=True)):
+            assert isinstance(done, TransportError)
+        assert served.asked.count("list-sas") <= 2
+        served.silent = False
+        await heard.until("connected", 2)
+        assert await vici.list_sas() == ()
+
+
+async def test_the_answer_to_a_question_that_was_given_up_is_not_that_to_the_next() -> None:
+    async with charon(sa()) as served, client(served.path) as (vici, heard):
+        served.silent = True
+        given_up = asyncio.create_task(vici.list_sas())
+        while "list-sas" not in served.asked:
+            await asyncio.sleep(0.001)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        served.silent = False
+        await heard.until("connected", 2)
+        assert await vici.list_sas() == (sa(),)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        (MAX_PACKET + 1).to_bytes(4),
+        b"\0\0\0\0",
+        b"\0\0\0\1\x09",
+        build_packet(Kind.CMD_RESPONSE) * 2,
+        b"\0\0\0\2\x01\x07",
+    ],
+)
+async def test_what_is_no_vici_ends_the_connection_and_satisfies_nobody(raw: bytes) -> None:
+    async with charon() as served, client(served.path, limit=0.5) as (vici, heard):
+        served.raw = raw
+        with suppress(TransportError):
+            await vici.list_sas()
+        await heard.until("lost")
+        served.raw = b""
+        await heard.until("connected", 2)
+        assert await vici.list_sas() == ()
+
+
+async def test_more_sas_than_there_can_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_STREAMED", 3)
+    async with charon(*[sa(number=number) for number in range(5)]) as served, client(served.path) as (vici, _):
+        with pytest.raises(TransportError, match="over 3"):
+            await vici.list_sas()
+
+
+@pytest.mark.parametrize(("change", "why"), [({"knows": frozenset()}, "does not know"), ({"has_events": False}, "too old")])
+async def test_a_charon_that_cannot_do_what_is_needed(change: dict[str, Any], why: str) -> None:
+    async with charon() as served:
+        for name, value in change.items():
+            setattr(served, name, value)
+        async with client(served.path) as (vici, _):
+            with pytest.raises(TransportError, match=why):
+                await vici.list_sas()
+
+
+async def test_a_stranger_s_socket_is_not_believed() -> None:
+    """Who answers says where keys may go."""
+    async with charon(sa()) as served:
+        vici = Vici(served.path, believed={4711})
+        await vici.start()
+        with pytest.raises(TransportError, match="neither root nor ours"):
+            await vici.list_sas()
+        await vici.aclose()
+        assert served.asked == []
