@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from keyferry.config.ipsec import Child, Identity, check_ipsec
+from keyferry.config.ipsec import Ipsec as Ipsec
 from keyferry.config.profiles import Profile, check_profile_of, check_profiles
 from keyferry.config.profiles import names_of as profile_names
 from keyferry.config.reading import Section as _Section
@@ -24,8 +26,8 @@ from keyferry.protocol.ims.key_store_id import MAX_STORES
 AGENT = "agent"
 """The `app` of an application server whose keys a `keyferry agent` takes."""
 _OF_SIP_URI = (
-    "protection", "listen_sip", "listen_sips", "default_handling", "service_info", "include_register_request",
-    "include_register_response", "reg_event", "pushers",
+    "protection", "ipsec_child", "ipsec_identity", "listen_sip", "listen_sips", "default_handling", "service_info",
+    "include_register_request", "include_register_response", "reg_event", "pushers",
 )  # fmt: skip
 """What application servers at one SIP URI have in common: they share a filter criterion and, if they run here, a listener."""
 
@@ -132,10 +134,15 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
         str, Meta(description="ServerName in the filter criteria: where pushes go; several application servers may have the same")
     ]
     protection: Annotated[
-        Literal["loopback", "tls"],
-        Meta(description="where keys may go: to loopback addresses, or over TLS to the host in `sip_uri`, both ends shown by certificates"),
+        Literal["loopback", "tls", "ipsec"],
+        Meta(
+            description="where keys may go: to loopback addresses; over TLS to the host in `sip_uri`, both ends shown by certificates; or "
+            "through a CHILD_SA of which charon says, before every transmission, that it is there and is the one named below"
+        ),
     ] = "loopback"
-    listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback`")] = None
+    ipsec_child: Child = None
+    ipsec_identity: Identity = None
+    listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback` and `ipsec`")] = None
     listen_sips: Annotated[str | None, Meta(description="`HOST:PORT` for pushes over TLS; needed with `tls`")] = None
     listen_https: Annotated[str | None, Meta(description="`HOST:PORT` of the door; needed unless `app` is `agent`")] = None
     listen_psk13: Annotated[
@@ -239,6 +246,7 @@ class Config(_Section, frozen=True, kw_only=True):
         list[Scscf], Meta(description="S-CSCFs besides the one above, each with a name and a port of its own; the HSS spreads the users.")
     ] = msgspec.field(default_factory=list)
     admin: Admin = msgspec.field(default_factory=Admin)
+    ipsec: Ipsec = msgspec.field(default_factory=Ipsec)
     application_servers: list[ApplicationServer] = msgspec.field(default_factory=list)
     shared_ifc: list[SharedIfc] = msgspec.field(default_factory=list)
     profiles: list[Profile] = msgspec.field(default_factory=list)
@@ -337,7 +345,9 @@ def load_ue_config(path: Path) -> UeConfig:
     return config
 
 
-SECTIONS: tuple[type[_Section], ...] = (Network, Pcscf, Icscf, Scscf, ApplicationServer, SharedIfc, Profile, Admin, Subscriber, Ue)
+SECTIONS: tuple[type[_Section], ...] = (
+    Network, Pcscf, Icscf, Scscf, ApplicationServer, SharedIfc, Profile, Admin, Ipsec, Subscriber, Ue
+)  # fmt: skip
 
 
 def _check_peers(path: Path, config: Config) -> None:
@@ -359,6 +369,7 @@ def _check_names(path: Path, config: Config) -> None:
     _check_shared(path, config, _check_servers(path, config.application_servers))
     check_profiles(path, config.profiles, {checked("", parse_as_id, server.as_id): server.sip_uri for server in config.application_servers})
     _check_scscfs(path, config)
+    check_ipsec(path, config.application_servers, config.scscfs)
     for name in ("pcscf", "icscf", "admin"):
         split_address(getattr(config, name).listen, f"{path}: {name}.listen")
     split_address(config.pcscf.gm_listen, f"{path}: pcscf.gm_listen")

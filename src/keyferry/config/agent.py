@@ -33,10 +33,13 @@ class Agent(Section, frozen=True, kw_only=True):
     home_domain: Annotated[str, Meta(description="home network domain name of the S-CSCFs, and the realm of their key ids")] = "home1.net"
     sip_uri: Annotated[str, Meta(description="ServerName in the filter criteria: where the S-CSCFs push all these keys to")]
     protection: Annotated[
-        Literal["loopback", "tls"],
-        Meta(description="where pushes may come from: S-CSCFs of this machine, or over TLS, both ends shown by certificates"),
+        Literal["loopback", "tls", "ipsec"],
+        Meta(
+            description="where pushes may come from: S-CSCFs of this machine; over TLS, both ends shown by certificates; or through IPsec, "
+            "to which the rules that `keyferry ipsec write` makes hold everything"
+        ),
     ] = "loopback"
-    listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback`")] = None
+    listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback` and `ipsec`")] = None
     listen_sips: Annotated[str | None, Meta(description="`HOST:PORT` for pushes over TLS; needed with `tls`")] = None
     reg_event: Annotated[
         bool,

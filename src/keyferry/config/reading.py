@@ -36,11 +36,11 @@ class SipSide(Protocol):
 
     @property
     def protection(self) -> str:
-        """Where keys may go: `loopback` or `tls`."""
+        """Where keys may go: `loopback`, `tls` or `ipsec`."""
 
     @property
     def listen_sip(self) -> str | None:
-        """`HOST:PORT` with `loopback`."""
+        """`HOST:PORT` with `loopback` and `ipsec`."""
 
     @property
     def listen_sips(self) -> str | None:
@@ -116,7 +116,7 @@ def check_protection(where: str, server: SipSide, *, listens: bool = True) -> No
     uri = parse_sip_uri(server.sip_uri)
     says_tls = uri.scheme == "sips" or (uri.parameter("transport") or "").lower() == "tls"
     if says_tls is not over_tls or (over_tls and address_of(uri.host.strip("[]")) is not None):
-        remedy = "Write sips:HOST:PORT with a host name for `tls`, and sip: for `loopback`"
+        remedy = "Write sips:HOST:PORT with a host name for `tls`, and sip: for `loopback` and `ipsec`"
         raise ConfigError(f"{where}.sip_uri", f"does not go with protection {server.protection!r}", remedy)
     if over_tls and server.reg_event:
         raise ConfigError(

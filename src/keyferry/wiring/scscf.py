@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from keyferry.config import Scscf as Settings
 from keyferry.errors import KeyferryError
-from keyferry.ports import CxClient, RegistrationStore, SipPeer
+from keyferry.ports import CxClient, PeerCheck, RegistrationStore
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.ims.user_profile import cached_user_profile
 from keyferry.protocol.sip.uri import parse_sip_uri
@@ -24,6 +23,7 @@ from keyferry.stores.isc_keys import LiveIscKeys
 from keyferry.stores.sqlite.registrations import SqliteRegistrationStore
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.criteria import shared_criteria
+from keyferry.wiring.ipsec import IpsecWatch, ipsec_watch, policies_by_as_id
 from keyferry.wiring.isc import SealingKeys
 from keyferry.wiring.services import Services, is_trusted, only_loopback, only_tls, server_name_of
 from keyferry.wiring.tracing import short_name
@@ -48,9 +48,10 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
     database = services.database("scscf" if first else f"scscf-{settings.name}")
     registrations = SqliteRegistrationStore(database, services.state.keyring)
     server_name = server_name_of(settings)
+    ipsec = ipsec_watch(services, settings)
     notifier = AsNotifier(
         sip=node, resolver=services.resolver, registrations=registrations, clock=services.clock, random=services.random,
-        log=services.log, counter=services.metrics, policy=_push_policy(services, settings, server_name),
+        log=services.log, counter=services.metrics, policy=_push_policy(services, settings, server_name, ipsec),
         targets_of=lambda registration: registrar.targets_of(registration),
         terminate=lambda impi, reg: registrar.network_deregister(impi, reg), told=diagnosis.push,
     )  # fmt: skip
@@ -79,6 +80,10 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
     except KeyferryError as problem:  # a store that fails for one user must not keep the others out
         services.log.warning("first-sweep-failed", problem=str(problem))
     services.every(settings.sweep, scscf.sweep)
+    if ipsec is not None:
+        ipsec.release = lambda name: notifier.gate(name).try_now()
+        services.exit.push_async_callback(ipsec.aclose)
+        await ipsec.start()
     repusher = await _start_repusher(services, settings, node, notifier, registrar)
     return ScscfParts(server_name, registrar, registrations, repusher, ScscfServing(registrar, reg_event.forget))
 
@@ -112,10 +117,10 @@ def _auth_policy(services: Services, settings: Settings, server_name: str) -> Au
     )  # fmt: skip
 
 
-def _push_policy(services: Services, settings: Settings, server_name: str) -> PushPolicy:
+def _push_policy(services: Services, settings: Settings, server_name: str, ipsec: IpsecWatch | None) -> PushPolicy:
     as_ids: dict[str, tuple[AsId, ...]] = {}
     live: dict[AsId, LiveIscKeys] = {}
-    protection: dict[AsId, Callable[[SipPeer], None]] = {}
+    protection: dict[AsId, PeerCheck] = {**policies_by_as_id(services, ipsec)}
     for server in services.config.application_servers:
         as_id = parse_as_id(server.as_id)
         as_ids[server.sip_uri] = (*as_ids.get(server.sip_uri, ()), as_id)

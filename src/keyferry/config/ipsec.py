@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the protection policy `ipsec`, and what they have to agree with (DESIGN §6)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final, Protocol
+
+from msgspec import Meta
+
+from keyferry.config.reading import Section, address_of, split_address
+from keyferry.errors import ConfigError
+from keyferry.protocol.sip.uri import parse_sip_uri
+
+IKE_PORTS: Final = frozenset({500, 4500})
+"""What the drop rules let through in clear, so nothing else may be there (RFC 7296 §2, RFC 3948)."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+_IDENTITY = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@._:=,/ -]{0,252}", re.ASCII)
+
+
+class Ipsec(Section, frozen=True, kw_only=True):
+    """charon, for application servers with protection `ipsec` ([IPsec](ipsec.md))."""
+
+    vici: Annotated[str, Meta(description="path of its control socket; root's or this process's own user has to serve it")] = (
+        "/var/run/charon.vici"
+    )
+
+
+Child = Annotated[
+    str | None,
+    Meta(description="CHILD_SA that pushes must go through, with `ipsec`; default: `isc-` and the host in `sip_uri`"),
+]
+Identity = Annotated[
+    str | None,
+    Meta(description="IKE identity that the other side of it must have proven, as charon writes it; default: the host in `sip_uri`"),
+]
+
+
+class IpsecSide(Protocol):
+    """Settings of an application server that this looks at."""
+
+    @property
+    def sip_uri(self) -> str:
+        """ServerName."""
+
+    @property
+    def protection(self) -> str:
+        """Where keys may go."""
+
+    @property
+    def listen_sip(self) -> str | None:
+        """Where pushes arrive, if it is here."""
+
+    @property
+    def ipsec_child(self) -> str | None:
+        """Name of the CHILD_SA."""
+
+    @property
+    def ipsec_identity(self) -> str | None:
+        """IKE identity."""
+
+
+class Listening(Protocol):
+    """Settings of an S-CSCF."""
+
+    @property
+    def name(self) -> str:
+        """Host name."""
+
+    @property
+    def listen(self) -> str:
+        """`HOST:PORT`."""
+
+
+def child_of(server: IpsecSide) -> str:
+    """Return the name of the CHILD_SA that pushes to this application server go through."""
+    return server.ipsec_child or f"isc-{parse_sip_uri(server.sip_uri).host.strip('[]')}"
+
+
+def identity_of(server: IpsecSide) -> str:
+    """Return who has to be at its other end."""
+    return server.ipsec_identity or parse_sip_uri(server.sip_uri).host
+
+
+def check_ipsec(path: Path, servers: Sequence[IpsecSide], scscfs: Sequence[Listening]) -> None:
+    """Refuse what no SA could protect as written. Raises ConfigError."""
+    some = False
+    for place, server in enumerate(servers):
+        where = f"{path}: application_servers[{place}]"
+        if server.protection == "ipsec":
+            some = True
+            _check_server(where, server)
+        elif server.ipsec_child is not None or server.ipsec_identity is not None:
+            name = "ipsec_child" if server.ipsec_child is not None else "ipsec_identity"
+            raise ConfigError(f"{where}.{name}", f"is not used with protection {server.protection!r}", "Leave it out")
+    for scscf in scscfs if some else ():
+        _check_numeric(f"{path}: {scscf.name}.listen", scscf.listen)
+
+
+def _check_server(where: str, server: IpsecSide) -> None:
+    uri = parse_sip_uri(server.sip_uri)
+    for name, pattern in (("ipsec_child", _NAME), ("ipsec_identity", _IDENTITY)):
+        text = getattr(server, name)
+        if text is not None and not pattern.fullmatch(text):
+            raise ConfigError(f"{where}.{name}", "is nothing that swanctl.conf could hold", "Letters, digits, dots and hyphens will do")
+    if server.ipsec_identity is None and address_of(uri.host.strip("[]")) is not None:
+        raise ConfigError(f"{where}.sip_uri", "has an address, and certificates name hosts", "Set ipsec_identity, or write a host name")
+    if uri.port in IKE_PORTS:
+        raise ConfigError(f"{where}.sip_uri", f"port {uri.port} is IKE's, which goes in clear", "Take another port")
+    if server.listen_sip is not None:
+        _check_numeric(f"{where}.listen_sip", server.listen_sip)
+
+
+def _check_numeric(where: str, listen: str) -> None:
+    host, port = split_address(listen, where)
+    address = address_of(host)
+    if address is None or address.is_unspecified:
+        raise ConfigError(where, "a security association is between two addresses, and this is none", "Write the numeric address")
+    if port in IKE_PORTS:
+        raise ConfigError(where, f"port {port} is IKE's, which goes in clear", "Take another port")

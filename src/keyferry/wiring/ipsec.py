@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protection policy `ipsec` of one S-CSCF: charon's socket, a policy for each application server, and what happens when SAs come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from keyferry.config import Scscf, split_address
+from keyferry.config.ipsec import child_of, identity_of
+from keyferry.errors import KeyferryError, ProtectionUnmet
+from keyferry.ports import Counter, Log, Resolver
+from keyferry.protocol.identity import AsId, parse_as_id
+from keyferry.protocol.security_association import Wanted
+from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.transports.ipsec import IpsecPolicy, SaView
+from keyferry.transports.vici import Vici
+from keyferry.wiring.services import Services
+
+
+@dataclass(slots=True)
+class IpsecWatch:
+    """Look at every policy when something happens to an SA; say what changed, and let go what waited for one."""
+
+    view: SaView
+    policies: Mapping[str, IpsecPolicy]  # by ServerName
+    resolver: Resolver
+    log: Log
+    counter: Counter
+    release: Callable[[str], None] = lambda _server_name: None  # takes the ServerName of an AS that may be sent to again
+    _problems: dict[str, str] = field(default_factory=dict)  # by ServerName; "" met
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connect to charon, look once, and begin to watch."""
+        self.view.watch(self._changed.set)
+        await self.view.start()
+        await self._look()
+        self._task = asyncio.get_running_loop().create_task(self._follow())
+
+    async def aclose(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.view.aclose()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._look()
+
+    async def _look(self) -> None:
+        for server_name, policy in self.policies.items():
+            problem = await self._problem(server_name, policy)
+            if self._problems.get(server_name) != problem:
+                self._problems[server_name] = problem
+                self._tell(server_name, policy, problem)
+            if not problem:
+                self.release(server_name)
+
+    async def _problem(self, server_name: str, policy: IpsecPolicy) -> str:
+        """Return why no push could go there, over UDP or over TCP; "" where one could."""
+        try:
+            hop = self.resolver.resolve(parse_sip_uri(server_name))
+            try:
+                await policy(hop)
+            except ProtectionUnmet:
+                await policy(hop._replace(transport="TCP"))
+        except ProtectionUnmet as problem:
+            return problem.problem
+        except KeyferryError as problem:
+            return str(problem)
+        return ""
+
+    def _tell(self, server_name: str, policy: IpsecPolicy, problem: str) -> None:
+        self.counter.count("ipsec_policy", "unmet" if problem else "met")
+        if problem:
+            self.log.warning("ipsec-unmet", server=server_name, child=policy.wanted.child, problem=problem)
+        else:
+            self.log.info("ipsec-met", server=server_name, child=policy.wanted.child, identity=policy.wanted.identity)
+
+
+def ipsec_watch(services: Services, settings: Scscf) -> IpsecWatch | None:
+    """Return the policies of one S-CSCF, not started; None where no application server wants `ipsec`. Raises ConfigError."""
+    host, port = split_address(settings.listen, "scscf.listen")
+    view = SaView(Vici(Path(services.config.ipsec.vici)), services.clock)
+    policies = {
+        server.sip_uri: IpsecPolicy(view, Wanted(child_of(server), identity_of(server)), host, port)
+        for server in services.config.application_servers
+        if str(server.protection) == "ipsec"
+    }
+    return IpsecWatch(view, policies, services.resolver, services.log, services.metrics) if policies else None
+
+
+def policies_by_as_id(services: Services, watch: IpsecWatch | None) -> dict[AsId, IpsecPolicy]:
+    """Return the policy of each AS_ID that has one."""
+    if watch is None:
+        return {}
+    servers = services.config.application_servers
+    return {parse_as_id(server.as_id): watch.policies[server.sip_uri] for server in servers if server.sip_uri in watch.policies}
