@@ -33,7 +33,7 @@ def load(folder: Path, text: str) -> Config:
 def test_the_names_come_from_the_uri_where_none_are_given(tmp_path: Path) -> None:
     config = load(tmp_path, SERVER)
     (server,) = config.application_servers
-    assert (child_of(server), identity_of(server)) == ("isc-xcap-as.home1.net", "xcap-as.home1.net")
+    assert (child_of(server), identity_of(server)) == ("isc-xcap-as-home1-net", "xcap-as.home1.net")
     assert config.ipsec.vici == "/var/run/charon.vici"
     named = load(tmp_path, SERVER + 'ipsec_child = "isc"\nipsec_identity = "as@home1.net"\n[ipsec]\nvici = "/run/x"\n')
     assert (child_of(named.application_servers[0]), identity_of(named.application_servers[0])) == ("isc", "as@home1.net")
@@ -58,6 +58,7 @@ def test_the_names_come_from_the_uri_where_none_are_given(tmp_path: Path) -> Non
         (SERVER.replace("10.99.0.2:5090", "10.99.0.2:500"), "[0].listen_sip: port 500 is IKE's"),
         (SERVER.replace("xcap-as.home1.net", "10.99.0.2"), "[0].sip_uri: has an address, and certificates name hosts"),
         (SERVER + 'ipsec_child = "a b {"\n', "[0].ipsec_child: is nothing that swanctl.conf could hold"),
+        (SERVER + 'ipsec_child = "a.b"\n', "[0].ipsec_child: is nothing that swanctl.conf could hold"),
         (SERVER + 'ipsec_identity = "a\\nb"\n', "[0].ipsec_identity: is nothing that swanctl.conf could hold"),
         (SERVER + "[ipsec]\nvicci = 1\n", "ipsec: unknown key `vicci`. Did you mean `vici`?"),
     ],
@@ -70,7 +71,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, says: str)
 
 def test_an_address_as_uri_is_right_with_an_identity(tmp_path: Path) -> None:
     (server,) = load(tmp_path, SERVER.replace("xcap-as.home1.net", "10.99.0.2") + 'ipsec_identity = "as.net"\n').application_servers
-    assert (child_of(server), identity_of(server)) == ("isc-10.99.0.2", "as.net")
+    assert (child_of(server), identity_of(server)) == ("isc-10-99-0-2", "as.net")
 
 
 def test_a_key_agent_takes_pushes_through_ipsec(tmp_path: Path) -> None:

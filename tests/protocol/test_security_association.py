@@ -14,7 +14,7 @@ from keyferry.errors import ProtectionUnmet
 from keyferry.protocol.security_association import ChildSa, Wanted, Way, check_way, child_sas
 from keyferry.protocol.vici import Section
 
-WANTED = Wanted("isc-xcap-as.home1.net", "xcap-as.home1.net")
+WANTED = Wanted("isc-xcap-as-home1-net", "xcap-as.home1.net")
 UDP = Way("UDP", "10.99.0.1", 6060, "10.99.0.2", 5090)
 TCP = Way("TCP", "10.99.0.1", 0, "10.99.0.2", 5090)
 GOOD = ChildSa(
@@ -26,8 +26,8 @@ LIST_SA: Section = {  # as charon 5.9.8 says it
         "uniqueid": "2", "version": "2", "state": "ESTABLISHED", "local-host": "10.99.0.1", "local-id": "scscf1.home1.net",
         "remote-host": "10.99.0.2", "remote-id": "xcap-as.home1.net", "encr-alg": "AES_GCM_16", "encr-keysize": "128",
         "child-sas": {
-            "isc-xcap-as.home1.net-1": {
-                "name": "isc-xcap-as.home1.net", "uniqueid": "1", "reqid": "1", "state": "INSTALLED", "mode": "TUNNEL", "protocol": "ESP",
+            "isc-xcap-as-home1-net-1": {
+                "name": "isc-xcap-as-home1-net", "uniqueid": "1", "reqid": "1", "state": "INSTALLED", "mode": "TUNNEL", "protocol": "ESP",
                 "encap": "yes", "spi-in": "b9a6066e", "spi-out": "54447b9e", "encr-alg": "AES_GCM_16", "encr-keysize": "128",
                 "bytes-in": "0", "local-ts": ["10.99.0.1/32"], "remote-ts": ["10.99.0.2/32"],
             }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from keyferry.protocol.vici import Kind, Packet, Section, build_packet, parse_packet, split
 
-CHILD, IDENTITY = "isc-xcap-as.home1.net", "xcap-as.home1.net"
+CHILD, IDENTITY = "isc-xcap-as-home1-net", "xcap-as.home1.net"
 
 
 def sa(

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from keyferry.cli import agent, bench, check, demo, dev, failures, keys, lab, pki, proxy, registrations, serve, subscriber, trace, ue
+from keyferry.cli import agent, bench, check, demo, dev, failures, ipsec, keys, lab, pki, proxy, registrations, serve, subscriber, trace, ue
 from keyferry.cli.output import errors
 from keyferry.errors import ConfigError, KeyferryError, ParseError, StateError
 
@@ -34,6 +34,7 @@ app.add_typer(subscriber.app, name="subscriber")
 app.add_typer(ue.app, name="ue")
 app.add_typer(keys.app, name="keys")
 app.add_typer(pki.app, name="pki")
+app.add_typer(ipsec.app, name="ipsec")
 app.add_typer(lab.app, name="lab")
 
 

@@ -16,7 +16,7 @@ from keyferry.protocol.sip.uri import parse_sip_uri
 
 IKE_PORTS: Final = frozenset({500, 4500})
 """What the drop rules let through in clear, so nothing else may be there (RFC 7296 §2, RFC 3948)."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", re.ASCII)  # a dot would be a section within a section
 _IDENTITY = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@._:=,/ -]{0,252}", re.ASCII)
 
 
@@ -30,7 +30,7 @@ class Ipsec(Section, frozen=True, kw_only=True):
 
 Child = Annotated[
     str | None,
-    Meta(description="CHILD_SA that pushes must go through, with `ipsec`; default: `isc-` and the host in `sip_uri`"),
+    Meta(description="CHILD_SA that pushes must go through, with `ipsec`; default: `isc-` and the host in `sip_uri`, its dots as hyphens"),
 ]
 Identity = Annotated[
     str | None,
@@ -76,7 +76,7 @@ class Listening(Protocol):
 
 def child_of(server: IpsecSide) -> str:
     """Return the name of the CHILD_SA that pushes to this application server go through."""
-    return server.ipsec_child or f"isc-{parse_sip_uri(server.sip_uri).host.strip('[]')}"
+    return server.ipsec_child or "isc-" + re.sub("[^a-z0-9]+", "-", parse_sip_uri(server.sip_uri).host.strip("[]").lower())
 
 
 def identity_of(server: IpsecSide) -> str:
@@ -104,7 +104,7 @@ def _check_server(where: str, server: IpsecSide) -> None:
     for name, pattern in (("ipsec_child", _NAME), ("ipsec_identity", _IDENTITY)):
         text = getattr(server, name)
         if text is not None and not pattern.fullmatch(text):
-            raise ConfigError(f"{where}.{name}", "is nothing that swanctl.conf could hold", "Letters, digits, dots and hyphens will do")
+            raise ConfigError(f"{where}.{name}", "is nothing that swanctl.conf could hold", "Letters, digits and hyphens will do")
     if server.ipsec_identity is None and address_of(uri.host.strip("[]")) is not None:
         raise ConfigError(f"{where}.sip_uri", "has an address, and certificates name hosts", "Set ipsec_identity, or write a host name")
     if uri.port in IKE_PORTS:

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `keyferry ipsec check` asks: charon, once for each pair, and whether the drop rules are loaded."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from keyferry.errors import ProtectionUnmet, TransportError
+from keyferry.protocol.security_association import Wanted, Way, check_way, child_sas
+from keyferry.transports.vici import Vici
+from keyferry.wiring.ipsec_files import NFT_TABLE, Pair, Side, nft
+
+
+class Checked(NamedTuple):
+    """One pair, and why it is not protected; "" if it is."""
+
+    pair: Pair
+    problem: str
+
+
+async def check_pairs(pairs: Sequence[Pair], vici_path: Path, side: Side) -> list[Checked]:
+    """Ask charon of every pair, as the policy would before a packet."""
+    vici = Vici(vici_path)
+    await vici.start()
+    try:
+        listed = await vici.list_sas()
+    except TransportError as problem:
+        return [Checked(pair, f"charon cannot be asked at {problem}") for pair in pairs]
+    finally:
+        await vici.aclose()
+    sas = [sa for each in listed for sa in child_sas(each)]
+    found = []
+    for pair in pairs:
+        try:
+            for way in _ways(pair, side):
+                check_way(sas, Wanted(pair.child, pair.ends(side)[2]), way)
+        except ProtectionUnmet as problem:
+            found.append(Checked(pair, problem.problem))
+        else:
+            found.append(Checked(pair, ""))
+    return found
+
+
+def _ways(pair: Pair, side: Side) -> list[Way]:
+    """Return what goes between the two: pushes over UDP and TCP, or the answers to them."""
+    if side == "scscf":
+        udp = Way("UDP", pair.scscf_address, pair.scscf_port, pair.server_address, pair.server_port)
+        return [udp, udp._replace(transport="TCP", local_port=0)]
+    return [Way("UDP", pair.server_address, pair.server_port, pair.scscf_address, pair.scscf_port)]
+
+
+def rules_problem(pairs: Sequence[Pair]) -> str:
+    """Return what is wrong with the drop rules of this machine, or network namespace; "" nothing."""
+    path = nft()
+    if path is None:
+        return "nft is not installed"
+    try:
+        command = [path, "list", "table", "inet", NFT_TABLE]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603 - fixed words
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return f"nft failed: {type(problem).__name__}"
+    if done.returncode:
+        return f"the table inet {NFT_TABLE} is not loaded, or this user may not look"
+    missing = [each for pair in pairs for each in (pair.scscf_address, pair.server_address) if each not in done.stdout.split()]
+    if missing or "drop" not in done.stdout:
+        return f"the table inet {NFT_TABLE} does not name {', '.join(missing)}" if missing else "they drop nothing"
+    return ""
