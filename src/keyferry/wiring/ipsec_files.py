@@ -20,6 +20,7 @@ from keyferry.config.reading import address_of
 from keyferry.errors import ConfigError, ParseError, StateError, TransportError
 from keyferry.protocol.identity import parse_as_id
 from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.pki import Pki
 from keyferry.transports.resolver import TableResolver
@@ -124,7 +125,8 @@ def write_all(folder: Path, state: Path, pairs: Sequence[Pair], choices: Choices
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        return _written(folder, state, pairs, choices)
+        with open_state(state, random=SystemRandom()) as opened:
+            return _written(folder, opened.root, pairs, choices)
     except OSError as problem:
         raise StateError(
             str(problem.filename or folder), f"cannot be written: {problem.strerror}", "Give a folder of your own"

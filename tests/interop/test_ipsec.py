@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""strongSwan between S-CSCF and application server, in two network namespaces: what the wire shows (TS 33.210 §5; DESIGN §6)."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from interop.ipseckit import LIMIT, Process, World, captured, in_clear, protected, short, vici_package, world, write
+from keyferry.protocol.security_association import child_sas
+from keyferry.protocol.vici import Section
+from keyferry.transports.vici import Vici
+from system.serving import keyferry, until
+
+pytestmark = pytest.mark.interop
+OURS = (b"REGISTER", b"3gpp-ims+xml", b"kf:sealed", b"SIP/2.0")
+TRANSPORTS = pytest.mark.parametrize("edit", [str, short], ids=["tcp", "udp"])  # as long names, and short ones, make it
+
+
+@pytest.fixture(name="place")
+def place_fixture() -> Iterator[Path]:
+    """Return a folder whose name is short enough for a socket's."""
+    with TemporaryDirectory(prefix="kfi-") as folder:
+        yield Path(folder)
+
+
+def nothing_in_clear(file: Path) -> None:
+    assert in_clear(file) == ""
+    data = file.read_bytes()
+    assert [word for word in OURS if word in data] == []
+
+
+def delivered(here: World, keys: int = 1) -> None:
+    until(lambda: here.server.keys() == keys, seconds=LIMIT, what="the application server has what it shall have")
+
+
+def once(here: World) -> None:
+    """Nothing lost, and nothing twice in effect: one key, stored once, and nothing owed."""
+    delivered(here)
+    until(lambda: here.scscf.metric("scscf_third_party_registers", "delivered") == 1, seconds=LIMIT, what="the S-CSCF owes nothing")
+    assert here.server.metric("as_pushes", "stored") == 1
+
+
+def refused(scscf: Process) -> None:
+    until(lambda: scscf.metric("scscf_push_failed", "unprotected") > 0, seconds=LIMIT, what="the policy has stopped a push")
+
+
+@pytest.mark.parametrize("more", [[], ["--psk"]], ids=["certificates", "psk"])
+def test_the_wire_shows_esp_in_udp_and_ike_alone(place: Path, more: list[str]) -> None:
+    """Registration, push, a document over HTTPS, de-registration: between the two machines nothing else is to be seen."""
+    with world(place, *more) as here, captured(here.home.namespace, place / "wire.pcap") as wire:
+        here.up()
+        here.ue("register")
+        once(here)
+        found = json.loads(here.check().stdout)
+        assert (found["ok"], found["rules"]["loaded"], [pair["met"] for pair in found["pairs"]]) == (True, True, [True])
+        here.ue("deregister")
+        delivered(here, 0)
+    nothing_in_clear(wire)
+    assert protected(wire) > 8
+
+
+async def test_strongswan_s_own_client_and_ours_see_the_same(place: Path) -> None:
+    with world(place) as here:
+        here.up()
+        ours = Vici(here.home.socket)
+        await ours.start()
+        (mine,) = [child_sas(each) for each in await ours.list_sas()]
+        await ours.aclose()
+        (theirs,) = [child_sas(_texts(each)) for each in await vici_package(here.home.socket)]
+        assert mine == theirs
+        assert [(sa.name, sa.identity, sa.encryption) for sa in mine] == [("isc-xcap-as-home1-net", "xcap-as.home1.net", "AES_GCM_16")]
+
+
+@TRANSPORTS
+def test_without_the_sa_no_key_leaves_the_registration_succeeds_and_the_sa_delivers(place: Path, edit: Callable[[str], str]) -> None:
+    """DESIGN §6: not met, no push, the registration goes on, an alarm; and at once when it is met."""
+    with world(place, edit=edit) as here, captured(here.home.namespace, place / "wire.pcap") as wire:
+        assert here.ue("register")["keys"]
+        refused(here.scscf)
+        assert "third-party-register-not-delivered" in here.scscf.log.read_text()
+        assert (here.server.keys(), here.home.dropped()) == (0, 0)  # it was the policy that stopped it
+        found = json.loads(here.check().stdout)
+        assert not found["ok"]
+        assert "charon cannot be asked" in found["pairs"][0]["problem"]
+        here.up()
+        once(here)
+    nothing_in_clear(wire)
+
+
+@TRANSPORTS
+def test_charon_killed_between_decision_and_sending(place: Path, edit: Callable[[str], str]) -> None:
+    """The policy hears that the SA is there; it is gone before the packet is: the rules of the kernel stop that."""
+    with world(place, edit=edit) as here, captured(here.home.namespace, place / "wire.pcap") as wire:
+        here.up()
+        here.relay.hides_the_end = True
+        here.relay.before_answer = here.home.kill
+        here.ue("register")
+        until(lambda: here.home.dropped() > 0, seconds=LIMIT, what="the kernel has stopped what the policy let through")
+        assert here.server.keys() == 0
+        here.relay.hides_the_end = False
+        here.home.start()
+        here.met()
+        once(here)
+    nothing_in_clear(wire)
+
+
+def test_without_the_rules_of_the_kernel_that_very_body_would_go_out_in_clear(place: Path) -> None:
+    """This is why `keyferry ipsec write` makes them; and it shows that the tests here can fail."""
+    with world(place, edit=short) as here, captured(here.home.namespace, place / "wire.pcap") as wire:
+        here.up()
+        here.home.without_rules()
+        assert json.loads(here.check().stdout)["rules"]["loaded"] is False
+        here.relay.hides_the_end = True
+        here.relay.before_answer = here.home.kill
+        here.ue("register")
+        until(lambda: b"kf:sealed" in wire.read_bytes(), seconds=LIMIT, what="the body is on the wire")
+    assert "REGISTER" in in_clear(wire)
+
+
+@TRANSPORTS
+def test_charon_killed_between_retransmissions(place: Path, edit: Callable[[str], str]) -> None:
+    """The request has gone out through the SA, and is not answered; what is sent again goes nowhere without it."""
+    with world(place, edit=edit) as here, captured(here.home.namespace, place / "wire.pcap") as wire:
+        here.up()
+        here.far.kill()  # from here on nothing is answered
+        here.ue("register")
+        if edit is short:
+            until(lambda: here.scscf.metric("sip_retransmissions", "sent") > 0, seconds=LIMIT, what="the push was sent again")
+        here.home.kill()
+        if edit is short:
+            refused(here.scscf)
+        else:  # TCP in the kernel sends its SYN, or the body, again by itself
+            until(lambda: here.home.dropped() > 0, seconds=LIMIT, what="the kernel has stopped what it would have sent again")
+        assert here.server.keys() == 0
+        here.up()
+        once(here)
+    nothing_in_clear(wire)
+
+
+def test_a_connection_that_was_open_before_carries_nothing_when_the_sa_is_gone(place: Path) -> None:
+    """The first push has opened it; the body of the second is in the kernel when charon dies."""
+    with world(place) as here, captured(here.home.namespace, place / "wire.pcap") as wire:
+        here.up()
+        here.ue("register")
+        once(here)
+        here.server.process.send_signal(signal.SIGSTOP)
+        here.relay.hides_the_end = True
+        here.relay.before_answer = here.home.kill
+        here.ue("deregister")
+        until(lambda: here.home.dropped() > 0, seconds=LIMIT, what="the kernel has stopped the body")
+        here.relay.hides_the_end = False
+        here.server.process.send_signal(signal.SIGCONT)
+        assert here.server.keys() == 1
+        here.home.start()
+        here.met()
+        delivered(here, 0)
+    nothing_in_clear(wire)
+
+
+def test_an_sa_of_another_identity_that_covers_the_address_does_not_satisfy(place: Path) -> None:
+    """A server with a certificate of the same CA is at the address, and this machine's charon would have it: the policy would not."""
+    with world(place) as here, captured(here.home.namespace, place / "wire.pcap") as wire:
+        theirs, ours = here.far.folder / "swanctl.conf", here.home.folder / "swanctl.conf"
+        honest = {file: file.read_text() for file in (theirs, ours)}
+        assert keyferry("pki", "issue", "evil.home1.net", "--role", "as", "--state", place / "state").returncode == 0
+        for kind, suffix in (("x509", "pem"), ("private", "key")):
+            made = place / "state" / "pki" / f"as-evil.home1.net.{suffix}"
+            (here.far.folder / kind / f"evil.home1.net.{suffix}").write_bytes(made.read_bytes())
+        theirs.write_text(
+            honest[theirs]
+            .replace('id = "xcap-as.home1.net"', 'id = "evil.home1.net"')
+            .replace("xcap-as.home1.net.pem", "evil.home1.net.pem")
+        )
+        here.far.start()
+        here.home.start()  # as it was written: whoever proves to be another is refused
+        until(lambda: "AUTHENTICATION_FAILED" in _log(here), seconds=LIMIT, what="charon has refused the stranger")
+        assert "there is no CHILD_SA" in here.check().stdout
+        ours.write_text(honest[ours].replace('id = "xcap-as.home1.net"', 'id = "evil.home1.net"'))
+        here.home.load()
+        until(lambda: "another identity" in here.check().stdout, seconds=LIMIT, what="an SA with the stranger covers the address")
+        assert here.ue("register")["keys"]
+        refused(here.scscf)
+        assert here.server.keys() == 0
+        for file, text in honest.items():
+            file.write_text(text)
+        here.far.kill()
+        here.home.kill()
+        here.up()
+        once(here)
+    nothing_in_clear(wire)
+
+
+def test_what_is_written_names_each_side(place: Path) -> None:
+    with world(place) as here:
+        write(place, "as", here.far, "--as", "xcap-as.home1.net", "--esp", "kernel")
+        assert "mode = transport" in (here.far.folder / "swanctl.conf").read_text()
+
+
+def _log(here: World) -> str:
+    return (here.home.folder / "charon.log").read_text() + (here.far.folder / "charon.log").read_text()
+
+
+def _texts(section: dict[str, object]) -> Section:
+    def text(value: object) -> object:
+        if isinstance(value, bytes):
+            return value.decode()
+        if isinstance(value, list):
+            return [text(each) for each in value]
+        return {name: text(each) for name, each in value.items()} if isinstance(value, dict) else value
+
+    return text(section)  # type: ignore[return-value]
