@@ -169,6 +169,11 @@ class Charon:
         surroundings = {**os.environ, "SWANCTL_DIR": str(self.folder)}
         run(needed("swanctl"), "--load-all", "--noprompt", "--uri", f"unix://{self.socket}", env=surroundings)
 
+    def initiate(self, child: str = "isc-xcap-as-home1-net") -> int:
+        """Try to set up a CHILD_SA now; return 0 if that worked."""
+        words = ("--initiate", "--child", child, "--timeout", "10", "--uri", f"unix://{self.socket}")
+        return run(needed("swanctl"), *words, check=False).returncode
+
     def rules(self) -> None:
         """Load the drop rules."""
         self.namespace.run(needed("nft"), "-f", str(self.folder / "isc.nft"))

@@ -172,14 +172,10 @@ def test_an_sa_of_another_identity_that_covers_the_address_does_not_satisfy(plac
         for kind, suffix in (("x509", "pem"), ("private", "key")):
             made = place / "state" / "pki" / f"as-evil.home1.net.{suffix}"
             (here.far.folder / kind / f"evil.home1.net.{suffix}").write_bytes(made.read_bytes())
-        theirs.write_text(
-            honest[theirs]
-            .replace('id = "xcap-as.home1.net"', 'id = "evil.home1.net"')
-            .replace("xcap-as.home1.net.pem", "evil.home1.net.pem")
-        )
+        theirs.write_text(honest[theirs].replace('id = "xcap-as.', 'id = "evil.').replace("certs = xcap-as.", "certs = evil."))
         here.far.start()
         here.home.start()  # as it was written: whoever proves to be another is refused
-        until(lambda: "AUTHENTICATION_FAILED" in _log(here), seconds=LIMIT, what="charon has refused the stranger")
+        assert here.home.initiate() != 0
         assert "there is no CHILD_SA" in here.check().stdout
         ours.write_text(honest[ours].replace('id = "xcap-as.home1.net"', 'id = "evil.home1.net"'))
         here.home.load()
@@ -200,10 +196,6 @@ def test_what_is_written_names_each_side(place: Path) -> None:
     with world(place) as here:
         write(place, "as", here.far, "--as", "xcap-as.home1.net", "--esp", "kernel")
         assert "mode = transport" in (here.far.folder / "swanctl.conf").read_text()
-
-
-def _log(here: World) -> str:
-    return (here.home.folder / "charon.log").read_text() + (here.far.folder / "charon.log").read_text()
 
 
 def _texts(section: dict[str, object]) -> Section:
