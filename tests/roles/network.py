@@ -148,8 +148,9 @@ class Client:
     name: str
 
     async def send(self, request: Request, hop: SipPeer, *, check: PeerCheck | None = None) -> Response:
-        if check is not None:
-            check(hop)
+        pending = None if check is None else check(hop)
+        if pending is not None:
+            await pending
         return await self.network.carry(self.name, request, hop)
 
 

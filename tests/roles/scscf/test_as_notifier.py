@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from keyferry.errors import LocalProtocolError, StoreError, TransportError
+from keyferry.errors import LocalProtocolError, ProtectionUnmet, StoreError, TransportError
 from keyferry.ports import PendingPush, SipPeer, SubscribedImpu
 from keyferry.protocol.identity import AsId, Impu
 from keyferry.protocol.ims.ifc import ApplicationServer
@@ -229,6 +229,20 @@ class TestPolicy:
         async with open_home(criteria=[criterion(XCAP)], push={"check_peer": never, "as_ids": {}}) as home:
             await registered(home)
             assert len(pushes(home)) == 1
+
+    async def test_a_policy_of_the_server_holds_for_what_carries_no_key_too(self) -> None:
+        """A server that has `ipsec` or `tls` gets nothing in clear, whichever of its AS_IDs a criterion names."""
+
+        async def never(peer: SipPeer) -> None:
+            raise ProtectionUnmet(str(peer), "there is no CHILD_SA")
+
+        nobody = replace(criterion(XCAP), application_server=replace(criterion(XCAP).application_server, service_info="naf=evil.net"))
+        for chosen in (criterion(XCAP), nobody):
+            async with open_home(criteria=[chosen], push={"protection": {XCAP: never}, "push_wait": 0.001}) as home:
+                await registered(home)
+                await settle()
+                assert pushes(home) == []
+                assert home.counter["scscf_push_failed", "unprotected"] == 1
 
     async def test_seq_is_the_time_and_rises_whatever_the_clock_does(self, home: Home) -> None:
         alice = await registered(home)

@@ -80,6 +80,12 @@ class PushPolicy:
         """Return the protection policy of one AS_ID."""
         return self.protection.get(as_id, self.check_peer)
 
+    def check_for(self, push: PendingPush) -> PeerCheck | None:
+        """Return what a third-party REGISTER has to satisfy: one without keys no more than what its server has been given besides."""
+        if push.as_id:
+            return self.check_of(push.as_id)
+        return next((self.protection[as_id] for as_id in self.as_ids.get(push.server_name, ()) if as_id in self.protection), None)
+
 
 def select_targets(
     servers: Sequence[tuple[ApplicationServer, tuple[Impu, ...]]], policy: PushPolicy, register: Request | None, response: Response | None
@@ -335,8 +341,8 @@ class AsNotifier:
         """Send once; true when there is nothing more to do."""
         try:
             # Checked at every transmission by the sender: no key follows a change of route or transport (DESIGN §6).
-            check = self.policy.check_of(push.as_id) if push.as_id else None
-            response = await self.sip.send(request, self.resolver.resolve(_server_uri(push.server_name)), check=check)
+            hop = self.resolver.resolve(_server_uri(push.server_name))
+            response = await self.sip.send(request, hop, check=self.policy.check_for(push))
         except (TransportError, RemoteProtocolError) as problem:
             gate.failed()
             self.counter.count("scscf_push_failed", "unprotected" if isinstance(problem, ProtectionUnmet) else "unreachable")
