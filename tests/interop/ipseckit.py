@@ -403,7 +403,7 @@ def _end(process: subprocess.Popen[Any]) -> None:
 
 def write(folder: Path, side: str, charon: Charon, *more: str) -> None:
     """Run `keyferry ipsec write`."""
-    place = ["--config", folder / "serve.toml", "--side", side, "--state", folder / "state", "--vici", charon.socket]
+    place: list[str | Path] = ["--config", folder / "serve.toml", "--side", side, "--state", folder / "state", "--vici", charon.socket]
     done = keyferry("ipsec", "write", charon.folder, *place, *more)
     assert done.returncode == 0, done.stdout + done.stderr
 
