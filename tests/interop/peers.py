@@ -16,6 +16,7 @@ PACKAGES = {
     "chromium": "chromium",
     "gnutls-cli": "gnutls-bin",
     "nginx": "nginx-light",
+    "freeDiameterd": "freediameterd freediameter-extensions",
 }
 
 
