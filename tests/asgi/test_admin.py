@@ -196,3 +196,40 @@ async def test_a_trace_that_cannot_be_had_is_refused() -> None:
     assert answer.status == 503
     assert b"secret" not in answer.body
     assert (await call(admin({}), "GET", "/trace?impi=a@b.c", **HERE)).status == 404
+
+
+# ---- readiness
+
+
+async def test_readiness_is_another_thing_than_health() -> None:
+    """200 or 503, with reasons; a process without checks is ready when it answers."""
+
+    async def well() -> Mapping[str, object]:
+        return {"ok": True}
+
+    async def away() -> Mapping[str, object]:
+        return {"ready": False, "reasons": ["I-CSCF: does not answer"]}
+
+    async def broken() -> Mapping[str, object]:
+        raise StoreError("/secret/path")
+
+    for ready, status, body in ((None, 200, {"ready": True}), (away, 503, await away()), (broken, 503, {"ready": False})):
+        app = AdminApp(registry=CollectorRegistry(), health=well, ready=ready)
+        answer = await call(app, target="/ready")
+        assert (answer.status, json.loads(answer.body)) == (status, body)
+        assert (await call(app, target="/health")).status == 200
+
+
+async def test_metrics_are_refreshed_first_and_shown_even_where_that_fails() -> None:
+    """A store that fails must not hide what else there is."""
+    did: list[str] = []
+
+    async def well() -> Mapping[str, object]:
+        return {"ok": True}
+
+    async def refresh() -> None:
+        did.append("refreshed")
+        raise StoreError("/secret/path")
+
+    answer = await call(AdminApp(registry=CollectorRegistry(), health=well, refresh=refresh), target="/metrics")
+    assert (answer.status, did) == (200, ["refreshed"])

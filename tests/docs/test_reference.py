@@ -24,6 +24,7 @@ from keyferry import config
 from keyferry.config import agent
 from keyferry.errors import KeyferryError
 from keyferry.protocol.ims.verdicts import ADVICE, Reason
+from keyferry.wiring.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "src" / "keyferry"
@@ -160,6 +161,21 @@ def test_every_metric_is_documented_with_its_reasons() -> None:
         for reason in reasons if name not in elsewhere else ():
             assert f"`{reason}`" in row, f"{name} {reason}"
     assert counted["sip_dropped"] == _table("Dropped SIP messages")
+
+
+def test_every_time_and_state_is_documented_with_its_labels() -> None:
+    """Names, kinds and labels of wiring/metrics.py."""
+    declared = {name: ("histogram", described.labels) for name, described in HISTOGRAMS.items()}
+    declared |= {f"{name}_total": ("counter", described.labels) for name, described in COUNTERS.items()}
+    declared |= {name: ("gauge", described.labels) for name, described in GAUGES.items()}
+    shown: dict[str, tuple[str, tuple[str, ...]]] = {}
+    part = (DOCS / "errors.md").read_text("utf-8").partition("### Times and states\n")[2].partition("\n#")[0]
+    for line in part.splitlines():
+        if line.startswith("| `"):
+            names, kind, labels, _ = line.strip("|").split("|", 3)
+            for name in re.findall(r"`([^`]+)`", names):
+                shown[name] = (kind.strip(), tuple(re.findall(r"`([^`]+)`", labels)))
+    assert shown == declared
 
 
 def test_every_reason_of_a_refusal_is_documented() -> None:

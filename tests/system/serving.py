@@ -163,9 +163,9 @@ def running(
 
 
 @contextmanager
-def serving(config: Path, state: Path, *arguments: str) -> Iterator[Served]:
+def serving(config: Path, state: Path, *arguments: str, log: Path | None = None) -> Iterator[Served]:
     """Serve, wait until it is ready, and end it with SIGTERM: it must exit with 0, say so, and have logged no traceback."""
-    log = state.with_suffix(".log")
+    log = log or state.with_suffix(".log")
     command = [sys.executable, "-m", "keyferry", "serve", "--config", str(config), "--state", str(state), *arguments]
     with (
         log.open("ab") as errors,

@@ -10,6 +10,7 @@ import os
 
 from prometheus_client import generate_latest
 
+from keyferry.ports.correlation import correlate
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.wiring.observability import MAX_A_SECOND, MAX_QUEUED, BackgroundStream, Metrics, StructLog, bridge_libraries
 
@@ -23,6 +24,21 @@ def test_a_log_line_is_one_json_object_and_a_key_prints_its_length() -> None:
     assert (first["event"], first["level"], first["impi"]) == ("registered", "info", "a@home1.net")
     assert first["key"] == "Secret(16 octets)"
     assert second["level"] == "warning"
+
+
+def test_a_line_says_which_registration_it_belongs_to() -> None:
+    """As long as the task works for one; others' lines have no id."""
+    stream = io.StringIO()
+    log = StructLog("json", stream)
+    correlate("0123456789abcdef")
+    try:
+        log.info("registered")
+    finally:
+        correlate("")
+    log.info("stopping")
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert first["id"] == "0123456789abcdef"
+    assert "id" not in second
 
 
 def test_text_is_one_line_and_none_is_silent() -> None:

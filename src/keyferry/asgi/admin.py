@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Health, metrics and a live trace for operators, on a listener of its own without login (Prometheus text format 0.0.4)."""
+"""Health, readiness, metrics and a live trace for operators, on a listener of its own without login (Prometheus text format 0.0.4)."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -24,14 +25,17 @@ NDJSON = b"application/x-ndjson"
 MAX_QUERY = 2_048
 """Octets; an IMPI has at most 255, three times as many escaped."""
 
+THERE_ARE = b"There are /health, /ready, /metrics, /trace?impi=IMPI, /registrations?impi=IMPI, /failures and /profiles.\n"
+
 Follow: TypeAlias = Callable[[str], AbstractAsyncContextManager[AsyncIterator[Mapping[str, object]]]]
 """Follows one IMPI: steps of a ladder without bodies and keys."""
 
 
 class AdminApp:
-    """Answer GET /health, /metrics, /trace, and by other apps /registrations, /failures, /profiles and /subscribers; nothing tells a key.
+    """Answer /health, /ready, /metrics, /trace, and by other apps /registrations, /failures, /profiles, /subscribers; nothing tells a key.
 
-    Health and metrics tell counts, never an identity. The others name subscribers, and there is no login: only this machine gets them.
+    The first three tell counts and names of functions, never an identity. The others name subscribers, and there is no login: only this
+    machine gets them.
     """
 
     def __init__(
@@ -43,8 +47,15 @@ class AdminApp:
         registrations: RegistrationsApp | None = None,
         failures: FailuresApp | None = None,
         subscribers: SubscribersApp | None = None,
+        ready: Callable[[], Awaitable[Mapping[str, object]]] | None = None,
+        refresh: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Take metrics, health (a JSON object whose "ok" decides between 200 and 503), the tracer, and three more apps."""
+        """Take metrics, health (a JSON object whose "ok" decides between 200 and 503), the tracer, and three more apps.
+
+        `ready` is another such object with "ready"; `refresh` brings the metrics up to date before they are shown.
+        """
+        self._ready = ready
+        self._refresh = refresh
         self._registry = registry
         self._health = health
         self._trace = trace
@@ -58,16 +69,18 @@ class AdminApp:
             raise LocalProtocolError("AdminApp serves http alone")
         if scope["path"].startswith(("/registrations", "/failures", "/profiles", "/subscribers")):
             await self._tell_of_subscribers(scope, receive, send)
-        elif scope["path"] not in {"/health", "/metrics", "/trace"}:
-            await respond(send, 404, b"There are /health, /metrics, /trace?impi=IMPI, /registrations?impi=IMPI, /failures and /profiles.\n")
+        elif scope["path"] not in {"/health", "/ready", "/metrics", "/trace"}:
+            await respond(send, 404, THERE_ARE)
         elif scope["method"] not in {"GET", "HEAD"}:
             await respond(send, 405, b"Read only.\n", headers=[(b"allow", b"GET, HEAD")])
         elif scope["path"] == "/metrics":
-            await respond(send, 200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
+            await self._show_metrics(send)
         elif scope["path"] == "/trace":
             await self._follow(scope, receive, send)
+        elif scope["path"] == "/ready":
+            await _tell(send, self._ready, "ready")
         else:
-            await self._tell_health(send)
+            await _tell(send, self._health, "ok")
 
     async def _tell_of_subscribers(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not _from_here(scope):
@@ -82,13 +95,11 @@ class AdminApp:
             function = b"HSS" if scope["path"].startswith(("/profiles", "/subscribers")) else b"S-CSCF"
             await respond(send, 404, b"This process has no %b.\n" % function)
 
-    async def _tell_health(self, send: Send) -> None:
-        try:
-            report = dict(await self._health())
-        except KeyferryError:  # its text may name a path or a peer
-            report = {"ok": False}
-        status = 200 if report.get("ok") is True else 503
-        await respond(send, status, json.dumps(report).encode("utf-8") + b"\n", "application/json")
+    async def _show_metrics(self, send: Send) -> None:
+        if self._refresh is not None:
+            with contextlib.suppress(KeyferryError):  # a store that fails has a metric of its own: the others are shown as they were
+                await self._refresh()
+        await respond(send, 200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
     async def _follow(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -106,6 +117,16 @@ class AdminApp:
             status = problem.status if isinstance(problem, RemoteProtocolError) else 503
             text = str(problem) if isinstance(problem, RemoteProtocolError) else "the subscriber store cannot be read"
             await respond(send, status, f"{text}\n".encode())
+
+
+async def _tell(send: Send, report: Callable[[], Awaitable[Mapping[str, object]]] | None, word: str) -> None:
+    """Answer 200 or 503, as `word` of a report says; without a report, 200."""
+    try:
+        told = {word: True} if report is None else dict(await report())
+    except KeyferryError:  # its text may name a path or a peer
+        told = {word: False}
+    status = 200 if told.get(word) is True else 503
+    await respond(send, status, json.dumps(told).encode("utf-8") + b"\n", "application/json")
 
 
 async def _stream(steps: AsyncIterator[Mapping[str, object]], receive: Receive, send: Send) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from keyferry.cli import agent, bench, check, demo, dev, failures, ipsec, keys, lab, pki, proxy, registrations, serve, subscriber, trace, ue
 from keyferry.cli.output import errors
 from keyferry.errors import ConfigError, KeyferryError, ParseError, StateError
+from keyferry.wiring.protection import keep_memory_private
 
 app = typer.Typer(
     name="keyferry",
@@ -40,7 +40,7 @@ app.add_typer(lab.app, name="lab")
 
 def main() -> None:
     """Run a command and turn every error of ours into one line and an exit code."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold every key in clear
+    keep_memory_private()  # a core file would hold every key in clear
     try:
         app()
     except (ConfigError, ParseError) as problem:

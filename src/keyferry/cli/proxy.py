@@ -61,7 +61,7 @@ EndpointSecretOption = Annotated[
 ]
 
 # The operator
-AdminOption = Annotated[str, typer.Option(metavar="HOST:PORT", help="Serve /health and /metrics here; default: nowhere.")]
+AdminOption = Annotated[str, typer.Option(metavar="HOST:PORT", help="Serve /health, /ready and /metrics here; default: nowhere.")]
 AuditOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Append one JSON line a login.")]
 LogOption = Annotated[str, typer.Option("--log", help="text, json or none; goes to standard error.")]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from keyferry.config.reading import Section, check_protection, checked, load_file
+from keyferry.config.reading import Section, check_protection, checked, load_file, split_address
 from keyferry.errors import ConfigError
 from keyferry.protocol.identity import parse_as_id
 from keyferry.protocol.ims.key_store_id import MAX_STORES
@@ -55,6 +55,7 @@ class Agent(Section, frozen=True, kw_only=True):
     nonce_lifetime: Annotated[
         float, Meta(gt=0, le=604_800, description="seconds that an HTTP client may use a nonce; applications share what was used")
     ] = 86_400.0
+    listen_admin: Annotated[str | None, Meta(description="`HOST:PORT` for /health, /ready and /metrics; default: none")] = None
     state: Annotated[str | None, Meta(description="state directory where `--state` names none; default: .keyferry")] = None
 
 
@@ -79,6 +80,8 @@ def load_agent_config(path: Path) -> AgentConfig:
             raise ConfigError(f"{path}: agent.as_ids[{place}]", f"{as_id} is there twice", "Name it once")
         known.add(as_id)
     check_protection(f"{path}: agent", agent)
+    if agent.listen_admin is not None:
+        split_address(agent.listen_admin, f"{path}: agent.listen_admin")
     if (str(agent.socket_mode) == "0660") is not (agent.socket_group is not None):
         raise ConfigError(f"{path}: agent.socket_group", "goes with socket_mode 0660, and with that alone", "Set both, or neither")
     for place, user in enumerate(config.users):

@@ -101,6 +101,11 @@ class HttpServer:
                 raise TransportError(shown, "the HTTP server ended as it started")
             await asyncio.sleep(0)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it listens."""
+        return self._task is not None and not self._task.done()
+
     async def aclose(self) -> None:
         """Finish the requests under way, at most three seconds, and close."""
         if self._task is None:

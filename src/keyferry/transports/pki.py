@@ -134,6 +134,16 @@ class Pki:
             found.append(_describe(name, role, path, path.with_suffix(".key"), x509.load_pem_x509_certificate(path.read_bytes())))
         return found
 
+    def ends(self) -> list[tuple[str, str, float]]:
+        """Return name, role and end, seconds since the epoch, of every certificate that can be read; the CA's role is "ca"."""
+        found = []
+        for path in (*sorted(self._folder.glob("*.pem")), self.ca_file):
+            role, _, name = path.stem.partition("-")
+            end = not_after_of(path)
+            if end is not None:
+                found.append((name or path.stem, role, end))
+        return found
+
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep other processes away: two that start for the first time would make two CAs, and one would trust nobody."""
@@ -221,6 +231,14 @@ class Pki:
         except (ValueError, TypeError, InvalidSignature):
             return False
         return True
+
+
+def not_after_of(path: Path) -> float | None:
+    """Return when the first certificate of a PEM file ends, seconds since the epoch; None where it cannot be read."""
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
+    except (OSError, ValueError):
+        return None
 
 
 def mutual_tls(certificate: Certificate, ca_file: Path, *, clients: ssl.VerifyMode = ssl.CERT_REQUIRED) -> MutualTls:

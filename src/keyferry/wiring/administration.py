@@ -30,16 +30,16 @@ from keyferry.stores.isc_keys import IscPair as IscPair
 from keyferry.stores.isc_keys import export_isc, import_isc, retire_isc, rotate_isc
 from keyferry.stores.rotation import rotate
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
-from keyferry.stores.state_dir import open_state
-from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.transports.clock import SystemClock
 from keyferry.transports.pki import Pki
 from keyferry.wiring.hss import subscriber_of
+from keyferry.wiring.protection import opened_state
 
 
 @asynccontextmanager
 async def subscriber_store(state_path: Path) -> AsyncIterator[SubscriberStore]:
     """Open the HSS's subscribers, also while `serve` runs. Raises StateError."""
-    with open_state(state_path, random=SystemRandom()) as state, Database(state.path("hss.db")) as database:
+    with opened_state(state_path) as state, Database(state.path("hss.db")) as database:
         yield SqliteSubscriberStore(database, state.keyring)
 
 
@@ -83,25 +83,25 @@ async def set_profile(state_path: Path, impi: Impi, profile: str) -> bool:
 
 def rotate_keys(state_path: Path) -> Mapping[str, int]:
     """Make a new KEK and re-seal every row; return how many rows of each database. Raises StateError while `serve` runs."""
-    with open_state(state_path, random=SystemRandom(), exclusive=True) as state:
+    with opened_state(state_path, exclusive=True) as state:
         return rotate(state)
 
 
 def rotate_isc_keys(state_path: Path, scscf: str | None, as_id: AsId | None, *, retire: bool) -> list[IscPair]:
     """Add a transport key to each S-CSCF and AS, or drop the older one; return what each has now. Raises StateError."""
-    with open_state(state_path, random=SystemRandom()) as state:
+    with opened_state(state_path) as state:
         return retire_isc(state, SystemClock().now(), scscf, as_id) if retire else rotate_isc(state, scscf, as_id)
 
 
 def export_isc_keys(state_path: Path, file: Path, scscf: str | None, as_id: AsId | None) -> list[IscPair]:
     """Write transport keys to a new file, for the machine of the other side; return whose. Raises StateError."""
-    with open_state(state_path, random=SystemRandom()) as state:
+    with opened_state(state_path) as state:
         return export_isc(state, file, scscf, as_id)
 
 
 def import_isc_keys(state_path: Path, file: Path) -> list[IscPair]:
     """Take the transport keys of such a file; return whose. Raises StateError."""
-    with open_state(state_path, random=SystemRandom()) as state:
+    with opened_state(state_path) as state:
         return import_isc(state, file)
 
 
@@ -130,5 +130,5 @@ def derive_keys(*, ck: Secret, ik: Secret, rand: bytes, impi: Impi, as_id: AsId,
 
 def open_pki(state_path: Path) -> Pki:
     """Return the private CA of a state directory. Raises StateError."""
-    with open_state(state_path, random=SystemRandom()):
+    with opened_state(state_path):
         return Pki(state_path, SystemClock())

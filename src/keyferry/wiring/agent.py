@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from keyferry.asgi.admin import AdminApp
 from keyferry.config import Config, Network
 from keyferry.config.agent import AgentConfig
 from keyferry.errors import StoreError
@@ -17,13 +18,16 @@ from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.appserver import PushedKeys
 from keyferry.stores.sqlite.keys import SqliteKeyStore
 from keyferry.stores.sqlite.ledger import SqliteLedgerStore
-from keyferry.stores.state_dir import StateDir, open_state
+from keyferry.stores.state_dir import StateDir
 from keyferry.transports.agent_server import AgentServer, Served
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.unix_socket import Admission, group_id, user_id
 from keyferry.wiring.agent_ledger import Ledgers
+from keyferry.wiring.gauges import show_keys, show_services
 from keyferry.wiring.key_agent import start_key_agent
 from keyferry.wiring.observability import LogFormat, Metrics
+from keyferry.wiring.protection import opened_state
+from keyferry.wiring.readiness import Readiness, disk_of
 from keyferry.wiring.services import Listener, Services
 from keyferry.wiring.serving import Announce, run_until_signal
 
@@ -64,6 +68,11 @@ class Agent:
     def listeners(self) -> list[Listener]:
         """The SIP sockets that are open."""
         return self.services.listeners
+
+    @property
+    def readiness(self) -> Readiness:
+        """What /ready says."""
+        return self.services.readiness
 
     @property
     def as_ids(self) -> list[AsId]:
@@ -119,6 +128,19 @@ class Agent:
         if self.server is not None:
             services.exit.push_async_callback(self.server.aclose)
             await self.server.listen(self.socket, int(settings.socket_mode, 8))
+        if settings.listen_admin is not None:
+            await self._start_admin(settings.listen_admin)
+
+    async def _start_admin(self, listen: str) -> None:
+        self.metrics.of_process()
+        self.readiness.check("state directory", disk_of(self.state.root))
+        show_services(self.services)
+        show_keys(self.metrics, self.clock, dict.fromkeys(self.as_ids, self.keys))
+        app = AdminApp(registry=self.metrics.registry, health=self._health, ready=self.readiness.report, refresh=self.metrics.refresh)
+        await self.services.serve_http("admin", app, listen, "", None)
+
+    async def _health(self) -> dict[str, object]:
+        return {"ok": True, "keys": {as_id: (await self.keys.span(self.clock.now(), as_id)).keys for as_id in self.as_ids}}
 
     async def _save(self, ledgers: Ledgers) -> None:
         try:
@@ -146,7 +168,7 @@ def serve_agent(config: AgentConfig, state_path: Path, announce: Announce, *, lo
     random = SystemRandom()
 
     run_until_signal(
-        lambda: open_state(state_path, random=random, exclusive=True, lock_name=LOCK),
+        lambda: opened_state(state_path, exclusive=True, lock_name=LOCK),
         lambda state, log: Agent(config, state, SystemClock(), random, log, Metrics()),
         lambda agent: announce(agent.ready()),
         log_format,

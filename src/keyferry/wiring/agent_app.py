@@ -26,10 +26,11 @@ from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.roles.appserver import PushedKeys
 from keyferry.stores.database import Database
 from keyferry.stores.sqlite.keys import SqliteKeyStore
-from keyferry.stores.state_dir import StateDir, open_state
+from keyferry.stores.state_dir import StateDir
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.wiring.agent import LOCK, Agent
 from keyferry.wiring.observability import LogFormat, Metrics, StructLog
+from keyferry.wiring.protection import opened_state
 
 _ENDS = frozenset({"lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 
@@ -124,7 +125,7 @@ class WithAgent:
     async def _start(self) -> None:
         random, clock, log, metrics = SystemRandom(), SystemClock(), StructLog(self._log), Metrics()
         try:
-            state = self._exit.enter_context(open_state(self._state, random=random, exclusive=True, lock_name=LOCK))
+            state = self._exit.enter_context(opened_state(self._state, exclusive=True, lock_name=LOCK))
             self.agent = Agent(self._config, state, clock, random, log, metrics, listens=False)
             self._exit.push_async_callback(self.agent.stop)
             await self.agent.start()
@@ -169,7 +170,7 @@ def open_key_store(path: str | os.PathLike[str] = ".keyferry/agent.db") -> KeySt
     if not file.is_file():
         raise StateError(str(file), "is not there", "Start `keyferry agent` with this state directory first")
     clock = SystemClock()
-    state = open_state(file.parent, random=SystemRandom())
+    state = opened_state(file.parent)
     try:
         database = Database(file)
         keys = SqliteKeyStore(database, state.keyring, now=clock.now())

@@ -26,6 +26,7 @@ from keyferry.stores.sqlite.keys import SqliteKeyStore
 from keyferry.transports.http_server import AsgiApp, tls_context
 from keyferry.transports.tls_psk import PskDoor, PskVersion, psk_context
 from keyferry.wiring.key_agent import skew_of, start_key_agent
+from keyferry.wiring.measuring import MeasuredDoor
 from keyferry.wiring.services import Services
 
 
@@ -35,7 +36,7 @@ class AsParts:
 
     settings: ApplicationServer
     as_id: AsId
-    keys: KeyStore
+    keys: SqliteKeyStore
     agent: KeyAgent
 
 
@@ -79,12 +80,15 @@ async def _open_door(services: Services, settings: ApplicationServer, as_id: AsI
             application, as_id=as_id, keys=sources, algorithms=tuple(settings.algorithms), qop=tuple(settings.qop),
             handsets=settings.handsets, http_networks=tuple(settings.http_networks), **ours,
         )  # fmt: skip
+    measured = MeasuredDoor(as_id, services.metrics, services.clock)
+    door.app = measured.inside(door.app)  # here, and not before: SimLogin looks into the application for its routes
+    outside = measured.around(door)
     tls = tls_context(certificate.certificate, certificate.key)
-    await services.serve_http("as", door, settings.listen_https or "", as_id, tls, lifespan=":" in settings.app)
-    await _serve_psk(services, settings, as_id, keys, door)
+    await services.serve_http("as", outside, settings.listen_https or "", as_id, tls, lifespan=":" in settings.app)
+    await _serve_psk(services, settings, as_id, keys, outside)
     if settings.listen_http is not None:
         services.log.warning("door-without-tls", as_id=as_id, listen=settings.listen_http, networks=settings.http_networks)
-        await services.serve_http("as", door, settings.listen_http, as_id, None, lifespan=False)
+        await services.serve_http("as", outside, settings.listen_http, as_id, None, lifespan=False)
 
 
 async def _serve_psk(services: Services, settings: ApplicationServer, as_id: AsId, keys: KeyStore, door: AsgiApp) -> None:

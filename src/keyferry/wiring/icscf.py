@@ -8,8 +8,10 @@ from collections.abc import Callable
 from keyferry.errors import CxError
 from keyferry.ports import CxClient
 from keyferry.protocol.identity import Impi
+from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.icscf import Icscf
-from keyferry.wiring.services import Services
+from keyferry.wiring.readiness import reaches
+from keyferry.wiring.services import Services, server_name_of
 
 
 async def start_icscf(services: Services, cx: CxClient, refused: Callable[[Impi, CxError, int], None] | None = None) -> Icscf:
@@ -24,4 +26,7 @@ async def start_icscf(services: Services, cx: CxClient, refused: Callable[[Impi,
         counter=services.metrics, name=settings.name, patience=patience, refused=refused,
     )  # fmt: skip
     await services.serve_sip("icscf", node, settings.name, settings.listen)
+    for server in [server_name_of(scscf) for scscf in services.config.scscfs] if services.config.further_scscfs else [settings.scscf]:
+        name = parse_sip_uri(server).host
+        services.readiness.check(f"S-CSCF {name}", reaches(node, services.resolver, services.random, server, settings.name))
     return icscf

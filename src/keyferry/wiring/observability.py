@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log and metrics behind the ports: structlog to standard error, a Prometheus registry."""
+"""The log behind its port: structlog to standard error, one line an event, with the registration that it belongs to."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
-from typing import Literal, TextIO, cast
+from collections.abc import MutableMapping
+from typing import Any, Literal, TextIO, cast
 
 import structlog
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily
 
 from keyferry.ports import Log
+from keyferry.ports.correlation import correlation
+from keyferry.wiring.metrics import Metrics as Metrics
 
 LogFormat = Literal["text", "json", "none"]
 MAX_QUEUED = 10_000  # lines, some 3 MB
@@ -75,7 +75,7 @@ class StructLog:
         self._seen: dict[str, int] = {}
         self._logger = structlog.wrap_logger(
             structlog.PrintLogger(cast("TextIO", stream or sys.stderr)),
-            processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), renderer],
+            processors=[_add_correlation, structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), renderer],
         )
 
     def info(self, event: str, **fields: object) -> None:
@@ -100,6 +100,15 @@ class StructLog:
         return count <= MAX_A_SECOND
 
 
+def _add_correlation(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Write beside an event which registration it belongs to, if to one."""
+    del logger, method
+    known = correlation()
+    if known:
+        event["id"] = known
+    return event
+
+
 class _Bridge(logging.Handler):
     """Bring what libraries log into our log: one place, one format."""
 
@@ -121,32 +130,3 @@ def bridge_libraries(log: Log) -> None:
         logger.handlers = [_Bridge(log)]
         logger.propagate = False
         logger.setLevel(logging.WARNING)
-
-
-class Metrics:
-    """Count by name and reason; the names and reasons are words of the code, so their number is bounded.
-
-    Counting is for the loop's thread alone, and cheap: Prometheus sees the numbers when it asks.
-    """
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.registry.register(self)
-        self._counts: dict[tuple[str, str], int] = {}
-
-    def count(self, name: str, reason: str = "") -> None:
-        """Add one."""
-        self._counts[name, reason] = self._counts.get((name, reason), 0) + 1
-
-    def value(self, name: str, reason: str = "") -> float:
-        """Return a count."""
-        return float(self._counts.get((name, reason), 0))
-
-    def collect(self) -> Iterable[CounterMetricFamily]:
-        """Yield one family a name: what the registry asks for."""
-        families: dict[str, CounterMetricFamily] = {}
-        for (name, reason), count in sorted(self._counts.items()):
-            if name not in families:
-                families[name] = CounterMetricFamily(f"keyferry_{name}", name.replace("_", " "), labels=["reason"])
-            families[name].add_metric([reason], count)
-        return families.values()

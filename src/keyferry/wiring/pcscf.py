@@ -10,6 +10,7 @@ from keyferry.roles.pcscf.proxy import Pcscf
 from keyferry.roles.pcscf.security import SecurityAgreement
 from keyferry.roles.reg_event_subscriber import RegEventSubscriber, SubscriberProfile
 from keyferry.transports.sip_node import SipNode
+from keyferry.wiring.readiness import reaches
 from keyferry.wiring.services import Listener, Services
 from keyferry.wiring.watching import SWEEP, PcscfWatch, Tasks
 
@@ -34,6 +35,7 @@ async def start_pcscf(services: Services) -> Pcscf:
     if settings.reg_event:
         _watch(services, node, pcscf)
     await services.serve_sip("pcscf", node, settings.name, settings.listen)
+    services.readiness.check("I-CSCF", reaches(node, services.resolver, services.random, settings.icscf, settings.name))
     services.listeners += tunnel
     if settings.listen_tls is not None:
         tls = services.identity(node, settings.name, "pcscf", clients=ssl.CERT_NONE)  # RFC 3261 §26.3.1: a phone has no certificate

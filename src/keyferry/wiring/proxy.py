@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
+import os
 import re
 import signal
 import ssl
@@ -36,17 +37,24 @@ from keyferry.protocol.identity import AsId
 from keyferry.roles.appserver import PushedKeys
 from keyferry.stores.database import Database
 from keyferry.stores.sqlite.keys import SqliteKeyStore
-from keyferry.stores.state_dir import StateDir, open_state
+from keyferry.stores.state_dir import StateDir
 from keyferry.transports.agent_socket import AgentKeys, socket_path
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.http_server import AsgiApp, HttpServer, tls_context
 from keyferry.transports.http_upgrade import UpgradingHttp
-from keyferry.transports.pki import Pki
+from keyferry.transports.pki import Pki, not_after_of
+from keyferry.transports.service_manager import ServiceManager
 from keyferry.wiring.connections import allow_connections
+from keyferry.wiring.gauges import show_certificates, show_ready
+from keyferry.wiring.measuring import MeasuredDoor
 from keyferry.wiring.observability import BackgroundStream, LogFormat, Metrics, StructLog, bridge_libraries
+from keyferry.wiring.protection import opened_state
 from keyferry.wiring.proxy_secrets import ENDPOINT, ProxySecrets, read_secrets
-from keyferry.wiring.serving import Announce, spare_the_collector
+from keyferry.wiring.readiness import Readiness, disk_of
+from keyferry.wiring.serving import Announce, spare_the_collector, until_told
 
+NOBODY = "A" * 24 + "@ready.invalid"
+"""A key id that nobody has: looking for it shows whether keys can be looked for."""
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9\-]{0,63}")
 
 
@@ -128,7 +136,7 @@ async def _serve(settings: ProxySettings, state_path: Path, announce: Announce, 
     random = SystemRandom()
     try:
         async with AsyncExitStack() as stack:
-            state = stack.enter_context(open_state(state_path, random=random))
+            state = stack.enter_context(opened_state(state_path))
             process = ProxyProcess(settings, state, SystemClock(), random, log, Metrics(), stack)
             listeners = await process.start()
             upstream = settings.max_connections * len(settings.targets)
@@ -136,7 +144,7 @@ async def _serve(settings: ProxySettings, state_path: Path, announce: Announce, 
             spare_the_collector()
             log.info("ready", listeners=len(listeners))
             announce({"ready": True, "listen": listeners, "ca": str(process.pki.ca_file)})
-            await ended.wait()
+            await until_told(ended, ServiceManager.of(os.environ), process.readiness)
             log.info("stopping")
     finally:
         stream.close()
@@ -158,10 +166,12 @@ class ProxyProcess:
     audit: AuditLog | None = None  # one for all doors
     agent: AgentKeys | None = None
     secrets: ProxySecrets = field(init=False)
+    readiness: Readiness = field(init=False)
 
     def __post_init__(self) -> None:
         """Prepare what needs no socket. Raises ConfigError."""
         settings = self.settings
+        self.readiness = Readiness(self.clock)
         split_address(settings.listen, "--listen")
         addresses = {target.as_id: target.address for target in settings.targets}
         self.secrets = read_secrets(settings.secret_files, settings.auth_request_secret_file, addresses)
@@ -185,7 +195,7 @@ class ProxyProcess:
         if settings.auth_request:
             await self._start_auth_request()
         if settings.admin:
-            await self._listen(AdminApp(registry=self.metrics.registry, health=self._health), settings.admin, ["admin"])
+            await self._listen(self._admin(), settings.admin, ["admin"])
         return self.listeners
 
     async def _start_auth_request(self) -> None:
@@ -213,13 +223,17 @@ class ProxyProcess:
         )
         return Forward(upstream, route, log=self.log, counter=self.metrics, origins=Origins(settings.trusted_origins))
 
-    def _door(self, as_id: AsId, app: App, digests: tuple[bytes, ...] = (), certificates: tuple[Path, ...] = ()) -> SimLogin:
+    def _door(self, as_id: AsId, app: App, digests: tuple[bytes, ...] = (), certificates: tuple[Path, ...] = ()) -> App:
         keys: KeySource = self._of_agent() if self.settings.agent else self._stored(as_id)
-        return SimLogin(
+        self.readiness.check(f"keys of {as_id}", lambda: keys.lookup(NOBODY, as_id))
+        measured = MeasuredDoor(as_id, self.metrics, self.clock)
+        door = SimLogin(
             app, as_id=as_id, keys=keys, clock=self.clock, random=self.random, counter=self.metrics, certificate_hashes=digests,
             user_id_key=None if self.settings.agent else self.state.user_id_key(as_id), audit=self.audit,
             trusted_origins=self.settings.trusted_origins, certificates=certificates,
         )  # fmt: skip
+        door.app = measured.inside(door.app)
+        return measured.around(door)
 
     def _of_agent(self) -> AgentKeys:
         """Return the keys of the agent: one connection for all doors."""
@@ -266,6 +280,17 @@ class ProxyProcess:
             return
         host, port = await server.listen(*split_address(listen, "listen address"))
         self.listeners.append({"proto": "https" if tls else "http", "host": host, "port": port, "names": list(names)})
+
+    def _admin(self) -> AdminApp:
+        own = None if self.settings.certificate is None else not_after_of(self.settings.certificate)
+        given = [] if own is None else [(self.settings.targets[0].as_id, "proxy", own)]
+        self.metrics.of_process()
+        show_ready(self.metrics, self.readiness)
+        show_certificates(self.metrics, self.clock, lambda: [*self.pki.ends(), *given])
+        self.readiness.check("state directory", disk_of(self.state.root))
+        return AdminApp(
+            registry=self.metrics.registry, health=self._health, ready=self.readiness.report, refresh=self.metrics.refresh
+        )  # fmt: skip
 
     async def _health(self) -> Mapping[str, object]:
         return {"ok": True}

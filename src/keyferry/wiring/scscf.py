@@ -25,6 +25,7 @@ from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.criteria import shared_criteria
 from keyferry.wiring.ipsec import IpsecWatch, ipsec_watch, policies_by_as_id
 from keyferry.wiring.isc import SealingKeys
+from keyferry.wiring.measuring import MeasuredPushes
 from keyferry.wiring.services import Services, is_trusted, only_loopback, only_tls, server_name_of
 from keyferry.wiring.tracing import short_name
 
@@ -49,8 +50,10 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
     registrations = SqliteRegistrationStore(database, services.state.keyring)
     server_name = server_name_of(settings)
     ipsec = ipsec_watch(services, settings)
+    servers = frozenset(server.sip_uri for server in services.config.application_servers)
     notifier = AsNotifier(
-        sip=node, resolver=services.resolver, registrations=registrations, clock=services.clock, random=services.random,
+        sip=MeasuredPushes(node, services.metrics, services.clock, services.log, servers),
+        resolver=services.resolver, registrations=registrations, clock=services.clock, random=services.random,
         log=services.log, counter=services.metrics, policy=_push_policy(services, settings, server_name, ipsec),
         targets_of=lambda registration: registrar.targets_of(registration),
         terminate=lambda impi, reg: registrar.network_deregister(impi, reg), told=diagnosis.push,

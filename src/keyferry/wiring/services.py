@@ -27,7 +27,9 @@ from keyferry.transports.resolver import TableResolver
 from keyferry.transports.sip_context import Limits
 from keyferry.transports.sip_node import SipNode
 from keyferry.transports.tls_psk import PskContext
+from keyferry.wiring.measuring import measured_handler
 from keyferry.wiring.observability import Metrics
+from keyferry.wiring.readiness import Readiness
 from keyferry.wiring.tracing import Tracer, both
 
 Role = Literal["pcscf", "icscf", "scscf", "as", "admin"]
@@ -61,6 +63,8 @@ class Services:
     listeners: list[Listener] = field(default_factory=list)
     limits: dict[str, Limits] = field(default_factory=dict)  # by the name of a node, for a measurement beside the defaults
     exit: AsyncExitStack = field(default_factory=AsyncExitStack)
+    nodes: dict[str, SipNode] = field(default_factory=dict)  # by name
+    readiness: Readiness = field(init=False)
     renewals: list[Callable[[], None]] = field(default_factory=list)
     """What reads certificates again, on SIGHUP and once a day."""
 
@@ -68,11 +72,13 @@ class Services:
         """Prepare what needs no socket."""
         self.resolver = TableResolver(self.config.hosts)
         self.pki = Pki(self.state.root, self.clock)
+        self.readiness = Readiness(self.clock)
 
     def database(self, name: str) -> Database:
         """Open a database of the state directory. Raises StateError."""
         database = Database(self.state.path(f"{name}.db"))
         self.exit.callback(database.close)
+        self.readiness.check(f"store {name}", lambda: database.scan("SELECT count(*) FROM sqlite_master"))
         return database
 
     def isc_keys(self, scscf: str, as_id: AsId) -> LiveIscKeys:
@@ -85,8 +91,9 @@ class Services:
         One that `sheds` refuses first REGISTERs under load, if the configuration lets it. `trusted` addresses, and with them this machine's
         own, may open as many connections as they like; None: nobody may.
         """
-        node = SipNode(
-            name=name, limits=self.limits.get(name), clock=self.clock, random=self.random, log=self.log, handler=handler,
+        measured = measured_handler(handler, name, self.metrics, self.clock, self.log, core=trusted is not None)
+        node = self.nodes[name] = SipNode(
+            name=name, limits=self.limits.get(name), clock=self.clock, random=self.random, log=self.log, handler=measured,
             observer=both(self.tracer.observe, self.observer), counter=self.metrics,
             observed=lambda: self.observer is not None or self.tracer.following > 0,
             overload=OverloadPolicy() if sheds and str(self.config.network.overload) == "on" else None,
@@ -141,6 +148,7 @@ class Services:
         server = HttpServer(app, tls=tls, lifespan=lifespan)
         self.exit.push_async_callback(server.aclose)
         address = await server.listen(host, port)
+        self.readiness.check(f"listener {listen}", lambda: _is_open(server))
         proto = f"psk{tls.door.version.replace('.', '')}" if isinstance(tls, PskContext) else "https" if tls else "http"
         self.listeners.append(Listener(role, proto, *address, name))
 
@@ -164,6 +172,10 @@ class Services:
             await asyncio.gather(task, return_exceptions=True)
 
         self.exit.push_async_callback(end)
+
+
+async def _is_open(server: HttpServer) -> str:
+    return "" if server.is_open else "has ended"
 
 
 def server_name_of(settings: Scscf) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Collection
@@ -15,10 +16,13 @@ import uvloop
 
 from keyferry.config import Config
 from keyferry.ports import Log
-from keyferry.stores.state_dir import StateDir, open_state
+from keyferry.stores.state_dir import StateDir
 from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.transports.service_manager import ServiceManager
 from keyferry.wiring.connections import allow_connections
 from keyferry.wiring.observability import BackgroundStream, LogFormat, Metrics, StructLog, bridge_libraries
+from keyferry.wiring.protection import opened_state
+from keyferry.wiring.readiness import Readiness
 from keyferry.wiring.services import ROLES, Listener, Role
 from keyferry.wiring.system import System
 
@@ -33,6 +37,10 @@ class Process(Protocol):
     @property
     def listeners(self) -> list[Listener]:
         """The sockets that are open."""
+
+    @property
+    def readiness(self) -> Readiness:
+        """What /ready says."""
 
     async def start(self) -> object:
         """Start, or leave nothing behind and raise."""
@@ -59,7 +67,7 @@ def serve(
         announce({"ready": True, "listen": [listener._asdict() for listener in system.listeners], "ca": str(system.pki.ca_file)})
 
     run_until_signal(
-        lambda: open_state(state_path, random=random, exclusive=whole),
+        lambda: opened_state(state_path, exclusive=whole),
         lambda state, log: System(config, state, SystemClock(), random, log, Metrics(), roles, scscf_names=scscfs),
         told,
         log_format,
@@ -84,6 +92,33 @@ def spare_the_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
+async def until_told(ended: asyncio.Event, manager: ServiceManager, readiness: Readiness) -> None:
+    """Say that we serve, and while a watchdog is set that we live, until the end; then say that."""
+    readiness.started = True
+    manager.ready()
+    while not ended.is_set():
+        try:
+            async with asyncio.timeout(manager.watchdog / 2 or None):
+                await ended.wait()
+        except TimeoutError:
+            manager.alive()
+    readiness.ending = True
+    manager.stopping()
+
+
+def renewing(renew: Callable[[], None], manager: ServiceManager) -> Callable[[], None]:
+    """Return what SIGHUP does: read certificates again, and say so to the service manager, which waits for the end of it."""
+
+    def work() -> None:
+        manager.reloading()
+        try:
+            renew()
+        finally:
+            manager.ready()
+
+    return work
+
+
 async def _run(
     opened: Callable[[], StateDir], build: Callable[[StateDir, Log], P], announce: Callable[[P], None], log_format: LogFormat
 ) -> None:
@@ -97,14 +132,15 @@ async def _run(
         log = StructLog(log_format, stream)
         bridge_libraries(log)
         process = build(state, log)
-        loop.add_signal_handler(signal.SIGHUP, process.renew)
+        manager = ServiceManager.of(os.environ)
         try:
             await process.start()
+            loop.add_signal_handler(signal.SIGHUP, renewing(process.renew, manager))
             allow_connections((listener.proto for listener in process.listeners), log)
             spare_the_collector()
             log.info("ready", listeners=len(process.listeners))
             announce(process)
-            await ended.wait()
+            await until_told(ended, manager, process.readiness)
             log.info("stopping")
         finally:
             await process.stop()

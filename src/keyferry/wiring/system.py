@@ -22,10 +22,13 @@ from keyferry.stores.state_dir import StateDir
 from keyferry.transports.pki import Pki
 from keyferry.transports.resolver import TableResolver
 from keyferry.wiring.appserver import AsParts, groups_of, start_appservers
+from keyferry.wiring.gauges import show_keys, show_scscfs, show_services
 from keyferry.wiring.hss import start_hss
 from keyferry.wiring.icscf import start_icscf
+from keyferry.wiring.measuring import MeasuredCx
 from keyferry.wiring.observability import Metrics
 from keyferry.wiring.pcscf import start_pcscf
+from keyferry.wiring.readiness import Readiness, disk_of
 from keyferry.wiring.registrations import RegistrarOperations
 from keyferry.wiring.scscf import ScscfParts, start_scscf
 from keyferry.wiring.services import ROLES, Listener, Role, Services
@@ -73,6 +76,11 @@ class System:
         return self.services.listeners
 
     @property
+    def readiness(self) -> Readiness:
+        """What /ready says."""
+        return self.services.readiness
+
+    @property
     def resolver(self) -> TableResolver:
         """The names that the functions of this process know."""
         return self.services.resolver
@@ -104,17 +112,18 @@ class System:
         parts = await start_hss(self.services)
         hss, self.subscribers = parts.hss, parts.subscribers
         diagnosis = Diagnosis(self.clock, self.log, self.metrics, hss)
+        cx = MeasuredCx(hss, self.metrics, self.clock, self.log)
         # Backwards along the path of a REGISTER, so that nobody is asked before it can answer.
         if "as" in self.roles:
             for group in groups_of(self.config.application_servers):
                 self.servers += await start_appservers(self.services, group)
         if "scscf" in self.roles:
             for scscf in self._own_scscfs():
-                started = await start_scscf(self.services, hss, scscf, diagnosis)
+                started = await start_scscf(self.services, cx, scscf, diagnosis)
                 parts.servings.by_name[started.server_name] = started.serving
                 self.scscfs.append(started)
         if "icscf" in self.roles:
-            await start_icscf(self.services, hss, lambda impi, problem, status: diagnosis.cx(impi, problem, status, "I-CSCF"))
+            await start_icscf(self.services, cx, lambda impi, problem, status: diagnosis.cx(impi, problem, status, "I-CSCF"))
         if "pcscf" in self.roles:
             self.pcscf = await start_pcscf(self.services)
         self.services.every(RENEW_EVERY, self._renew_daily)
@@ -128,9 +137,16 @@ class System:
         return [each for each in self.config.scscfs if self.scscf_names is None or each.name in self.scscf_names]
 
     async def _start_admin(self, book: FailureBook, subscribers: HssOperations) -> None:
+        self.metrics.of_process()
+        self.readiness.check("state directory", disk_of(self.state.root))
+        show_services(self.services)
+        show_scscfs(self.metrics, self.scscfs)
+        show_keys(self.metrics, self.clock, {server.as_id: server.keys for server in self.servers})
         app = AdminApp(
             registry=self.metrics.registry,
             health=self._health,
+            ready=self.readiness.report,
+            refresh=self.metrics.refresh,
             trace=self.tracer.follower_of(self.subscribers),
             registrations=RegistrationsApp(RegistrarOperations([each.registrar for each in self.scscfs])) if self.scscfs else None,
             failures=FailuresApp(book),

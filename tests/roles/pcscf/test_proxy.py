@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from keyferry.ports import SipPeer
+from keyferry.ports.correlation import correlation
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import parse_challenge, parse_credentials
+from keyferry.protocol.ims.charging import correlation_of
 from keyferry.protocol.ims.gm_association import REG_AWAIT_AUTH
 from keyferry.protocol.sip.message import Request, Response, build_message, make_response
 from keyferry.roles.pcscf.bindings import LAST_WORDS
@@ -103,6 +105,15 @@ class TestTowardsTheHomeNetwork:
         first = visited.onward.get("P-Charging-Vector")
         await visited.ask(register())
         assert visited.onward.get("P-Charging-Vector") != first
+
+    async def test_first_register_and_answer_have_one_id_in_their_icids(self, visited: Visited) -> None:
+        """RFC 7315 §4.6: each has its own; ours say which belong together, to the log, too."""
+        await visited.ask(register(("Authorization", CREDENTIALS)), 401, ("WWW-Authenticate", CHALLENGE))
+        first = visited.onward.get("P-Charging-Vector") or ""
+        await visited.ask(register(("Authorization", ANSWER)))
+        second = visited.onward.get("P-Charging-Vector") or ""
+        assert second == first.replace("-1", "-2") != first
+        assert correlation_of(second) == correlation_of(first) == correlation()
 
     async def test_what_proxies_are_required_to_know_and_this_one_does_not_is_420(self, visited: Visited) -> None:
         """RFC 4475 §3.3.5; RFC 3261 §16.3 step 5: Proxy-Require concerns the proxy, Require does not."""

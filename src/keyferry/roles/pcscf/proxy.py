@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from keyferry.errors import ParseError, RemoteProtocolError, TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource, Resolver, SipClient, SipPeer
+from keyferry.ports.correlation import correlate
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import (
     Credentials,
@@ -23,6 +24,7 @@ from keyferry.protocol.digest import (
 )
 from keyferry.protocol.esp import KEY_OCTETS
 from keyferry.protocol.identity import Reg, reg_of
+from keyferry.protocol.ims.charging import Icid, build_charging_vector
 from keyferry.protocol.ims.gm_association import REG_AWAIT_AUTH
 from keyferry.protocol.ims.reginfo import ContactEvent
 from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list, parse_via_list
@@ -30,6 +32,7 @@ from keyferry.protocol.sip.message import Request, Response, check_request, make
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.pcscf.bindings import EVERY_DEVICE, Binding, Bindings, Device, associated, contact_of, service_route
+from keyferry.roles.pcscf.charging import Icids
 from keyferry.roles.pcscf.dialogs import CHARGING, UNTRUSTED, Dialogs
 from keyferry.roles.pcscf.security import (
     PROTECTED,
@@ -80,9 +83,11 @@ class Pcscf:
     """Called with every device as it registers or re-registers; must not wait."""
     bindings: Bindings = field(init=False)
     dialogs: Dialogs = field(init=False)
+    icids: Icids = field(init=False)
 
     def __post_init__(self) -> None:
         self.bindings = Bindings(self.max_devices)
+        self.icids = Icids(self.clock, self.random)
         self.dialogs = Dialogs(
             self.sip, self.resolver, parse_sip_uri(self.uri).host, self.clock, self.random, self.log, self.counter, self.bindings,
             lambda: self.security,
@@ -132,9 +137,13 @@ class Pcscf:
             return make_response(request, 420, headers=(("Unsupported", ", ".join(unknown)),))
         device = _device(request)
         protection = self._protection(request, peer, device)
-        onward = self._onward(request, protected=protection.association is not None)
+        icid = self.icids.of(device, [each.nonce for each in _credentials(request)])
+        correlate(icid.registration)
+        onward = self._onward(request, icid, protected=protection.association is not None)
         response = await self._ask_home(request, onward)
         answer = self._towards_ue(request, response, device, protection)
+        if answer.status == 401:
+            self.icids.challenged(device, [parse_challenge(text).nonce for name in CHALLENGE_HEADERS for text in answer.all(name)], icid)
         if device is not None and 200 <= answer.status < 300:
             self._bind(request, peer, answer, device, protection)
         return answer
@@ -159,7 +168,7 @@ class Pcscf:
             self.log.warning("home-network-unreachable", problem=problem.problem)
             return make_response(request, 504)
 
-    def _onward(self, request: Request, *, protected: bool) -> Request:
+    def _onward(self, request: Request, icid: Icid, *, protected: bool) -> Request:
         onward = without_agreement(forwarded(request))
         for name in UNTRUSTED:
             onward = onward.without(name)
@@ -167,14 +176,13 @@ class Pcscf:
         marked = [build_credentials(with_parameter(each, "integrity-protected", word)) for each in _credentials(request)]
         # Of another scheme there is nothing to mark: it stays here, and the home network challenges (RFC 4475 §3.3.7).
         onward = onward.replacing("Authorization", *marked) if marked else onward.without("Authorization")
-        icid = self.random.octets(16).hex()
         return onward.with_headers(
             (
                 *onward.without("Require").headers,
                 ("Require", _with_token(tags_of(onward, "Require"), "path")),
                 ("Path", f"<{self.uri};lr>"),
                 ("P-Visited-Network-ID", f'"{self.visited_network}"'),
-                ("P-Charging-Vector", f'icid-value="{icid}"'),
+                ("P-Charging-Vector", build_charging_vector(icid)),
             )
         )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+from collections import Counter as Counts
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
@@ -54,6 +55,14 @@ class AsTarget(NamedTuple):
     response: bytes | None = None  # the 200
     default_handling: int = 0  # 1: an AS that does not answer ends the registration (§5.4.1.7)
     access: Access = (None, None, None)
+
+
+class AsStanding(NamedTuple):
+    """How an AS stands with us."""
+
+    pending: int  # pushes that were begun and have not ended
+    refused: int  # pushes that are owed and that it, or we, will not have
+    answers: bool
 
 
 class TransportKey(NamedTuple):
@@ -213,6 +222,14 @@ class AsNotifier:
     def owed_to(self, impi: Impi) -> list[SetKey]:
         """Return the sets of a user that an AS has not taken, under way or refused, for an operator who looks."""
         return sorted(key for key in {*self._latest, *self._refused} if key[0] == impi)
+
+    def standings(self) -> dict[str, AsStanding]:
+        """Return by ServerName how an AS stands, for an operator who looks."""
+        refused = Counts(key[2] for key in self._refused)
+        return {
+            name: AsStanding(gate.under_way, refused[name], gate.is_open)
+            for name, gate in {**dict.fromkeys(refused, AsGate(self.clock, self.sleep)), **self._gates}.items()
+        }
 
     def _try_under_new_keys(self) -> None:
         """Owe again what an AS refused before its transport key changed: it may have dropped the one that we sealed with."""

@@ -22,6 +22,7 @@ from keyferry.ports import (
     SipClient,
     SipPeer,
 )
+from keyferry.ports.correlation import correlate
 from keyferry.protocol.identity import AsId, Impi, Reg
 from keyferry.protocol.ims.key_store_id import HEADER, build_store_query, parse_store_header
 from keyferry.protocol.sip.message import Response
@@ -182,6 +183,7 @@ class Repusher:
             server.task = asyncio.get_running_loop().create_task(self._fill(server))
 
     async def _fill(self, server: _Server) -> None:
+        correlate("")  # it began in the middle of one registration, and is about all of them
         try:
             while not server.is_done:
                 await self._pause(server)

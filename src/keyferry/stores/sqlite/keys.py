@@ -69,6 +69,14 @@ class _Cached(NamedTuple):
     alone: bool
 
 
+class KeySpan(NamedTuple):
+    """The valid keys of one application server, and seconds since the AKA runs of the oldest and the youngest."""
+
+    keys: int
+    oldest: float
+    youngest: float
+
+
 class SqliteKeyStore:
     """Implement ports.KeyStore."""
 
@@ -189,6 +197,13 @@ class SqliteKeyStore:
             sql = "SELECT count(*) FROM held_key JOIN held_set ON id = set_id WHERE starts <= ? AND ends > ? AND as_id = ?"
             rows = await self._database.scan(sql, (now, now, as_id))
         return int(rows[0][0])
+
+    async def span(self, now: float, as_id: AsId) -> KeySpan:
+        """Return how many keys of an application server are valid at `now`, and how old they are."""
+        columns = "count(*), min(starts), max(starts)"
+        sql = f"SELECT {columns} FROM held_key JOIN held_set ON id = set_id WHERE starts <= ? AND ends > ? AND as_id = ?"  # noqa: S608
+        ((count, first, last),) = await self._database.scan(sql, (now, now, as_id))
+        return KeySpan(count, max(0.0, now - first - SKEW), max(0.0, now - last - SKEW)) if count else KeySpan(0, 0.0, 0.0)
 
     async def sweep(self, now: float) -> int:
         """Delete keys and tombstones whose time is over; return how many rows went."""

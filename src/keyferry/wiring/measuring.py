@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands around roles, ports and doors and measures them: none of them knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from keyferry.asgi.exchange import App, Message, Receive, Scope, Send
+from keyferry.errors import CxError, RemoteProtocolError
+from keyferry.ports import (
+    Clock,
+    CxClient,
+    Log,
+    PeerCheck,
+    Resync,
+    ServerAssignment,
+    SipClient,
+    SipHandler,
+    SipPeer,
+)
+from keyferry.ports.correlation import correlate
+from keyferry.protocol.aka import AuthVector
+from keyferry.protocol.identity import AsId, Impi, Impu
+from keyferry.protocol.ims.charging import correlation_of
+from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
+from keyferry.protocol.sip.message import Request, Response
+from keyferry.wiring.metrics import Histogram, Metrics
+
+REGISTER_OUTCOMES: Final = ("challenged", "accepted", "refused", "failed")
+PUSH_OUTCOMES: Final = ("delivered", "refused", "unreachable")
+CX_OUTCOMES: Final = ("success", "refused", "failed")
+OTHER: Final = "other"
+"""The label of an AS that a user's profile names and our configuration does not: such names have no bound."""
+MECHANISMS: Final = ("digest", "first-nonce", "psk", "session")
+CLASSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx")
+_MEASURED: Final = "keyferry.measured"  # of a scope: how its application tells what stands before the door whom it was given
+
+
+def outcome_of(status: int) -> str:
+    """Return the label of an answer to a REGISTER."""
+    if status == 401:
+        return "challenged"
+    if 200 <= status < 300:
+        return "accepted"
+    return "refused" if 300 <= status < 500 or status >= 600 else "failed"
+
+
+def measured_handler(handler: SipHandler, function: str, metrics: Metrics, clock: Clock, log: Log, *, core: bool) -> SipHandler:
+    """Tell each request's registration to the log, time REGISTERs and write a line of each.
+
+    In the `core` peers are trusted, and so is their P-Charging-Vector; what a UE writes there is nothing to us (RFC 7315 §4.6.2).
+    """
+    times: Mapping[str, Histogram] = {each: metrics.histogram("sip_register_seconds", function, each) for each in REGISTER_OUTCOMES}
+
+    async def handle(request: Request, peer: SipPeer) -> Response:
+        correlate(correlation_of(request.get("P-Charging-Vector")) if core else "")
+        if request.method != "REGISTER":
+            return await handler(request, peer)
+        began, status = clock.monotonic(), 500
+        try:
+            response = await handler(request, peer)
+            status = response.status
+            return response
+        except RemoteProtocolError as problem:
+            status = problem.status
+            raise
+        finally:
+            taken = clock.monotonic() - began
+            times[outcome_of(status)].observe(taken)
+            log.info("register", function=function, status=status, ms=round(taken * 1000, 1))
+
+    return handle
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPushes:
+    """Implement ports.SipClient around another: an S-CSCF's third-party REGISTERs, each attempt by its AS."""
+
+    sip: SipClient
+    metrics: Metrics
+    clock: Clock
+    log: Log
+    servers: Collection[str]  # ServerNames of the configuration
+    times: dict[tuple[str, str], Histogram] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Show every AS from the start, at zero."""
+        for server in (*self.servers, OTHER):
+            for outcome in PUSH_OUTCOMES:
+                self.times[server, outcome] = self.metrics.histogram("isc_push_seconds", server, outcome)
+
+    async def send(self, request: Request, hop: SipPeer, *, check: PeerCheck | None = None) -> Response:
+        """Send as the other does, and note how long the answer took."""
+        began, outcome = self.clock.monotonic(), "unreachable"
+        try:
+            response = await self.sip.send(request, hop, check=check)
+            outcome = "delivered" if 200 <= response.status < 300 else "refused"
+            return response
+        finally:
+            taken = self.clock.monotonic() - began
+            self.times[request.uri if request.uri in self.servers else OTHER, outcome].observe(taken)
+            self.log.info("push", server=request.uri, outcome=outcome, ms=round(taken * 1000, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCx:
+    """Implement ports.CxClient around another."""
+
+    cx: CxClient
+    metrics: Metrics
+    clock: Clock
+    log: Log
+    times: dict[tuple[str, str], Histogram] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Show every command from the start, at zero."""
+        for command in ("UAR", "LIR", "MAR", "SAR"):
+            for outcome in CX_OUTCOMES:
+                self.times[command, outcome] = self.metrics.histogram("cx_seconds", command, outcome)
+
+    async def user_authorization(
+        self, impi: Impi, impu: Impu, visited_network: str, kind: AuthorizationType = AuthorizationType.REGISTRATION
+    ) -> UserAuthorization:
+        """UAR."""
+        with _CxTime(self, "UAR"):
+            return await self.cx.user_authorization(impi, impu, visited_network, kind)
+
+    async def location_info(self, impu: Impu) -> str:
+        """LIR."""
+        with _CxTime(self, "LIR"):
+            return await self.cx.location_info(impu)
+
+    async def multimedia_auth(
+        self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False
+    ) -> AuthVector:
+        """MAR."""
+        with _CxTime(self, "MAR"):
+            return await self.cx.multimedia_auth(impi, impu, server_name, resync, masked=masked)
+
+    async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
+        """SAR."""
+        with _CxTime(self, "SAR"):
+            return await self.cx.server_assignment(impi, impu, server_name, assignment)
+
+
+class _CxTime:
+    """The time of one command."""
+
+    __slots__ = ("_began", "_command", "_of")
+
+    def __init__(self, of: MeasuredCx, command: str) -> None:
+        self._of, self._command, self._began = of, command, of.clock.monotonic()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        outcome = "success" if kind is None else "refused" if issubclass(kind, CxError) else "failed"
+        taken = self._of.clock.monotonic() - self._began
+        self._of.times[self._command, outcome].observe(taken)
+        result = error.name if isinstance(error, CxError) else outcome
+        self._of.log.info("cx", function="HSS", command=self._command, result=result, ms=round(taken * 1000, 1))
+
+
+# ---- doors
+
+
+class _Seen:
+    """What is known of one HTTP request."""
+
+    __slots__ = ("admitted", "began", "mechanism", "status")
+
+    def __init__(self, began: float) -> None:
+        self.began, self.admitted, self.mechanism, self.status = began, 0.0, "none", 0
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredDoor:
+    """Measure what stands at one AS_ID's listeners: `inside` goes around the application, `around` around its door."""
+
+    as_id: AsId
+    metrics: Metrics
+    clock: Clock
+    check: Histogram = field(init=False)
+    times: Mapping[str, Histogram] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Show the door from the start, at zero."""
+        histogram = self.metrics.histogram
+        object.__setattr__(self, "check", histogram("door_check_seconds", self.as_id))
+        object.__setattr__(self, "times", {each: histogram("http_request_seconds", self.as_id, each) for each in CLASSES})
+
+    def inside(self, app: App) -> App:
+        """Return an application that notes when it is asked, and for whom."""
+        now = self.clock.monotonic
+
+        async def admitted(scope: Scope, receive: Receive, send: Send) -> None:
+            seen = scope.pop(_MEASURED, None)
+            if seen is not None:
+                identity = scope.get("keyferry")
+                if identity is not None:
+                    seen.admitted = now()
+                    seen.mechanism = identity.mechanism
+            await app(scope, receive, send)
+
+        return admitted
+
+    def around(self, door: App) -> App:
+        """Return a door that measures each request."""
+        now = self.clock.monotonic
+
+        async def measured(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await door(scope, receive, send)
+                return
+            seen = scope[_MEASURED] = _Seen(now())
+
+            async def noted(message: Message) -> None:
+                if not seen.status and message["type"] == "http.response.start":
+                    seen.status = message["status"]
+                    self._answered(seen, now())
+                await send(message)
+
+            try:
+                await door(scope, receive, noted)
+            finally:
+                if not seen.status:
+                    seen.status = 500  # what the server answers for an application that failed
+                    self._answered(seen, now())
+
+        return measured
+
+    def _answered(self, seen: _Seen, at: float) -> None:
+        class_ = f"{seen.status // 100}xx"
+        if seen.admitted:
+            self.check.observe(seen.admitted - seen.began)
+        if class_ in self.times:
+            mechanism = seen.mechanism if seen.mechanism in MECHANISMS else "none"
+            self.times[class_].observe(at - seen.began)
+            self.metrics.count_labelled("http_responses", (self.as_id, mechanism, class_))
