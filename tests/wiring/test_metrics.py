@@ -68,7 +68,7 @@ def test_everything_is_declared_once_and_readable() -> None:
         assert name.endswith("_seconds")
         assert list(described.buckets) == sorted(set(described.buckets))
     for name, described in COUNTERS.items():
-        metrics.count_labelled(name, tuple("x" for _ in described.labels))
+        metrics.counter(name, *("x" for _ in described.labels)).value += 1
     for name, described in GAUGES.items():
         metrics.set(name, 1, *("x" for _ in described.labels))
     metrics.count("door", "granted")

@@ -7,7 +7,25 @@ import sys
 
 import typer
 
-from keyferry.cli import agent, bench, check, demo, dev, failures, ipsec, keys, lab, pki, proxy, registrations, serve, subscriber, trace, ue
+from keyferry.cli import (
+    agent,
+    backup,
+    bench,
+    check,
+    demo,
+    dev,
+    failures,
+    ipsec,
+    keys,
+    lab,
+    pki,
+    proxy,
+    registrations,
+    serve,
+    subscriber,
+    trace,
+    ue,
+)
 from keyferry.cli.output import errors
 from keyferry.errors import ConfigError, KeyferryError, ParseError, StateError
 from keyferry.wiring.protection import keep_memory_private
@@ -27,6 +45,7 @@ app.command("proxy")(proxy.proxy)
 app.command("agent")(agent.agent)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
+app.command("backup")(backup.backup)
 app.command("trace")(trace.trace)
 app.command("failures")(failures.failures)
 app.command("registrations")(registrations.registrations)

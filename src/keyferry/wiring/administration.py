@@ -25,6 +25,7 @@ from keyferry.protocol.ims.keys import (
     psk_identity,
     ua_key,
 )
+from keyferry.stores.backup import back_up
 from keyferry.stores.database import Database
 from keyferry.stores.isc_keys import IscPair as IscPair
 from keyferry.stores.isc_keys import export_isc, import_isc, retire_isc, rotate_isc
@@ -126,6 +127,12 @@ def derive_keys(*, ck: Secret, ik: Secret, rand: bytes, impi: Impi, as_id: AsId,
     if ua_id == UA_DIGEST:
         derived["digest_realm"] = digest_realm(as_id)
     return derived
+
+
+def back_up_state(state_path: Path, target: Path) -> list[str]:
+    """Copy what a state directory cannot get again to a new directory; return its files. Raises StateError, StoreError."""
+    with opened_state(state_path) as state:
+        return back_up(state, target)
 
 
 def open_pki(state_path: Path) -> Pki:

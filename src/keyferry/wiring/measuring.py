@@ -26,14 +26,14 @@ from keyferry.protocol.identity import AsId, Impi, Impu
 from keyferry.protocol.ims.charging import correlation_of
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
 from keyferry.protocol.sip.message import Request, Response
-from keyferry.wiring.metrics import Histogram, Metrics
+from keyferry.wiring.metrics import Count, Histogram, Metrics
 
 REGISTER_OUTCOMES: Final = ("challenged", "accepted", "refused", "failed")
 PUSH_OUTCOMES: Final = ("delivered", "refused", "unreachable")
 CX_OUTCOMES: Final = ("success", "refused", "failed")
 OTHER: Final = "other"
 """The label of an AS that a user's profile names and our configuration does not: such names have no bound."""
-MECHANISMS: Final = ("digest", "first-nonce", "psk", "session")
+MECHANISMS: Final = ("digest", "first-nonce", "psk", "session", "none")
 CLASSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx")
 _MEASURED: Final = "keyferry.measured"  # of a scope: how its application tells what stands before the door whom it was given
 
@@ -176,7 +176,7 @@ class _Seen:
         self.began, self.admitted, self.mechanism, self.status = began, 0.0, "none", 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MeasuredDoor:
     """Measure what stands at one AS_ID's listeners: `inside` goes around the application, `around` around its door."""
 
@@ -184,13 +184,19 @@ class MeasuredDoor:
     metrics: Metrics
     clock: Clock
     check: Histogram = field(init=False)
-    times: Mapping[str, Histogram] = field(init=False)
+    times: Mapping[int, Histogram] = field(init=False)
+    answers: Mapping[tuple[str, int], Count] = field(init=False)
 
     def __post_init__(self) -> None:
         """Show the door from the start, at zero."""
-        histogram = self.metrics.histogram
-        object.__setattr__(self, "check", histogram("door_check_seconds", self.as_id))
-        object.__setattr__(self, "times", {each: histogram("http_request_seconds", self.as_id, each) for each in CLASSES})
+        metrics, as_id = self.metrics, self.as_id
+        self.check = metrics.histogram("door_check_seconds", as_id)
+        self.times = {int(each[0]): metrics.histogram("http_request_seconds", as_id, each) for each in CLASSES}
+        self.answers = {
+            (mechanism, int(each[0])): metrics.counter("http_responses", as_id, mechanism, each)
+            for mechanism in MECHANISMS
+            for each in CLASSES
+        }
 
     def inside(self, app: App) -> App:
         """Return an application that notes when it is asked, and for whom."""
@@ -233,10 +239,11 @@ class MeasuredDoor:
         return measured
 
     def _answered(self, seen: _Seen, at: float) -> None:
-        class_ = f"{seen.status // 100}xx"
         if seen.admitted:
             self.check.observe(seen.admitted - seen.began)
-        if class_ in self.times:
-            mechanism = seen.mechanism if seen.mechanism in MECHANISMS else "none"
-            self.times[class_].observe(at - seen.began)
-            self.metrics.count_labelled("http_responses", (self.as_id, mechanism, class_))
+        class_ = seen.status // 100
+        times = self.times.get(class_)
+        if times is not None:
+            times.observe(at - seen.began)
+            count = self.answers.get((seen.mechanism, class_)) or self.answers["none", class_]
+            count.value += 1

@@ -76,6 +76,13 @@ class Histogram:
         return sum(self.counts)
 
 
+@dataclass(slots=True)
+class Count:
+    """A counter of one set of label values."""
+
+    value: int = 0
+
+
 class Metrics:
     """Count by name and reason, observe, and show; names, reasons and label values are words of code or configuration, so they are bounded.
 
@@ -86,7 +93,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self._counts: dict[tuple[str, str], int] = {}
-        self._labelled: dict[str, dict[Labels, int]] = {name: {} for name in COUNTERS}
+        self._labelled: dict[str, dict[Labels, Count]] = {name: {} for name in COUNTERS}
         self._histograms: dict[str, dict[Labels, Histogram]] = {name: {} for name in HISTOGRAMS}
         self._gauges: dict[str, dict[Labels, float]] = {name: {} for name in GAUGES}
         self._sources: list[Callable[[], Awaitable[None]]] = []
@@ -102,10 +109,9 @@ class Metrics:
         """Add one."""
         self._counts[name, reason] = self._counts.get((name, reason), 0) + 1
 
-    def count_labelled(self, name: str, labels: Labels) -> None:
-        """Add one to a counter of COUNTERS."""
-        counts = self._labelled[name]
-        counts[labels] = counts.get(labels, 0) + 1
+    def counter(self, name: str, *labels: str) -> Count:
+        """Return the counter of COUNTERS with these label values, which whoever counts keeps."""
+        return self._labelled[name].setdefault(labels, Count())
 
     def value(self, name: str, reason: str = "") -> float:
         """Return a count."""
@@ -168,8 +174,8 @@ class Metrics:
         yield from families.values()
         for name, described in COUNTERS.items():
             family = CounterMetricFamily(f"keyferry_{name}", described.help, labels=described.labels)
-            for labels, count in self._labelled[name].items():
-                family.add_metric(labels, count)
+            for labels, counter in self._labelled[name].items():
+                family.add_metric(labels, counter.value)
             yield family
 
 
