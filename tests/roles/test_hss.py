@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from keyferry.errors import AutsRejected, CxError, MacFailure, SyncFailure
+from keyferry.errors import AutsRejected, CxError, MacFailure, StoreError, SyncFailure
 from keyferry.ports import Resync, ServerAssignment, SubscribedImpu
 from keyferry.protocol.aka import DELTA, AuthVector, Usim, algorithm_of, split_sqn
 from keyferry.protocol.digest import Credentials, aka_nonce, hash_a1, respond
@@ -37,10 +38,11 @@ class Store(MemorySubscriberStore):
         self.gate.set()
         self.ceilings: list[int] = []
 
-    async def set_seq(self, impi: Impi, seq: int) -> None:
+    async def reserve_seq(self, impi: Impi, seq: int, count: int, *, anew: bool = False) -> int:
         await self.gate.wait()
-        self.ceilings.append(seq)
-        await super().set_seq(impi, seq)
+        first = await super().reserve_seq(impi, seq, count, anew=anew)
+        self.ceilings.append(first + count - 1)
+        return first
 
 
 def start(store: MemorySubscriberStore, *, max_counters: int = 100) -> Hss:
@@ -140,11 +142,11 @@ class TestVectors:
         assert used[-1] <= len(used) + 5 * (SEQ_RESERVE + 1)
 
     async def test_one_durable_write_serves_many_vectors(self, store: Store, hss: Hss) -> None:
-        for _ in range(SEQ_RESERVE + 1):
+        for _ in range(SEQ_RESERVE):
             await mar(hss)
-        assert store.ceilings == [1 + SEQ_RESERVE]
+        assert store.ceilings == [SEQ_RESERVE]
         await mar(hss)
-        assert store.ceilings[0] < store.ceilings[1] == SEQ_RESERVE + 2 + SEQ_RESERVE
+        assert store.ceilings == [SEQ_RESERVE, 2 * SEQ_RESERVE]
 
     async def test_vectors_made_at_the_same_time_have_their_own_seq(self, hss: Hss) -> None:
         vectors = await asyncio.gather(*(mar(hss) for _ in range(200)))
@@ -189,6 +191,73 @@ class TestVectors:
         assert seq_of(await mar(hss)) == 3
 
 
+class TestTwoProcesses:
+    """TS 33.102 annex C.1: two HSS processes on one store, of which the S-CSCFs ask one or the other."""
+
+    async def test_no_seq_comes_twice_and_a_card_takes_them_in_the_order_in_which_they_come(self, store: Store) -> None:
+        pair, card = (start(store), start(store)), card_at(0)
+        for turn in (0, 0, 1, 0, 1, 1, 0, 0):
+            vector = await mar(pair[turn])
+            assert card.authenticate(vector.rand, vector.autn).res == vector.xres
+
+    async def test_vectors_made_by_both_at_the_same_time_have_their_own_seq(self, store: Store) -> None:
+        one, other = start(store), start(store)
+        vectors = await asyncio.gather(*(mar(each) for _ in range(150) for each in (one, other)))
+        assert len({seq_of(vector) for vector in vectors}) == 300
+
+    async def test_a_resynchronisation_at_one_holds_at_the_other(self, store: Store) -> None:
+        one, other, card = start(store), start(store), card_at(5000)
+        await mar(other)
+        again = await mar(one, resync=refused(card, await mar(one)))
+        card.authenticate(again.rand, again.autn)
+        vector = await mar(other)
+        assert card.authenticate(vector.rand, vector.autn).res == vector.xres
+
+    async def test_a_write_that_fails_reserves_nothing(self, store: Store) -> None:
+        hss = start(store)
+        await store.remove(ALICE)
+        await store.add(subscriber("alice"))
+        first = seq_of(await mar(hss))
+        for _ in range(SEQ_RESERVE - 1):
+            await mar(hss)
+        reserve, store.reserve_seq = store.reserve_seq, unable  # type: ignore[method-assign]
+        with pytest.raises(StoreError):
+            await mar(hss)
+        store.reserve_seq = reserve  # type: ignore[method-assign]
+        assert seq_of(await mar(hss)) == first + SEQ_RESERVE
+
+
+async def unable(*_: object, **__: object) -> int:
+    raise StoreError("the disk is full")
+
+
+class TestDirectory:
+    """What a request over the wire leaves out (TS 29.228 §6.1.2)."""
+
+    async def test_either_identity_is_enough(self, hss: Hss) -> None:
+        assert await hss.identities(ALICE, ()) == (ALICE, ALICE_SIP)
+        assert await hss.identities(None, (ALICE_TEL,)) == (ALICE, ALICE_TEL)
+        assert await hss.identities(ALICE, (ALICE_TEL, ALICE_SIP)) == (ALICE, ALICE_TEL)
+
+    @pytest.mark.parametrize(
+        ("impi", "impus", "code"),
+        [
+            (Impi("nobody@home1.net"), (ALICE_SIP,), 5001), (None, (Impu("sip:nobody@home1.net"),), 5001), (None, (), 5001),
+            (ALICE, (Impu("sip:bobby@home1.net"),), 5002), (None, (ALICE_SIP, Impu("sip:bobby@home1.net")), 5002),
+        ],
+    )  # fmt: skip
+    async def test_whom_they_do_not_name_is_refused(self, hss: Hss, impi: Impi | None, impus: tuple[Impu, ...], code: int) -> None:
+        with pytest.raises(CxError) as caught:
+            await hss.identities(impi, impus)
+        assert caught.value.code == code
+
+    async def test_the_release_is_the_one_provisioned(self, store: Store, hss: Hss) -> None:
+        assert await hss.release(ALICE) is None
+        await store.replace(replace(subscriber("alice"), release=6))
+        assert await hss.release(ALICE) == 6
+        assert await hss.release(Impi("nobody@home1.net")) is None
+
+
 class TestResynchronisation:
     """TS 33.102 §6.3.5."""
 
@@ -216,7 +285,7 @@ class TestResynchronisation:
 
     async def test_a_seq_too_far_ahead_of_the_card_comes_back_to_it(self, store: Store) -> None:
         """Annex C.2.1: a card refuses a jump of more than Delta, so §6.3.5 sets SQN_HE to SQN_MS."""
-        await store.set_seq(ALICE, 2 * DELTA)
+        await store.reserve_seq(ALICE, 2 * DELTA, 1)
         hss, card = start(store), card_at(7)
         again = await mar(hss, resync=refused(card, await mar(hss)))
         assert card.authenticate(again.rand, again.autn).res == again.xres

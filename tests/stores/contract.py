@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -76,7 +77,7 @@ class SubscriberContract:
 
     async def test_replacing_keeps_seq_and_server_name(self, store: SubscriberStore) -> None:
         await store.replace(subscriber())
-        await store.set_seq(subscriber().impi, 64)
+        await store.reserve_seq(subscriber().impi, 1, 64)
         await store.set_server_name(subscriber().impi, "sip:scscf.ims.example")
         changed = subscriber(impus=(SubscribedImpu(Impu("sip:user1@ims.example")),), k=key("new", 16))
         await store.replace(changed)
@@ -113,7 +114,7 @@ class SubscriberContract:
     async def test_removing_forgets_everything(self, store: SubscriberStore) -> None:
         impi = subscriber().impi
         await store.add(subscriber())
-        await store.set_seq(impi, 64)
+        await store.reserve_seq(impi, 1, 64)
         await store.set_server_name(impi, "sip:scscf.ims.example")
         assert await store.remove(impi)
         assert not await store.remove(impi)
@@ -126,9 +127,25 @@ class SubscriberContract:
         impi = subscriber().impi
         assert (await store.seq(impi), await store.server_name(impi)) == (0, None)
         with pytest.raises(StoreError, match="no such subscriber"):
-            await store.set_seq(impi, 1)
+            await store.reserve_seq(impi, 1, 1)
         with pytest.raises(StoreError, match="no such subscriber"):
             await store.set_server_name(impi, "sip:scscf.ims.example")
+
+    async def test_seq_values_are_reserved_above_all_that_were(self, store: SubscriberStore) -> None:
+        impi = subscriber().impi
+        await store.add(subscriber())
+        assert [await store.reserve_seq(impi, 1, 64), await store.reserve_seq(impi, 2, 64)] == [1, 65]
+        assert (await store.seq(impi), await store.reserve_seq(impi, 1000, 10), await store.seq(impi)) == (128, 1000, 1009)
+        assert sorted(await asyncio.gather(*(store.reserve_seq(impi, 5, 10) for _ in range(5)))) == list(range(1010, 1060, 10))
+        assert (await store.reserve_seq(impi, 7, 2, anew=True), await store.seq(impi)) == (7, 8)
+
+    async def test_a_release_is_kept(self, store: SubscriberStore) -> None:
+        await store.add(subscriber(release=6))
+        assert await store.get(subscriber().impi) == subscriber(release=6)
+        found = await store.subscription(subscriber().impi)
+        assert found is not None and found.release == 6
+        await store.replace(subscriber())
+        assert await store.get(subscriber().impi) == subscriber()
 
     async def test_the_server_name_is_cleared(self, store: SubscriberStore) -> None:
         await store.add(subscriber())

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from keyferry.ports.cx import CxAnalyst as CxAnalyst
 from keyferry.ports.cx import CxClient as CxClient
+from keyferry.ports.cx import CxDirectory as CxDirectory
 from keyferry.ports.cx import CxServing as CxServing
 from keyferry.ports.cx import CxServings as CxServings
 from keyferry.ports.cx import DeregistrationReason as DeregistrationReason
@@ -207,6 +208,7 @@ class Subscriber:
     opc: Secret  # OPc (16 octets) or TOPc (32 octets)
     amf: bytes  # 2 octets
     profile: str = "default"  # names a set of initial filter criteria
+    release: int | None = None  # of its UE, as provisioned: for S-CSCFs that cannot tell by the Contact (DESIGN §10); None: nobody said
 
 
 class Subscription(NamedTuple):
@@ -215,6 +217,7 @@ class Subscription(NamedTuple):
     impus: tuple[SubscribedImpu, ...]
     profile: str
     server_name: str | None  # SIP URI of the S-CSCF assigned
+    release: int | None = None  # of its UE, as provisioned
 
 
 class SubscriberStore(Protocol):
@@ -247,8 +250,11 @@ class SubscriberStore(Protocol):
     async def seq(self, impi: Impi) -> int:
         """Return the SEQ up to which values may have been used; 0 for a new subscriber."""
 
-    async def set_seq(self, impi: Impi, seq: int) -> None:
-        """Store that SEQ values up to `seq` may be used, durably before it returns."""
+    async def reserve_seq(self, impi: Impi, seq: int, count: int, *, anew: bool = False) -> int:
+        """Reserve `count` SEQ values, durably before it returns; return the first.
+
+        They begin at `seq`, or above all that anybody has reserved before, whatever is higher; `anew` forgets what was reserved.
+        """
 
     async def server_name(self, impi: Impi) -> str | None:
         """Return the SIP URI of the S-CSCF assigned, if any."""

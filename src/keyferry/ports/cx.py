@@ -54,6 +54,16 @@ class CxClient(Protocol):
         """SAR (§6.1.2): return User-Data, the Cx XML (annex B); empty where the assignment ends."""
 
 
+class CxDirectory(Protocol):
+    """What a Cx server asks an HSS besides: what a request over the wire leaves out, and what is provisioned for peers not ours."""
+
+    async def identities(self, impi: Impi | None, impus: Sequence[Impu]) -> tuple[Impi, Impu]:
+        """Return whom a SAR names, which may name one only: the IMPI, and its first IMPU. Raises CxError: unknown, or they do not match."""
+
+    async def release(self, impi: Impi) -> int | None:
+        """Return the release of a user's UE as provisioned, None where it is not."""
+
+
 class DeregistrationReason(IntEnum):
     """Reason-Code of an RTR (TS 29.229 §6.3.17)."""
 

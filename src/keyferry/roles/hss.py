@@ -76,11 +76,12 @@ def unable_to_comply() -> CxError:
 
 @dataclass(slots=True)
 class _Counter:
-    """SEQ_HE of one subscriber: the last value used, and the one up to which the store durably allows."""
+    """SEQ_HE of one subscriber: the last value used, and the one up to which the store durably lets this process go."""
 
     seq: int
-    ceiling: int  # under seq while a write is under way
-    stored: int  # what this process knows to be in the store
+    ceiling: int
+    anew: bool = False  # the card is so far behind that what was reserved is of no use
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(slots=True)
@@ -161,6 +162,23 @@ class Hss:
             if former not in {None, server_name}:
                 self._release(impi, former)
         return self._user_data(impi, subscription)
+
+    async def identities(self, impi: Impi | None, impus: Sequence[Impu]) -> tuple[Impi, Impu]:
+        """Return whom a SAR names (ports.CxDirectory)."""
+        found = impi
+        if found is None:
+            found = await self.subscribers.of_impu(impus[0]) if impus else None
+        subscription = None if found is None else await self.subscribers.subscription(found)
+        if found is None or subscription is None:
+            raise user_unknown()
+        for impu in impus:
+            _check_pair(subscription.impus, impu)
+        return found, impus[0] if impus else subscription.impus[0].impu
+
+    async def release(self, impi: Impi) -> int | None:
+        """Return the release of a user's UE as provisioned (ports.CxDirectory)."""
+        subscription = await self.subscribers.subscription(impi)
+        return None if subscription is None else subscription.release
 
     def _remember(self, impi: Impi, assigned: str | None) -> None:
         if assigned is not None:
@@ -280,25 +298,22 @@ class Hss:
         return subscription
 
     async def _next_seq(self, impi: Impi) -> int:
+        """Return a SEQ that nobody has used, whatever other processes have the same store."""
         counter = await self._counter(impi)
-        counter.seq += 1
-        seq = counter.seq  # taken before the write below yields to another request for the same user
-        if seq > counter.ceiling:
-            stored = await self.subscribers.seq(impi)
-            if stored > counter.stored:  # another process gave vectors meanwhile, for the user's other S-CSCF
-                counter.seq = seq = max(counter.seq, stored + 1)
-            # The ceiling rises after the write, so that a request that comes meanwhile waits for one too.
-            allowed = seq + SEQ_RESERVE
-            counter.stored = allowed
-            await self.subscribers.set_seq(impi, allowed)
-            counter.ceiling = max(counter.ceiling, allowed)
-        return seq
+        async with counter.turn:
+            # Where another process has reserved values, what is left of ours is below what the card may have seen by now.
+            others = await self.subscribers.seq(impi) != counter.ceiling
+            if others or counter.anew or counter.seq >= counter.ceiling:
+                first = await self.subscribers.reserve_seq(impi, counter.seq + 1, SEQ_RESERVE, anew=counter.anew)
+                counter.seq, counter.ceiling, counter.anew = first - 1, first + SEQ_RESERVE - 1, False
+            counter.seq += 1
+            return counter.seq
 
     async def _counter(self, impi: Impi) -> _Counter:
         counter = self._counters.get(impi)
         if counter is None:
             ceiling = await self.subscribers.seq(impi)
-            counter = self._counters.setdefault(impi, _Counter(ceiling, ceiling, ceiling))
+            counter = self._counters.setdefault(impi, _Counter(ceiling, ceiling))
             if len(self._counters) > self.max_counters:
                 self._forget_oldest()
         self._counters.move_to_end(impi)
@@ -306,7 +321,7 @@ class Hss:
 
     def _forget_oldest(self) -> None:
         impi, counter = self._counters.popitem(last=False)
-        if counter.seq > counter.ceiling:  # its write is under way: what the store says is still too low to start again from
+        if counter.turn.locked():  # its write is under way: what the store says is still too low to start again from
             self._counters[impi] = counter
 
     async def _resynchronise(self, impi: Impi, algorithm: AkaAlgorithm, resync: Resync) -> None:
@@ -318,10 +333,11 @@ class Hss:
             self.log.warning("auts-rejected", impi=impi)
             raise unable_to_comply() from problem
         counter = await self._counter(impi)
-        self.log.info("resynchronised", impi=impi, seq_he=counter.seq, seq_ms=seq_ms, distance=seq_ms - counter.seq)
-        if counter.seq < seq_ms or counter.seq - seq_ms >= DELTA:
-            counter.seq = seq_ms
-            counter.ceiling = min(counter.ceiling, seq_ms)
+        async with counter.turn:
+            self.log.info("resynchronised", impi=impi, seq_he=counter.seq, seq_ms=seq_ms, distance=seq_ms - counter.seq)
+            if counter.seq < seq_ms or counter.seq - seq_ms >= DELTA:
+                counter.anew = seq_ms < counter.seq
+                counter.seq = seq_ms
         self.counter.count("hss_resynchronisations")
 
     def _user_data(self, impi: Impi, subscription: Subscription) -> bytes:

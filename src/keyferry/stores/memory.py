@@ -63,7 +63,9 @@ class MemorySubscriberStore:
     async def subscription(self, impi: Impi) -> Subscription | None:
         """Return what is not secret of a subscriber."""
         subscriber = self._subscribers.get(impi)
-        return None if subscriber is None else Subscription(subscriber.impus, subscriber.profile, self._server_names.get(impi))
+        if subscriber is None:
+            return None
+        return Subscription(subscriber.impus, subscriber.profile, self._server_names.get(impi), subscriber.release)
 
     async def all(self) -> Sequence[Subscriber]:
         """Return every subscriber, by IMPI."""
@@ -84,13 +86,15 @@ class MemorySubscriberStore:
         """Return the SEQ up to which values may have been used; 0 for a new subscriber."""
         return self._seqs.get(impi, 0)
 
-    async def set_seq(self, impi: Impi, seq: int) -> None:
-        """Store that SEQ values up to `seq` may be used.
+    async def reserve_seq(self, impi: Impi, seq: int, count: int, *, anew: bool = False) -> int:
+        """Reserve `count` SEQ values and return the first.
 
         Raises StoreError if there is no such subscriber.
         """
         self._check(impi)
-        self._seqs[impi] = seq
+        first = seq if anew else max(seq, self._seqs.get(impi, 0) + 1)
+        self._seqs[impi] = first + count - 1
+        return first
 
     async def server_name(self, impi: Impi) -> str | None:
         """Return the SIP URI of the S-CSCF assigned, if any."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ async def test_rows_that_were_opened_are_forgotten_again(store: SqliteSubscriber
         assert found is not None
         assert found.impus == subscriber(number).impus
     assert len(store._opened) == 2
+
+
+async def test_two_processes_reserve_seq_values_of_their_own(store: SqliteSubscriberStore, database: Database, keyring: Keyring) -> None:
+    """TS 33.102 annex C.1: what the one has read is no ground for the other's next value."""
+    impi = subscriber().impi
+    await store.add(subscriber())
+    with Database(database.path) as again:
+        other = SqliteSubscriberStore(again, keyring)
+        firsts = await asyncio.gather(*(each.reserve_seq(impi, 1, 10) for _ in range(20) for each in (store, other)))
+    assert sorted(firsts) == list(range(1, 401, 10))
 
 
 async def test_a_row_renamed_breaks_the_seal(store: SqliteSubscriberStore, database: Database) -> None:

@@ -119,7 +119,7 @@ class SqliteSubscriberStore:
         self._opened.pop(impi, None)
         if len(self._opened) >= MAX_OPENED:
             del self._opened[next(iter(self._opened))]
-        self._opened[impi] = row, Subscription(subscriber.impus, subscriber.profile, None)
+        self._opened[impi] = row, Subscription(subscriber.impus, subscriber.profile, None, subscriber.release)
         return subscriber
 
     async def all(self) -> Sequence[Subscriber]:
@@ -150,12 +150,21 @@ class SqliteSubscriberStore:
         rows = self._database.read("SELECT seq FROM subscriber WHERE impi = ?", (impi,))
         return int(rows[0][0]) if rows else 0
 
-    async def set_seq(self, impi: Impi, seq: int) -> None:
-        """Store that SEQ values up to `seq` may be used, durably before it returns.
+    async def reserve_seq(self, impi: Impi, seq: int, count: int, *, anew: bool = False) -> int:
+        """Reserve `count` SEQ values, durably before it returns, and return the first; other processes may do so at the same time.
 
         Raises StoreError if there is no such subscriber.
         """
-        await self._set("UPDATE subscriber SET seq = ? WHERE impi = ?", impi, seq)
+
+        def work(connection: sqlite3.Connection) -> int:
+            row = connection.execute("SELECT seq FROM subscriber WHERE impi = ?", (impi,)).fetchone()
+            if row is None:
+                raise StoreError(f"{impi}: no such subscriber")
+            first = seq if anew else max(seq, int(row[0]) + 1)
+            connection.execute("UPDATE subscriber SET seq = ? WHERE impi = ?", (first + count - 1, impi))
+            return first
+
+        return await self._database.write(work)
 
     async def server_name(self, impi: Impi) -> str | None:
         """Return the SIP URI of the S-CSCF assigned, if any."""
@@ -167,7 +176,12 @@ class SqliteSubscriberStore:
 
         Raises StoreError if there is no such subscriber.
         """
-        await self._set("UPDATE subscriber SET server_name = ? WHERE impi = ?", impi, name)
+
+        def work(connection: sqlite3.Connection) -> None:
+            if connection.execute("UPDATE subscriber SET server_name = ? WHERE impi = ?", (name, impi)).rowcount == 0:
+                raise StoreError(f"{impi}: no such subscriber")
+
+        await self._database.write(work)
 
     async def exchange_server_name(self, impi: Impi, assigned: str | None, name: str | None) -> bool:
         """Assign or clear the S-CSCF if the one assigned is still the one named first; false if it is not, or the subscriber is gone."""
@@ -178,30 +192,26 @@ class SqliteSubscriberStore:
 
         return await self._database.write(work)
 
-    async def _set(self, sql: str, impi: Impi, value: str | int | None) -> None:
-        def work(connection: sqlite3.Connection) -> None:
-            if connection.execute(sql, (value, impi)).rowcount == 0:
-                raise StoreError(f"{impi}: no such subscriber")
-
-        await self._database.write(work)
-
     def _row(self, subscriber: Subscriber) -> Row:
         impus = msgspec.json.encode([(subscribed.impu, subscribed.barred) for subscribed in subscriber.impus]).decode()
         values = (subscriber.impi, subscriber.algorithm, subscriber.amf, subscriber.profile, impus)
-        keys = msgspec.msgpack.encode((subscriber.k.reveal(), subscriber.opc.reveal()))
+        # The release decides whether a proxy gets raw keys, so it is under the seal; a row of before it was there has two values.
+        release = () if subscriber.release is None else (subscriber.release,)
+        keys = msgspec.msgpack.encode((subscriber.k.reveal(), subscriber.opc.reveal(), *release))
         return (KEYS.seal(self._keyring, keys, values), *values)
 
     def _subscriber(self, row: Row) -> Subscriber:
         sealed, *values = row
-        k, opc = msgspec.msgpack.decode(KEYS.open(self._keyring, sealed, values), type=tuple[bytes, bytes])
+        k, opc, *release = msgspec.msgpack.decode(KEYS.open(self._keyring, sealed, values), type=list[bytes | int])
         impi, algorithm, amf, profile, impus = values
         subscribed = msgspec.json.decode(impus, type=list[tuple[str, bool]])
         return Subscriber(
             impi=Impi(impi),
             impus=tuple([SubscribedImpu(Impu(impu), barred) for impu, barred in subscribed]),
             algorithm=cast("AkaName", algorithm),
-            k=Secret(k),
-            opc=Secret(opc),
+            k=Secret(cast("bytes", k)),
+            opc=Secret(cast("bytes", opc)),
             amf=amf,
             profile=profile,
+            release=cast("int", release[0]) if release else None,
         )
