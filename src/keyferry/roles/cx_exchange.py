@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both sides of Cx over Diameter have in common: Session-Ids, outcomes, metrics (RFC 6733 §8.8; TS 29.229 §6.2, Release 17)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from keyferry.errors import CxError, TransportError
+from keyferry.ports import Clock, Counter, Log, RandomSource
+from keyferry.protocol.diameter import cx
+from keyferry.protocol.diameter.base import ResultCode, session_id
+from keyferry.protocol.diameter.message import AvpFault
+
+NAMES: Final = {
+    cx.USER_AUTHORIZATION: "UAR", cx.SERVER_ASSIGNMENT: "SAR", cx.LOCATION_INFO: "LIR", cx.MULTIMEDIA_AUTH: "MAR",
+    cx.REGISTRATION_TERMINATION: "RTR", cx.PUSH_PROFILE: "PPR",
+}  # fmt: skip
+"""Commands, as metrics and log name them."""
+SUCCEEDED: Final = "SUCCESS"
+CANCELLED: Final = "cancelled"
+"""Who asked waits no longer."""
+UNREADABLE: Final = "unreadable"
+"""An answer that cannot be read, or is that of another user."""
+_SPANS: Final = (
+    (0.001, "1 ms"),
+    (0.003, "3 ms"),
+    (0.01, "10 ms"),
+    (0.03, "30 ms"),
+    (0.1, "100 ms"),
+    (0.3, "300 ms"),
+    (1.0, "1 s"),
+    (5.0, "5 s"),
+)
+_KNOWN: Final = frozenset(code.name for codes in (ResultCode, cx.CxResult) for code in codes)
+
+
+class Sessions:
+    """Session-Ids of one node, none of which comes again: also not after a restart, whose time is another."""
+
+    __slots__ = ("_high", "_low", "_origin_host")
+
+    def __init__(self, origin_host: str, clock: Clock, random: RandomSource) -> None:
+        self._origin_host = origin_host
+        self._high = int(clock.now())
+        self._low = int.from_bytes(random.octets(4), "big")  # two starts in one second
+
+    def next(self) -> str:
+        """Return one."""
+        self._low += 1
+        return session_id(self._origin_host, self._high, self._low)
+
+
+class CxMeter:
+    """Count requests by command and outcome, and by how long they took."""
+
+    __slots__ = ("_clock", "_counter")
+
+    def __init__(self, clock: Clock, counter: Counter) -> None:
+        self._clock = clock
+        self._counter = counter
+
+    def begin(self) -> float:
+        """Return when a request began."""
+        return self._clock.monotonic()
+
+    def end(self, command: str, outcome: str, began: float) -> None:
+        """Take the end of a request."""
+        seconds = self._clock.monotonic() - began
+        self._counter.count("cx_requests", f"{command} {outcome}")
+        self._counter.count("cx_latency", f"{command} {next((span for limit, span in _SPANS if seconds <= limit), 'more')}")
+
+
+def outcome_of(problem: CxError | AvpFault) -> str:
+    """Return the word for a refusal, out of a fixed set."""
+    name = problem.name.removeprefix("DIAMETER_") if isinstance(problem, CxError) else _name_of(problem.code)
+    return name if name in _KNOWN else "other"
+
+
+def unreachable(problem: TransportError, log: Log, command: str) -> CxError:
+    """Return what a request means that nobody has answered: the peer has not judged, and asking again may help."""
+    log.warning("cx-unreachable", command=command, peer=problem.peer, problem=problem.problem)
+    return cx.error_for(ResultCode.UNABLE_TO_DELIVER)
+
+
+def _name_of(code: int) -> str:
+    try:
+        return ResultCode(code).name
+    except ValueError:
+        return "other"

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RFC 6733 §8.8; TS 29.229 §6.2."""
+
+from __future__ import annotations
+
+import pytest
+
+from keyferry.errors import CxError, TransportError
+from keyferry.protocol.diameter import cx
+from keyferry.protocol.diameter.base import ResultCode
+from keyferry.protocol.diameter.message import AvpFault
+from keyferry.roles.cx_exchange import CxMeter, Sessions, outcome_of, unreachable
+from roles.network import FakeClock, RecordingCounter, RecordingLog, SeededRandom
+
+
+def test_a_session_id_never_comes_again() -> None:
+    clock, random = FakeClock(), SeededRandom()
+    sessions = [Sessions("scscf1.home1.net", clock, random) for _ in range(3)]
+    made = [each.next() for each in sessions for _ in range(100)]
+    assert len(set(made)) == 300
+    assert made[0].startswith(f"scscf1.home1.net;{int(clock.now())};")
+
+
+@pytest.mark.parametrize(
+    ("problem", "word"),
+    [
+        (cx.error_for(cx.CxResult.ERROR_USER_UNKNOWN), "ERROR_USER_UNKNOWN"),
+        (cx.error_for(ResultCode.TOO_BUSY), "TOO_BUSY"),
+        (AvpFault(ResultCode.MISSING_AVP, "Server-Name is missing"), "MISSING_AVP"),
+        (AvpFault(4711, "what is that"), "other"),
+        (CxError(5999, "DIAMETER_ERROR_5999"), "other"),
+        (CxError(4100, "a name that a peer has chosen"), "other"),
+    ],
+)
+def test_outcomes_are_words_of_a_fixed_set(problem: CxError | AvpFault, word: str) -> None:
+    assert outcome_of(problem) == word
+
+
+def test_nobody_there_is_no_refusal() -> None:
+    log = RecordingLog()
+    found = unreachable(TransportError("aaa://127.0.0.1:3868", "no peer is connected"), log, "MAR")
+    assert (found.code, found.name, found.experimental) == (3002, "DIAMETER_UNABLE_TO_DELIVER", False)
+    assert log.fields("cx-unreachable") == {"command": "MAR", "peer": "aaa://127.0.0.1:3868", "problem": "no peer is connected"}
+
+
+@pytest.mark.parametrize(("seconds", "span"), [(0.0005, "1 ms"), (0.02, "30 ms"), (0.9, "1 s"), (7.0, "more")])
+def test_a_request_is_counted_by_outcome_and_by_how_long_it_took(seconds: float, span: str) -> None:
+    clock, counter = FakeClock(), RecordingCounter()
+    meter = CxMeter(clock, counter)
+    began = meter.begin()
+    clock.time += seconds
+    meter.end("MAR", "SUCCESS", began)
+    assert dict(counter.counts) == {("cx_requests", "MAR SUCCESS"): 1, ("cx_latency", f"MAR {span}"): 1}
