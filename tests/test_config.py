@@ -9,6 +9,7 @@ import pytest
 
 from keyferry.config import Config, load_config, load_ue_config, split_address
 from keyferry.config.agent import AgentConfig, load_agent_config
+from keyferry.config.cx import cx_peers
 from keyferry.errors import ConfigError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -225,6 +226,45 @@ def test_what_does_not_go_together_at_one_sip_uri_is_said(tmp_path: Path, text: 
 
 
 AGENT = '[agent]\nas_ids = ["a.net", "b.net"]\nsip_uri = "sip:a.net"\nlisten_sip = "127.0.0.1:0"\npushers = ["s.net"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[hss]\nlisten_diameter = "0.0.0.0:3868"\n', "hss.listen_diameter: other machines can reach it, and CK and IK would go over it in clear"),
+        ('[hss]\nlisten_diameter = "hss.home1.net:3868"\n', "Use listen_diameters, or 127.0.0.1"),
+        ('[hss]\nlisten_diameter = "3868"\n', "hss.listen_diameter: '3868' is not HOST:PORT"),
+        ('[hss]\nname = "127.0.0.1"\n', "hss.name"),
+        ('[hss]\npeers = ["a b"]\n', "hss.peers[0]"),
+        ('[hss]\nscscfs = ["scscf1"]\n', "hss.scscfs[0]"),
+        ('[hss]\nnetworks = ["10.0.0.1/8"]\n', "hss.networks[0]: '10.0.0.1/8' is no network. Write for example 172.22.0.0/24"),
+        ('[cx]\npeers = ["aaa://192.0.2.1:3868"]\n', "cx.peers[0]: is on another machine, and CK and IK would go over it in clear. Use aaas://"),
+        ('[cx]\npeers = ["aaa://hss.home1.net"]\n', "where hss.home1.net is cannot be told. Write its address here, or in [hosts]"),
+        ('[cx]\npeers = ["aaas://127.0.0.1:5658"]\n', "Write its name here, and its address in [hosts]"),
+        ('[cx]\npeers = ["diameter://x"]\n', "Write aaa://127.0.0.1:3868, or aaas://hss.home1.net:5658"),
+        ('[cx]\npeers = ["aaa://127.0.0.1:70000"]\n', "cx.peers[0]: 'aaa://127.0.0.1:70000' is no address of an HSS"),
+        ('[cx]\npeers = ["aaa://h"]\n[hosts]\nh = "127.0.0.1:x"\n', "cx.peers[0] in [hosts]: '127.0.0.1:x' is not HOST:PORT"),
+        ('[cx]\ntimeout = 0\n', "cx.timeout"),
+    ],
+)  # fmt: skip
+def test_a_diameter_side_that_would_not_do_is_explained(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert says in str(caught.value)
+
+
+def test_an_hss_is_found_by_its_address_or_by_its_name(tmp_path: Path) -> None:
+    """RFC 6733 §4.3.1; over TLS the name is that of the certificate, wherever it is."""
+    text = (
+        '[hss]\nlisten_diameter = "10.0.0.9:3868"\nnetworks = ["10.0.0.0/8"]\n[cx]\nnetworks = ["10.0.0.0/8"]\npeers = ["aaa://127.0.0.1", '
+        '"aaa://[::1]:3869", "aaa://10.0.0.9:1", "aaa://HSS1", "aaas://hss2.home1.net", "aaas://hss3.home1.net:7"]\n'
+        '[hosts]\nhss1 = "127.0.0.2"\n"hss2.home1.net" = "192.0.2.2:99"\n'
+    )
+    config = load(tmp_path, text)
+    assert [tuple(peer) for peer in cx_peers(config.cx, config.hosts)] == [
+        ("127.0.0.1", 3868, "", False), ("::1", 3869, "", False), ("10.0.0.9", 1, "", False), ("127.0.0.2", 3868, "", False),
+        ("192.0.2.2", 99, "hss2.home1.net", True), ("hss3.home1.net", 7, "hss3.home1.net", True),
+    ]  # fmt: skip
 
 
 def load_agent(folder: Path, text: str) -> AgentConfig:

@@ -79,6 +79,18 @@ def test_a_moment_of_handshakes_and_first_requests() -> None:
     assert p50["first-nonce"] > 280
 
 
+def test_a_moment_of_registrations_with_the_hss_over_diameter() -> None:
+    """What each of both processes has used is told."""
+    done = CliRunner().invoke(app, ["bench", *MOMENT, "--only", "register", "--only", "register-cx", "--json"])
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    figures = {one["name"]: one for one in data["figures"]}
+    assert list(figures) == ["register", "register-first", "register-cx", "register-cx-hss"]
+    assert all(one["errors"] == 0 and one["cpu_microseconds"]["median"] > 0 for one in figures.values())
+    assert figures["register-cx"]["rounds"][0]["done"] == figures["register-cx-hss"]["rounds"][0]["done"] > 0
+    assert "cx_over_diameter_microseconds" in data["derived"]
+
+
 def test_a_figure_whose_server_is_not_installed_is_skipped_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """granian is no dependency of ours."""
     monkeypatch.setitem(sys.modules, "granian", None)

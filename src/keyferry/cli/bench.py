@@ -115,6 +115,9 @@ def _derived(derived: dict[str, float]) -> list[str]:
     lines = []
     if "further_push_microseconds" in derived:
         lines.append(f"each further push costs {derived['further_push_microseconds']:.0f} µs")
+    if "cx_over_diameter_microseconds" in derived:
+        cost = derived["cx_over_diameter_microseconds"]
+        lines.append(f"Cx over Diameter costs {cost:.0f} µs a registration, of both processes, more than in one process")
     for prefix, server in (("", "uvicorn"), ("granian_", "granian")):
         if f"{prefix}login_microseconds" in derived:
             cost, open_share, share = (derived[f"{prefix}login_{what}"] for what in ("microseconds", "share_of_open_get", "share_of_get"))

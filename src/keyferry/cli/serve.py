@@ -18,7 +18,7 @@ from keyferry.wiring.services import ROLES, Role
 def serve(
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file, for example examples/lab.toml.")],
     role: Annotated[
-        list[str] | None, typer.Option("--role", help="Only this function: pcscf, icscf, scscf, as, admin. Repeatable.")
+        list[str] | None, typer.Option("--role", help="Only this function: pcscf, icscf, scscf, hss, as, admin. Repeatable.")
     ] = None,
     scscf: Annotated[
         list[str] | None, typer.Option("--scscf", metavar="NAME", help="Of the file's S-CSCFs only this one. Repeatable.")
@@ -28,6 +28,8 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Run P-CSCF, I-CSCF, S-CSCF with its HSS, and the application servers, until SIGTERM or Ctrl-C.
+
+    With cx.peers in FILE the HSS is another process: `--role hss` of the same file, or one that is not ours.
 
     SIGHUP reads the certificates of SIP over TLS again.
 
@@ -44,12 +46,12 @@ def serve(
     console.print("stopped")
 
 
-def _roles(names: list[str] | None) -> list[Role]:
+def _roles(names: list[str] | None) -> list[Role] | None:
     known = {str(role): role for role in ROLES}
     unknown = [name for name in names or () if name not in known]
     if unknown:
         raise ConfigError("--role", f"{unknown[0]!r} is not one of {', '.join(ROLES)}")
-    return [known[name] for name in names] if names else list(ROLES)
+    return [known[name] for name in names] if names else None
 
 
 def _scscfs(names: list[str] | None, config: Config) -> list[str] | None:

@@ -38,6 +38,7 @@ def add(
     ] = None,
     amf: Annotated[str, typer.Option(help="AMF, 2 octets in hexadecimal.")] = "8000",
     algorithm: Annotated[str, typer.Option(help="milenage or tuak.")] = "milenage",
+    release: Annotated[int | None, typer.Option(help="3GPP release of the UE, for S-CSCFs of `hss.marker_for`.")] = None,
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,7 +49,7 @@ def add(
     secrets = {name: value for name, value in (("k", k), ("opc", opc), ("op", op)) if value is not None}
     if keys_file is not None:
         secrets |= _keys(keys_file)
-    fields: dict[str, Any] = {"impi": impi, "impus": impu, "amf": amf, "algorithm": algorithm, **secrets}
+    fields: dict[str, Any] = {"impi": impi, "impus": impu, "amf": amf, "algorithm": algorithm, "release": release, **secrets}
     try:
         settings = msgspec.convert(fields, Subscriber, dec_hook=decode_secret)
     except msgspec.ValidationError as problem:
@@ -122,6 +123,7 @@ def _public(subscriber: StoredSubscriber) -> dict[str, object]:
         "algorithm": subscriber.algorithm,
         "amf": subscriber.amf.hex(),
         "profile": subscriber.profile,
+        "release": subscriber.release,
     }
 
 

@@ -10,6 +10,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from keyferry.config.cx import Cx as Cx
+from keyferry.config.cx import Hss as Hss
+from keyferry.config.cx import check_cx, check_hss
 from keyferry.config.ipsec import Child, Identity, check_ipsec
 from keyferry.config.ipsec import Ipsec as Ipsec
 from keyferry.config.profiles import Profile, check_profile_of, check_profiles
@@ -228,6 +231,10 @@ class Subscriber(_Section, frozen=True, kw_only=True):
     profile: Annotated[
         str | None, Meta(description="name of one of `profiles`; default: what `keyferry subscriber profile` gave it last, or `default`")
     ] = None
+    release: Annotated[
+        Annotated[int, Meta(ge=5, le=255)] | None,
+        Meta(description="3GPP release of the UE, for the S-CSCFs of `hss.marker_for`; others see it in the Contact"),
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse what the HSS could not use."""
@@ -245,6 +252,8 @@ class Config(_Section, frozen=True, kw_only=True):
     further_scscfs: Annotated[
         list[Scscf], Meta(description="S-CSCFs besides the one above, each with a name and a port of its own; the HSS spreads the users.")
     ] = msgspec.field(default_factory=list)
+    hss: Hss = msgspec.field(default_factory=Hss)
+    cx: Cx = msgspec.field(default_factory=Cx)
     admin: Admin = msgspec.field(default_factory=Admin)
     ipsec: Ipsec = msgspec.field(default_factory=Ipsec)
     application_servers: list[ApplicationServer] = msgspec.field(default_factory=list)
@@ -328,6 +337,8 @@ def load_config(path: Path) -> Config:
     config = load_file(path, Config, SECTIONS)
     _check_names(path, config)
     _check_peers(path, config)
+    check_hss(path, config.hss)
+    check_cx(path, config.cx, config.hosts)
     return config
 
 
@@ -346,7 +357,7 @@ def load_ue_config(path: Path) -> UeConfig:
 
 
 SECTIONS: tuple[type[_Section], ...] = (
-    Network, Pcscf, Icscf, Scscf, ApplicationServer, SharedIfc, Profile, Admin, Ipsec, Subscriber, Ue
+    Network, Pcscf, Icscf, Scscf, Hss, Cx, ApplicationServer, SharedIfc, Profile, Admin, Ipsec, Subscriber, Ue
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from keyferry.lab.bench_handshake import HandshakeOrder, Kind, load_handshakes
 from keyferry.lab.bench_http import HttpSetup, serve_documents, why_no_psk
 from keyferry.lab.bench_http_load import HttpLoad, HttpOrder, load_documents
 from keyferry.lab.bench_proxy import ProxySetup, serve_behind, serve_proxied
-from keyferry.lab.bench_register import RegisterSetup, serve_registrations
+from keyferry.lab.bench_register import RegisterSetup, serve_hss, serve_registrations
 from keyferry.lab.bench_register_load import Burst, Order, RegisterLoad, load_registrations
 from keyferry.lab.bench_report import NAMES, BenchOptions, BenchReport, Name, Round, Row, filesystem_of, machine_of
 from keyferry.lab.bench_worker import BenchFailed, Part, Progress, Usage, Worker, cores, worker
@@ -29,6 +29,8 @@ IN_MEMORY = {"tmpfs", "ramfs"}
 WHAT = {
     "register": "registration, 1 key push: S-CSCF with HSS",
     "register-3": "registration, 3 key pushes: S-CSCF with HSS",
+    "register-cx": "the same, the HSS over Diameter in a process of its own: S-CSCF",
+    "register-cx-hss": "and its HSS, beside the load on the other core",
     "path": "registration, 1 key push: P-, I-, S-CSCF, HSS and AS in one process",
     "get-open": "GET over TLS, the door asks nothing",
     "get": "GET over TLS, SIM login (Digest SHA-256)",
@@ -44,7 +46,7 @@ WHAT = {
     "first-psk13": "first request, 50 ms one way: connection by TLS 1.3 PSK",
     "first-psk12": "first request, 50 ms one way: connection by TLS 1.2 PSK",
 }
-PUSHES = {"register": 1, "register-3": 3}
+PUSHES = {"register": 1, "register-3": 3, "register-cx": 1}
 FIRST_SECONDS = 0.4  # so long takes a first request with a 401 over the long way
 
 
@@ -107,6 +109,33 @@ def _register(name: Name, options: BenchOptions, state: Path, progress: Progress
         progress(name, options.rounds, options.rounds)
     _check_pushes(count, [first, *rounds])
     return [Row(name, WHAT[name], tuple(rounds)), Row(f"{name}-first", f"{WHAT[name]}, each subscriber's first", (first,))]
+
+
+def _register_cx(name: Name, options: BenchOptions, state: Path, progress: Progress) -> list[Row]:
+    """Ask the HSS in a process of its own; what both have used is told for each."""
+    measured_core, load_core = cores()
+    with ExitStack() as stack:
+        load = stack.enter_context(worker(load_registrations, load_core, RegisterLoad(options.subscribers, PUSHES[name], True)))
+        addresses = load.answer(progress)
+        apart = RegisterSetup(state.with_name("hss"), options.subscribers, addresses, whole_path=False)
+        hss = stack.enter_context(worker(serve_hss, load_core, apart))
+        asking = apart._replace(state=state, hss=hss.answer(progress))
+        measured = stack.enter_context(worker(serve_registrations, measured_core, asking))
+        load.ask(measured.answer(progress))
+        progress(f"{name}: each subscriber once", 0, options.rounds)
+        _burst(_Pair(measured, load), Order(options.in_flight, None))
+        rounds: list[Round] = []
+        beside: list[Round] = []
+        for number in range(options.rounds):
+            progress(name, number, options.rounds)
+            before: Usage = hss.ask("usage")
+            one = _burst(_Pair(measured, load), Order(options.in_flight, options.seconds))
+            after: Usage = hss.ask("usage")
+            rounds.append(one)
+            beside.append(Round(one.burst, after.cpu_user - before.cpu_user, after.cpu_system - before.cpu_system, after.max_rss))
+        progress(name, options.rounds, options.rounds)
+    _check_pushes(PUSHES[name], rounds)
+    return [Row(name, WHAT[name], tuple(rounds)), Row(f"{name}-hss", WHAT[f"{name}-hss"], tuple(beside))]
 
 
 def _get(name: Name, options: BenchOptions, state: Path, progress: Progress) -> list[Row]:
@@ -212,6 +241,6 @@ def _check_pushes(count: int, rounds: list[Round]) -> None:
 
 
 MEASURES: dict[Name, Callable[[Name, BenchOptions, Path, Progress], list[Row]]] = {
-    "register": _register, "register-3": _register, "path": _register, "get": _get, "get-granian": _get, "proxied": _proxied,
-    "handshake": _handshake, "first-request": _first,
+    "register": _register, "register-3": _register, "register-cx": _register_cx, "path": _register, "get": _get, "get-granian": _get,
+    "proxied": _proxied, "handshake": _handshake, "first-request": _first,
 }  # fmt: skip

@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from keyferry.config import Admin, ApplicationServer, Config, Icscf, Network, Pcscf, Scscf
+from keyferry.config import Admin, ApplicationServer, Config, Cx, Hss, Icscf, Network, Pcscf, Scscf
 from keyferry.lab.bench_worker import Link, usage
 from keyferry.ports import SubscribedImpu, Subscriber, SubscriberStore
 from keyferry.protocol.crypto.secret import Secret
@@ -41,6 +41,7 @@ class RegisterSetup(NamedTuple):
     subscribers: int
     as_addresses: tuple[str, ...]  # of the load's application servers, HOST:PORT
     whole_path: bool  # P-CSCF, I-CSCF and one AS too
+    hss: str = ""  # where the HSS is asked over Diameter, aaa://HOST:PORT; "": in the process
 
 
 def card(number: int) -> Card:
@@ -57,10 +58,27 @@ async def serve_registrations(link: Link, setup: RegisterSetup) -> None:
         system = System(config_of(setup), state, SystemClock(), random, StructLog("none"), Metrics(), roles)
         try:
             listeners = await system.start()
-            await _provision(system.subscribers, setup.subscribers, link)
+            if system.subscribers is not None:
+                await _provision(system.subscribers, setup.subscribers, link)
             spare_the_collector()
             door = next(one for one in listeners if one.role == roles[0] and one.proto == "udp")
             link.send((door.host, door.port))
+            await answer_usage(link)
+        finally:
+            await system.stop()
+
+
+async def serve_hss(link: Link, setup: RegisterSetup) -> None:
+    """Be the HSS in a process of its own: start, provision, tell where Diameter is taken, then tell the usage whenever asked."""
+    random = SystemRandom()
+    with open_state(setup.state, random=random, exclusive=True) as state:
+        system = System(config_of(setup), state, SystemClock(), random, StructLog("none"), Metrics(), ("hss",))
+        try:
+            (door,) = await system.start()
+            if system.subscribers is not None:
+                await _provision(system.subscribers, setup.subscribers, link)
+            spare_the_collector()
+            link.send(f"aaa://{door.host}:{door.port}")
             await answer_usage(link)
         finally:
             await system.stop()
@@ -97,6 +115,8 @@ def config_of(setup: RegisterSetup) -> Config:
         pcscf=Pcscf(listen=ANY_PORT),
         icscf=Icscf(listen=ANY_PORT, scscf=f"sip:scscf1.{HOME}"),
         scscf=Scscf(listen=ANY_PORT, as_probe=0),  # the application servers here count every request as a push
+        hss=Hss(listen_diameter=ANY_PORT),
+        cx=Cx(peers=[setup.hss] if setup.hss else []),
         admin=Admin(listen=ANY_PORT),
         application_servers=servers,
         hosts={f"{name}-as.{HOME}": address for name, address in zip(names, setup.as_addresses, strict=False)},

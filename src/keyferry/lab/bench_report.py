@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from keyferry.lab.bench_register_load import Burst
 from keyferry.ports import Clock
 
-Name = Literal["register", "register-3", "path", "get", "get-granian", "proxied", "handshake", "first-request"]
+Name = Literal["register", "register-3", "register-cx", "path", "get", "get-granian", "proxied", "handshake", "first-request"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 
@@ -128,6 +128,9 @@ class BenchReport:
         one, three = self.row("register"), self.row("register-3")
         if one and three:
             found["further_push_microseconds"] = (three.cost.median - one.cost.median) / 2
+        apart, beside = self.row("register-cx"), self.row("register-cx-hss")
+        if one and apart and beside:
+            found["cx_over_diameter_microseconds"] = apart.cost.median + beside.cost.median - one.cost.median
         for name in ("get", "get-granian", "proxied"):
             bare, login = self.row(f"{name}-open"), self.row(name)
             if bare and login and bare.cost.median:

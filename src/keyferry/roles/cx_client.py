@@ -137,7 +137,7 @@ def _checked(server_name: str) -> str:
     return server_name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CxListener:
     """Answer what the HSS asks of an S-CSCF: RTR and PPR."""
 
@@ -145,7 +145,7 @@ class CxListener:
     clock: Clock
     log: Log
     counter: Counter
-    serving: CxServing | None = None  # None: a function that serves nobody, such as an I-CSCF
+    serving: CxServing | None = None  # None: a function that serves nobody, such as an I-CSCF, or not yet
 
     async def handle(self, request: DiameterMessage, peer: DiameterRemote) -> DiameterMessage:
         """Answer one request (transports' handler)."""

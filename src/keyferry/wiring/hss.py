@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from keyferry.config import Subscriber
 from keyferry.config.profiles import DEFAULT
-from keyferry.ports import CxServing, SubscriberStore
+from keyferry.ports import CxServing, CxServings, SubscriberStore
 from keyferry.ports import SubscribedImpu as PortImpu
 from keyferry.ports import Subscriber as PortSubscriber
 from keyferry.protocol.aka import algorithm_of, opc_of
@@ -21,15 +21,17 @@ from keyferry.wiring.criteria import ProfileCriteria, profile_criteria
 from keyferry.wiring.services import Services, server_name_of
 
 
-@dataclass(frozen=True, slots=True)
-class LocalServings:
-    """Implement ports.CxServings for the S-CSCFs of this process."""
+@dataclass(slots=True)
+class Servings:
+    """Implement ports.CxServings for the S-CSCFs of this process, and for those that ask over Diameter."""
 
     by_name: dict[str, CxServing] = field(default_factory=dict)  # by Server-Name
+    remote: CxServings | None = None
 
     def at(self, server_name: str) -> CxServing | None:
-        """Return the S-CSCF of this Server-Name, None if it is not here."""
-        return self.by_name.get(server_name)
+        """Return the S-CSCF of this Server-Name, None if it is neither here nor connected."""
+        found = self.by_name.get(server_name)
+        return self.remote.at(server_name) if found is None and self.remote is not None else found
 
 
 class HssParts(NamedTuple):
@@ -37,7 +39,7 @@ class HssParts(NamedTuple):
 
     hss: Hss
     subscribers: SubscriberStore
-    servings: LocalServings  # empty: an S-CSCF is put into it when it starts
+    servings: Servings  # empty: an S-CSCF is put into it when it starts
     profiles: Mapping[str, ProfileCriteria]
 
 
@@ -46,8 +48,9 @@ async def start_hss(services: Services) -> HssParts:
     subscribers = SqliteSubscriberStore(services.database("hss"), services.state.keyring)
     profiles = profile_criteria(services.config)
     amf_bit = services.config.network.amf_bit
-    several = [server_name_of(settings) for settings in services.config.scscfs] if services.config.further_scscfs else []
-    servings = LocalServings()
+    own = [server_name_of(settings) for settings in services.config.scscfs] if services.config.further_scscfs else []
+    several = services.config.hss.scscfs or own
+    servings = Servings()
     hss = Hss(
         subscribers, {name: each.own for name, each in profiles.items()}, services.random, services.log, services.metrics, scscfs=several,
         amf_bit=amf_bit, shared_ifc_sets={name: each.shared for name, each in profiles.items()}, servings=servings,
@@ -66,7 +69,7 @@ def subscriber_of(settings: Subscriber) -> PortSubscriber:
     barred = {parse_impu(text) for text in settings.barred}
     impus = tuple(PortImpu(parse_impu(text), parse_impu(text) in barred) for text in settings.impus)
     amf, profile = bytes.fromhex(settings.amf), settings.profile or DEFAULT
-    return PortSubscriber(parse_impi(settings.impi), impus, settings.algorithm, settings.k, opc, amf, profile)
+    return PortSubscriber(parse_impi(settings.impi), impus, settings.algorithm, settings.k, opc, amf, profile, settings.release)
 
 
 async def provision(store: SubscriberStore, subscribers: Sequence[Subscriber]) -> None:

@@ -32,15 +32,20 @@ from keyferry.wiring.observability import Metrics
 from keyferry.wiring.readiness import Readiness
 from keyferry.wiring.tracing import Tracer, both
 
-Role = Literal["pcscf", "icscf", "scscf", "as", "admin"]
+Role = Literal["pcscf", "icscf", "scscf", "hss", "as", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
+
+
+def roles_of(config: Config) -> tuple[Role, ...]:
+    """Return what a process plays that was not told: everything, but no HSS where the file says that others are asked."""
+    return tuple([role for role in ROLES if role != "hss" or not config.cx.peers])
 
 
 class Listener(NamedTuple):
     """One socket that `serve` tells of."""
 
     role: Role
-    proto: str  # udp, tcp, tls, esp (in UDP), http, https, psk12 or psk13 (https with a key instead of a certificate)
+    proto: str  # udp, tcp, tls, esp (in UDP), http, https, psk12 or psk13 (https with a key instead of a certificate), diameter, diameters
     host: str
     port: int
     name: str  # the function's host name; for an AS its AS_ID

@@ -23,7 +23,7 @@ from keyferry.wiring.connections import allow_connections
 from keyferry.wiring.observability import BackgroundStream, LogFormat, Metrics, StructLog, bridge_libraries
 from keyferry.wiring.protection import opened_state
 from keyferry.wiring.readiness import Readiness
-from keyferry.wiring.services import ROLES, Listener, Role
+from keyferry.wiring.services import Listener, Role, roles_of
 from keyferry.wiring.system import System
 
 Announce = Callable[[dict[str, object]], None]
@@ -56,19 +56,23 @@ P = TypeVar("P", bound=Process)
 
 
 def serve(
-    config: Config, state_path: Path, announce: Announce, *, roles: Collection[Role] = ROLES, scscfs: Collection[str] | None = None,
+    config: Config, state_path: Path, announce: Announce, *, roles: Collection[Role] | None = None, scscfs: Collection[str] | None = None,
     log_format: LogFormat = "text",
 ) -> None:  # fmt: skip
-    """Serve until SIGTERM or SIGINT; SIGHUP reads certificates again. Raises ConfigError, StateError, TransportError."""
+    """Serve until SIGTERM or SIGINT; SIGHUP reads certificates again. Without `roles`: all that the file has.
+
+    Raises ConfigError, StateError, TransportError.
+    """
     random = SystemRandom()
-    whole = set(roles) == set(ROLES) and scscfs is None
+    played = roles_of(config) if roles is None else roles
+    whole = set(played) == set(roles_of(config)) and scscfs is None
 
     def told(system: System) -> None:
         announce({"ready": True, "listen": [listener._asdict() for listener in system.listeners], "ca": str(system.pki.ca_file)})
 
     run_until_signal(
         lambda: opened_state(state_path, exclusive=whole),
-        lambda state, log: System(config, state, SystemClock(), random, log, Metrics(), roles, scscf_names=scscfs),
+        lambda state, log: System(config, state, SystemClock(), random, log, Metrics(), played, scscf_names=scscfs),
         told,
         log_format,
     )

@@ -86,12 +86,12 @@ class Tracer:
         if self._followers:
             self._show(event)
 
-    def follower_of(self, subscribers: SubscriberStore) -> Follow:
-        """Return what the administrator's listener calls with an IMPI; its public identities are known from the start."""
+    def follower_of(self, subscribers: SubscriberStore | None) -> Follow:
+        """Return what the administrator's listener calls with an IMPI; its public identities are known if the HSS is here."""
 
         @asynccontextmanager
         async def follow(impi: str) -> AsyncIterator[Steps]:
-            subscriber = await subscribers.get(Impi(impi))
+            subscriber = await subscribers.get(Impi(impi)) if subscribers is not None else None
             async with self.follow(impi, [one.impu for one in subscriber.impus] if subscriber else ()) as steps:
                 yield steps
 

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cx over Diameter: the listener of our HSS, and what the I-CSCF and each S-CSCF ask with. Imported only where it is used."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from keyferry.config import split_address
+from keyferry.config.cx import CxPeer, cx_peers
+from keyferry.protocol.diameter.base import DiameterIdentity
+from keyferry.roles.cx_client import CxListener, DiameterCx
+from keyferry.roles.cx_exchange import CxMeter, Sessions
+from keyferry.roles.cx_server import CxPolicy, CxServer, DiameterServings
+from keyferry.roles.hss import Hss
+from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
+from keyferry.transports.diameter_context import LOOPBACK, Admission
+from keyferry.transports.diameter_server import DiameterServer
+from keyferry.transports.pki import MutualTls, mutual_tls
+from keyferry.wiring.services import Listener, Role, Services
+
+ASKERS = ("scscf", "icscf")
+"""Roles of certificates that may ask an HSS."""
+
+
+async def start_cx_server(services: Services, hss: Hss) -> DiameterServings:
+    """Let the HSS be asked over Diameter; return how it finds S-CSCFs that have asked. Raises ConfigError, StateError, TransportError."""
+    settings = services.config.hss
+    identity = _identity(services, settings.name)
+    policy = CxPolicy(
+        own_names=settings.server_names == "own", marker_for=frozenset(host.lower().rstrip(".") for host in settings.marker_for),
+        rspauth=settings.marker_flags == 7,
+    )  # fmt: skip
+    server = CxServer(hss, hss, identity, services.clock, services.log, services.metrics, policy)
+    node = DiameterServer(
+        identity, server.handle, allowed=Admission.of(settings.peers, ASKERS, (*LOOPBACK, *settings.networks)), clock=services.clock,
+        random=services.random, log=services.log, counter=services.metrics,
+    )  # fmt: skip
+    services.exit.push_async_callback(node.aclose)
+    if settings.listen_diameter is not None:
+        await _listen(services, node, settings.listen_diameter, None)
+    if settings.listen_diameters is not None:
+        await _listen(services, node, settings.listen_diameters, _certificate(services, settings.name, "hss"))
+    return DiameterServings(
+        node, lambda: frozenset(peer.origin_host for peer in node.connected()), server.origin_of, identity,
+        Sessions(identity.origin_host, services.clock, services.random), CxMeter(services.clock, services.metrics), services.log,
+        services.config.cx.timeout,
+    )  # fmt: skip
+
+
+class CxParts(NamedTuple):
+    """What a function asks the HSS with."""
+
+    cx: DiameterCx
+    node: DiameterClient
+    listener: CxListener  # is given who serves when that has started
+
+
+async def start_cx_client(services: Services, name: str, role: Role) -> CxParts:
+    """Begin to connect to the HSSs, as the function of this host name. Raises ConfigError, StateError."""
+    settings = services.config.cx
+    identity = _identity(services, name)
+    found = cx_peers(settings, services.config.hosts)
+    tls = _certificate(services, name, role) if any(peer.tls for peer in found) else None
+    listener = CxListener(identity, services.clock, services.log, services.metrics)
+    node = DiameterClient(
+        [_peer(peer, tls) for peer in found], identity, clock=services.clock, random=services.random, log=services.log,
+        counter=services.metrics, handler=listener.handle,
+    )  # fmt: skip
+    services.exit.push_async_callback(node.aclose)
+    await node.start()
+    realm = settings.realm or services.config.network.home_domain
+    cx = DiameterCx(node, identity, realm, services.clock, services.random, services.log, services.metrics, settings.timeout)
+    return CxParts(cx, node, listener)
+
+
+async def _listen(services: Services, node: DiameterServer, listen: str, tls: MutualTls | None) -> None:
+    name, proto = ("listen_diameter", "diameter") if tls is None else ("listen_diameters", "diameters")
+    host, port = await node.listen(*split_address(listen, f"hss.{name}"), tls=tls)
+    services.listeners.append(Listener("hss", proto, host, port, services.config.hss.name))
+
+
+def _certificate(services: Services, name: str, role: str) -> MutualTls:
+    tls = mutual_tls(services.pki.ensure(name, role), services.pki.ca_file)
+    services.renewals.append(lambda: _renew(services, tls, name, role))
+    return tls
+
+
+def _renew(services: Services, tls: MutualTls, name: str, role: str) -> None:
+    tls.renew(services.pki.ensure(name, role))  # into the same contexts, which the next handshake uses
+
+
+def _identity(services: Services, name: str) -> DiameterIdentity:
+    return DiameterIdentity(name.lower().rstrip("."), services.config.network.home_domain)
+
+
+def _peer(peer: CxPeer, tls: MutualTls | None) -> DiameterPeer:
+    return DiameterPeer(peer.host, peer.port, peer.name, tls if peer.tls else None)
