@@ -255,7 +255,9 @@ class TestOthers:
 
     async def test_other_errors_of_the_hss_keep_their_name(self, home: Home) -> None:
         home.diagnosis.cx(ALICE, CxError(3004, "DIAMETER_TOO_BUSY"), 504)
-        assert last(home).analysis.text == "the HSS refused or failed: DIAMETER_TOO_BUSY"
+        assert last(home).analysis.text == "the HSS could not be asked, or had too much to do: DIAMETER_TOO_BUSY"
+        home.diagnosis.cx(ALICE, CxError(5012, "DIAMETER_UNABLE_TO_COMPLY"), 500)
+        assert last(home).analysis.text == "the HSS refused or failed: DIAMETER_UNABLE_TO_COMPLY"
 
     async def test_a_number_of_rfc_6733_is_not_that_of_cx(self, home: Home) -> None:
         """5001 is USER_UNKNOWN of TS 29.229, and AVP_UNSUPPORTED of RFC 6733."""

@@ -36,6 +36,7 @@ class Reason(StrEnum):
     USER_UNKNOWN = "user-unknown"
     IDENTITIES = "identities"
     HSS = "hss"
+    HSS_AWAY = "hss-away"
     REFUSED = "refused"
     PUSH = "push"
 
@@ -149,6 +150,10 @@ ADVICE: Mapping[Reason, Advice] = {
     Reason.HSS: Advice(
         "the HSS refused or failed",
         "look at the HSS's own log for this time",
+    ),
+    Reason.HSS_AWAY: Advice(
+        "the HSS could not be asked, or had too much to do",
+        "see that it runs, at the address in `cx.peers`, and that both show the names that the other expects",
     ),
     Reason.REFUSED: Advice(
         "the network refused the registration",

@@ -14,6 +14,7 @@ from keyferry.protocol.ims.failures import EarlierNonces, Failure, FailureBook, 
 from keyferry.protocol.ims.registration import PendingChallenge, RegisterView
 from keyferry.protocol.ims.response_trial import MAX_EARLIER, WrongAnswer, differences, explain_response, res_passwords, shown
 from keyferry.protocol.ims.verdicts import Analysis, Reason, Verdict, because
+from keyferry.roles.cx_status import status_of
 
 COMMON: Final = 20
 """Characters that a nonce has in common with a challenge's if it is that one, changed behind RAND or cut: 15 octets of RAND."""
@@ -22,8 +23,9 @@ CX_REASONS: Final = {5001: Reason.USER_UNKNOWN, 5002: Reason.IDENTITIES}
 
 def reason_of(problem: CxError) -> Analysis:
     """Return what a refusal of the HSS means (TS 29.229 §6.2)."""
-    reason = CX_REASONS.get(problem.code, Reason.HSS) if problem.experimental else Reason.HSS
-    return because(reason, problem.name if reason is Reason.HSS else "")
+    away = Reason.HSS_AWAY if status_of(problem) == 504 else Reason.HSS
+    reason = CX_REASONS.get(problem.code, Reason.HSS) if problem.experimental else away
+    return because(reason, problem.name if reason in {Reason.HSS, Reason.HSS_AWAY} else "")
 
 
 @dataclass(frozen=True, slots=True)
