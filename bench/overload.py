@@ -117,10 +117,10 @@ async def serve_scscf(link: Connection, control: bool, subscribers: int) -> None
         system = System(config, state, SystemClock(), random, StructLog("none"), metrics, roles)
         try:
             port = next(one.port for one in await system.start() if one.proto == "udp")
+            store = system.subscribers
+            assert store is not None  # noqa: S101 - the HSS is in this process
             for start in range(0, subscribers, 500):
-                await asyncio.gather(
-                    *(system.subscribers.add(subscriber(number)) for number in range(start, min(start + 500, subscribers)))
-                )
+                await asyncio.gather(*(store.add(subscriber(number)) for number in range(start, min(start + 500, subscribers))))
             spare_the_collector()
             link.send(port)
             await answer(link, metrics)

@@ -247,7 +247,7 @@ def _set_ue(lab: Lab, seq: int) -> None:
 def _set_hss(lab: Lab, seq: int) -> None:
     async def change() -> None:
         with open_state(lab.state, random=SystemRandom()) as state, Database(state.path("hss.db")) as database:
-            await SqliteSubscriberStore(database, state.keyring).set_seq(USER1, seq)
+            await SqliteSubscriberStore(database, state.keyring).reserve_seq(USER1, seq, 1, anew=True)
 
     asyncio.run(change())
 

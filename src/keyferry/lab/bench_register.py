@@ -71,8 +71,9 @@ async def serve_registrations(link: Link, setup: RegisterSetup) -> None:
 async def serve_hss(link: Link, setup: RegisterSetup) -> None:
     """Be the HSS in a process of its own: start, provision, tell where Diameter is taken, then tell the usage whenever asked."""
     random = SystemRandom()
+    roles: tuple[Role, ...] = ("hss",)
     with open_state(setup.state, random=random, exclusive=True) as state:
-        system = System(config_of(setup), state, SystemClock(), random, StructLog("none"), Metrics(), ("hss",))
+        system = System(config_of(setup), state, SystemClock(), random, StructLog("none"), Metrics(), roles)
         try:
             (door,) = await system.start()
             if system.subscribers is not None:
