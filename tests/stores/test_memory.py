@@ -7,9 +7,10 @@ import pytest
 
 from keyferry.protocol.identity import KeyId
 from keyferry.stores.memory import MemoryDocumentStore, MemoryKeyStore, MemoryRegistrationStore, MemorySubscriberStore, MemoryUeStore
-from stores.contract import DocumentContract, KeyContract, RegistrationContract, SubscriberContract
+from stores.contract import DocumentContract, KeyContract, RegistrationContract
 from stores.first_nonces import BEGAN, FirstNonceContract
 from stores.made import AS_ID, NOW, PUSHER, REALM, push, pushed_key
+from stores.subscriber_contract import SubscriberContract
 from stores.ue_contract import UeContract
 
 

@@ -10,7 +10,7 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi
 from keyferry.roles.scscf.profile_update import ScscfServing
 from keyferry.stores.memory import MemorySubscriberStore
-from keyferry.wiring.hss import LocalServings, provision
+from keyferry.wiring.hss import Servings, provision
 from roles.home import SCSCF, open_home
 
 IMPI = Impi("a@home1.net")
@@ -44,6 +44,6 @@ async def test_a_profile_of_the_file_counts_at_each_start() -> None:
 async def test_s_cscfs_of_the_process_are_found_by_their_server_name() -> None:
     async with open_home() as home:
         serving = ScscfServing(home.scscf, home.reg_event.forget)
-        servings = LocalServings({SCSCF: serving})
+        servings = Servings({SCSCF: serving})
         assert servings.at(SCSCF) is serving
         assert servings.at("sip:scscf2.home1.net") is None

@@ -14,7 +14,7 @@ from keyferry.protocol.identity import Impi
 from keyferry.roles.scscf.profile_update import ScscfServing
 from keyferry.roles.scscf.repush import Repusher
 from keyferry.wiring.criteria import ProfileCriteria
-from keyferry.wiring.hss import LocalServings
+from keyferry.wiring.hss import Servings
 from keyferry.wiring.scscf import ScscfParts
 from keyferry.wiring.subscriptions import HssOperations
 from roles.home import NOTES, SCSCF, SIP_OF, XCAP, Home, criterion, open_home, subscriber
@@ -37,7 +37,7 @@ async def home_fixture() -> AsyncIterator[Home]:
 
 def operations(home: Home) -> HssOperations:
     serving = ScscfServing(home.scscf, home.reg_event.forget)
-    home.hss.servings = LocalServings({SCSCF: serving})
+    home.hss.servings = Servings({SCSCF: serving})
     parts = ScscfParts(SCSCF, home.scscf, home.registrations, cast("Repusher", None), serving)
     return HssOperations(home.hss, CRITERIA, [parts])
 

@@ -13,8 +13,8 @@ from keyferry.stores.database import Database
 from keyferry.stores.sealing import Keyring
 from keyferry.stores.sqlite import subscribers
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
-from stores.contract import SubscriberContract
 from stores.made import subscriber
+from stores.subscriber_contract import SubscriberContract
 from stores.tamper import columns, execute
 
 
