@@ -8,6 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from keyferry.config import load_config
@@ -19,6 +20,7 @@ from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
 from keyferry.wiring.observability import Metrics, StructLog
 from system.serving import Lab, Served, free_port, keyferry, make_lab, serving, ue, until
+from system.test_profiles import PROFILES, opens, subscriber
 
 IMPI, IMPU = Impi("user1_private@home1.net"), Impu("sip:user1_public1@home1.net")
 DOCUMENT = "simservs.ngn.etsi.org/users/sip:user1_public1@home1.net/simservs.xml"
@@ -78,6 +80,30 @@ def test_a_ue_registers_renews_and_leaves_and_its_key_works(tmp_path: Path) -> N
         ue(lab, "deregister")
         assert others.health()["registrations"] == 0
         assert keyferry("ue", "get", DOCUMENT, "--config", lab.ue, "--state", lab.state).returncode != 0
+
+
+def test_a_profile_that_changes_and_a_subscription_that_ends_reach_the_s_cscf_over_the_wire(tmp_path: Path) -> None:
+    """TS 29.228 §6.1.3, §6.2.2: PPR and RTR, from the HSS over the connection that the S-CSCF has opened."""
+    lab = make_lab(tmp_path, lambda text: text + PROFILES + over_tcp(free_port()))
+    own = lab.serve.with_name("hss.toml")  # an admin listener of its own
+    own.write_text(lab.serve.read_text().replace(f":{lab.ports['8080']}", f":{free_port()}"))
+    with serving(own, tmp_path / "hss", "--role", "hss", "--role", "admin") as hss, serving(lab.serve, lab.state) as others:
+        at_home = replace(lab, state=tmp_path / "hss")
+        assert subscriber(at_home, hss, "profile", IMPI, "basic")["told"] is False
+        assert ue(lab, "register")["keys"]
+        assert (opens(lab, "xcap"), opens(lab, "notes")) == (True, False)
+        told = subscriber(at_home, hss, "profile", IMPI, "default")
+        assert (told["told"], told["server"].split(":")[1]) == (True, "scscf1.home1.net")
+        assert opens(lab, "notes")  # the key of the AKA run that was: nobody has registered since
+        assert subscriber(at_home, hss, "profile", IMPI, "basic")["told"] is True
+        assert (opens(lab, "xcap"), opens(lab, "notes")) == (True, False)
+        assert subscriber(at_home, hss, "terminate", IMPI)["told"] is True
+        assert (opens(lab, "xcap"), opens(lab, "notes")) == (False, False)
+        assert others.health()["registrations"] == 0
+        metrics = others.admin("/metrics")[1]
+        assert 'keyferry_cx_requests_total{reason="PPR SUCCESS"} 2.0' in metrics
+        assert 'keyferry_cx_requests_total{reason="RTR SUCCESS"} 1.0' in metrics
+        assert ue(lab, "register")["keys"]
 
 
 def test_over_tls_each_end_shows_its_name_and_role(tmp_path: Path) -> None:
