@@ -100,7 +100,9 @@ class CxServer:
         if found.server_name is None:
             first = Result(cx.CxResult.FIRST_REGISTRATION, experimental=True)
             result = cx.SUCCESS if kind is AuthorizationType.REGISTRATION_AND_CAPABILITIES else first
-            return cx.build_uaa(request, cx.Uaa(result, None, cx.Capabilities(server_names=found.candidates)), self.identity)
+            # An empty group says nothing that none does not say, and looks broken to those who look.
+            capabilities = cx.Capabilities(server_names=found.candidates) if found.candidates else None
+            return cx.build_uaa(request, cx.Uaa(result, None, capabilities), self.identity)
         subsequent = Result(cx.CxResult.SUBSEQUENT_REGISTRATION, experimental=True)
         result = cx.SUCCESS if kind is AuthorizationType.DE_REGISTRATION else subsequent
         return cx.build_uaa(request, cx.Uaa(result, found.server_name), self.identity)
