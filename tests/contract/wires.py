@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from keyferry.ports import CxClient, CxServing
 from keyferry.protocol.diameter.base import DiameterIdentity
 from keyferry.roles.cx_client import CxListener, DiameterCx
-from keyferry.roles.cx_exchange import CxMeter, Sessions
+from keyferry.roles.cx_exchange import Sessions
 from keyferry.roles.cx_server import CxPolicy, CxServer, DiameterServings
 from keyferry.roles.hss import Hss
 from keyferry.stores.memory import MemorySubscriberStore
@@ -77,14 +77,14 @@ def _tls(pki: Pki | None, name: str, role: str) -> MutualTls | None:
 
 async def _serve(net: Wired, exit_: AsyncExitStack, policy: CxPolicy, tls: MutualTls | None) -> int:
     clock, random = SystemClock(), SystemRandom()
-    cx_server = CxServer(net.hss, net.hss, HSS, clock, net.log, net.counter, policy)
+    cx_server = CxServer(net.hss, net.hss, HSS, net.log, net.counter, policy)
     server = net.server = DiameterServer(
         HSS, cx_server.handle, allowed=Admission.of([], ["scscf", "icscf"]), clock=clock, random=random, log=net.log, counter=net.counter
     )
     exit_.push_async_callback(server.aclose)
     net.servings = DiameterServings(
         server, lambda: frozenset(peer.origin_host for peer in server.connected()), cx_server.origin_of, HSS,
-        Sessions(HSS.origin_host, clock, random), CxMeter(clock, net.counter), net.log,
+        Sessions(HSS.origin_host, clock, random), net.log, net.counter,
     )  # fmt: skip
     return (await server.listen("127.0.0.1", 0, tls=tls))[1]
 
@@ -94,7 +94,7 @@ async def _ask(
 ) -> None:
     clock, random = SystemClock(), SystemRandom()
     peer = DiameterPeer("127.0.0.1", port, HSS.origin_host if tls else "", tls)
-    listener = CxListener(asker, clock, net.log, net.counter, serving)
+    listener = CxListener(asker, net.log, net.counter, serving)
     client = DiameterClient([peer], asker, clock=clock, random=random, log=net.log, counter=net.counter, handler=listener.handle)
     exit_.push_async_callback(client.aclose)
     await client.start()

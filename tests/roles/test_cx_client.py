@@ -197,7 +197,7 @@ class Hss:
 
 
 def listener(serving: Serving | None) -> CxListener:
-    return CxListener(SCSCF, FakeClock(), RecordingLog(), RecordingCounter(), serving)
+    return CxListener(SCSCF, RecordingLog(), RecordingCounter(), serving)
 
 
 class TestWhatTheHssAsks:

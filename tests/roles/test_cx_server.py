@@ -21,7 +21,7 @@ from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.marker import Marker, parse_marker
 from keyferry.protocol.ims.registration import has_amf_bit
 from keyferry.roles import cx_server
-from keyferry.roles.cx_exchange import CxMeter, Sessions
+from keyferry.roles.cx_exchange import Sessions
 from keyferry.roles.cx_server import MAX_ITEMS, CxPolicy, CxServer, DiameterServings
 from keyferry.stores.memory import MemorySubscriberStore
 from roles.home import subscriber
@@ -44,7 +44,7 @@ async def a_server(policy: CxPolicy | None = None, release: int | None = None) -
     await store.add(replace(subscriber("alice"), release=release))
     await store.add(subscriber("bobby"))
     hss = an_hss(store, amf_bit=True)
-    return CxServer(hss, hss, HSS, FakeClock(), RecordingLog(), RecordingCounter(), policy or CxPolicy())
+    return CxServer(hss, hss, HSS, RecordingLog(), RecordingCounter(), policy or CxPolicy())
 
 
 def a_mar(server_name: str = SERVER_NAME, **more: object) -> DiameterMessage:
@@ -237,7 +237,7 @@ class TestWhatTheHssAsks:
 
         servings = DiameterServings(
             Silent(), lambda: frozenset({SCSCF.origin_host}), lambda _: SCSCF.origin_host, HSS, Sessions("hss", clock, SeededRandom()),
-            CxMeter(clock, counter), log,
+            log, counter,
         )  # fmt: skip
         found = servings.at(SERVER_NAME)
         assert found is not None

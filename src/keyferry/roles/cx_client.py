@@ -17,7 +17,7 @@ from keyferry.protocol.diameter.message import AvpFault, DiameterMessage
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.roles.cx_exchange import CANCELLED, NAMES, SUCCEEDED, UNREADABLE, CxMeter, Sessions, outcome_of, unreachable
+from keyferry.roles.cx_exchange import CANCELLED, NAMES, SUCCEEDED, UNREADABLE, Sessions, count_request, outcome_of, unreachable
 
 T = TypeVar("T")
 
@@ -42,12 +42,10 @@ class DiameterCx:
     counter: Counter
     timeout: float = TIMEOUT
     _sessions: Sessions = field(init=False)
-    _meter: CxMeter = field(init=False)
 
     def __post_init__(self) -> None:
         """Prepare."""
         self._sessions = Sessions(self.identity.origin_host, self.clock, self.random)
-        self._meter = CxMeter(self.clock, self.counter)
 
     async def user_authorization(
         self, impi: Impi, impu: Impu, visited_network: str, kind: AuthorizationType = AuthorizationType.REGISTRATION
@@ -78,7 +76,7 @@ class DiameterCx:
         return cx.Route(self.identity, self._sessions.next(), self.realm)
 
     async def _ask(self, command: str, request: DiameterMessage, read: Callable[[DiameterMessage], T]) -> T:
-        began, outcome = self._meter.begin(), CANCELLED
+        outcome = CANCELLED
         try:
             found = read(await self.sender.send(request, timeout=self.timeout))
             outcome = SUCCEEDED
@@ -95,7 +93,7 @@ class DiameterCx:
             self.log.warning("cx-answer-unreadable", command=command, problem=problem.problem)
             raise cx.error_for(ResultCode.UNABLE_TO_COMPLY) from problem
         finally:
-            self._meter.end(command, outcome, began)
+            count_request(self.counter, command, outcome)
 
 
 def _authorization(uaa: cx.Uaa, kind: AuthorizationType) -> UserAuthorization:
@@ -142,15 +140,13 @@ class CxListener:
     """Answer what the HSS asks of an S-CSCF: RTR and PPR."""
 
     identity: DiameterIdentity
-    clock: Clock
     log: Log
     counter: Counter
     serving: CxServing | None = None  # None: a function that serves nobody, such as an I-CSCF, or not yet
 
     async def handle(self, request: DiameterMessage, peer: DiameterRemote) -> DiameterMessage:
         """Answer one request (transports' handler)."""
-        meter = CxMeter(self.clock, self.counter)
-        began, command = meter.begin(), NAMES.get(request.code, "other")
+        command = NAMES.get(request.code, "other")
         try:
             answer, outcome = await self._carry_out(request), SUCCEEDED
         except (CxError, AvpFault) as problem:
@@ -159,7 +155,7 @@ class CxListener:
             self.log.warning("cx-request-failed", command=command, peer=peer.origin_host, problem=str(problem))
             failed = cx.error_for(ResultCode.UNABLE_TO_COMPLY)
             answer, outcome = cx.build_error(request, failed, self.identity), outcome_of(failed)
-        meter.end(command, outcome, began)
+        count_request(self.counter, command, outcome)
         return answer
 
     async def _carry_out(self, request: DiameterMessage) -> DiameterMessage:

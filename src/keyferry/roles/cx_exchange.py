@@ -21,16 +21,6 @@ CANCELLED: Final = "cancelled"
 """Who asked waits no longer."""
 UNREADABLE: Final = "unreadable"
 """An answer that cannot be read, or is that of another user."""
-_SPANS: Final = (
-    (0.001, "1 ms"),
-    (0.003, "3 ms"),
-    (0.01, "10 ms"),
-    (0.03, "30 ms"),
-    (0.1, "100 ms"),
-    (0.3, "300 ms"),
-    (1.0, "1 s"),
-    (5.0, "5 s"),
-)
 _KNOWN: Final = frozenset(code.name for codes in (ResultCode, cx.CxResult) for code in codes)
 
 
@@ -50,24 +40,9 @@ class Sessions:
         return session_id(self._origin_host, self._high, self._low)
 
 
-class CxMeter:
-    """Count requests by command and outcome, and by how long they took."""
-
-    __slots__ = ("_clock", "_counter")
-
-    def __init__(self, clock: Clock, counter: Counter) -> None:
-        self._clock = clock
-        self._counter = counter
-
-    def begin(self) -> float:
-        """Return when a request began."""
-        return self._clock.monotonic()
-
-    def end(self, command: str, outcome: str, began: float) -> None:
-        """Take the end of a request."""
-        seconds = self._clock.monotonic() - began
-        self._counter.count("cx_requests", f"{command} {outcome}")
-        self._counter.count("cx_latency", f"{command} {next((span for limit, span in _SPANS if seconds <= limit), 'more')}")
+def count_request(counter: Counter, command: str, outcome: str) -> None:
+    """Count a request of Cx over Diameter, at either end."""
+    counter.count("cx_requests", f"{command} {outcome}")
 
 
 def outcome_of(problem: CxError | AvpFault) -> str:

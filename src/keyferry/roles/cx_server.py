@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from keyferry.errors import CxError, KeyferryError, ParseError, TransportError
-from keyferry.ports import Clock, Counter, CxClient, CxDirectory, DeregistrationReason, Log, Resync, ServerAssignment
+from keyferry.ports import Counter, CxClient, CxDirectory, DeregistrationReason, Log, Resync, ServerAssignment
 from keyferry.ports.diameter import DiameterAsker, DiameterRemote
 from keyferry.protocol.diameter import cx
 from keyferry.protocol.diameter.base import DiameterIdentity, Result, ResultCode
@@ -22,7 +22,7 @@ from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.marker import FIRST_RELEASE, Marker, build_marker
 from keyferry.protocol.ims.selection import AuthorizationType
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.roles.cx_exchange import CANCELLED, NAMES, SUCCEEDED, UNREADABLE, CxMeter, Sessions, outcome_of, unreachable
+from keyferry.roles.cx_exchange import CANCELLED, NAMES, SUCCEEDED, UNREADABLE, Sessions, count_request, outcome_of, unreachable
 
 MAX_ITEMS: Final = 5
 """Vectors of one MAA: the HSS may give fewer than are wanted (TS 29.228 §6.3), and what is not used skips SEQ values only."""
@@ -59,20 +59,14 @@ class CxServer:
     hss: CxClient
     directory: CxDirectory
     identity: DiameterIdentity
-    clock: Clock
     log: Log
     counter: Counter
     policy: CxPolicy = field(default_factory=CxPolicy)
     _servers: OrderedDict[str, str] = field(default_factory=OrderedDict)  # Server-Name → Origin-Host that uses it
-    _meter: CxMeter = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Prepare."""
-        self._meter = CxMeter(self.clock, self.counter)
 
     async def handle(self, request: DiameterMessage, peer: DiameterRemote) -> DiameterMessage:
         """Answer one request (transports' handler)."""
-        began, carry_out, command = self._meter.begin(), _COMMANDS.get(request.code), NAMES.get(request.code, "other")
+        carry_out, command = _COMMANDS.get(request.code), NAMES.get(request.code, "other")
         try:
             if carry_out is None:
                 raise cx.error_for(ResultCode.COMMAND_UNSUPPORTED)
@@ -83,7 +77,7 @@ class CxServer:
             self.log.warning("cx-request-failed", command=command, peer=peer.origin_host, problem=str(problem))
             failed = cx.error_for(ResultCode.UNABLE_TO_COMPLY)
             answer, outcome = cx.build_error(request, failed, self.identity), outcome_of(failed)
-        self._meter.end(command, outcome, began)
+        count_request(self.counter, command, outcome)
         return answer
 
     def origin_of(self, server_name: str) -> str:
@@ -181,8 +175,8 @@ class DiameterServings:
     origin_of: Callable[[str], str]  # Server-Name → Origin-Host; raises ParseError
     identity: DiameterIdentity
     sessions: Sessions
-    meter: CxMeter
     log: Log
+    counter: Counter
     timeout: float = 5.0  # seconds
 
     def at(self, server_name: str) -> DiameterServing | None:
@@ -216,7 +210,7 @@ class DiameterServing:
 
     async def _ask(self, command: str, request: DiameterMessage, read: Callable[[DiameterMessage], object]) -> None:
         servings = self.servings
-        began, outcome = servings.meter.begin(), CANCELLED
+        outcome = CANCELLED
         try:
             read(await servings.asker.send_to(self.host, request, timeout=servings.timeout))
             outcome = SUCCEEDED
@@ -231,7 +225,7 @@ class DiameterServing:
             outcome = UNREADABLE
             raise cx.error_for(ResultCode.UNABLE_TO_COMPLY) from problem
         finally:
-            servings.meter.end(command, outcome, began)
+            count_request(servings.counter, command, outcome)
 
 
 def _host_of(server_name: str) -> str:

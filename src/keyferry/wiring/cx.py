@@ -9,13 +9,14 @@ from keyferry.config import split_address
 from keyferry.config.cx import CxPeer, cx_peers
 from keyferry.protocol.diameter.base import DiameterIdentity
 from keyferry.roles.cx_client import CxListener, DiameterCx
-from keyferry.roles.cx_exchange import CxMeter, Sessions
+from keyferry.roles.cx_exchange import Sessions
 from keyferry.roles.cx_server import CxPolicy, CxServer, DiameterServings
 from keyferry.roles.hss import Hss
 from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
 from keyferry.transports.diameter_context import LOOPBACK, Admission
 from keyferry.transports.diameter_server import DiameterServer
 from keyferry.transports.pki import MutualTls, mutual_tls
+from keyferry.wiring.measuring import MeasuredCx
 from keyferry.wiring.services import Listener, Role, Services
 
 ASKERS = ("scscf", "icscf")
@@ -30,7 +31,8 @@ async def start_cx_server(services: Services, hss: Hss) -> DiameterServings:
         own_names=settings.server_names == "own", marker_for=frozenset(host.lower().rstrip(".") for host in settings.marker_for),
         rspauth=settings.marker_flags == 7,
     )  # fmt: skip
-    server = CxServer(hss, hss, identity, services.clock, services.log, services.metrics, policy)
+    measured = MeasuredCx(hss, services.metrics, services.clock, services.log)
+    server = CxServer(measured, hss, identity, services.log, services.metrics, policy)
     node = DiameterServer(
         identity, server.handle, allowed=Admission.of(settings.peers, ASKERS, (*LOOPBACK, *settings.networks)), clock=services.clock,
         random=services.random, log=services.log, counter=services.metrics,
@@ -42,7 +44,7 @@ async def start_cx_server(services: Services, hss: Hss) -> DiameterServings:
         await _listen(services, node, settings.listen_diameters, _certificate(services, settings.name, "hss"))
     return DiameterServings(
         node, lambda: frozenset(peer.origin_host for peer in node.connected()), server.origin_of, identity,
-        Sessions(identity.origin_host, services.clock, services.random), CxMeter(services.clock, services.metrics), services.log,
+        Sessions(identity.origin_host, services.clock, services.random), services.log, services.metrics,
         services.config.cx.timeout,
     )  # fmt: skip
 
@@ -61,7 +63,7 @@ async def start_cx_client(services: Services, name: str, role: Role) -> CxParts:
     identity = _identity(services, name)
     found = cx_peers(settings, services.config.hosts)
     tls = _certificate(services, name, role) if any(peer.tls for peer in found) else None
-    listener = CxListener(identity, services.clock, services.log, services.metrics)
+    listener = CxListener(identity, services.log, services.metrics)
     node = DiameterClient(
         [_peer(peer, tls) for peer in found], identity, clock=services.clock, random=services.random, log=services.log,
         counter=services.metrics, handler=listener.handle,
