@@ -164,6 +164,15 @@ class Charon:
         until(self._listens, seconds=LIMIT, what="charon listens on its control socket")
         self.load()
 
+    def dies_before_the_body(self, relay: Relay, *, tcp: bool) -> None:
+        """Have it killed when it has answered the last question before a body is sent, and before keyferry has the answer.
+
+        Over TCP the question before that is whether there may be a connection.
+        """
+        relay.passing = 1 if tcp else 0
+        relay.hides_the_end = True
+        relay.before_answer = self.kill
+
     def load(self) -> None:
         """Load what was written, as its comment says."""
         surroundings = {**os.environ, "SWANCTL_DIR": str(self.folder)}
@@ -173,6 +182,10 @@ class Charon:
         """Try to set up a CHILD_SA now; return 0 if that worked."""
         words = ("--initiate", "--child", child, "--timeout", "10", "--uri", f"unix://{self.socket}")
         return run(needed("swanctl"), *words, check=False).returncode
+
+    def rekey(self, child: str = "isc-xcap-as-home1-net") -> None:
+        """Have a CHILD_SA replaced by one with new keys."""
+        run(needed("swanctl"), "--rekey", "--child", child, "--uri", f"unix://{self.socket}")
 
     def rules(self) -> None:
         """Load the drop rules."""
@@ -205,6 +218,7 @@ class Relay:
     def __init__(self, path: Path, target: Path) -> None:
         self.path = path
         self.before_answer: Callable[[], None] = lambda: None
+        self.passing = 0  # answers that pass before that
         self.hides_the_end = False  # keyferry does not hear at once that charon is gone
         self._target = target
         self._server = socket.socket(socket.AF_UNIX)
@@ -240,6 +254,13 @@ class Relay:
                 far.sendall(data)
             far.shutdown(socket.SHUT_RDWR)
 
+    def _before(self) -> None:
+        if self.passing:
+            self.passing -= 1
+            return
+        before, self.before_answer = self.before_answer, lambda: None
+        before()
+
     def _down(self, far: socket.socket, near: socket.socket) -> None:
         rest, held = b"", b""
         with contextlib.suppress(OSError):
@@ -249,8 +270,7 @@ class Relay:
                     held += len(packet).to_bytes(4) + packet
                     parsed = parse_packet(packet)
                     if parsed.kind is Kind.CMD_RESPONSE:
-                        before, self.before_answer = self.before_answer, lambda: None
-                        before()
+                        self._before()
                     if not (parsed.kind is Kind.EVENT and parsed.name == "list-sa"):
                         near.sendall(held)
                         held = b""

@@ -59,8 +59,10 @@ def test_the_wire_shows_esp_in_udp_and_ike_alone(place: Path, more: list[str]) -
         once(here)
         found = json.loads(here.check().stdout)
         assert (found["ok"], found["rules"]["loaded"], [pair["met"] for pair in found["pairs"]]) == (True, True, [True])
+        here.home.rekey()  # new keys for the CHILD_SA, as every hour: what follows is pushed all the same
         here.ue("deregister")
         delivered(here, 0)
+        assert here.scscf.metric("scscf_push_failed", "unprotected") == 0
     nothing_in_clear(wire)
     assert protected(wire) > 8
 
@@ -98,8 +100,7 @@ def test_charon_killed_between_decision_and_sending(place: Path, edit: Callable[
     """The policy hears that the SA is there; it is gone before the packet is: the rules of the kernel stop that."""
     with world(place, edit=edit) as here, captured(here.home.namespace, place / "wire.pcap") as wire:
         here.up()
-        here.relay.hides_the_end = True
-        here.relay.before_answer = here.home.kill
+        here.home.dies_before_the_body(here.relay, tcp=edit is str)
         here.ue("register")
         until(lambda: here.home.dropped() > 0, seconds=LIMIT, what="the kernel has stopped what the policy let through")
         assert here.server.keys() == 0
@@ -110,14 +111,14 @@ def test_charon_killed_between_decision_and_sending(place: Path, edit: Callable[
     nothing_in_clear(wire)
 
 
-def test_without_the_rules_of_the_kernel_that_very_body_would_go_out_in_clear(place: Path) -> None:
+@TRANSPORTS
+def test_without_the_rules_of_the_kernel_that_very_body_would_go_out_in_clear(place: Path, edit: Callable[[str], str]) -> None:
     """This is why `keyferry ipsec write` makes them; and it shows that the tests here can fail."""
-    with world(place, edit=short) as here, captured(here.home.namespace, place / "wire.pcap") as wire:
+    with world(place, edit=edit) as here, captured(here.home.namespace, place / "wire.pcap") as wire:
         here.up()
         here.home.without_rules()
         assert json.loads(here.check().stdout)["rules"]["loaded"] is False
-        here.relay.hides_the_end = True
-        here.relay.before_answer = here.home.kill
+        here.home.dies_before_the_body(here.relay, tcp=edit is str)
         here.ue("register")
         until(lambda: b"kf:sealed" in wire.read_bytes(), seconds=LIMIT, what="the body is on the wire")
     assert "REGISTER" in in_clear(wire)
@@ -150,8 +151,7 @@ def test_a_connection_that_was_open_before_carries_nothing_when_the_sa_is_gone(p
         here.ue("register")
         once(here)
         here.server.process.send_signal(signal.SIGSTOP)
-        here.relay.hides_the_end = True
-        here.relay.before_answer = here.home.kill
+        here.home.dies_before_the_body(here.relay, tcp=True)
         here.ue("deregister")
         until(lambda: here.home.dropped() > 0, seconds=LIMIT, what="the kernel has stopped the body")
         here.relay.hides_the_end = False

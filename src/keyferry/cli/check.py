@@ -14,6 +14,7 @@ from keyferry.config import load_config, load_ue_config
 from keyferry.config.agent import load_agent_config
 from keyferry.errors import KeyferryError
 from keyferry.wiring.hss import subscriber_of
+from keyferry.wiring.ipsec_files import pairs_of
 
 
 def check(
@@ -47,6 +48,9 @@ def _check(file: Path) -> str:
     if "agent" in tables:
         load_agent_config(file)
         return "agent"
-    for subscriber in load_config(file).subscribers:
+    loaded = load_config(file)
+    for subscriber in loaded.subscribers:
         subscriber_of(subscriber)
+    if any(str(server.protection) == "ipsec" for server in loaded.application_servers):
+        pairs_of(loaded)
     return "serve"
