@@ -75,6 +75,14 @@ async def test_a_certificate_of_the_wrong_role_or_name_is_refused(net: Net, pki:
     assert (server.connected(), handler.asked) == ([], [])
 
 
+async def test_unless_told_otherwise_an_application_server_gets_nothing(net: Net, pki: Pki) -> None:
+    """Its certificate is of the same CA, and no name was listed."""
+    server, port = await net.server(allowed=Admission.of([]), tls=tls_of(pki, HSS.origin_host, "hss"))
+    await net.client(at(port, tls_of(pki, "as1.home1.net", "as")), identity=DiameterIdentity("as1.home1.net", "home1.net"))
+    await refused(net, "tls-peer", "not one of the role")
+    assert server.connected() == []
+
+
 async def test_a_certificate_does_not_speak_for_another_peer(net: Net, pki: Pki) -> None:
     """Both may connect, but the one is not the other."""
     server, port = await net.server(allowed=CALLERS, tls=tls_of(pki, HSS.origin_host, "hss"))

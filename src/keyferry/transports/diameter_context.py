@@ -21,6 +21,8 @@ MINUTE: Final = 60.0
 REFUSALS_LOGGED: Final = 20
 """Refused or broken connections that the log names in a minute: who connects in a loop does not fill it. All are counted."""
 LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
+CALLERS: Final = ("scscf", "icscf")
+"""Roles of certificates that may ask an HSS: application servers have certificates of the same CA, and must get no vectors."""
 COMMANDS: Final = {300: "UAR", 301: "SAR", 302: "LIR", 303: "MAR", 304: "RTR", 305: "PPR"}
 """Names for log and metrics; all else is "other"."""
 
@@ -71,7 +73,7 @@ class Admission:
     networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()  # who may connect without TLS
 
     @classmethod
-    def of(cls, names: Iterable[str], roles: Iterable[str] = (), addresses: Iterable[str] = LOOPBACK) -> Admission:
+    def of(cls, names: Iterable[str], roles: Iterable[str] = CALLERS, addresses: Iterable[str] = LOOPBACK) -> Admission:
         """Take names in any case, and addresses or networks as text. Raises ValueError."""
         lower = frozenset(name.lower().rstrip(".") for name in names)
         return cls(lower, frozenset(roles), tuple(ipaddress.ip_network(text) for text in addresses))
