@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`keyferry serve` and `agent` as a service manager runs them: what it is told, the KEK as a credential, no memory to write and execute."""
+"""`keyferry serve` and `agent` as a service manager runs them: what it is told, the KEK as a credential, confined calls and memory."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import queue
@@ -20,15 +19,11 @@ from urllib.request import urlopen
 
 import pytest
 
+from deployment import confined
+from deployment.units import PACKAGING
 from system.serving import Lab, environment, keyferry, make_lab, ready_line, ue
 
-PR_SET_MDWE: Final = 65
 LIMIT: Final = 30.0  # seconds
-HARDENED = """
-import ctypes, os, sys
-assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0
-os.execv(sys.executable, [sys.executable, "-m", "keyferry", *sys.argv[1:]])
-"""
 KEK = "0a1b2c3d " + "QUFB" * 21 + "QQ==\n"
 
 
@@ -82,9 +77,9 @@ class Managed(NamedTuple):
 
 @contextmanager
 def managed(manager: Manager, folder: Path, *words: str | Path) -> Iterator[Managed]:
-    """Run a command as its unit does, under PR_SET_MDWE where the kernel has that (6.3); end it as systemctl stop does."""
-    start = ["-c", HARDENED] if has_mdwe() else ["-m", "keyferry"]
-    command = [sys.executable, *start, *(str(word) for word in words)]
+    """Run a command as its unit does, as confined as can be here; end it as systemctl stop does."""
+    unit = PACKAGING / "systemd" / ("keyferry-agent.service" if words[0] == "agent" else "keyferry.service")
+    command = [sys.executable, confined.__file__, str(unit), "-m", "keyferry", *(str(word) for word in words)]
     log = folder / "service.log"
     with (
         log.open("wb") as errors,
@@ -100,11 +95,6 @@ def managed(manager: Manager, folder: Path, *words: str | Path) -> Iterator[Mana
         finally:
             if process.poll() is None:
                 process.kill()
-
-
-def has_mdwe() -> bool:
-    """Tell whether this kernel knows PR_SET_MDWE: PR_GET_MDWE is 0 where it is not set."""
-    return bool(sys.platform == "linux" and ctypes.CDLL(None).prctl(PR_SET_MDWE + 1, 0, 0, 0, 0) >= 0)
 
 
 @pytest.fixture

