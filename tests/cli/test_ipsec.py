@@ -37,11 +37,15 @@ def test_both_sides_are_written_and_said(config: Path, tmp_path: Path) -> None:
     assert (done.returncode, printed["ok"], printed["esp"]) == (0, True, "userspace")
     assert all(Path(file).is_file() for file in printed["files"])
     assert printed["pairs"][0]["child"] == "isc-xcap-as-home1-net"
-    text = keyferry("ipsec", "write", tmp_path / "as", *place, "--side", "as", "--as", "xcap-as.home1.net", "--psk", "--vici", "/run/x")
+    text = keyferry(
+        "ipsec", "write", tmp_path / "as", *place, "--side", "as", "--as", "xcap-as.home1.net", "--psk", "--vici", "/run/x", "--group", "kf"
+    )
     assert (text.returncode, text.stderr) == (0, "")
     assert f"nft -f {tmp_path}/as/isc.nft" in text.stdout
     assert "unix:///run/x" in text.stdout
     assert (tmp_path / "state" / "ipsec").is_dir()
+    assert "  group = kf " in (tmp_path / "as" / "strongswan.conf").read_text()
+    assert "group" not in (tmp_path / "isc" / "strongswan.conf").read_text()
 
 
 def test_without_charon_the_check_says_so_and_fails(config: Path, tmp_path: Path) -> None:
@@ -67,6 +71,7 @@ def test_keyferry_check_says_what_no_sa_could_protect(config: Path) -> None:
     [
         (("--side", "left"), "--side: 'left' is not one of scscf, as"),
         (("--side", "as", "--as", "x.net"), "--as: 'x.net' is not one of xcap-as.home1.net"),
+        (("--side", "as", "--group", "a}b"), "--group: 'a}b' is no name of a group"),
         (("--side", "as", "--esp", "none"), "--esp: 'none' is not one of auto, kernel, userspace"),
     ],
 )

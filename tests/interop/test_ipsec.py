@@ -67,8 +67,19 @@ def test_the_wire_shows_esp_in_udp_and_ike_alone(place: Path, more: list[str]) -
     assert protected(wire) > 8
 
 
-async def test_strongswan_s_own_client_and_ours_see_the_same(place: Path) -> None:
+CBC = {"aes128gcm16-prfsha256-ecp256, aes128-sha256-ecp256, ": "", "aes128gcm16-ecp256, aes128-sha256-ecp256, ": ""}
+
+
+@pytest.mark.parametrize(
+    ("change", "encryption"), [({}, ("AES_GCM_16", "")), (CBC, ("AES_CBC", "HMAC_SHA2_256_128"))], ids=["gcm-ecp256", "cbc-modp2048"]
+)
+async def test_strongswan_s_own_client_and_ours_see_the_same(place: Path, change: dict[str, str], encryption: tuple[str, str]) -> None:
+    """The first algorithms of the profile, and the last: what an older peer takes."""
     with world(place) as here:
+        file = here.far.folder / "swanctl.conf"
+        for old, new in change.items():
+            assert old in file.read_text()
+            file.write_text(file.read_text().replace(old, new))
         here.up()
         ours = Vici(here.home.socket)
         await ours.start()
@@ -76,7 +87,8 @@ async def test_strongswan_s_own_client_and_ours_see_the_same(place: Path) -> Non
         await ours.aclose()
         (theirs,) = [child_sas(_texts(each)) for each in await vici_package(here.home.socket)]
         assert mine == theirs
-        assert [(sa.name, sa.identity, sa.encryption) for sa in mine] == [("isc-xcap-as-home1-net", "xcap-as.home1.net", "AES_GCM_16")]
+        assert [(sa.name, sa.identity) for sa in mine] == [("isc-xcap-as-home1-net", "xcap-as.home1.net")]
+        assert [(sa.encryption, sa.integrity) for sa in mine] == [encryption]
 
 
 @TRANSPORTS

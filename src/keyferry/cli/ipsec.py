@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -37,6 +38,9 @@ def write(
         str, typer.Option("--esp", help="kernel, userspace (kernel-libipsec), or auto: what this machine's kernel has.")
     ] = "auto",
     vici: ViciOption = None,
+    group: Annotated[
+        str | None, typer.Option("--group", help="Group that charon runs as and its control socket belongs to: that of `keyferry serve`.")
+    ] = None,
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,7 +55,9 @@ def write(
     pairs = _pairs(ipsec_files.pairs_of(loaded), as_)
     wanted = _one_of("--esp", esp, ("auto", "kernel", "userspace"))
     chosen = ("kernel" if ipsec_files.kernel_has_esp() else "userspace") if wanted == "auto" else wanted
-    choices = Choices(_side(side), cast("ipsec_files.Esp", chosen), "psk" if psk else "certificate", vici or loaded.ipsec.vici)
+    if group is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,31}", group):
+        raise ConfigError("--group", f"{group!r} is no name of a group")
+    choices = Choices(_side(side), cast("ipsec_files.Esp", chosen), "psk" if psk else "certificate", vici or loaded.ipsec.vici, group)
     files = ipsec_files.write_all(folder, state, pairs, choices)
     if as_json:
         show_json({"ok": True, "esp": chosen, "files": [str(file) for file in files], "pairs": [pair._asdict() for pair in pairs]})

@@ -63,6 +63,7 @@ class Choices:
     esp: Esp
     authentication: Authentication
     vici: str
+    group: str | None = None  # whose members may use the control socket
 
 
 def pairs_of(config: Config) -> list[Pair]:
@@ -228,6 +229,7 @@ def strongswan_conf(choices: Choices) -> str:
       fwmark = 0x42
     }
 """
+    group = f"  group = {choices.group}   # the control socket belongs to it\n" if choices.group else ""
     absent = "bypass-lan connmark dhcp farp forecast ha lookip resolve stroke tnc-tnccs unity"
     off = "".join(f"    {name} {{\n      load = no\n    }}\n" for name in absent.split())
     return f"""# Written by `keyferry ipsec write`: settings of charon for SIP between S-CSCF and application server (ISC).
@@ -236,7 +238,7 @@ def strongswan_conf(choices: Choices) -> str:
 
 charon-systemd {{
   load_modular = yes
-  # A peer that is gone is known to be so within 8 s (1 + 1.4 + 2 + 2.7), not within three minutes.
+{group}  # A peer that is gone is known to be so within 8 s (1 + 1.4 + 2 + 2.7), not within three minutes.
   retransmit_timeout = 1.0
   retransmit_base = 1.4
   retransmit_tries = 3
