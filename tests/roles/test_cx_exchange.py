@@ -6,10 +6,11 @@ from __future__ import annotations
 import pytest
 
 from keyferry.errors import CxError, TransportError
+from keyferry.ports.correlation import correlate
 from keyferry.protocol.diameter import cx
-from keyferry.protocol.diameter.base import ResultCode
-from keyferry.protocol.diameter.message import AvpFault
-from keyferry.roles.cx_exchange import Sessions, count_request, outcome_of, unreachable
+from keyferry.protocol.diameter.base import CX, SESSION_ID, ResultCode
+from keyferry.protocol.diameter.message import AvpFault, DiameterMessage, make_avp
+from keyferry.roles.cx_exchange import Sessions, correlation_of, count_request, outcome_of, unreachable
 from roles.network import FakeClock, RecordingCounter, RecordingLog, SeededRandom
 
 
@@ -19,6 +20,33 @@ def test_a_session_id_never_comes_again() -> None:
     made = [each.next() for each in sessions for _ in range(100)]
     assert len(set(made)) == 300
     assert made[0].startswith(f"scscf1.home1.net;{int(clock.now())};")
+
+
+def test_a_session_id_says_which_registration_it_is_for() -> None:
+    """RFC 6733 §8.8: what follows the two numbers is implementation-specific; of another's we believe nothing."""
+    sessions = Sessions("scscf1.home1.net", FakeClock(), SeededRandom())
+    correlate("0123456789abcdef")
+    try:
+        ours = sessions.next()
+    finally:
+        correlate("")
+    assert ours.endswith(";icid=0123456789abcdef")
+
+    def asked(session: str) -> str:
+        return correlation_of(DiameterMessage(cx.LOCATION_INFO, CX, True, (make_avp(SESSION_ID, 0, session),)))
+
+    assert asked(ours) == "0123456789abcdef"
+    for other in (
+        sessions.next(),
+        "pyhss;1;2;hss",
+        "a;1;2;icid=",
+        f"a;1;2;icid={'x' * 65}",
+        "a;1;2;icid=sip:user@home1.net",
+        "a;1;2;x;icid=y",
+        "",
+    ):
+        assert asked(other) == ""
+    assert correlation_of(DiameterMessage(cx.LOCATION_INFO, CX, True, ())) == ""
 
 
 @pytest.mark.parametrize(

@@ -11,20 +11,21 @@ from typing import Any
 
 import pytest
 
-from system.serving import Lab, Served, in_clear, make_lab, serving, ue, until
+from system.serving import Lab, Served, free_port, in_clear, make_lab, serving, ue, until
 
-FUNCTIONS = ("pcscf", "icscf", "scscf", "as")
+FUNCTIONS = ("pcscf", "icscf", "scscf", "as", "hss")
 SPEAKERS = {"pcscf": "P-CSCF", "icscf": "I-CSCF", "scscf": "S-CSCF"}
 DOCUMENT = "simservs.ngn.etsi.org/users/sip:user1_public1@home1.net/simservs.xml"
 
 
-def apart(folder: Path) -> Lab:
-    """The example's network, its functions found by the hosts table: nobody else tells where they are."""
+def apart(folder: Path, diameter: int | None = None) -> Lab:
+    """The example's network, its functions found by the hosts table: nobody else tells where they are. The HSS at a port for Diameter."""
     hosts = {
         "icscf.home1.net": "5062", "scscf1.home1.net": "6060", "pcscf1.home1.net": "5060",
         "xcap-as.home1.net": "5090", "notes-as.home1.net": "5091",
     }  # fmt: skip
     lines = "".join(f'"{name}" = "127.0.0.1:{port}"\n' for name, port in hosts.items())
+    lines += f'[hss]\nlisten_diameter = "127.0.0.1:{diameter}"\n[cx]\npeers = ["aaa://127.0.0.1:{diameter}"]\n' if diameter else ""
     return make_lab(folder, lambda text: f"{text}\n[hosts]\n{lines}".replace("127.0.0.1:8080", "127.0.0.1:0"), in_clear)
 
 
@@ -36,7 +37,7 @@ def process_of(lab: Lab, role: str) -> AbstractContextManager[Served]:
 @pytest.fixture
 def network(tmp_path: Path) -> Iterator[tuple[Lab, dict[str, Served]]]:
     """One process for each function, its log beside the state directory, which they share."""
-    lab = apart(tmp_path)
+    lab = apart(tmp_path, free_port())
     with ExitStack() as stack:
         yield lab, {role: stack.enter_context(process_of(lab, role)) for role in reversed(FUNCTIONS)}
 
@@ -73,9 +74,8 @@ def test_one_registration_has_one_id_in_the_log_of_every_process(network: tuple[
     for id_ in ids:
         for role, name in SPEAKERS.items():
             assert answers(processes[role], name, id_) == [401, 200], role
-        cx = [(line["command"], line["result"]) for line in lines_of(processes["scscf"], id_) if line["event"] == "cx"]
-        assert cx == [("MAR", "success"), ("SAR", "success")]
-        assert {line["command"] for line in lines_of(processes["icscf"], id_) if line["event"] == "cx"} == {"UAR"}
+        asked = {role: [line["command"] for line in lines_of(processes[role], id_) if line["event"] == "cx"] for role in processes}
+        assert (asked["scscf"], asked["icscf"], asked["hss"]) == (["MAR", "SAR"], ["UAR", "UAR"], ["UAR", "MAR", "UAR", "SAR"])
         pushes = [
             line["server"] for line in lines_of(processes["scscf"], id_) if line["event"] == "push" and line["outcome"] == "delivered"
         ]
@@ -125,7 +125,8 @@ def test_metrics_of_every_function(network: tuple[Lab, dict[str, Served]]) -> No
         assert shown[role][f'keyferry_sip_shedding{{function="{name}"}}'] == 0
     scscf, appserver = shown["scscf"], shown["as"]
     assert scscf['keyferry_registrations{scscf="scscf1.home1.net"}'] == 1
-    assert scscf['keyferry_cx_seconds_count{command="MAR",outcome="success"}'] == 1
+    for role in ("scscf", "hss"):
+        assert shown[role]['keyferry_cx_seconds_count{command="MAR",outcome="success"}'] == 1
     for server in (name for name in scscf if name.startswith("keyferry_isc_pushes_pending")):
         assert scscf[server] == 0
     assert sum(value for name, value in scscf.items() if "isc_push_seconds_count" in name and 'outcome="delivered"' in name) == 2

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from keyferry.errors import CxError, TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource
+from keyferry.ports.correlation import correlation
 from keyferry.protocol.diameter import cx
-from keyferry.protocol.diameter.base import ResultCode, session_id
-from keyferry.protocol.diameter.message import AvpFault
+from keyferry.protocol.diameter.base import SESSION_ID, ResultCode, session_id
+from keyferry.protocol.diameter.message import AvpFault, DiameterMessage
 
 NAMES: Final = {
     cx.USER_AUTHORIZATION: "UAR", cx.SERVER_ASSIGNMENT: "SAR", cx.LOCATION_INFO: "LIR", cx.MULTIMEDIA_AUTH: "MAR",
@@ -21,6 +23,8 @@ CANCELLED: Final = "cancelled"
 """Who asked waits no longer."""
 UNREADABLE: Final = "unreadable"
 """An answer that cannot be read, or is that of another user."""
+_OF: Final = "icid="
+_CORRELATED: Final = re.compile(rb"[^;]*;[0-9]+;[0-9]+;icid=([A-Za-z0-9._~\-]{1,64})")
 _KNOWN: Final = frozenset(code.name for codes in (ResultCode, cx.CxResult) for code in codes)
 
 
@@ -35,9 +39,17 @@ class Sessions:
         self._low = int.from_bytes(random.octets(4), "big")  # two starts in one second
 
     def next(self) -> str:
-        """Return one."""
+        """Return one; it says which registration the request belongs to, so that the HSS's log can."""
         self._low += 1
-        return session_id(self._origin_host, self._high, self._low)
+        known = correlation()
+        return session_id(self._origin_host, self._high, self._low, f"{_OF}{known}" if known else "")
+
+
+def correlation_of(request: DiameterMessage) -> str:
+    """Return which registration a request belongs to, "" if that is not said: how others' Session-Ids end is their affair."""
+    session = request.first(SESSION_ID)
+    found = _CORRELATED.fullmatch(session.data) if session is not None else None
+    return found[1].decode("ascii") if found is not None else ""
 
 
 def count_request(counter: Counter, command: str, outcome: str) -> None:

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 
 from keyferry.errors import CxError, KeyferryError, ParseError, TransportError
 from keyferry.ports import Counter, CxClient, CxDirectory, DeregistrationReason, Log, Resync, ServerAssignment
+from keyferry.ports.correlation import correlate
 from keyferry.ports.diameter import DiameterAsker, DiameterRemote
 from keyferry.protocol.diameter import cx
 from keyferry.protocol.diameter.base import DiameterIdentity, Result, ResultCode
@@ -22,7 +23,17 @@ from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.marker import FIRST_RELEASE, Marker, build_marker
 from keyferry.protocol.ims.selection import AuthorizationType
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.roles.cx_exchange import CANCELLED, NAMES, SUCCEEDED, UNREADABLE, Sessions, count_request, outcome_of, unreachable
+from keyferry.roles.cx_exchange import (
+    CANCELLED,
+    NAMES,
+    SUCCEEDED,
+    UNREADABLE,
+    Sessions,
+    correlation_of,
+    count_request,
+    outcome_of,
+    unreachable,
+)
 
 MAX_ITEMS: Final = 5
 """Vectors of one MAA: the HSS may give fewer than are wanted (TS 29.228 §6.3), and what is not used skips SEQ values only."""
@@ -66,6 +77,7 @@ class CxServer:
 
     async def handle(self, request: DiameterMessage, peer: DiameterRemote) -> DiameterMessage:
         """Answer one request (transports' handler)."""
+        correlate(correlation_of(request))
         carry_out, command = _COMMANDS.get(request.code), NAMES.get(request.code, "other")
         try:
             if carry_out is None:

@@ -185,9 +185,13 @@ def first_end_to_end(now: float, chance: int) -> int:
     return (int(now) & 0xFFF) << 20 | chance & 0xF_FFFF
 
 
-def session_id(origin_host: str, high: int, low: int) -> str:
-    """Return a Session-Id (§8.8): `high` is of the time of the start, `low` counts, and together they never come again."""
-    return f"{origin_host};{high & 0xFFFF_FFFF};{low & 0xFFFF_FFFF}"
+def session_id(origin_host: str, high: int, low: int, optional: str = "") -> str:
+    """Return a Session-Id (§8.8): `high` is of the time of the start, `low` counts, and together they never come again.
+
+    `optional` is a part of our own choice.
+    """
+    text = f"{origin_host};{high & 0xFFFF_FFFF};{low & 0xFFFF_FFFF}"
+    return f"{text};{optional}" if optional else text
 
 
 def vendor_specific(application: Application) -> Avp:
