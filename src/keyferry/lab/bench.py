@@ -29,8 +29,8 @@ IN_MEMORY = {"tmpfs", "ramfs"}
 WHAT = {
     "register": "registration, 1 key push: S-CSCF with HSS",
     "register-3": "registration, 3 key pushes: S-CSCF with HSS",
-    "register-cx": "the same, the HSS over Diameter in a process of its own: S-CSCF",
-    "register-cx-hss": "and its HSS, beside the load on the other core",
+    "register-cx": "registration, 1 key push: S-CSCF, its HSS over Diameter",
+    "register-cx-hss": "that HSS, a process on the core of the load",
     "path": "registration, 1 key push: P-, I-, S-CSCF, HSS and AS in one process",
     "get-open": "GET over TLS, the door asks nothing",
     "get": "GET over TLS, SIM login (Digest SHA-256)",
