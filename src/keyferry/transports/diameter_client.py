@@ -234,8 +234,10 @@ class DiameterClient:
         )
         for exchange in moved:
             exchange.again = True
-            self.context.count("diameter_sent", "again")
+            attempts = exchange.attempts
             self._route(exchange)
+            if exchange.attempts > attempts:
+                self.context.count("diameter_sent", "again")
 
     def _late(self, exchange: Exchange, seconds: float) -> None:
         if exchange.future.done():
