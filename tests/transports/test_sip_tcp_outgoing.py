@@ -54,6 +54,26 @@ async def test_a_connection_that_ends_fails_its_requests_and_the_next_opens_anot
         await peer.close()
 
 
+async def test_an_abandoned_host_s_requests_fail_and_the_next_opens_another_connection() -> None:
+    """The way was through a security association that is gone: what TCP would send again over it comes late, or never."""
+    async with Lab() as lab, Listener() as listener:
+        sending = asyncio.create_task(lab.node.send(request(), listener.hop))
+        peer = await listener.connection()
+        await peer.request()
+        lab.node.abandon("192.0.2.1", "another host's")
+        await turns()
+        assert not sending.done()
+        lab.node.abandon(listener.hop.host, "the way is gone")
+        with pytest.raises(TransportError, match="the way is gone"):
+            await patiently(sending)
+        sending = asyncio.create_task(lab.node.send(request(), listener.hop))
+        again = await listener.connection()
+        again.send(build_message(make_response(await again.request(), 200)))
+        assert (await patiently(sending)).status == 200
+        for each in (peer, again):
+            await each.close()
+
+
 async def test_over_tcp_nothing_is_retransmitted_and_timer_f_ends_it() -> None:
     """RFC 3261 §17.1.2.2."""
     async with Lab() as lab, Listener() as listener:

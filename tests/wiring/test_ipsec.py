@@ -25,6 +25,7 @@ class Here:
     watch: IpsecWatch
     tallies: Tallies
     released: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    abandoned: list[str] = field(default_factory=list)
 
     def told(self) -> list[str]:
         return [str(fields.get("problem", event)) for event, fields in self.tallies.events]
@@ -38,6 +39,7 @@ async def watching(served: Charon, hosts: str = "10.99.0.2") -> AsyncIterator[He
     resolver = TableResolver({"xcap-as.home1.net": hosts} if hosts else {})
     here = Here(served, IpsecWatch(view, {NAME: policy}, resolver, tallies, tallies), tallies)
     here.watch.release = here.released.put_nowait
+    here.watch.abandon = lambda host, _problem: here.abandoned.append(host)
     await here.watch.start()
     try:
         yield here
@@ -70,6 +72,7 @@ async def test_a_charon_that_dies_and_comes_back_is_told_once_each() -> None:
         await served.again()
         assert await patiently(here.released.get()) == NAME
         assert here.tallies.counts == {("ipsec_policy", "met"): 2, ("ipsec_policy", "unmet"): 1}
+        assert here.abandoned == ["10.99.0.2"]  # no connection waits for TCP, which tries ever more rarely
 
 
 async def test_an_sa_of_another_identity_releases_nothing_and_says_so() -> None:

@@ -182,6 +182,10 @@ class SipNode:
             connection.renounce()
             raise
 
+    def abandon(self, host: str, problem: str) -> None:
+        """Break the TCP connections with a numeric host, as the way that they took is gone; those over TLS are not touched."""
+        self._tcp.abandon(host, problem)
+
     def tick(self) -> int:
         """Fire the timers that are due by the clock; the event loop does this by itself, a test with a clock of its own calls it."""
         return self._context.deadlines.run()

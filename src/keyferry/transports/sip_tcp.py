@@ -339,6 +339,12 @@ class TcpTransport:
         if self._by_peer.get(key) is connection and self.context.clock.monotonic() - connection.opened_at >= RENOUNCED:
             del self._by_peer[key]  # what waits for a response on it goes on waiting; it ends when it is idle
 
+    def abandon(self, host: str, problem: str) -> None:
+        """Break every connection with a numeric host: what waits on one fails, and the next request opens a new one."""
+        for connection in list(self._connections):
+            if connection.peer.host == host:
+                connection.abort(problem)
+
     async def aclose(self) -> None:
         """Close listeners and connections."""
         self._closed = True

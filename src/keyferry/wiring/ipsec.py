@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class IpsecWatch:
     log: Log
     counter: Counter
     release: Callable[[str], None] = lambda _server_name: None  # takes the ServerName of an AS that may be sent to again
+    abandon: Callable[[str, str], None] = lambda _host, _problem: None  # takes the host to which the way is gone, and why
     _problems: dict[str, str] = field(default_factory=dict)  # by ServerName; "" met
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
@@ -80,9 +82,16 @@ class IpsecWatch:
     def _tell(self, server_name: str, policy: IpsecPolicy, problem: str) -> None:
         self.counter.count("ipsec_policy", "unmet" if problem else "met")
         if problem:
+            self._give_up(server_name)
             self.log.warning("ipsec-unmet", server=server_name, child=policy.wanted.child, problem=problem)
         else:
             self.log.info("ipsec-met", server=server_name, child=policy.wanted.child, identity=policy.wanted.identity)
+
+    def _give_up(self, server_name: str) -> None:
+        """Break connections through an SA that is gone: TCP tries again ever more rarely, also long after there is another SA."""
+        with contextlib.suppress(KeyferryError):
+            hop = self.resolver.resolve(parse_sip_uri(server_name))
+            self.abandon(hop.host, "the security association that it went through is gone")
 
 
 def ipsec_watch(services: Services, settings: Scscf) -> IpsecWatch | None:

@@ -85,6 +85,7 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
     services.every(settings.sweep, scscf.sweep)
     if ipsec is not None:
         ipsec.release = lambda name: notifier.gate(name).try_now()
+        ipsec.abandon = node.abandon
         services.exit.push_async_callback(ipsec.aclose)
         await ipsec.start()
     repusher = await _start_repusher(services, settings, node, notifier, registrar)
