@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -108,10 +109,18 @@ def test_a_profile_that_changes_and_a_subscription_that_ends_reach_the_s_cscf_ov
 
 def test_over_tls_each_end_shows_its_name_and_role(tmp_path: Path) -> None:
     lab = make_lab(tmp_path, lambda text: text + over_tls(free_port()))
-    with apart(lab) as (hss, _):
+    own = lab.state / "pki" / "hss-hss.home1.net.pem"
+    with serving(lab.serve, lab.state, "--role", "hss") as hss:
         assert [one["proto"] for one in hss.listen] == ["diameters"]
-        assert ue(lab, "register")["keys"]
-        assert writes_and_reads(lab)
+        with serving(lab.serve, lab.state):
+            assert ue(lab, "register")["keys"]
+            assert writes_and_reads(lab)
+        own.unlink()
+        hss.process.send_signal(signal.SIGHUP)
+        until(lambda: "certificates-read-again" in hss.log.read_text(), seconds=LIMIT, what="the HSS has read its certificate again")
+        assert own.exists()
+        with serving(lab.serve, lab.state):  # whose connections see the new one
+            assert ue(lab, "register")["keys"]
     shown = {path.name for path in (lab.state / "pki").glob("*.pem")}
     assert {"hss-hss.home1.net.pem", "scscf-scscf1.home1.net.pem", "icscf-icscf.home1.net.pem"} <= shown
 
