@@ -16,7 +16,7 @@ from keyferry.ports import SipPeer
 from keyferry.protocol.sip.transaction import Timers
 from keyferry.transports import sip_udp
 from keyferry.transports.sip_context import Flow, Limits, SipContext
-from keyferry.transports.sip_udp import BACKLOG, DRAIN, TURN, UdpEndpoint, UdpFlow, bind
+from keyferry.transports.sip_udp import BACKLOG, DRAIN, TURN, UdpEndpoint, UdpFlow, address_towards, bind
 from transports.sipkit import FakeClock, Numbers, Tallies, UdpPeer, patiently, turns
 
 
@@ -259,3 +259,18 @@ def test_ipv6_has_a_socket_of_its_own() -> None:
 def test_a_flow_is_named_after_its_peer() -> None:
     """For errors and ladders."""
     assert str(SipPeer("UDP", "127.0.0.1", 5060)) == "udp:127.0.0.1:5060"
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [("127.0.0.1", "127.0.0.1"), ("127.9.9.9", "127.0.0.1"), ("localhost", "127.0.0.1"), ("::1", "::1")],
+)  # fmt: skip
+async def test_a_client_comes_from_the_address_that_leads_to_its_peer(host: str, own: str) -> None:
+    """A Contact has it (RFC 3261 §8.1.1.8); other machines' are tested in network namespaces."""
+    found = await address_towards(host, 5060)
+    assert found in ({own, "::1"} if host == "localhost" else {own})
+
+
+async def test_without_a_way_there_it_is_a_loopback_address() -> None:
+    """`ue status` works without a network."""
+    assert await address_towards("no-such-host.invalid", 5060) == "127.0.0.1"

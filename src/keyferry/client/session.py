@@ -31,6 +31,7 @@ from keyferry.stores.sqlite.ue import SqliteUeStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.pki import Pki, client_tls
+from keyferry.transports.sip_udp import address_towards
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: 
     with open_state(state_path, random=random) as state, Database(state.path("ue.db")) as database:
         store = SqliteUeStore(database, state.keyring)
         isim = Isim(settings.algorithm, settings.k, opc, None if settings.opc is not None else settings.op)
-        local = "::1" if ":" in host else "127.0.0.1"
+        local = await address_towards(host, port)  # also that of its Contact
         ca = Path(settings.ca) if settings.ca else state_path / "ca.pem"
         over_tls = settings.transport == "tls"
         pcscf = SipPeer(settings.transport.upper(), host, port, settings.pcscf_name or "" if over_tls else "")

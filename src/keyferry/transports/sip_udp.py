@@ -186,6 +186,20 @@ def bind(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
     return sock
 
 
+async def address_towards(host: str, port: int) -> str:
+    """Return the address of this machine that packets to a host come from; a loopback address while there is no way to it.
+
+    Nothing is sent: the system chooses by its routes.
+    """
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        with socket.socket(found[0][0], socket.SOCK_DGRAM) as sock:
+            sock.connect(found[0][4])
+            return str(sock.getsockname()[0])
+    except OSError:
+        return "::1" if ":" in host else "127.0.0.1"
+
+
 def _numeric(host: str, port: int, where: str) -> tuple[socket.AddressFamily, Any]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)[0]
