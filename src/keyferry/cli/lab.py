@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`keyferry lab`: experiments on loopback."""
+"""`keyferry lab`: experiments, on loopback or in network namespaces."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from keyferry.cli import lab_network
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
 from keyferry.lab.attacks.run import run_attacks
 
-app = typer.Typer(help="Experiments on loopback, each on a network of its own.", no_args_is_help=True)
+app = typer.Typer(help="Experiments, each on a network of its own.", no_args_is_help=True)
 
 
 @app.callback()
 def lab() -> None:
-    """Experiments on loopback, each on a network of its own."""
+    """Experiments, each on a network of its own: attacks on loopback, a whole network in namespaces."""
 
 
 @app.command()
@@ -45,3 +46,8 @@ def attack(
         console.print(f"attacks: {len(results)}, {'all held' if ok else 'NOT all held'}")
     if not ok:
         raise typer.Exit(1)
+
+
+app.command("up")(lab_network.up)
+app.command("down")(lab_network.down)
+app.command("status")(lab_network.status)
