@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the script reads of a REGISTER (TS 24.229 §5.4.1, Release 17): strictly, because Kamailio reads the same octets by its own rules.
+
+The IMPI is an input of K_M and names the owner of a key at the AS. If two readers took different ones from one message, a user could get
+a key in the name of another: whatever could be read in two ways is refused before Kamailio's modules see it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final, NamedTuple
+
+from keyferry.errors import ParseError
+from keyferry.protocol.digest import Credentials
+from keyferry.protocol.identity import Impi, Impu, Reg
+from keyferry.protocol.ims.registration import read_register
+from keyferry.protocol.sip.headers import parse_cseq, parse_via_list
+from keyferry.protocol.sip.message import Message, Request, parse_message
+
+_WHAT: Final = "REGISTER"
+_IMPI: Final = re.compile(r"[A-Za-z0-9._~+-]{1,120}@[A-Za-z0-9.-]{1,120}")
+"""No quote, escape, blank or parameter sign, of which two readers could make two names."""
+
+
+class Registering(NamedTuple):
+    """A REGISTER as the script sees it."""
+
+    transaction: str  # its key, the same in its responses
+    impi: Impi
+    impu: Impu
+    reg: Reg
+    every_contact: bool  # Contact: *
+    credentials: Credentials | None  # None: no answer to a challenge
+
+
+def read_registering(data: bytes, realm: str) -> Registering:
+    """Read a REGISTER as it came from the network. Raises ParseError: malformed, or to be read in more than one way."""
+    request = parse_message(data)
+    if not isinstance(request, Request) or request.method != "REGISTER":
+        raise ParseError(_WHAT, "has another method", status=405)
+    authorizations = request.all("Authorization")
+    if len(authorizations) > 1 or request.all("Proxy-Authorization"):
+        raise ParseError(_WHAT, "has more than one Authorization")
+    if _is_folded(data, b"authorization") or len(request.all("To")) != 1:
+        raise ParseError(_WHAT, "has an Authorization on several lines, or several To")
+    view = read_register(request)
+    credentials = view.credentials
+    if (credentials is None) != (not authorizations) or (credentials is not None and credentials.realm != realm):
+        raise ParseError(_WHAT, "has an Authorization of another scheme or realm")
+    if not _IMPI.fullmatch(view.impi):
+        raise ParseError(_WHAT, "names a private identity with unusual characters")
+    answers = credentials is not None and credentials.nonce != "" and credentials.response != ""
+    return Registering(transaction_of(request), view.impi, view.impu, view.reg, view.every_contact, credentials if answers else None)
+
+
+def transaction_of(message: Message) -> str:
+    """Return the key that a request and its responses share (RFC 3261 §17.2.3, and Call-ID and CSeq besides).
+
+    Raises ParseError.
+    """
+    vias, call_ids, cseqs = message.all("Via"), message.all("Call-ID"), message.all("CSeq")
+    if not vias or len(call_ids) != 1 or len(cseqs) != 1:
+        raise ParseError("message", "lacks Via, Call-ID or CSeq, or repeats one")
+    via, cseq = parse_via_list(vias[0])[0], parse_cseq(cseqs[0])
+    parts = (via.host, str(via.port), via.branch, call_ids[0], f"{cseq.number} {cseq.method}")
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _is_folded(data: bytes, name: bytes) -> bool:
+    head = data.partition(b"\r\n\r\n")[0]
+    return re.search(rb"(?i)(?:^|\n)" + name + rb"[ \t]*:[^\n]*\n[ \t]", head) is not None

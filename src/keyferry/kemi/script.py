@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Kamailio calls (app_python3, `python_exec`): octets of its messages in, octets out; every decision is in scscf.py.
+
+Kamailio loads this in its first process and forks; each process opens the state for itself at its first call. Octets travel in
+hexadecimal, since KSR's strings are UTF-8 and a SIP message need not be. Nothing that is raised here leaves: the configuration holds back a
+401 for which a call did not return 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from keyferry.errors import KeyferryError
+from keyferry.kemi.push import CONTENT_TYPE, Seal
+from keyferry.kemi.rspauth import RspauthSocket
+from keyferry.kemi.scscf import KemiPolicy, KemiScscf
+from keyferry.kemi.settings import KemiSettings, load_settings
+from keyferry.kemi.store import KemiStore
+from keyferry.protocol.crypto.aes import Siv
+from keyferry.protocol.identity import AsId
+from keyferry.stores.isc_keys import LiveIscKeys
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemClock, SystemRandom
+
+DONE: Final = 1
+FAILED: Final = -1
+_MESSAGE: Final = "$(mb{s.encode.hexa})"
+_RESULT: Final = "$avp(kf_hex)"
+
+
+class Script:
+    """The object whose methods `python_exec` calls; `ksr` is Kamailio's module KSR."""
+
+    def __init__(self, ksr: Any, settings: str) -> None:
+        """Read the settings; the state is opened by each process. Raises ConfigError."""
+        self._ksr = ksr
+        self._settings = load_settings(Path(settings))
+        self._scscf: KemiScscf | None = None
+        self._pid = 0
+
+    def child_init(self, rank: int) -> int:
+        """Be told of a process that was forked."""
+        del rank
+        return 0
+
+    def register(self, msg: object, argument: str = "") -> int:
+        """Take a REGISTER before anything else does; FAILED: answer 400."""
+        del msg, argument
+        return self._safely(lambda scscf: scscf.asked(self._message()))
+
+    def accepted(self, msg: object, argument: str = "") -> int:
+        """Take a REGISTER that ims_www_authenticate has accepted."""
+        del msg, argument
+        return self._safely(lambda scscf: scscf.accepted(self._message()))
+
+    def pushing(self, msg: object, argument: str = "") -> int:
+        """Begin the third-party REGISTERs of a REGISTER."""
+        del msg, argument
+        return self._safely(lambda scscf: scscf.pushing(self._message()))
+
+    def pushed(self, msg: object, argument: str = "") -> int:
+        """End them."""
+        del msg, argument
+        return self._safely(lambda scscf: scscf.pushed())
+
+    def challenge(self, msg: object, argument: str = "") -> int:
+        """Leave in $avp(kf_hex) what shall be sent in place of a 401; FAILED: nothing may be."""
+        del msg, argument
+        return self._safely(lambda scscf: self._leave(scscf.challenge(self._message())))
+
+    def answered(self, msg: object, argument: str = "") -> int:
+        """Leave in $avp(kf_hex) what shall be sent in place of a 200; FAILED: the 200 itself."""
+        del msg, argument
+        return self._safely(lambda scscf: self._leave(scscf.answered(self._message())))
+
+    def third_party(self, msg: object, argument: str = "") -> int:
+        """Put the key block into a third-party REGISTER."""
+        del msg, argument
+        return self._safely(lambda scscf: self._set_body(scscf.third_party(self._message())))
+
+    def _message(self) -> bytes:
+        return bytes.fromhex(self._ksr.pv.get(_MESSAGE))
+
+    def _leave(self, data: bytes | None) -> bool:
+        if data is None:
+            return False
+        self._ksr.pv.sets(_RESULT, data.hex())
+        return True
+
+    def _set_body(self, body: bytes | None) -> bool:
+        if body is None:
+            return False
+        if body:
+            self._ksr.textops.set_body(body.decode("utf-8"), CONTENT_TYPE)
+        else:
+            self._ksr.textops.remove_body()
+        return True
+
+    def _safely(self, work: Callable[[KemiScscf], bool]) -> int:
+        try:
+            return DONE if work(self._opened()) else FAILED
+        except KeyferryError as problem:
+            self._warn(str(problem))
+        except Exception as problem:  # the shell's last line: Kamailio would print what is in a traceback
+            self._warn(f"failed: {type(problem).__name__}")
+        return FAILED
+
+    def _warn(self, words: str) -> None:
+        with contextlib.suppress(Exception):
+            printable = words.encode("ascii", "backslashreplace").decode("ascii").replace("\n", " ")
+            self._ksr.warn(f"keyferry: {printable[:400]}\n")
+
+    def _opened(self) -> KemiScscf:
+        if self._scscf is None or self._pid != os.getpid():
+            self._scscf, self._pid = open_scscf(self._settings, self._warn), os.getpid()
+        return self._scscf
+
+
+def open_scscf(settings: KemiSettings, warn: Callable[[str], None]) -> KemiScscf:
+    """Open what one process needs. Raises StateError, StoreError."""
+    clock, random = SystemClock(), SystemRandom()
+    state = open_state(settings.state, random=random)
+    live = {
+        as_id: LiveIscKeys(state, settings.scscf, as_id, clock, _KemiLog(warn))
+        for as_ids in settings.servers.values()
+        for as_id in as_ids
+    }  # fmt: skip
+    store = KemiStore(state.path("kemi.db"), state.keyring, clock.now)
+    policy = KemiPolicy(settings.realm, settings.servers, partial(_seal, settings.scscf, live), settings.max_expires, settings.key_max_age)
+    rspauth = RspauthSocket(settings.rspauth) if settings.rspauth else None
+    return KemiScscf(policy, store, clock.now, warn, rspauth)
+
+
+def _seal(scscf: str, live: dict[AsId, LiveIscKeys], as_id: AsId) -> Seal:
+    kid, key = next(reversed(live[as_id].current().items()))
+    return Seal(scscf, kid, Siv(key))
+
+
+class _KemiLog:
+    """ports.Log over Kamailio's log: events and names, no values that could be secret."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+
+    def info(self, event: str, **fields: object) -> None:
+        """Drop it: the shipped level shows warnings."""
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Tell it."""
+        self._warn(f"{event} {', '.join(f'{name}={value}' for name, value in fields.items())}")

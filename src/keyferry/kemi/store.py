@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Kamailio's processes know together, and after a restart: transactions, challenges with K_M sealed, answers, sequence numbers.
+
+Every process opens the file for itself after it was forked; each step is one transaction of SQLite that waits its turn.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from keyferry.errors import StoreError
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import AsId, Impi, Impu, Reg
+from keyferry.stores.connection import claim, connect
+from keyferry.stores.sealing import Keyring, SealedColumn
+
+PENDING_LIFE: Final = 300.0
+"""Seconds that a challenge waits; reg-await-auth is 240 (TS 24.229 §5.4.1.2.1)."""
+TRANSACTION_LIFE: Final = 60.0
+"""Seconds that a transaction is remembered: a REGISTER is sent again for 32 s (RFC 3261 §17.1.2.2)."""
+MAX_PENDING: Final = 8
+"""Challenges of one IMPI that wait at a time; the oldest goes."""
+MAX_ROWS: Final = 500_000
+"""Challenges in all, 150 MB; the oldest that nobody answered go first."""
+SWEEP_EVERY: Final = 10.0
+"""Seconds between looks for what is over, in each process."""
+SEQ_MEMORY: Final = 10 * 86_400.0
+"""Seconds: a sequence number is at least the clock's milliseconds, so an older one need not be remembered (stores/sqlite/registrations)."""
+
+
+class State(IntEnum):
+    """What became of a challenge."""
+
+    PENDING = 0
+    AUTHENTICATED = 1  # ims_www_authenticate accepted the answer
+
+
+class Challenged(NamedTuple):
+    """One masked challenge."""
+
+    nonce: str
+    impi: Impi
+    impu: Impu
+    realm: str
+    state: State
+    reg: str  # of the answer; "" while pending
+    aka_time: float  # seconds since the epoch: when it was sent
+    expires_at: float
+    k_m: Secret
+
+
+_COLUMNS: Final = ("nonce", "impi", "impu", "realm", "state", "reg", "aka_time", "expires_at")
+K_M: Final = SealedColumn("challenge", "k_m", _COLUMNS)
+SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS asked (key TEXT PRIMARY KEY, impi TEXT NOT NULL, impu TEXT NOT NULL, expires_at REAL NOT NULL)"
+    " WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS asked_expires_at ON asked (expires_at)",
+    "CREATE TABLE IF NOT EXISTS challenge (id INTEGER PRIMARY KEY, nonce TEXT NOT NULL UNIQUE, impi TEXT NOT NULL, impu TEXT NOT NULL,"
+    " realm TEXT NOT NULL, state INTEGER NOT NULL, reg TEXT NOT NULL, aka_time REAL NOT NULL, expires_at REAL NOT NULL, k_m BLOB NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS challenge_impi ON challenge (impi, state)",
+    "CREATE INDEX IF NOT EXISTS challenge_expires_at ON challenge (expires_at)",
+    # no secret: it goes out in a 200, and is here for the copies that are sent again
+    "CREATE TABLE IF NOT EXISTS answer (key TEXT PRIMARY KEY, info TEXT NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS answer_expires_at ON answer (expires_at)",
+    "CREATE TABLE IF NOT EXISTS push_seq (impi TEXT NOT NULL, as_id TEXT NOT NULL, reg TEXT NOT NULL, seq INTEGER NOT NULL,"
+    " PRIMARY KEY (impi, as_id, reg)) WITHOUT ROWID",
+)
+_SELECT: Final = f"SELECT k_m, {', '.join(_COLUMNS)} FROM challenge WHERE nonce = ?"  # noqa: S608
+_UPSERT: Final = (
+    f"INSERT INTO challenge (k_m, {', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+    " ON CONFLICT (nonce) DO UPDATE SET k_m = excluded.k_m, state = excluded.state, reg = excluded.reg, expires_at = excluded.expires_at"
+)
+
+
+class KemiStore:
+    """One process's way to the file."""
+
+    def __init__(self, path: Path, keyring: Keyring, now: Callable[[], float], *, max_rows: int = MAX_ROWS) -> None:
+        """Open the file, made if it is not there. Raises StateError, StoreError."""
+        self._keyring = keyring
+        self._now = now
+        self._max_rows = max_rows
+        self._swept_at = 0.0
+        self._connection = connect(path)
+        claim(self._connection, path)
+        # A crash of Kamailio loses nothing; a power cut the last moments, whose challenges are made again, and seq follows the clock.
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        with self._transaction() as connection:
+            for statement in SCHEMA:
+                connection.execute(statement)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def ask(self, key: str, impi: Impi, impu: Impu) -> bool:
+        """Note whose transaction this is; false if it is another's already."""
+        with self._transaction() as connection:
+            self._sweep(connection)
+            connection.execute(
+                "INSERT OR IGNORE INTO asked (key, impi, impu, expires_at) VALUES (?, ?, ?, ?)",
+                (key, impi, impu, self._now() + TRANSACTION_LIFE),
+            )
+            row = connection.execute("SELECT impi, impu FROM asked WHERE key = ?", (key,)).fetchone()
+        return bool(row == (impi, impu))
+
+    def asker(self, key: str) -> tuple[Impi, Impu] | None:
+        """Return whose transaction this is."""
+        with self._transaction() as connection:
+            row = connection.execute("SELECT impi, impu FROM asked WHERE key = ?", (key,)).fetchone()
+        return (Impi(row[0]), Impu(row[1])) if row else None
+
+    def challenged(self, nonce: str) -> Challenged | None:
+        """Return the challenge of a nonce, unless its time is over. Raises SealError if its row was changed."""
+        with self._transaction() as connection:
+            return self._challenged(connection, nonce)
+
+    def keep(self, nonce: str, impi: Impi, impu: Impu, realm: str, k_m: Secret) -> bool:
+        """Keep K_M of a challenge that is about to leave; false if this nonce has another K_M or owner already. Raises SealError."""
+        now = self._now()
+        with self._transaction() as connection:
+            known = self._challenged(connection, nonce)
+            if known is not None:
+                return (known.impi, known.impu) == (impi, impu) and known.k_m == k_m
+            self._write(connection, Challenged(nonce, impi, impu, realm, State.PENDING, "", now, now + PENDING_LIFE, k_m))
+            connection.execute(
+                "DELETE FROM challenge WHERE impi = ? AND state = 0 AND id NOT IN"
+                " (SELECT id FROM challenge WHERE impi = ? AND state = 0 ORDER BY aka_time DESC, id DESC LIMIT ?)",
+                (impi, impi, MAX_PENDING),
+            )
+            return True
+
+    def authenticated(self, nonce: str, impi: Impi, impu: Impu, reg: Reg, expires_at: float) -> Challenged | None:
+        """Take the answer to a challenge as accepted; None if the challenge is another's, another device's, or not there.
+
+        Older keys of the device are forgotten. Raises SealError.
+        """
+        with self._transaction() as connection:
+            known = self._challenged(connection, nonce)
+            if known is None or (known.impi, known.impu) != (impi, impu) or known.reg not in ("", reg):
+                return None
+            if known.state is State.AUTHENTICATED:
+                return known
+            now_known = known._replace(state=State.AUTHENTICATED, reg=reg, expires_at=expires_at)
+            connection.execute("DELETE FROM challenge WHERE impi = ? AND state = 1 AND reg = ?", (impi, reg))
+            self._write(connection, now_known)
+            return now_known
+
+    def forget(self, impi: Impi, reg: Reg | None) -> None:
+        """Drop the keys of one device, or of all."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM challenge WHERE impi = ? AND state = 1 AND reg = ifnull(?, reg)", (impi, reg))
+
+    def answer(self, key: str, info: str) -> None:
+        """Keep the Authentication-Info of a 200 for as long as that may be sent again."""
+        with self._transaction() as connection:
+            row = (key, info, self._now() + TRANSACTION_LIFE)
+            connection.execute("INSERT OR REPLACE INTO answer (key, info, expires_at) VALUES (?, ?, ?)", row)
+
+    def answer_of(self, key: str) -> str | None:
+        """Return the Authentication-Info that the 200 of this transaction shall carry."""
+        with self._transaction() as connection:
+            row = connection.execute("SELECT info FROM answer WHERE key = ? AND expires_at > ?", (key, self._now())).fetchone()
+        return None if row is None else str(row[0])
+
+    def next_seq(self, impi: Impi, as_id: AsId, reg: Reg) -> int:
+        """Return max(last + 1, milliseconds): strictly rising over processes and restarts (DESIGN §6)."""
+        with self._transaction() as connection:
+            (seq,) = connection.execute(
+                "INSERT INTO push_seq (impi, as_id, reg, seq) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (impi, as_id, reg) DO UPDATE SET seq = max(seq + 1, excluded.seq) RETURNING seq",
+                (impi, as_id, reg, int(self._now() * 1000)),
+            ).fetchone()
+        return int(seq)
+
+    def _challenged(self, connection: sqlite3.Connection, nonce: str) -> Challenged | None:
+        row = connection.execute(_SELECT, (nonce,)).fetchone()
+        if row is None or row[-1] <= self._now():
+            return None
+        k_m = Secret(K_M.open(self._keyring, row[0], row[1:]))
+        nonce, impi, impu, realm, state, reg, aka_time, expires_at = row[1:]
+        return Challenged(nonce, Impi(impi), Impu(impu), realm, State(state), reg, aka_time, expires_at, k_m)
+
+    def _write(self, connection: sqlite3.Connection, row: Challenged) -> None:
+        values = (row.nonce, row.impi, row.impu, row.realm, int(row.state), row.reg, float(row.aka_time), float(row.expires_at))
+        connection.execute(_UPSERT, (K_M.seal(self._keyring, row.k_m.reveal(), values), *values))
+
+    def _sweep(self, connection: sqlite3.Connection) -> None:
+        now = self._now()
+        if now - self._swept_at < SWEEP_EVERY:
+            return
+        self._swept_at = now
+        for table in ("asked", "challenge", "answer"):
+            connection.execute(f"DELETE FROM {table} WHERE expires_at <= ?", (now,))  # noqa: S608 - names of our own
+        connection.execute("DELETE FROM push_seq WHERE seq < ?", (int((now - SEQ_MEMORY) * 1000),))
+        over = connection.execute("SELECT count(*) FROM challenge").fetchone()[0] - self._max_rows
+        if over > 0:
+            connection.execute("DELETE FROM challenge WHERE id IN (SELECT id FROM challenge ORDER BY state, aka_time LIMIT ?)", (over,))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as problem:
+            raise StoreError(f"kemi.db: {problem}") from problem
