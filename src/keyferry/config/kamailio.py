@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of a Kamailio that is the S-CSCF in place of ours: what `keyferry kamailio` writes its configuration from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from keyferry.config.reading import Section
+
+
+class Kamailio(Section, frozen=True, kw_only=True):
+    """A stock Kamailio as S-CSCF, under the name and at the address of `[scscf]`; see docs/kamailio.md."""
+
+    user: Annotated[str, Meta(description="user that Kamailio runs as: it alone may ask for rspauth and read the sealed state")] = "kamailio"
+    hss: Annotated[
+        str | None, Meta(description="host name of the HSS, which must resolve on Kamailio's machine; default: `hss.name`")
+    ] = None
+    hss_port: Annotated[int | None, Meta(ge=1, le=65535, description="its port; default: that of `hss.listen_diameter`, else 3868")] = None
+    rspauth_socket: Annotated[
+        str | None,
+        Meta(description="UNIX socket where our HSS gives rspauth for accepted answers; none: set `hss.marker_flags = 3`"),
+    ] = None
+    children: Annotated[int, Meta(ge=1, le=64, description="processes for UDP, and as many for TCP")] = 4
+    trusted_peers: Annotated[
+        list[str], Meta(description="IP addresses, besides loopback, of the P- and I-CSCFs that may send requests")
+    ] = msgspec.field(default_factory=list)

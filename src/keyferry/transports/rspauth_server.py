@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A UNIX socket that answers one JSON line with one: {"authorization": …} with {"rspauth": …} or {"error": …}; only listed users may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from keyferry.errors import KeyferryError
+from keyferry.ports import Counter, Log
+from keyferry.transports.unix_socket import bind_unix, drop_name, peer_of, take_name
+
+MAX_LINE: Final = 16_384
+"""Octets; an Authorization has 8,192 at most."""
+PATIENCE: Final = 2.0
+"""Seconds that a peer may take to ask."""
+MAX_CONNECTIONS: Final = 256
+
+
+@dataclass(slots=True)
+class RspauthServer:
+    """Listen, and let nobody ask whom the kernel does not name as one of `users` (uids)."""
+
+    prove: Callable[[str], str]  # raises KeyferryError
+    users: Collection[int]
+    log: Log
+    counter: Counter
+    _path: Path | None = None
+    _inode: int = 0
+    _server: asyncio.Server | None = None
+    _open: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    async def listen(self, path: Path) -> None:
+        """Begin. Raises StateError: the path cannot be used, or somebody else listens there."""
+        sock = bind_unix(path, 0o666, None)  # connect is free, for the kernel says who it is; asking is not
+        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_LINE)
+        self._path, self._inode = path, take_name(path)
+
+    async def aclose(self) -> None:
+        """End."""
+        if self._server is not None:
+            self._server.close()
+            for writer in tuple(self._open):
+                writer.close()
+        if self._path is not None:
+            drop_name(self._path, self._inode)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        try:
+            uid, _ = peer_of(writer.transport)  # type: ignore[arg-type]
+            if uid not in self.users or len(self._open) > MAX_CONNECTIONS:
+                self.counter.count("hss_rspauth", "refused")
+                self.log.warning("rspauth-not-allowed", uid=uid)
+                return
+            line = await asyncio.wait_for(reader.readline(), PATIENCE)
+            writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+            await asyncio.wait_for(writer.drain(), PATIENCE)
+        except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError):
+            self.counter.count("hss_rspauth", "broken")
+        finally:
+            self._open.discard(writer)
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    def _answer(self, line: bytes) -> dict[str, str]:
+        try:
+            found = json.loads(line)
+            authorization = found.get("authorization") if isinstance(found, dict) else None
+            if not isinstance(authorization, str):
+                raise ValueError("no authorization")
+            rspauth = self.prove(authorization)
+        except ValueError:
+            return {"error": "not a question"}
+        except KeyferryError as problem:
+            self.counter.count("hss_rspauth", "rejected")
+            return {"error": str(problem)}
+        self.counter.count("hss_rspauth", "proven")
+        return {"rspauth": rspauth}
