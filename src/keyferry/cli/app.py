@@ -16,6 +16,7 @@ from keyferry.cli import (
     dev,
     failures,
     ipsec,
+    kamailio,
     keys,
     lab,
     pki,
@@ -44,6 +45,7 @@ app.command("serve")(serve.serve)
 app.command("proxy")(proxy.proxy)
 app.command("agent")(agent.agent)
 app.command("check")(check.check)
+app.command("kamailio")(kamailio.kamailio)
 app.command("bench")(bench.bench)
 app.command("backup")(backup.backup)
 app.command("trace")(trace.trace)

@@ -15,6 +15,7 @@ from keyferry.config.cx import Hss as Hss
 from keyferry.config.cx import check_cx, check_hss
 from keyferry.config.ipsec import Child, Identity, check_ipsec
 from keyferry.config.ipsec import Ipsec as Ipsec
+from keyferry.config.kamailio import Kamailio as Kamailio
 from keyferry.config.profiles import Profile, check_profile_of, check_profiles
 from keyferry.config.profiles import names_of as profile_names
 from keyferry.config.reading import Section as _Section
@@ -254,6 +255,7 @@ class Config(_Section, frozen=True, kw_only=True):
     ] = msgspec.field(default_factory=list)
     hss: Hss = msgspec.field(default_factory=Hss)
     cx: Cx = msgspec.field(default_factory=Cx)
+    kamailio: Kamailio = msgspec.field(default_factory=Kamailio)
     admin: Admin = msgspec.field(default_factory=Admin)
     ipsec: Ipsec = msgspec.field(default_factory=Ipsec)
     application_servers: list[ApplicationServer] = msgspec.field(default_factory=list)
@@ -357,7 +359,7 @@ def load_ue_config(path: Path) -> UeConfig:
 
 
 SECTIONS: tuple[type[_Section], ...] = (
-    Network, Pcscf, Icscf, Scscf, Hss, Cx, ApplicationServer, SharedIfc, Profile, Admin, Ipsec, Subscriber, Ue
+    Network, Pcscf, Icscf, Scscf, Hss, Cx, Kamailio, ApplicationServer, SharedIfc, Profile, Admin, Ipsec, Subscriber, Ue
 )  # fmt: skip
 
 

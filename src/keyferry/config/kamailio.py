@@ -14,11 +14,13 @@ from keyferry.config.reading import Section
 class Kamailio(Section, frozen=True, kw_only=True):
     """A stock Kamailio as S-CSCF, under the name and at the address of `[scscf]`; see docs/kamailio.md."""
 
-    user: Annotated[str, Meta(description="user that Kamailio runs as: it alone may ask for rspauth and read the sealed state")] = "kamailio"
-    hss: Annotated[
-        str | None, Meta(description="host name of the HSS, which must resolve on Kamailio's machine; default: `hss.name`")
-    ] = None
-    hss_port: Annotated[int | None, Meta(ge=1, le=65535, description="its port; default: that of `hss.listen_diameter`, else 3868")] = None
+    user: Annotated[str, Meta(description="user that Kamailio runs as: it alone may ask for rspauth and read the sealed state")] = (
+        "kamailio"
+    )
+    hss: Annotated[str | None, Meta(description="host name of the HSS, which must resolve on Kamailio's machine; default: `hss.name`")] = (
+        None
+    )
+    hss_port: Annotated[int, Meta(ge=0, le=65535, description="its port; 0: that of `hss.listen_diameter`, else 3868")] = 0
     rspauth_socket: Annotated[
         str | None,
         Meta(description="UNIX socket where our HSS gives rspauth for accepted answers; none: set `hss.marker_flags = 3`"),

@@ -15,12 +15,14 @@ from keyferry.errors import CxError, KeyferryError, ParseError, TransportError
 from keyferry.ports import Counter, CxClient, CxDirectory, DeregistrationReason, Log, Resync, ServerAssignment
 from keyferry.ports.correlation import correlate
 from keyferry.ports.diameter import DiameterAsker, DiameterRemote
+from keyferry.protocol.aka import AuthVector
 from keyferry.protocol.diameter import cx
 from keyferry.protocol.diameter.base import DiameterIdentity, Result, ResultCode
 from keyferry.protocol.diameter.cx_fields import PUBLIC_IDENTITY, SERVER_NAME
 from keyferry.protocol.diameter.message import VENDOR_3GPP, AvpFault, DiameterMessage, make_avp
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.marker import FIRST_RELEASE, Marker, build_marker
+from keyferry.protocol.ims.registration import MIN_MASKED_RES
 from keyferry.protocol.ims.selection import AuthorizationType
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.cx_exchange import (
@@ -73,6 +75,7 @@ class CxServer:
     log: Log
     counter: Counter
     policy: CxPolicy = field(default_factory=CxPolicy)
+    gave: Callable[[Impi, AuthVector, bytes], None] | None = None  # told of each vector with a marker: S-CSCFs that lose rspauth ask for it
     _servers: OrderedDict[str, str] = field(default_factory=OrderedDict)  # Server-Name → Origin-Host that uses it
 
     async def handle(self, request: DiameterMessage, peer: DiameterRemote) -> DiameterMessage:
@@ -129,7 +132,10 @@ class CxServer:
         items: list[cx.AuthItem] = []
         for _ in range(min(max(mar.items, 1), MAX_ITEMS)):
             vector = await self.hss.multimedia_auth(mar.impi, mar.impu, mar.server_name, resync, masked=bool(marker))
-            items.append(cx.AuthItem(vector, marker))
+            data = marker if len(vector.xres) >= MIN_MASKED_RES else b""
+            if data and self.gave is not None:
+                self.gave(mar.impi, vector, data)
+            items.append(cx.AuthItem(vector, data))
             resync = None  # it has moved SEQ
         self._remember(mar.server_name, peer)
         return cx.build_maa(request, cx.Maa(mar.impi, mar.impu, tuple(items)), self.identity)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A UNIX socket that answers one JSON line with one: {"authorization": …} with {"rspauth": …} or {"error": …}; only listed users may ask."""
+"""A UNIX socket that answers the line {"authorization": …} with {"rspauth": …} or {"error": …}; only listed users may ask."""
 
 from __future__ import annotations
 

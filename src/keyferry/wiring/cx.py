@@ -17,6 +17,7 @@ from keyferry.transports.diameter_context import LOOPBACK, Admission
 from keyferry.transports.diameter_server import DiameterServer
 from keyferry.transports.pki import MutualTls, mutual_tls
 from keyferry.wiring.measuring import MeasuredCx
+from keyferry.wiring.rspauth import start_rspauth
 from keyferry.wiring.services import Listener, Role, Services
 
 ASKERS = ("scscf", "icscf")
@@ -32,7 +33,7 @@ async def start_cx_server(services: Services, hss: Hss) -> DiameterServings:
         rspauth=settings.marker_flags == 7,
     )  # fmt: skip
     measured = MeasuredCx(hss, services.metrics, services.clock, services.log)
-    server = CxServer(measured, hss, identity, services.log, services.metrics, policy)
+    server = CxServer(measured, hss, identity, services.log, services.metrics, policy, await start_rspauth(services))
     node = DiameterServer(
         identity, server.handle, allowed=Admission.of(settings.peers, ASKERS, (*LOOPBACK, *settings.networks)), clock=services.clock,
         random=services.random, log=services.log, counter=services.metrics,
