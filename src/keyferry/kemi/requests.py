@@ -31,6 +31,7 @@ class Registering(NamedTuple):
     impu: Impu
     reg: Reg
     every_contact: bool  # Contact: *
+    expires: int  # seconds asked for; 0 ends the registration
     credentials: Credentials | None  # None: no answer to a challenge
 
 
@@ -51,7 +52,9 @@ def read_registering(data: bytes, realm: str) -> Registering:
     if not _IMPI.fullmatch(view.impi):
         raise ParseError(_WHAT, "names a private identity with unusual characters")
     answers = credentials is not None and credentials.nonce != "" and credentials.response != ""
-    return Registering(transaction_of(request), view.impi, view.impu, view.reg, view.every_contact, credentials if answers else None)
+    return Registering(
+        transaction_of(request), view.impi, view.impu, view.reg, view.every_contact, view.expires, credentials if answers else None
+    )
 
 
 def transaction_of(message: Message) -> str:

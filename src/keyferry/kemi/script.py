@@ -9,11 +9,12 @@ hexadecimal, since KSR's strings are UTF-8 and a SIP message need not be. Nothin
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from keyferry.errors import KeyferryError
 from keyferry.kemi.push import CONTENT_TYPE, Seal
@@ -36,9 +37,10 @@ _RESULT: Final = "$avp(kf_hex)"
 class Script:
     """The object whose methods `python_exec` calls; `ksr` is Kamailio's module KSR."""
 
-    def __init__(self, ksr: Any, settings: str) -> None:
-        """Read the settings; the state is opened by each process. Raises ConfigError."""
+    def __init__(self, ksr: Any, settings: str, reset_avps: Callable[[], object] | None = None) -> None:
+        """Read the settings; the state is opened by each process. Raises ConfigError, and OSError or AttributeError outside Kamailio."""
         self._ksr = ksr
+        self._reset_avps = reset_avps or _reset_avps()
         self._settings = load_settings(Path(settings))
         self._scscf: KemiScscf | None = None
         self._pid = 0
@@ -47,6 +49,20 @@ class Script:
         """Be told of a process that was forked."""
         del rank
         return 0
+
+    def own_avps(self, msg: object, argument: str = "") -> int:
+        """Give this process its own AVPs again: in 5.6.3 a cdp worker's may be those of a transaction that was freed long ago.
+
+        ims_auth and ims_registrar_scscf leave them so, and whatever looks for an AVP then, as corex does, reads freed memory.
+        """
+        del msg, argument
+        self._reset_avps()
+        return DONE
+
+    def leaving(self, msg: object, argument: str = "") -> int:
+        """Tell whether a REGISTER that was accepted ends a registration."""
+        del msg, argument
+        return self._safely(lambda scscf: scscf.leaving(self._message()))
 
     def register(self, msg: object, argument: str = "") -> int:
         """Take a REGISTER before anything else does; FAILED: answer 400."""
@@ -119,6 +135,14 @@ class Script:
         if self._scscf is None or self._pid != os.getpid():
             self._scscf, self._pid = open_scscf(self._settings, self._warn), os.getpid()
         return self._scscf
+
+
+def _reset_avps() -> Callable[[], object]:
+    """Return the function of Kamailio's core; its modules call it, so it is there for us, too."""
+    function = ctypes.CDLL(None).reset_avps
+    function.restype = None
+    function.argtypes = ()
+    return cast("Callable[[], object]", function)
 
 
 def open_scscf(settings: KemiSettings, warn: Callable[[str], None]) -> KemiScscf:

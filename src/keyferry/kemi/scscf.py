@@ -105,6 +105,10 @@ class KemiScscf:
             return False
         return True
 
+    def leaving(self, data: bytes) -> bool:
+        """Tell whether a REGISTER ends a registration."""
+        return read_registering(data, self.policy.realm).expires == 0
+
     def answered(self, data: bytes) -> bytes | None:
         """Return the 200 of a REGISTER with its Authentication-Info; None for one that goes as it is."""
         try:
