@@ -43,6 +43,8 @@ def read_registering(data: bytes, realm: str) -> Registering:
     authorizations = request.all("Authorization")
     if len(authorizations) > 1 or request.all("Proxy-Authorization"):
         raise ParseError(_WHAT, "has more than one Authorization")
+    if any("\\" in text for text in authorizations):  # Kamailio takes an escape for two characters
+        raise ParseError(_WHAT, "has an Authorization with an escape")
     if _is_folded(data, b"authorization") or len(request.all("To")) != 1:
         raise ParseError(_WHAT, "has an Authorization on several lines, or several To")
     view = read_register(request)

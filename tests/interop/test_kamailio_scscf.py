@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stock Kamailio is the S-CSCF (DESIGN §10): our UE, HSS, P-CSCF, I-CSCF and AS around it; sipp as a Release 5 UE; a hostile P-CSCF."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from interop.capturing import capturing
+from interop.kamailio_kit import AS_ID, IMPI, IMPU, REALM, Network, RawUe, keys_of, network, nonce_of, run_of
+from interop.sipp_program import sipp
+from interop.test_sipp import SCENARIO, _cut_res_at_zero
+from keyferry.client.library import Ue
+from keyferry.client.session import ue_session
+from keyferry.client.ue import http_credentials
+from keyferry.config import load_ue_config
+from keyferry.errors import RegistrationFailed
+from keyferry.protocol.digest import check_rspauth, hash_a1, parse_authentication_info, parse_credentials
+from keyferry.wiring.observability import StructLog
+from system.key_search import KeySearch
+from system.serving import until
+
+pytestmark = pytest.mark.interop
+RACES = 1  # ims_auth sends the 401 before it stores the vector, so who answers fast is challenged once more
+
+
+@pytest.fixture(name="running", scope="module")
+def running_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """Start everything once."""
+    with network(tmp_path_factory.mktemp("kamailio")) as found:
+        yield found
+
+
+def test_a_ue_registers_four_times_and_leaves(running: Network, tmp_path: Path) -> None:
+    """TS 24.229 §5.4.1: each time the AS has the key that the UE has, and the older one dies; no key is on a wire or in a log."""
+    ports, state = running.ports, running.folder / "ue"
+    with ExitStack() as stack:
+        mw = stack.enter_context(capturing(tmp_path / "mw.pcap", f"udp port {ports['6060']} or tcp port {ports['6060']}"))
+        rest = " or ".join(f"port {ports[one]}" for one in ("5060", "5062", "5090", "8443"))
+        others = stack.enter_context(capturing(tmp_path / "rest.pcap", rest))
+        fingerprints = asyncio.run(_life(running, state))
+        until(lambda: running.keys_at_as() == 0, seconds=10, what="the keys are erased at the AS")
+    assert len(set(fingerprints)) == 4
+    said = mw.read_bytes()
+    runs = [run_of(nonce.decode()) for nonce in dict.fromkeys(re.findall(rb'WWW-Authenticate: [^\r]*?nonce="([^"]+)"', said))]
+    assert 5 <= len(runs) <= 5 + 5 * RACES
+    for run in runs:
+        for key in run.masked:
+            assert key.encode() in said  # CK', IK' for the P-CSCF, and not CK, IK:
+    search = KeySearch([found for run in runs for found in run.secrets()])
+    assert len(search) > 50
+    found = [*search.in_octets("Mw", said), *search.in_octets("Gm, ISC, Mt", others.read_bytes())]
+    for log in (running.kamailio_log, running.parts.log, running.folder / "state.log"):
+        assert log.stat().st_size > 100
+        found += search.in_octets(log.name, log.read_bytes())
+    assert found == []
+    assert {run.k_as.fingerprint() for run in runs} >= set(fingerprints)
+
+
+async def _life(running: Network, state: Path) -> list[str]:
+    found = []
+    async with ue_session(load_ue_config(running.ue), state, StructLog("none")) as session:
+        for turn in range(4):
+            before = len(running.pushed())
+            registered = await _registered(session.client.register)
+            assert registered.rspauth
+            assert registered.masked
+            k_as = http_credentials(registered, AS_ID).k_as.fingerprint()
+            await asyncio.to_thread(until, lambda before=before: len(running.pushed()) > before, seconds=5, what="the AS has a key")
+            assert running.pushed()[-1] == [k_as]
+            assert running.keys_at_as() == min(2, turn + 1)  # the older one until the newer is used
+            found.append(k_as)
+        await session.client.deregister()
+    return found
+
+
+async def _registered(register):  # type: ignore[no-untyped-def]
+    for _ in range(RACES):
+        try:
+            return await register()
+        except RegistrationFailed:
+            continue
+    return await register()
+
+
+def test_the_older_key_dies_when_the_newer_is_used(running: Network) -> None:
+    """DESIGN §6: over HTTPS, with the key that Kamailio pushed."""
+    asyncio.run(_use(running))
+
+
+async def _use(running: Network) -> None:
+    path = f"simservs.ngn.etsi.org/users/{IMPU}/simservs.xml"
+    async with Ue.open(running.ue, state=running.folder / "state") as ue:
+        await _registered(ue.register)
+        await _registered(ue.register)
+        await asyncio.to_thread(until, lambda: running.keys_at_as() == 2, seconds=5, what="both keys are there")
+        async with ue.http(f"https://{AS_ID}:{running.ports['8443']}/") as client:
+            assert (await client.get(path)).status_code == 404
+        await asyncio.to_thread(until, lambda: running.keys_at_as() == 1, seconds=5, what="the older key is gone")
+        await ue.deregister()
+    await asyncio.to_thread(until, lambda: running.keys_at_as() == 0, seconds=10, what="no key is left")
+
+
+def test_sipp_registers_as_release_5_and_gets_no_push(running: Network, tmp_path: Path) -> None:
+    """RFC 3310: its nonce has no marker, its P-CSCF gets CK, IK as ever, and no AS gets a key."""
+    before, slow = len(running.pushed()), tmp_path / "register.xml"
+    text = SCENARIO.read_text()
+    slow.write_text(text.replace('<recv response="401" auth="true"/>', '<recv response="401" auth="true"/>\n  <pause milliseconds="50"/>'))
+    for attempt in range(5):
+        messages = tmp_path / f"messages-{attempt}.log"
+        done = sipp(running.ports["5060"], "u1", slow, messages)
+        if done.returncode == 0:
+            break
+        assert _cut_res_at_zero(messages), done.stdout + done.stderr
+    else:
+        pytest.fail("sipp did not register")
+    assert len(running.pushed()) == before
+
+
+def test_a_200_carries_the_rspauth_that_ims_auth_loses(running: Network) -> None:
+    """RFC 7616 §3.5: flags 7 are true, also of a 200 that is sent again; and of nobody else's."""
+    ue = RawUe(running.ports["6060"])
+    run = run_of(nonce_of(ue.challenged()))
+    request = _settled(lambda: ue.answer(run))
+    response = ue.send(request)
+    assert response.startswith("SIP/2.0 200"), response
+    info = re.findall(r"^Authentication-Info: (.*)\r$", response, re.MULTILINE)
+    assert len(info) == 1
+    credentials = parse_credentials(re.search(r"^Authorization: (.*)\r$", request, re.MULTILINE)[1])  # type: ignore[index]
+    check_rspauth(parse_authentication_info(info[0]), hash_a1("AKAv1-MD5", IMPI, REALM, run.res), credentials, algorithm="AKAv1-MD5")
+    assert ue.send(request) == response
+    ue.close()
+
+
+def test_a_challenge_without_a_stated_release_is_masked_all_the_same(running: Network) -> None:
+    """DESIGN §10: the Contact decides nothing, so a P-CSCF that strips it wins nothing; nor does one that asks again."""
+    ue = RawUe(running.ports["6060"])
+    request = ue.request(f'Digest username="{IMPI}", realm="{REALM}", nonce="", uri="sip:{REALM}", response=""')
+    first, again = ue.send(request), ue.send(request)
+    run = run_of(nonce_of(first))
+    assert keys_of(first) == keys_of(again) == run.masked
+    ue.close()
+
+
+def test_the_key_pushed_is_of_the_challenge_that_was_answered(running: Network) -> None:
+    """DESIGN §10: a REGISTER that the P-CSCF makes up between challenge and answer changes nothing."""
+    ue, before = RawUe(running.ports["6060"]), len(running.pushed())
+    run = run_of(nonce_of(ue.challenged()))
+    fabricated = run_of(nonce_of(ue.challenged()))
+    assert fabricated.nonce != run.nonce
+    response = ue.send(_settled(lambda: ue.answer(run)))
+    assert response.startswith("SIP/2.0 200"), response
+    until(lambda: len(running.pushed()) > before, seconds=5, what="the AS has a key")
+    assert running.pushed()[-1] == [run.k_as.fingerprint()]
+    ue.close()
+
+
+def test_a_register_that_can_be_read_in_two_ways_is_refused(running: Network) -> None:
+    """Two Authorizations, one on two lines, a quoted name: two readers could take different users from each."""
+    good = f'Digest username="{IMPI}", realm="{REALM}", nonce="", uri="sip:{REALM}", response=""'
+    ue = RawUe(running.ports["6060"])
+    for bad in (
+        good + "\r\nAuthorization: " + good.replace("user1", "user2"),
+        good.replace(", nonce", ",\r\n nonce"),
+        good.replace("user1_", "us\\er1_"),
+        good.replace('realm="home1.net"', 'realm="other.net"'),
+    ):
+        assert ue.send(ue.request(bad)).startswith("SIP/2.0 400"), bad
+    ue.close()
+
+
+def _settled(make):  # type: ignore[no-untyped-def]
+    """Give ims_auth the moment between its 401 and the storing of the vector, that no UE is fast enough to hit."""
+    import time
+
+    time.sleep(0.1)
+    return make()
