@@ -56,6 +56,10 @@ class Network:
             re.findall(r"'([0-9a-f]{16})'", found) for found in re.findall(r"push-taken .*?keys=(\[[^\]]*\])", self.parts.log.read_text())
         ]
 
+    def has_pushed(self, before: int) -> bool:
+        """Tell whether the AS has taken more than so many pushes."""
+        return len(self.pushed()) > before
+
     def keys_at_as(self) -> int:
         """Return how many keys the AS holds."""
         return int(self.parts.health()["keys"][AS_ID])

@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from interop.capturing import capturing
 from interop.kamailio_kit import AS_ID, IMPI, IMPU, REALM, Network, RawUe, keys_of, network, nonce_of, run_of
 from interop.sipp_program import sipp
 from interop.test_sipp import SCENARIO, _cut_res_at_zero
-from keyferry.client.library import Ue
 from keyferry.client.session import ue_session
-from keyferry.client.ue import http_credentials
+from keyferry.client.ue import UeClient, http_credentials
 from keyferry.config import load_ue_config
 from keyferry.errors import RegistrationFailed
+from keyferry.ports import UeState
 from keyferry.protocol.digest import check_rspauth, hash_a1, parse_authentication_info, parse_credentials
 from keyferry.wiring.observability import StructLog
 from system.key_search import KeySearch
@@ -64,46 +67,38 @@ def test_a_ue_registers_four_times_and_leaves(running: Network, tmp_path: Path) 
 
 async def _life(running: Network, state: Path) -> list[str]:
     found = []
-    async with ue_session(load_ue_config(running.ue), state, StructLog("none")) as session:
+    path = f"simservs.ngn.etsi.org/users/{IMPU}/simservs.xml"
+    ue = load_ue_config(running.ue)
+    ca = msgspec.structs.replace(ue, ue=msgspec.structs.replace(ue.ue, ca=str(running.parts.ca)))
+    async with ue_session(ca, state, StructLog("none")) as session:
         for turn in range(4):
             before = len(running.pushed())
-            registered = await _registered(session.client.register)
+            registered = await _registered(session.client)
             assert registered.rspauth
             assert registered.masked
             k_as = http_credentials(registered, AS_ID).k_as.fingerprint()
-            await asyncio.to_thread(until, lambda before=before: len(running.pushed()) > before, seconds=5, what="the AS has a key")
+            await _until(partial(running.has_pushed, before), "the AS has a key")
             assert running.pushed()[-1] == [k_as]
-            assert running.keys_at_as() == min(2, turn + 1)  # the older one until the newer is used
+            assert await asyncio.to_thread(running.keys_at_as) == (2 if turn else 1)  # the older one lives until the newer is used:
+            async with session.http(f"https://{AS_ID}:{running.ports['8443']}/", base=True) as client:
+                assert (await client.get(path)).status_code == 200
+            await _until(lambda: running.keys_at_as() == 1, "the older key is gone")
             found.append(k_as)
         await session.client.deregister()
     return found
 
 
-async def _registered(register):  # type: ignore[no-untyped-def]
+async def _registered(client: UeClient) -> UeState:
     for _ in range(RACES):
         try:
-            return await register()
+            return await client.register()
         except RegistrationFailed:
             continue
-    return await register()
+    return await client.register()
 
 
-def test_the_older_key_dies_when_the_newer_is_used(running: Network) -> None:
-    """DESIGN §6: over HTTPS, with the key that Kamailio pushed."""
-    asyncio.run(_use(running))
-
-
-async def _use(running: Network) -> None:
-    path = f"simservs.ngn.etsi.org/users/{IMPU}/simservs.xml"
-    async with Ue.open(running.ue, state=running.folder / "state") as ue:
-        await _registered(ue.register)
-        await _registered(ue.register)
-        await asyncio.to_thread(until, lambda: running.keys_at_as() == 2, seconds=5, what="both keys are there")
-        async with ue.http(f"https://{AS_ID}:{running.ports['8443']}/") as client:
-            assert (await client.get(path)).status_code == 404
-        await asyncio.to_thread(until, lambda: running.keys_at_as() == 1, seconds=5, what="the older key is gone")
-        await ue.deregister()
-    await asyncio.to_thread(until, lambda: running.keys_at_as() == 0, seconds=10, what="no key is left")
+async def _until(wanted: Callable[[], bool], what: str) -> None:
+    await asyncio.to_thread(until, wanted, seconds=5, what=what)
 
 
 def test_sipp_registers_as_release_5_and_gets_no_push(running: Network, tmp_path: Path) -> None:
@@ -174,9 +169,7 @@ def test_a_register_that_can_be_read_in_two_ways_is_refused(running: Network) ->
     ue.close()
 
 
-def _settled(make):  # type: ignore[no-untyped-def]
-    """Give ims_auth the moment between its 401 and the storing of the vector, that no UE is fast enough to hit."""
-    import time
-
+def _settled(make: Callable[[], str]) -> str:
+    """Give ims_auth the moment between its 401 and the storing of the vector; a UE, whose card takes 50 ms, does too."""
     time.sleep(0.1)
     return make()
