@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Kamailio's processes share: bounded, sealed, kept over restarts."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from kemi.kemikit import AS_ID, IMPI, IMPU, NONCE, REALM, Clock, opened
+from keyferry.errors import SealError
+from keyferry.kemi.store import MAX_PENDING, PENDING_LIFE, SWEEP_EVERY, TRANSACTION_LIFE, KemiStore, State
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import Impi, Impu, Reg
+
+K_M, REG = Secret(bytes(range(32))), Reg("AAAAAAAAAAAA")
+OTHER = Impi("user2_private@home1.net")
+
+
+@pytest.fixture(name="clock")
+def clock_fixture() -> Clock:
+    """Time."""
+    return Clock()
+
+
+@pytest.fixture(name="store")
+def store_fixture(tmp_path: Path, clock: Clock) -> KemiStore:
+    """One process's."""
+    return opened(tmp_path, clock)
+
+
+def test_another_process_and_a_later_one_see_the_same(store: KemiStore, tmp_path: Path, clock: Clock) -> None:
+    assert store.keep(NONCE, IMPI, IMPU, REALM, K_M)
+    other = opened(tmp_path, clock)
+    found = other.authenticated(NONCE, IMPI, IMPU, REG, clock.now() + 600)
+    assert found is not None
+    other.close()
+    store.close()
+    again = opened(tmp_path, clock).challenged(NONCE)
+    assert again is not None
+    assert (again.state, again.reg, again.k_m, again.impi) == (State.AUTHENTICATED, REG, K_M, IMPI)
+
+
+def test_processes_that_fork_each_open_the_file_for_themselves(store: KemiStore, tmp_path: Path, clock: Clock) -> None:
+    """As Kamailio's do: sequence numbers of all are different."""
+    store.close()
+    count, children = 40, []
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            mine = opened(tmp_path, clock)
+            numbers = [mine.next_seq(IMPI, AS_ID, REG) for _ in range(count)]
+            (tmp_path / f"{os.getpid()}").write_text("\n".join(map(str, numbers)))
+            os._exit(0)
+        children.append(child)
+    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+    found = [int(line) for child in children for line in (tmp_path / str(child)).read_text().split()]
+    assert len(set(found)) == 3 * count
+
+
+def test_a_challenge_is_authenticated_by_its_own_user_and_device_alone(store: KemiStore, clock: Clock) -> None:
+    until = clock.now() + 600
+    assert store.authenticated(NONCE, IMPI, IMPU, REG, until) is None
+    store.keep(NONCE, IMPI, IMPU, REALM, K_M)
+    assert store.authenticated(NONCE, OTHER, IMPU, REG, until) is None
+    assert store.authenticated(NONCE, IMPI, Impu("sip:other@home1.net"), REG, until) is None
+    assert store.authenticated(NONCE, IMPI, IMPU, REG, until) is not None
+    assert store.authenticated(NONCE, IMPI, IMPU, REG, until) is not None  # a REGISTER that was sent again
+    assert store.authenticated(NONCE, IMPI, IMPU, Reg("BBBBBBBBBBBB"), until) is None
+
+
+def test_a_nonce_has_one_k_m(store: KemiStore) -> None:
+    assert store.keep(NONCE, IMPI, IMPU, REALM, K_M)
+    assert store.keep(NONCE, IMPI, IMPU, REALM, K_M)
+    assert not store.keep(NONCE, IMPI, IMPU, REALM, Secret(bytes(32)))
+    assert not store.keep(NONCE, OTHER, IMPU, REALM, K_M)
+
+
+def test_a_new_answer_of_a_device_ends_its_older_key_and_no_other(store: KemiStore, clock: Clock) -> None:
+    for number, reg in enumerate((REG, REG, Reg("BBBBBBBBBBBB"))):
+        store.keep(f"n{number}", IMPI, IMPU, REALM, K_M)
+        store.authenticated(f"n{number}", IMPI, IMPU, reg, clock.now() + 600)
+    assert [store.challenged(f"n{number}") is not None for number in range(3)] == [False, True, True]
+    store.forget(IMPI, REG)
+    assert [store.challenged(f"n{number}") is not None for number in range(3)] == [False, False, True]
+    store.forget(IMPI, None)
+    assert store.challenged("n2") is None
+
+
+def test_what_waits_is_bounded_for_each_user(store: KemiStore, clock: Clock) -> None:
+    store.keep("other", OTHER, IMPU, REALM, K_M)
+    for number in range(MAX_PENDING + 3):
+        clock.at += 1
+        store.keep(f"n{number}", IMPI, IMPU, REALM, K_M)
+    there = [store.challenged(f"n{number}") is not None for number in range(MAX_PENDING + 3)]
+    assert there == [False] * 3 + [True] * MAX_PENDING
+    assert store.challenged("other") is not None
+
+
+def test_what_is_over_goes(store: KemiStore, clock: Clock, tmp_path: Path) -> None:
+    store.keep(NONCE, IMPI, IMPU, REALM, K_M)
+    assert store.ask("t1", IMPI, IMPU)
+    store.answer("t1", 'rspauth="1"')
+    clock.at += TRANSACTION_LIFE + 1
+    assert store.answer_of("t1") is None
+    clock.at += PENDING_LIFE
+    assert store.challenged(NONCE) is None
+    assert store.ask("t2", IMPI, IMPU)  # sweeps
+    with sqlite3.connect(tmp_path / "kemi.db") as connection:
+        for table, rows in (("asked", 1), ("challenge", 0), ("answer", 0)):
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (rows,)
+
+
+def test_the_whole_is_bounded(tmp_path: Path, clock: Clock) -> None:
+    store = opened(tmp_path, clock, max_rows=5)
+    for number in range(9):
+        clock.at += 1
+        impi = Impi(f"u{number}@home1.net")
+        store.keep(f"n{number}", impi, IMPU, REALM, K_M)
+        if number == 0:
+            store.authenticated("n0", impi, IMPU, REG, clock.now() + 600)
+    clock.at += SWEEP_EVERY
+    store.ask("t", IMPI, IMPU)
+    assert [store.challenged(f"n{number}") is not None for number in range(9)] == [True] + [False] * 4 + [True] * 4  # who proved stays
+
+
+def test_a_transaction_is_one_users(store: KemiStore) -> None:
+    assert store.ask("t1", IMPI, IMPU)
+    assert store.ask("t1", IMPI, IMPU)
+    assert not store.ask("t1", OTHER, IMPU)
+    assert store.asker("t1") == (IMPI, IMPU)
+    assert store.asker("t2") is None
+
+
+def test_sequence_numbers_rise_over_restarts_and_clocks_that_go_back(store: KemiStore, tmp_path: Path, clock: Clock) -> None:
+    first = store.next_seq(IMPI, AS_ID, REG)
+    assert first == int(clock.now() * 1000)
+    clock.at -= 1000
+    store.close()
+    assert opened(tmp_path, clock).next_seq(IMPI, AS_ID, REG) == first + 1
+
+
+@pytest.mark.parametrize(
+    "change", ["impi = 'user2_private@home1.net'", "state = 1", "impu = 'sip:x@home1.net'", "expires_at = expires_at + 1"]
+)
+def test_a_row_that_was_changed_does_not_open(store: KemiStore, tmp_path: Path, change: str) -> None:
+    store.keep(NONCE, IMPI, IMPU, REALM, K_M)
+    with sqlite3.connect(tmp_path / "kemi.db") as connection:
+        connection.execute(f"UPDATE challenge SET {change}")
+    with pytest.raises(SealError):
+        store.challenged(NONCE)
+
+
+def test_no_key_lies_in_the_file(store: KemiStore, tmp_path: Path) -> None:
+    store.keep(NONCE, IMPI, IMPU, REALM, K_M)
+    store.close()
+    octets = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert NONCE.encode() in octets
+    assert K_M.reveal() not in octets
+    assert K_M.reveal().hex().encode() not in octets
