@@ -47,6 +47,8 @@ class RspauthServer:
             self._server.close()
             for writer in tuple(self._open):
                 writer.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._server.wait_closed(), PATIENCE)
         if self._path is not None:
             drop_name(self._path, self._inode)
 
@@ -67,6 +69,7 @@ class RspauthServer:
             self._open.discard(writer)
             with contextlib.suppress(OSError):
                 writer.close()
+                await writer.wait_closed()
 
     def _answer(self, line: bytes) -> dict[str, str]:
         try:

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The script's side of the HSS's socket: an answer in time, or a clear failure."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kemi.kemikit import answer
+from keyferry.errors import TransportError
+from keyferry.kemi.rspauth import RspauthSocket
+from keyferry.protocol.digest import parse_credentials
+
+CREDENTIALS = parse_credentials(answer())
+
+
+def serve(path: Path, reply: Callable[[bytes], bytes]) -> threading.Thread:
+    """Answer one question."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def run() -> None:
+        with listener:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(reply(connection.recv(65536)))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_rspauth_is_asked_for_with_the_whole_answer(tmp_path: Path) -> None:
+    asked: list[bytes] = []
+
+    def reply(question: bytes) -> bytes:
+        asked.append(question)
+        return b'{"rspauth": "abc123"}\n'
+
+    thread = serve(tmp_path / "s", reply)
+    assert RspauthSocket(str(tmp_path / "s")).ask(CREDENTIALS) == "abc123"
+    thread.join(5)
+    assert parse_credentials(json.loads(asked[0])["authorization"]) == CREDENTIALS
+
+
+@pytest.mark.parametrize(
+    "said", [b'{"error": "no"}\n', b"[]\n", b"x\n", b"", b'{"rspauth": "a\\"b"}\n', b'{"rspauth": 1}\n', b"x" * 40_000]
+)
+def test_anything_else_is_a_failure(tmp_path: Path, said: bytes) -> None:
+    serve(tmp_path / "s", lambda _: said)
+    with pytest.raises(TransportError):
+        RspauthSocket(str(tmp_path / "s")).ask(CREDENTIALS)
+
+
+def test_nobody_there_is_a_failure_at_once(tmp_path: Path) -> None:
+    with pytest.raises(TransportError):
+        RspauthSocket(str(tmp_path / "none")).ask(CREDENTIALS)

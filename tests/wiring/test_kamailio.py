@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`keyferry kamailio` without a Kamailio: what it writes, what it refuses, and what it says to do."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from keyferry.config import Config, load_config
+from keyferry.errors import ConfigError
+from keyferry.kemi.settings import load_settings
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemRandom
+from keyferry.wiring.kamailio import find_python, write_kamailio
+
+EXAMPLE = Path(__file__).parents[2] / "examples/kamailio.toml"
+MODULES = (
+    "tm", "app_python3", "cdp", "ims_auth", "ims_isc", "ims_registrar_scscf", "ims_usrloc_scscf", "presence", "db_sqlite",
+)  # fmt: skip
+
+
+@pytest.fixture(name="modules")
+def modules_fixture(tmp_path: Path) -> Path:
+    """A folder that looks like Kamailio's modules, built for this very Python."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    for name in MODULES:
+        (folder / f"{name}.so").write_bytes(b"\x7fELF libpython3.%d.so.1.0" % sys.version_info[1])
+    return folder
+
+
+@pytest.fixture(name="share")
+def share_fixture(tmp_path: Path) -> Path:
+    """SQL files."""
+    folder = tmp_path / "share/db_sqlite"
+    folder.mkdir(parents=True)
+    for name in ("standard", "presence"):
+        (folder / f"{name}-create.sql").write_text(f"CREATE TABLE {name} (id INTEGER);")
+    return folder.parent
+
+
+def example() -> Config:
+    """Return the example's settings."""
+    return load_config(EXAMPLE)
+
+
+def test_everything_is_written_and_written_again(tmp_path: Path, modules: Path, share: Path) -> None:
+    directory, state = tmp_path / "kamailio", tmp_path / "state"
+    done = write_kamailio(example(), state, directory, python=sys.executable, modules=modules, share=share)
+    assert (done.hss, done.application_servers, done.rspauth) == ("localhost:3868", ("xcap.home1.net",), True)
+    (directory / "local.cfg").write_text("# mine")
+    before = (directory / "state/kek").read_bytes()
+    write_kamailio(example(), state, directory, python=sys.executable, modules=modules, share=share)
+    assert (directory / "state/kek").read_bytes() == before
+    assert (directory / "local.cfg").read_text() == "# mine"
+    texts = {name: (directory / name).read_text() for name in ("scscf.cfg", "cdp.xml", "kemi_scscf.py", "README", "kemi.json")}
+    for name, text in texts.items():
+        assert not re.search(r"@[A-Z_]{2,}@", text), name
+        assert (directory / name).stat().st_mode & 0o077 == 0
+    compile(texts["kemi_scscf.py"], "kemi_scscf.py", "exec")
+    assert load_settings(directory / "kemi.json").servers == {"sip:127.0.0.1:5090;transport=tcp": ("xcap.home1.net",)}
+
+
+def test_the_settings_that_keep_keys_in_are_there(tmp_path: Path, modules: Path, share: Path) -> None:
+    """DESIGN §10."""
+    write_kamailio(example(), tmp_path / "state", tmp_path / "k", python=sys.executable, modules=modules, share=share)
+    text = (tmp_path / "k/scscf.cfg").read_text()
+    level = re.search(r"^debug=(-?\d+)$", text, re.MULTILINE)
+    assert level
+    assert int(level[1]) <= 1
+    for module, name, value in (
+        ("ims_auth", "ignore_failed_auth", "0"), ("ims_auth", "av_check_only_impu", "0"), ("ims_auth", "registration_qop", '"auth"'),
+        ("ims_auth", "add_authinfo_hdr", "1"), ("corex", "nio_intercept", "1"), ("ims_registrar_scscf", "user_data_always", "1"),
+        ("debugger", "mod_level", '"ims_isc=-2"'), ("ims_registrar_scscf", "max_expires", "600000"),
+    ):  # fmt: skip
+        assert f'modparam("{module}", "{name}", {value})' in text
+    assert text.index('ims_www_authenticate("$td")') < text.index('python_exec("accepted"') < text.index('save("SAR"')
+    assert text.index('$avp(kf_out) = "\\r\\n\\r\\n";') < text.index('python_exec("challenge"')
+
+
+def test_kamailio_gets_the_transport_keys_of_its_own_pairs_and_no_others(tmp_path: Path, modules: Path, share: Path) -> None:
+    random = SystemRandom()
+    with open_state(tmp_path / "state", random=random) as state:
+        ours, other = state.isc_keys("scscf1.home1.net", "xcap.home1.net"), state.isc_keys("scscf2.home1.net", "xcap.home1.net")
+    write_kamailio(example(), tmp_path / "state", tmp_path / "k", python=sys.executable, modules=modules, share=share)
+    with open_state(tmp_path / "k/state", random=random) as state:
+        assert state.isc_keys("scscf1.home1.net", "xcap.home1.net") == ours
+        assert state.isc_pairs() == [("scscf1.home1.net", "xcap.home1.net")]
+    assert other != ours
+    assert (tmp_path / "k/state/kek").read_bytes() != (tmp_path / "state/kek").read_bytes()
+
+
+Change = Callable[[Config], Config]
+
+
+def changed(**sections: dict[str, object]) -> Change:
+    """Return what changes settings of sections."""
+
+    def change(config: Config) -> Config:
+        new = {name: msgspec.structs.replace(getattr(config, name), **values) for name, values in sections.items()}
+        return msgspec.structs.replace(config, **new)
+
+    return change
+
+
+def with_servers(*changes: dict[str, object]) -> Change:
+    """Return what makes several application servers of the one."""
+
+    def change(config: Config) -> Config:
+        servers = [msgspec.structs.replace(config.application_servers[0], **values) for values in changes]
+        return msgspec.structs.replace(config, application_servers=servers)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (changed(kamailio={"rspauth_socket": None}), "marker_flags = 3"),
+        (changed(hss={"marker_for": []}), 'marker_for = ["scscf1.home1.net"]'),
+        (changed(scscf={"listen": "127.0.0.1:0"}), "names no port"),
+        (changed(kamailio={"hss": 'x" port="1'}), "cannot carry"),
+        (changed(kamailio={"user": "a b"}), "cannot carry"),
+        (changed(kamailio={"trusted_peers": ['1" || "1']}), "no IP address"),
+        (with_servers({}, {"as_id": "other.home1.net"}), "naf=other.home1.net"),
+        (with_servers({"protection": "tls"}), "Use loopback"),
+    ],
+)
+def test_what_could_not_be_held_to_is_refused(tmp_path: Path, modules: Path, share: Path, change: Change, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        write_kamailio(change(example()), tmp_path / "state", tmp_path / "k", python=sys.executable, modules=modules, share=share)
+
+
+def test_flags_3_need_no_socket(tmp_path: Path, modules: Path, share: Path) -> None:
+    config = changed(kamailio={"rspauth_socket": None}, hss={"marker_flags": 3})(example())
+    assert not write_kamailio(config, tmp_path / "s", tmp_path / "k", python=sys.executable, modules=modules, share=share).rspauth
+
+
+def test_several_servers_at_one_place_are_told_apart_by_naf(tmp_path: Path, modules: Path, share: Path) -> None:
+    both = with_servers({"service_info": "naf=xcap.home1.net"}, {"as_id": "other.home1.net", "service_info": "naf=other.home1.net"})
+    done = write_kamailio(both(example()), tmp_path / "s", tmp_path / "k", python=sys.executable, modules=modules, share=share)
+    assert done.application_servers == ("other.home1.net", "xcap.home1.net")
+
+
+def test_what_is_missing_is_said_with_what_to_install(tmp_path: Path, modules: Path, share: Path) -> None:
+    (modules / "ims_isc.so").unlink()
+    with pytest.raises(ConfigError, match=r"ims_isc\.so.*apt install"):
+        write_kamailio(example(), tmp_path / "state", tmp_path / "k", python=sys.executable, modules=modules, share=share)
+
+
+def test_tables_that_are_missing_are_said_too(tmp_path: Path, modules: Path) -> None:
+    with pytest.raises(ConfigError, match="apt install"):
+        write_kamailio(example(), tmp_path / "state", tmp_path / "k", python=sys.executable, modules=modules, share=tmp_path)
+    assert not (tmp_path / "k/kamailio.db").exists()
+
+
+def test_a_python_of_another_version_is_refused_with_the_way_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"python3\.4 -m venv .*pip install 'keyferry\[kemi\]'"):
+        find_python((3, 4), None, tmp_path)
+    with pytest.raises(ConfigError):
+        find_python((3, 4), sys.executable, tmp_path)
+    assert find_python(sys.version_info[:2], sys.executable, tmp_path).executable == sys.executable
