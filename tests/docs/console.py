@@ -28,6 +28,7 @@ STAYS = (
     ("keyferry proxy ", "out", '"ready": true'),
     ("python old.py ", "out", "serving"),
     ("nginx ", "log", "start worker process "),
+    ("kamailio -DD ", "out", "Listening on"),
 )
 """What a command that stays holds, where it says that it is ready (standard output or standard error), and how."""
 LIMIT = 240.0  # seconds for a whole page; its commands take under 20 on an idle machine
@@ -92,7 +93,7 @@ class Shell:
 
     def __post_init__(self) -> None:
         """Copy what the commands need, with other ports."""
-        self.ports = {port: free_port() for port in (*EXAMPLE_PORTS, "5095", "8445", "8899", "8000", "9000")}
+        self.ports = {port: free_port() for port in (*EXAMPLE_PORTS, "5095", "8445", "8899", "8000", "9000", "3868")}
         for name in self.copied:
             shutil.copytree(ROOT / name, self.folder / name)
         for path in (self.folder / "examples").glob("*.toml"):

@@ -17,6 +17,7 @@ PACKAGES = {
     "gnutls-cli": "gnutls-bin",
     "nginx": "nginx-light",
     "freeDiameterd": "freediameterd freediameter-extensions",
+    "kamailio": "kamailio kamailio-ims-modules kamailio-python3-modules kamailio-presence-modules kamailio-sqlite-modules",
 }
 
 

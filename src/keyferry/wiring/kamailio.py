@@ -92,7 +92,7 @@ def write_kamailio(
     values = _values(config, directory, installed, interpreter, log_stderror=log_stderror)
     settings = KemiSettings(
         directory / "state", config.scscf.name, config.network.home_domain, servers, config.scscf.max_expires, config.scscf.key_max_age,
-        config.kamailio.rspauth_socket or "",
+        _socket_of(config),
     )  # fmt: skip
     _share_keys(config.scscf.name, servers, state_path, settings.state)
     _make_tables(directory / "kamailio.db", installed.share / "db_sqlite")
@@ -178,7 +178,7 @@ def _values(config: Config, directory: Path, installed: Installed, interpreter: 
     for name, word in words.items():
         if not _WORD.fullmatch(word):
             raise ConfigError(name.lower(), f"{word!r} has a character that Kamailio's file cannot carry", "Use letters, digits, . - _ /")
-    socket = config.kamailio.rspauth_socket
+    socket = _socket_of(config)
     return words | {
         "LOG_STDERROR": "yes" if log_stderror else "no",
         "CHILDREN": str(kamailio.children),
@@ -191,6 +191,12 @@ def _values(config: Config, directory: Path, installed: Installed, interpreter: 
         "SETTINGS": json.dumps(str(directory / "kemi.json")),
         "RSPAUTH": f"; it listens at {socket} for questions of rspauth" if socket else "; marker_flags = 3, without rspauth",
     }
+
+
+def _socket_of(config: Config) -> str:
+    """Return where rspauth is asked for, from here as `serve` sees it: Kamailio has another working directory."""
+    socket = config.kamailio.rspauth_socket
+    return "" if socket is None else str(Path(socket).absolute())
 
 
 def _check_flags(config: Config) -> None:
