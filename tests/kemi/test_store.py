@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_what_is_over_goes(store: KemiStore, clock: Clock, tmp_path: Path) -> No
     clock.at += PENDING_LIFE
     assert store.challenged(NONCE) is None
     assert store.ask("t2", IMPI, IMPU)  # sweeps
-    with sqlite3.connect(tmp_path / "kemi.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "kemi.db", isolation_level=None)) as connection:
         for table, rows in (("asked", 1), ("challenge", 0), ("answer", 0)):
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (rows,)
 
@@ -147,7 +148,7 @@ def test_sequence_numbers_rise_over_restarts_and_clocks_that_go_back(store: Kemi
 )
 def test_a_row_that_was_changed_does_not_open(store: KemiStore, tmp_path: Path, change: str) -> None:
     store.keep(NONCE, IMPI, IMPU, REALM, K_M)
-    with sqlite3.connect(tmp_path / "kemi.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "kemi.db", isolation_level=None)) as connection:
         connection.execute(f"UPDATE challenge SET {change}")
     with pytest.raises(SealError):
         store.challenged(NONCE)
