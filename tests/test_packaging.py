@@ -77,7 +77,7 @@ def test_the_metadata_asks_for_cryptography_alone_and_names_the_extras(tmp_path:
     built = metadata(tmp_path)
     required = [str(one) for one in built.get_all("Requires-Dist") or ()]
     assert [one for one in required if "extra ==" not in one] == ["cryptography>=46"]
-    assert set(built.get_all("Provides-Extra") or ()) == {"asgi", "client", "server", "diameter", "all"}
+    assert set(built.get_all("Provides-Extra") or ()) == {"asgi", "client", "kemi", "server", "diameter", "all"}
     names = {
         extra: {re.split(r"[^a-zA-Z0-9_-]", one)[0] for one in required if f'extra == "{extra}"' in one}
         for extra in ("asgi", "client", "server", "diameter")

@@ -48,9 +48,10 @@ def test_a_ue_registers_four_times_and_leaves(running: Network, tmp_path: Path) 
         others = stack.enter_context(capturing(tmp_path / "rest.pcap", rest))
         fingerprints = asyncio.run(_life(running, state))
         until(lambda: running.keys_at_as() == 0, seconds=10, what="the keys are erased at the AS")
+        until(lambda: len(_nonces(mw)) >= 5, seconds=10, what="dumpcap has written what it saw")
     assert len(set(fingerprints)) == 4
     said = mw.read_bytes()
-    runs = [run_of(nonce.decode()) for nonce in dict.fromkeys(re.findall(rb'WWW-Authenticate: [^\r]*?nonce="([^"]+)"', said))]
+    runs = [run_of(nonce) for nonce in _nonces(mw)]
     assert 5 <= len(runs) <= 5 + 5 * RACES
     for run in runs:
         for key in run.masked:
@@ -63,6 +64,12 @@ def test_a_ue_registers_four_times_and_leaves(running: Network, tmp_path: Path) 
         found += search.in_octets(log.name, log.read_bytes())
     assert found == []
     assert {run.k_as.fingerprint() for run in runs} >= set(fingerprints)
+
+
+def _nonces(capture: Path) -> list[str]:
+    """Return the nonces of the 401s in a capture, each once."""
+    found = re.findall(rb'WWW-Authenticate: [^\r]*?nonce="([^"]+)"', capture.read_bytes())
+    return [nonce.decode() for nonce in dict.fromkeys(found)]
 
 
 async def _life(running: Network, state: Path) -> list[str]:
