@@ -12,6 +12,7 @@ import pytest_asyncio
 from keyferry.protocol.diameter import base
 from keyferry.protocol.diameter.base import DiameterIdentity, ResultCode, result_of
 from keyferry.protocol.diameter.message import AvpFault, DiameterMessage, make_avp, render_message
+from keyferry.protocol.identity import Impi
 from keyferry.transports.diameter_context import Admission, DiameterLimits, RemotePeer
 from protocol.diameter.cxkit import SCSCF
 from transports.diameterkit import Answering, Net, Wire, a_mar
@@ -76,16 +77,32 @@ async def test_the_first_that_arrives_may_have_the_t_flag(net: Net) -> None:
     assert len(handler.asked) == 1
 
 
+async def test_an_original_that_its_copy_overtook_is_not_carried_out_again(net: Net) -> None:
+    """They came over two connections; the original has no T flag."""
+    handler = Answering()
+    one, two = await two_wires(net, handler)
+    request = a_mar().with_ids(1, 77)
+    two.send(again(request, 900))
+    copy = await two.read()
+    one.send(request)
+    assert await one.read() == replace(copy, hop_by_hop=1)
+    assert len(handler.asked) == 1
+
+
 async def test_identifiers_that_a_careless_peer_uses_again_get_no_other_users_keys(net: Net) -> None:
     handler = Answering()
     one, _ = await two_wires(net, handler)
     one.send(a_mar().with_ids(1, 77))
     await one.read()
-    one.send(a_mar().with_ids(2, 77))  # without the T flag it is another request, whatever its identifiers
+    one.send(a_mar().with_ids(2, 77))
     await one.read()
-    one.send(again(a_mar().with_ids(3, 77), 3))  # and with it, if its session is
+    one.send(again(a_mar().with_ids(3, 77), 3))
     await one.read()
-    assert len(handler.asked) == 3
+    session = handler.asked[0].avps[0]
+    other = a_mar(Impi("other@home1.net"))
+    one.send(replace(other, avps=(session, *other.avps[1:]), hop_by_hop=4, end_to_end=77, retransmitted=True))  # its sessions, too
+    await one.read()
+    assert len(handler.asked) == 4
 
 
 async def test_nobody_gets_the_answer_that_another_peer_got(net: Net) -> None:

@@ -8,14 +8,16 @@ import sys
 from collections import OrderedDict
 from typing import Final, TypeAlias
 
-from keyferry.protocol.diameter.base import ORIGIN_HOST, PROXY_INFO, SESSION_ID, ResultCode, error_answer
+from keyferry.protocol.diameter.base import DESTINATION_HOST, ORIGIN_HOST, PROXY_INFO, ROUTE_RECORD, ResultCode, error_answer
 from keyferry.protocol.diameter.message import AvpFault, DiameterMessage, parse_message, render_message
 from keyferry.transports.deadlines import Deadline
 from keyferry.transports.diameter_connection import DiameterConnection
 from keyferry.transports.diameter_context import DiameterContext, DiameterHandler, command_of
 
 _Key: TypeAlias = tuple[str, bytes, int]
-_Subject: TypeAlias = tuple[int, int, bytes]
+_Subject: TypeAlias = tuple[int, int, int]
+_OF_THE_WAY: Final = frozenset({DESTINATION_HOST, ROUTE_RECORD, PROXY_INFO})
+"""AVPs that differ where a request comes again another way."""
 _HOP_BY_HOP: Final = slice(12, 16)
 
 
@@ -48,7 +50,7 @@ class DiameterRequests:
     def take(self, connection: DiameterConnection, request: DiameterMessage) -> None:
         """Carry out a request and answer it over its connection; one that comes again is answered as it was."""
         key, subject = _key(connection, request), _subject(request)
-        known = self._remembered.get(key) if request.retransmitted else None
+        known = self._remembered.get(key)  # with the T flag or without: the copy may have overtaken the original
         if known is not None and known.subject == subject:
             self._again(known, connection, request)
             return
@@ -176,8 +178,8 @@ def _key(connection: DiameterConnection, request: DiameterMessage) -> _Key:
 
 def _subject(request: DiameterMessage) -> _Subject:
     """Say what has to agree, too: a careless peer uses identifiers again, and would get another user's keys."""
-    session = request.first(SESSION_ID)
-    return request.code, request.application, session.data if session is not None else b""
+    content = tuple([(avp.code, avp.data) for avp in request.avps if avp.code not in _OF_THE_WAY])
+    return request.code, request.application, hash(content)  # under a key that this process drew
 
 
 def _answer_again(data: bytes, request: DiameterMessage) -> bytes:
