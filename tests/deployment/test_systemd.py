@@ -25,7 +25,8 @@ each_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 
 
 def test_there_is_a_unit_for_each_server() -> None:
-    assert [unit.name for unit in UNITS] == ["keyferry-agent.service", "keyferry-proxy@.service", "keyferry.service"]
+    names = [unit.name for unit in UNITS]
+    assert names == ["keyferry-agent.service", "keyferry-proxy@.service", "keyferry.service", "keyferry@.service"]
 
 
 @each_unit
@@ -37,14 +38,16 @@ def test_it_starts_a_command_that_there_is(unit: Path) -> None:
     assert "--log json" in line
 
 
-def test_the_example_of_a_proxy_has_options_that_there_are() -> None:
-    """In the comment that tells what its file of options looks like."""
-    text = (PACKAGING / "systemd" / "keyferry-proxy@.service").read_text("utf-8")
-    example = re.search(r"^# KEYFERRY_PROXY=(.*)$", text, re.MULTILINE)
+@pytest.mark.parametrize(("name", "command"), [("keyferry-proxy@.service", "proxy"), ("keyferry@.service", "serve")])
+def test_the_example_of_options_has_some_that_there_are(name: str, command: str) -> None:
+    """In the comment that tells what the file of a unit with a name looks like; ExecStart takes its variable."""
+    text = (PACKAGING / "systemd" / name).read_text("utf-8")
+    example = re.search(rf"^# KEYFERRY_{command.upper()}=(.*)$", text, re.MULTILINE)
     assert example is not None
-    words = example[1].split()
-    assert {word for word in words if word.startswith("--")} <= options_of("proxy")
-    assert "--agent" in words
+    words = {word for word in example[1].split() if word.startswith("--")}
+    assert words
+    assert words <= options_of(command)
+    assert f"$KEYFERRY_{command.upper()}" in text
 
 
 @each_unit
@@ -55,6 +58,7 @@ def test_it_may_do_little(unit: Path) -> None:
     capabilities = "CAP_NET_BIND_SERVICE" if "proxy" in unit.name else ""
     assert found["CapabilityBoundingSet"] == found["AmbientCapabilities"] == [capabilities]
     assert found["SystemCallFilter"][:2] == ["@system-service", "~@privileged"]
+    assert found["StartLimitIntervalSec"] == ["0"]
 
 
 @each_unit
