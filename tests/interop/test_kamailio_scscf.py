@@ -20,7 +20,7 @@ from interop.sipp_program import sipp
 from interop.test_sipp import SCENARIO, _cut_res_at_zero
 from keyferry.client.session import ue_session
 from keyferry.client.ue import UeClient, http_credentials
-from keyferry.config import load_ue_config
+from keyferry.config import UeConfig, load_ue_config
 from keyferry.errors import RegistrationFailed
 from keyferry.ports import UeState
 from keyferry.protocol.digest import check_rspauth, hash_a1, parse_authentication_info, parse_credentials
@@ -106,6 +106,30 @@ async def _registered(client: UeClient) -> UeState:
 
 async def _until(wanted: Callable[[], bool], what: str) -> None:
     await asyncio.to_thread(until, wanted, seconds=5, what=what)
+
+
+def test_contact_star_erases_the_keys_of_every_device(running: Network) -> None:
+    """RFC 3261 §10.2.2: two devices of the user, and one that ends both."""
+    asyncio.run(_leave_all(running))
+
+
+async def _leave_all(running: Network) -> None:
+    async with (
+        ue_session(load_ue_config(running.ue), running.folder / "one", StructLog("none")) as first,
+        ue_session(_second_device(running.ue), running.folder / "two", StructLog("none")) as second,
+    ):
+        for session in (first, second):
+            before = len(running.pushed())
+            await _registered(session.client)
+            await _until(partial(running.has_pushed, before), "the AS has a key")
+        assert await asyncio.to_thread(running.keys_at_as) == 2
+        await second.client.deregister(every=True)
+        await _until(lambda: running.keys_at_as() == 0, "no key is left")
+
+
+def _second_device(file: Path) -> UeConfig:
+    ue = load_ue_config(file)
+    return msgspec.structs.replace(ue, ue=msgspec.structs.replace(ue.ue, instance="urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6"))
 
 
 def test_sipp_registers_as_release_5_and_gets_no_push(running: Network, tmp_path: Path) -> None:

@@ -42,11 +42,6 @@ class Ksr:
         self.body = (body, kind)
         return 1
 
-    def remove_body(self) -> int:
-        """Remove it."""
-        self.body = ("", "")
-        return 1
-
     def warn(self, words: str) -> int:
         """Log."""
         self.log.append(words)
@@ -84,7 +79,7 @@ def test_a_registration_goes_through(script: Script, ksr: Ksr) -> None:
     assert script.challenge(None) == DONE
     assert bytes.fromhex(ksr.avp).startswith(b"SIP/2.0 401")
     ksr.message = register(answer(), cseq=2, branch="z9hG4bK2")
-    assert script.register(None) == script.accepted(None) == script.pushing(None) == DONE
+    assert script.register(None) == script.accepted(None) == script.pushing(None) == script.next_device(None) == DONE
     assert script.leaving(None) == FAILED
     ksr.message = third_party()
     assert script.third_party(None) == DONE

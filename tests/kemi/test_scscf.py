@@ -100,7 +100,9 @@ def registered(kemi: KemiScscf, nonce: str = NONCE, *, expires: int = 600, conta
 def push(kemi: KemiScscf, second: bytes, **request: object) -> bytes | None:
     """Let ims_isc make a third-party REGISTER."""
     assert kemi.pushing(second)
+    assert kemi.next_device()
     body = kemi.third_party(third_party(**request))  # type: ignore[arg-type]
+    assert not kemi.next_device()
     assert kemi.pushed()
     return body
 
@@ -115,7 +117,7 @@ def test_the_as_gets_the_ues_key(kemi: KemiScscf, clock: Clock) -> None:
 def test_sequence_numbers_rise_and_the_end_erases(kemi: KemiScscf) -> None:
     second = registered(kemi)
     first, then = pushed(push(kemi, second)), pushed(push(kemi, second))
-    end = pushed(push(kemi, second, expires=0))
+    end = pushed(push(kemi, second, expires=0))  # the network's own end: ims_isc says 0 where the REGISTER did not
     assert first.seq < then.seq < end.seq
     assert first.reg == end.reg
     assert end.keys == ()
@@ -162,11 +164,32 @@ def test_a_key_is_not_pushed_when_its_time_is_over(kemi: KemiScscf, clock: Clock
 
 
 def test_contact_star_erases_every_device(kemi: KemiScscf) -> None:
-    """Body-less: the AS drops all keys of that pusher for the identity (DESIGN §6)."""
+    """A block for each, since body-less requests prove no pusher to an AS on the same machine."""
     first = registered(kemi)
-    second = registered(kemi, SECOND, expires=0, contact="*")
-    assert push(kemi, second, expires=0) == b""
-    assert push(kemi, first) is None
+    regs = {pushed(push(kemi, first)).reg}
+    other = registered(kemi, SECOND, contact="<sip:other@192.0.2.1>")
+    regs.add(pushed(push(kemi, other)).reg)
+    third = aka_nonce(bytes(15) + b"3", bytes(16), b"3G\x06\x07")
+    end = registered(kemi, third, expires=0, contact="*")
+    assert kemi.pushing(end)
+    erased = set()
+    while kemi.next_device():
+        block = pushed(kemi.third_party(third_party(expires=0)))
+        assert block.keys == ()
+        erased.add(block.reg)
+        assert kemi.third_party(third_party()) is None
+    assert kemi.pushed()
+    assert erased == regs
+    for register_of in (first, other, end):
+        assert not kemi.pushing(register_of) or kemi.third_party(third_party()) is None
+        assert not kemi.next_device() or kemi.third_party(third_party()) is None
+
+
+def test_an_end_leaves_nothing_to_push(kemi: KemiScscf) -> None:
+    registered(kemi)
+    end = registered(kemi, SECOND, expires=0)
+    assert pushed(push(kemi, end, expires=0)).keys == ()
+    assert push(kemi, register(answer(SECOND), cseq=9, branch="z9hG4bK9")) is None  # the same answer again, with another Expires
 
 
 @pytest.mark.parametrize("weak", [{"qop": None}, {"nc": "00000002"}, {"cnonce": "short"}])

@@ -79,6 +79,11 @@ class Script:
         del msg, argument
         return self._safely(lambda scscf: scscf.pushing(self._message()))
 
+    def next_device(self, msg: object, argument: str = "") -> int:
+        """Go on to the next device; FAILED after the last."""
+        del msg, argument
+        return self._safely(lambda scscf: scscf.next_device())
+
     def pushed(self, msg: object, argument: str = "") -> int:
         """End them."""
         del msg, argument
@@ -111,10 +116,7 @@ class Script:
     def _set_body(self, body: bytes | None) -> bool:
         if body is None:
             return False
-        if body:
-            self._ksr.textops.set_body(body.decode("utf-8"), CONTENT_TYPE)
-        else:
-            self._ksr.textops.remove_body()
+        self._ksr.textops.set_body(body.decode("utf-8"), CONTENT_TYPE)
         return True
 
     def _safely(self, work: Callable[[KemiScscf], bool]) -> int:

@@ -49,6 +49,8 @@ class KemiScscf:
     warn: Callable[[str], None]  # takes words without secrets
     rspauth: RspauthSource | None = None
     _pushing: Registering | None = field(default=None)
+    _devices: list[Reg] = field(default_factory=list)  # whose third-party REGISTERs are still to be made
+    _reg: Reg | None = field(default=None)  # whose are being made
 
     def asked(self, data: bytes) -> bool:
         """Take a REGISTER; false if it must be refused, before any module of Kamailio reads it."""
@@ -125,16 +127,25 @@ class KemiScscf:
 
     def pushing(self, data: bytes) -> bool:
         """Say which REGISTER the third-party REGISTERs belong to that are made until `pushed`; false if it cannot be read."""
-        self._pushing = None
+        self._pushing, self._devices, self._reg = None, [], None
         try:
-            self._pushing = read_registering(data, self.policy.realm)
+            found = read_registering(data, self.policy.realm)
+            self._devices = self.store.devices(found.impi) if found.every_contact else [found.reg]
+            self._pushing = found
         except KeyferryError as problem:
             self.warn(f"no push: {problem}")
         return self._pushing is not None
 
+    def next_device(self) -> bool:
+        """Go on to the next device whose third-party REGISTERs shall be made: one, or for Contact: * each; false after the last."""
+        self._reg = self._devices.pop(0) if self._devices else None
+        return self._reg is not None
+
     def pushed(self) -> bool:
-        """Say that they are made."""
-        self._pushing = None
+        """Say that they are made; what has ended is forgotten."""
+        found, self._pushing, self._devices, self._reg = self._pushing, None, [], None
+        if found is not None and found.expires == 0:
+            self.store.forget(found.impi, None if found.every_contact else found.reg)
         return True
 
     def third_party(self, data: bytes) -> bytes | None:
@@ -148,15 +159,14 @@ class KemiScscf:
     def _third_party(self, request: ThirdParty) -> bytes | None:
         found, listed = self._pushing, self.policy.servers.get(request.server, ())
         as_ids = chosen(listed, request.service_info)
-        if found is None or found.credentials is None or not as_ids:
+        if found is None or found.credentials is None or self._reg is None or not as_ids:
             return None
         known = self.store.challenged(found.credentials.nonce)
         if known is None or not _is_of(known, found, request):
             return None
-        if request.expires == 0 and found.every_contact:
-            self.store.forget(known.impi, None)
-            return b""  # body-less: the AS drops every device's keys (DESIGN §6)
-        owner = Owner(known.impi, Reg(known.reg), (known.impu,), known.realm, known.aka_time, self._expires_at(request))
+        if found.every_contact and request.expires > 0:
+            return None  # Contact: * ends, and nothing else (RFC 3261 §10.2.2)
+        owner = Owner(known.impi, self._reg, (known.impu,), known.realm, known.aka_time, self._expires_at(request))
         return self._body(owner, known, as_ids[0], request)
 
     def _body(self, owner: Owner, known: Challenged, as_id: AsId, request: ThirdParty) -> bytes:

@@ -29,6 +29,8 @@ MAX_ROWS: Final = 500_000
 """Challenges in all, 150 MB; the oldest that nobody answered go first."""
 SWEEP_EVERY: Final = 10.0
 """Seconds between looks for what is over, in each process."""
+MAX_DEVICES: Final = 16
+"""Devices of one user whose keys one Contact: * erases: more than ever register."""
 SEQ_MEMORY: Final = 10 * 86_400.0
 """Seconds: a sequence number is at least the clock's milliseconds, so an older one need not be remembered (stores/sqlite/registrations)."""
 
@@ -178,6 +180,14 @@ class KemiStore:
             ).fetchone()
         return int(seq)
 
+    def devices(self, impi: Impi) -> list[Reg]:
+        """Return the devices of a user that an AS may have keys of, the latest first."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT reg FROM push_seq WHERE impi = ? GROUP BY reg ORDER BY max(seq) DESC LIMIT ?", (impi, MAX_DEVICES)
+            ).fetchall()
+        return [Reg(reg) for (reg,) in rows]
+
     def _challenged(self, connection: sqlite3.Connection, nonce: str) -> Challenged | None:
         row = connection.execute(_SELECT, (nonce,)).fetchone()
         if row is None or row[-1] <= self._now():
@@ -198,6 +208,9 @@ class KemiStore:
         for table in ("asked", "challenge", "answer"):
             connection.execute(f"DELETE FROM {table} WHERE expires_at <= ?", (now,))  # noqa: S608 - names of our own
         connection.execute("DELETE FROM push_seq WHERE seq < ?", (int((now - SEQ_MEMORY) * 1000),))
+        over = connection.execute("SELECT count(*) FROM asked").fetchone()[0] - self._max_rows
+        if over > 0:
+            connection.execute("DELETE FROM asked WHERE key IN (SELECT key FROM asked ORDER BY expires_at LIMIT ?)", (over,))
         over = connection.execute("SELECT count(*) FROM challenge").fetchone()[0] - self._max_rows
         if over > 0:
             connection.execute("DELETE FROM challenge WHERE id IN (SELECT id FROM challenge ORDER BY state, aka_time LIMIT ?)", (over,))
