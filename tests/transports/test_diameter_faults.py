@@ -121,7 +121,9 @@ class Suffering:
     async def start(self, servers: int) -> DiameterClient:
         for identity in (HSS, HSS2)[:servers]:
             self.handlers.append(Counting(self.chance))
-            _, port = await self.net.server(self.handlers[-1], identity=identity)
+            # A copy that is held up for longer than answers are kept is carried out again, and here half a minute is over in a moment.
+            limits = DiameterLimits(remember=1e6)
+            _, port = await self.net.server(self.handlers[-1], identity=identity, limits=limits)
             self.relays.append(Relay(port))
             await self.relays[-1].start()
         return await self.net.client(*[relay.port for relay in self.relays], limits=DiameterLimits(patience=4.0, retry_last=2.0))
