@@ -141,6 +141,17 @@ class TestMultimediaAuth:
             assert parse_marker(item.server_data) == Marker(6, access_keys=True, as_keys=True, rspauth=rspauth)
             assert has_amf_bit(item.vector.autn[6:8])
 
+    async def test_who_proves_rspauth_is_told_of_each_vector_with_a_marker_and_of_no_other(self) -> None:
+        """DESIGN §10."""
+        told: list[tuple[Impi, bytes, bytes]] = []
+        for release in (6, 5):
+            server = await a_server(CxPolicy(marker_for=frozenset({SCSCF.origin_host})), release=release)
+            server.gave = lambda impi, vector, data: told.append((impi, vector.rand, data))
+            items = cx.parse_maa(await server.handle(a_mar(items=2), Peer())).items
+            if release == 6:
+                assert told == [(ALICE, item.vector.rand, item.server_data) for item in items]
+        assert len(told) == 2
+
     @pytest.mark.parametrize(("release", "host"), [(5, SCSCF.origin_host), (None, SCSCF.origin_host), (6, "scscf2.home1.net")])
     async def test_others_get_none(self, release: int | None, host: str) -> None:
         server = await a_server(CxPolicy(marker_for=frozenset({host})), release)

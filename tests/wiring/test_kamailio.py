@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +95,20 @@ def test_kamailio_gets_the_transport_keys_of_its_own_pairs_and_no_others(tmp_pat
         assert state.isc_pairs() == [("scscf1.home1.net", "xcap.home1.net")]
     assert other != ours
     assert (tmp_path / "k/state/kek").read_bytes() != (tmp_path / "state/kek").read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_root_writes_again_what_kamailios_user_reads(tmp_path: Path, modules: Path, share: Path) -> None:
+    with tempfile.TemporaryDirectory() as place:  # others can reach it, as they can /etc/kamailio
+        Path(place).chmod(0o755)
+        directory, nobody = Path(place) / "k", 65_534
+        for turn in range(2):
+            write_kamailio(example(), tmp_path / "state", directory, python=sys.executable, modules=modules, share=share)
+            if turn == 0:
+                for path in (directory, *directory.rglob("*")):
+                    os.chown(path, nobody, nobody)
+        assert {path.stat().st_uid for path in (directory, *directory.rglob("*"))} == {nobody}
+    assert os.geteuid() == 0
 
 
 Change = Callable[[Config], Config]

@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,6 +22,7 @@ import keyferry
 from keyferry.config import Config, split_address
 from keyferry.errors import ConfigError, StateError
 from keyferry.kemi.settings import KemiSettings, build_settings
+from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.ims.user_profile import naf_of
 from keyferry.stores.state_dir import open_state
@@ -94,11 +95,13 @@ def write_kamailio(
         directory / "state", config.scscf.name, config.network.home_domain, servers, config.scscf.max_expires, config.scscf.key_max_age,
         _socket_of(config),
     )  # fmt: skip
-    _share_keys(config.scscf.name, servers, state_path, settings.state)
-    _make_tables(directory / "kamailio.db", installed.share / "db_sqlite")
-    for name in FILES:
-        _write(directory / name.removesuffix(".in"), fill(name, values))
-    _write(directory / "kemi.json", build_settings(settings))
+    texts = {name.removesuffix(".in"): fill(name, values) for name in FILES} | {"kemi.json": build_settings(settings)}
+    keys = _shared_keys(config.scscf.name, servers, state_path)
+    with _as_owner(directory):
+        _give_keys(config.scscf.name, keys, settings.state)
+        _make_tables(directory / "kamailio.db", installed.share / "db_sqlite")
+        for name, text in texts.items():
+            _write(directory / name, text)
     version = f"{installed.python[0]}.{installed.python[1]}"
     as_ids = tuple(sorted(as_id for as_ids in servers.values() for as_id in as_ids))
     hss = f"{values['HSS']}:{values['HSS_PORT']}"
@@ -244,14 +247,33 @@ def _import_paths(paths: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([ours, *(path for path in paths if path.endswith(("site-packages", "dist-packages")))]))
 
 
-def _share_keys(scscf: str, servers: Mapping[str, tuple[AsId, ...]], source: Path, target: Path) -> None:
-    """Give Kamailio the transport keys of its pairs alone, in a state directory of its own with a KEK of its own."""
-    random = SystemRandom()
-    with open_state(source, random=random) as state:
-        keys = {as_id: state.isc_keys(scscf, as_id) for as_ids in servers.values() for as_id in as_ids}
-    with open_state(target, random=random) as state:
+def _shared_keys(scscf: str, servers: Mapping[str, tuple[AsId, ...]], source: Path) -> dict[AsId, dict[str, Secret]]:
+    """Return the transport keys of Kamailio's pairs alone, made where they are not."""
+    with open_state(source, random=SystemRandom()) as state:
+        return {as_id: state.isc_keys(scscf, as_id) for as_ids in servers.values() for as_id in as_ids}
+
+
+def _give_keys(scscf: str, keys: Mapping[AsId, Mapping[str, Secret]], target: Path) -> None:
+    """Put them into a state directory of Kamailio's own, with a KEK of its own."""
+    with open_state(target, random=SystemRandom()) as state:
         for as_id, found in keys.items():
             state.write_isc_keys(scscf, as_id, found)
+
+
+@contextlib.contextmanager
+def _as_owner(directory: Path) -> Iterator[None]:
+    """Write as the user whom the directory was given to: root runs this again, and Kamailio still reads what is there."""
+    owner = directory.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def _make_tables(file: Path, sql: Path) -> None:
