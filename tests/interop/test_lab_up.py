@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from interop.ipseckit import needed, skipped
+from interop.kamailio_kit import kamailio_python
 from keyferry.lab.topology_record import MARK, marked
 from system.serving import environment, until
 
@@ -207,6 +208,22 @@ def test_the_same_with_ipsec_between_scscf_and_as(labs: Path) -> None:
     (device,) = json.loads(inside(made, "home", "ip", "-s", "-j", "link", "show", "dev", "ipsec0").stdout)
     assert device["stats64"]["tx"]["packets"] > 0  # into charon's tunnel
     assert keyferry("lab", "down", made["id"], "--state", labs).returncode == 0
+
+
+def test_the_same_with_a_stock_kamailio_as_scscf(labs: Path) -> None:
+    """DESIGN §10, over delay and loss: its script pushes the key through IPsec, the HSS gives rspauth."""
+    for program in ("kamailio", "charon-systemd", "swanctl", "nft"):
+        needed(program)
+    made = up(labs, f"{ID}k", "--kamailio", "--python", kamailio_python(), "--delay", "5ms", "--loss", "1%")
+    assert (made["isc"], made["pushes"], made["document"]["status"]) == ("ipsec", {"stored": 1}, 200)
+    assert made["registration"]["rspauth"] == "verified"
+    names = {part["name"] for part in made["parts"]}
+    assert "kamailio" in names
+    assert "scscf" not in names
+    rules = inside(made, "home", "nft", "list", "chain", "inet", "keyferry_isc", "to_peer").stdout
+    assert "counter packets 0 " in rules, rules
+    assert keyferry("lab", "down", made["id"], "--state", labs).returncode == 0
+    assert not _of(made["id"])
 
 
 def test_a_part_that_is_gone_is_told_by_status(labs: Path) -> None:

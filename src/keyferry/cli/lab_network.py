@@ -37,9 +37,15 @@ def up(
         str, typer.Option(help="What delays and loses: auto, netem (the kernel's), relay (a process of ours, where the kernel has none).")
     ] = "auto",
     isc: Annotated[
-        str, typer.Option(help="What protects key pushes between S-CSCF and AS: tls (mutual), or ipsec (strongSwan's).")
-    ] = "tls",
+        str,
+        typer.Option(
+            help="What protects key pushes from S-CSCF to AS: tls (mutual), ipsec (strongSwan's). Default: tls, with Kamailio ipsec."
+        ),
+    ] = "",
     kamailio: Annotated[bool, typer.Option("--kamailio", help="A stock Kamailio as S-CSCF instead of ours.")] = False,
+    python: Annotated[
+        str, typer.Option("--python", metavar="PATH", help="For --kamailio: a Python of the version that it embeds, with cryptography.")
+    ] = "",
     state: LabsOption = LABS,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,7 +58,7 @@ def up(
 
     Example: keyferry lab up --delay 25ms --loss 1%
     """
-    options = UpOptions(lab, tuple(delay or ()), tuple(loss or ()), shaping, kamailio, isc)
+    options = UpOptions(lab, tuple(delay or ()), tuple(loss or ()), shaping, kamailio, isc, python)
     made = topology_run.up(options, state, lambda step: errors.print(f"keyferry: {step}", markup=False))
     _show(made, as_json)
     if not as_json:

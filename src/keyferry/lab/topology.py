@@ -124,6 +124,7 @@ class Plan:
     id: str
     links: tuple[Link, ...] = LINKS
     isc: Isc = "tls"  # what protects key pushes
+    kamailio: bool = False  # the S-CSCF is not ours
 
     def namespace(self, side: Side) -> str:
         """Return the name of a namespace."""
@@ -199,7 +200,7 @@ class Plan:
         return ("ip", "netns", "delete", name)
 
 
-def make_plan(lab: str, delays: Sequence[str] = (), losses: Sequence[str] = (), isc: Isc = "tls") -> Plan:
+def make_plan(lab: str, delays: Sequence[str] = (), losses: Sequence[str] = (), isc: Isc = "tls", *, kamailio: bool = False) -> Plan:
     """Return a plan; each delay and loss is that of every link, or of one: `25ms`, `access=40ms`, `1%`, `core=0%`. Raises ConfigError."""
     if not _ID.fullmatch(lab):
         raise ConfigError("--id", f"{lab!r} is no name of a lab", "Write 1 to 8 lower-case letters and digits")
@@ -208,7 +209,7 @@ def make_plan(lab: str, delays: Sequence[str] = (), losses: Sequence[str] = (), 
     links = [
         Link(link.name, link.near, link.far, delay.get(link.name, link.delay), loss.get(link.name, link.loss)) for link in LINKS
     ]  # fmt: skip
-    return Plan(lab, tuple(links), isc)
+    return Plan(lab, tuple(links), isc, kamailio)
 
 
 def _values(option: str, texts: Sequence[str], parse: Callable[[str, str], float]) -> Mapping[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -86,6 +87,8 @@ def write_files(files: LabFiles, plan: Plan, random: RandomSource) -> None:
             write_private(files.config(part.name), render(files, part, plan, card))
             _hand_out(authority, part, files.state(part.name))
         _carry_transport_key(files)
+        if plan.isc == "ipsec":
+            write_private(files.config("isc"), render_isc(plan))
         write_private(files.ue, render_ue(plan, card, authority.ca_file))
         write_private(files.document, SIMSERVS)
     except OSError as problem:
@@ -114,7 +117,16 @@ def _carry_transport_key(files: LabFiles) -> None:
 def render(files: LabFiles, part: Part, plan: Plan, card: Card) -> str:
     """Return the configuration of a part: what it is, whom it trusts, and where the others are."""
     head = f"# {part.host} of the lab {plan.id}, in the namespace {plan.namespace(part.side)}. Written by `keyferry lab up`.\n\n"
-    return head + "\n".join([_network(part), _OWN[part.name](plan), *_shared(files, part, plan, card), _admin(part), _hosts()])
+    return head + "\n".join(
+        [
+            _network(part),
+            _OWN[part.name](plan),
+            *_shared(files, part, plan, card),
+            *_beside_kamailio(files, part, plan),
+            _admin(part),
+            _hosts(),
+        ]
+    )
 
 
 def render_ue(plan: Plan, card: Card, ca: Path) -> str:
@@ -178,7 +190,27 @@ def _hss(plan: Plan) -> str:
 name = "{own.host}"
 listen_diameters = "{own.address}:5658"
 peers = ["scscf1.{HOME}", "icscf.{HOME}"]
-"""
+{_clear_cx(plan)}"""
+
+
+def _clear_cx(plan: Plan) -> str:
+    """Return what an HSS needs for Kamailio, whose cdp has no TLS: both are in one namespace, and nothing of it is on a link."""
+    if not plan.kamailio:
+        return ""
+    return f'listen_diameter = "{plan.part("hss").address}:3868"\nnetworks = ["198.18.20.0/24"]\nmarker_for = ["scscf1.{HOME}"]\n'
+
+
+def _beside_kamailio(files: LabFiles, part: Part, plan: Plan) -> list[str]:
+    """Return what the HSS and Kamailio, of which `scscf.toml` is then the model, know of each other."""
+    if not plan.kamailio or part.name not in {"hss", "scscf"}:
+        return []
+    sections = [f'[kamailio]\nuser = "root"\nrspauth_socket = "{quoted(str(files.root / "rspauth"))}"\n']
+    if part.name == "scscf":
+        sections.append(f'[hss]\nname = "{plan.part("hss").host}"\n{_clear_cx(plan)}')
+    else:
+        own = plan.part("scscf")
+        sections.append(f'[scscf]\nname = "{own.host}"\nlisten = "{own.address}:6060"\ntrusted_peers = {_trusted(plan)}\n')
+    return sections
 
 
 def _as(plan: Plan) -> str:
@@ -200,20 +232,30 @@ def _shared(files: LabFiles, part: Part, plan: Plan, card: Card) -> list[str]:
     sections = []
     if part.name in {"as", "scscf", "hss"}:
         sections.append(_server(part, plan))
-    if part.name == "scscf" and plan.isc == "ipsec":
+    if part.name == "scscf" and plan.isc == "ipsec" and not plan.kamailio:
         sections.append(f'[ipsec]\nvici = "{quoted(str(files.vici("scscf")))}"\n')
     if part.name == "hss":
-        sections.append(f'[[subscribers]]\nimpi = "{IMPI}"\nimpus = ["{IMPU}"]\n{_keys(card)}')
+        release = "release = 6\n" if plan.kamailio else ""
+        sections.append(f'[[subscribers]]\nimpi = "{IMPI}"\nimpus = ["{IMPU}"]\n{_keys(card)}{release}')
     else:
         asks = "" if part.name in {"scscf", "icscf"} else "   # it asks nothing: no HSS is started in this process"
         sections.append(f'[cx]\npeers = ["aaas://hss.{HOME}:5658"]{asks}\n')
     return sections
 
 
+def render_isc(plan: Plan) -> str:
+    """Return a configuration that says between which addresses ISC is to be protected by IPsec."""
+    scscf = plan.part("scscf")
+    server = _server(plan.part("as"), replace(plan, isc="ipsec", kamailio=False))
+    return f'[scscf]\nname = "{scscf.host}"\nlisten = "{scscf.address}:6060"\ntrusted_peers = {_trusted(plan)}\n\n{server}\n{_hosts()}'
+
+
 def _server(part: Part, plan: Plan) -> str:
     """Return the application server as it is known to those who push, who have it in their criteria, and to itself."""
     address = plan.part("as").address
-    if plan.isc == "ipsec":
+    if plan.kamailio:  # it checks nothing before it sends: the drop rules of IPsec keep everything else in
+        isc = f'sip_uri = "sip:{address}:5090;transport=tcp"\nprotection = "loopback"\nlisten_sip = "{address}:5090"\n'
+    elif plan.isc == "ipsec":
         isc = f'sip_uri = "sip:{AS_SIP}:5090"\nprotection = "ipsec"\nlisten_sip = "{address}:5090"\n'
     else:
         isc = f'sip_uri = "sips:{AS_SIP}:5061"\nprotection = "tls"\nlisten_sips = "{address}:5061"\n'

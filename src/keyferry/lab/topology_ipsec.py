@@ -39,7 +39,7 @@ class LabIpsec:
         self.files = files
         self.plan = plan
         self.esp = "kernel" if kernel_has_esp() else "userspace"
-        self._pairs: list[Pair] = pairs_of(load_config(files.config("scscf")))
+        self._pairs: list[Pair] = pairs_of(load_config(files.config("isc")))
 
     def write(self) -> None:
         """Write strongSwan's configuration and the drop rules for both sides. Raises ConfigError, StateError."""
