@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import pytest
 from interop.capturing import capturing
 from interop.kamailio_kit import AS_ID, IMPI, IMPU, REALM, Network, RawUe, keys_of, network, nonce_of, run_of
 from interop.sipp_program import sipp
-from interop.test_sipp import SCENARIO, _cut_res_at_zero
+from interop.test_sipp import SCENARIO, _res
 from keyferry.client.session import ue_session
 from keyferry.client.ue import UeClient, http_credentials
 from keyferry.config import UeConfig, load_ue_config
@@ -142,10 +143,15 @@ def test_sipp_registers_as_release_5_and_gets_no_push(running: Network, tmp_path
         done = sipp(running.ports["5060"], "u1", slow, messages)
         if done.returncode == 0:
             break
-        assert _cut_res_at_zero(messages), done.stdout + done.stderr
+        assert _has_zero_in_res(messages), done.stdout + done.stderr
     else:
         pytest.fail("sipp did not register")
     assert len(running.pushed()) == before
+
+
+def _has_zero_in_res(messages: Path) -> bool:
+    """Tell sipp's known fault (tests/interop/test_sipp.py): one RES in 32."""
+    return 0 in _res(base64.b64decode(nonce_of(messages.read_text(errors="replace")))[:16])
 
 
 def test_a_200_carries_the_rspauth_that_ims_auth_loses(running: Network) -> None:
