@@ -29,6 +29,10 @@ STAYS = (
     ("python old.py ", "out", "serving"),
     ("nginx ", "log", "start worker process "),
     ("kamailio -DD ", "out", "Listening on"),
+    ("redis-server ", "out", "Ready to accept connections"),
+    ("hssService.py", "out", "Initialized Diameter Library"),
+    ("diameterService.py", "out", "Serving on"),
+    ("apiService.py", "log", "Running on"),
 )
 """What a command that stays holds, where it says that it is ready (standard output or standard error), and how."""
 LIMIT = 240.0  # seconds for a whole page; its commands take under 20 on an idle machine
@@ -93,7 +97,7 @@ class Shell:
 
     def __post_init__(self) -> None:
         """Copy what the commands need, with other ports."""
-        self.ports = {port: free_port() for port in (*EXAMPLE_PORTS, "5095", "8445", "8899", "8000", "9000", "3868")}
+        self.ports = {port: free_port() for port in (*EXAMPLE_PORTS, "5095", "8445", "8899", "8000", "9000", "3868", "6379", "8081")}
         for name in self.copied:
             shutil.copytree(ROOT / name, self.folder / name)
         for path in (self.folder / "examples").glob("*.toml"):
@@ -102,7 +106,7 @@ class Shell:
     def moved(self, text: str) -> str:
         """Return a text with the ports of the pages replaced."""
         for old, new in self.ports.items():
-            text = text.replace(f":{old}", f":{new}").replace(f"--port {old}", f"--port {new}")
+            text = text.replace(f":{old}", f":{new}").replace(f"--port {old}", f"--port {new}").replace(f"port: {old}", f"port: {new}")
         return text
 
     def write(self, page: Path) -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ PACKAGES = {
     "gnutls-cli": "gnutls-bin",
     "nginx": "nginx-light",
     "freeDiameterd": "freediameterd freediameter-extensions",
+    "redis-server": "redis-server",
     "kamailio": "kamailio kamailio-ims-modules kamailio-python3-modules kamailio-presence-modules kamailio-sqlite-modules",
 }
 
@@ -27,3 +30,15 @@ def program(name: str) -> str:
     if path is None:
         pytest.skip(f"{name} is not installed; on Debian: apt install {PACKAGES[name]}")
     return path
+
+
+def pyhss() -> tuple[Path, str]:
+    """Return the folder of a copy of PyHSS and the Python that has what it needs, or skip."""
+    named = os.environ.get("KEYFERRY_PYHSS")
+    if not named:
+        pytest.skip("KEYFERRY_PYHSS names no copy of PyHSS; docs/how-to/pyhss.md says how to make one")
+    copy = Path(named).absolute()
+    python = os.environ.get("KEYFERRY_PYHSS_PYTHON", str(copy.with_name("pyhss-venv") / "bin" / "python"))
+    for needed in (copy / "services" / "hssService.py", Path(python)):
+        assert needed.exists(), f"KEYFERRY_PYHSS, KEYFERRY_PYHSS_PYTHON: there is no {needed}"
+    return copy, python
