@@ -74,18 +74,25 @@ def version() -> str:
 def kamailio(workers: int) -> Iterator[Kamailio]:
     """Run one for as long as the block lasts. Raises KamailioMissing."""
     version()
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="keyferry-kamailio-") as place:
         folder = Path(place)
         file, log = folder / "kamailio.cfg", folder / "log"
         file.write_text(configuration(port, workers), "utf-8")
         command = ["kamailio", "-DD", "-E", "-f", str(file), "-Y", str(folder), "-w", str(folder), "-m", "256", "-M", "16"]
-        with log.open("wb") as errors, subprocess.Popen(command, stdout=errors, stderr=errors, start_new_session=True) as process:
-            try:
-                _wait(port, process, log)
-                yield Kamailio(port, process)
-            finally:
-                _end(process)
+        with running(command, port, log) as peer:
+            yield peer
+
+
+@contextmanager
+def running(command: list[str], port: int, log: Path) -> Iterator[Kamailio]:
+    """Run one that listens at a port for as long as the block lasts. Raises KamailioMissing."""
+    with log.open("wb") as errors, subprocess.Popen(command, stdout=errors, stderr=errors, start_new_session=True) as process:
+        try:
+            _wait(port, process, log)
+            yield Kamailio(port, process)
+        finally:
+            _end(process)
 
 
 def configuration(port: int, workers: int) -> str:
@@ -126,7 +133,8 @@ def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     raise KamailioMissing(f"Kamailio did not start: {said[-1][:300] if said else 'it said nothing'}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a UDP port of the loopback that nobody has."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import pytest
 
+from interop.peer_table import meet
 from keyferry.protocol.vici import Kind, parse_packet, split
 from system.serving import environment, keyferry, ready_line, until
 
@@ -88,6 +89,7 @@ def skipped(reason: str) -> None:
 
 def needed(name: str) -> str:
     """Return the path of a program, or skip."""
+    meet(name)
     path = shutil.which(name, path=SEARCH)
     if path is None:
         skipped(f"{name} is not installed; on Debian: apt install {PACKAGES_OF.get(name, name)}")

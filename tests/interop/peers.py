@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from interop.peer_table import meet
+
 PACKAGES = {
     "sipp": "sip-tester",
     "tshark": "tshark",
@@ -26,6 +28,7 @@ PACKAGES = {
 
 def program(name: str) -> str:
     """Return the path of a peer, or skip."""
+    meet(name)
     path = shutil.which(name)
     if path is None:
         pytest.skip(f"{name} is not installed; on Debian: apt install {PACKAGES[name]}")
@@ -34,6 +37,7 @@ def program(name: str) -> str:
 
 def pyhss() -> tuple[Path, str]:
     """Return the folder of a copy of PyHSS and the Python that has what it needs, or skip."""
+    meet("PyHSS")
     named = os.environ.get("KEYFERRY_PYHSS")
     if not named:
         pytest.skip("KEYFERRY_PYHSS names no copy of PyHSS; docs/how-to/pyhss.md says how to make one")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from interop.peer_table import meet
 from system.serving import make_lab, serving
 
 pytestmark = pytest.mark.interop
@@ -22,6 +23,7 @@ LIMIT = 60.0  # seconds
 @pytest.mark.parametrize("octets", [4, 5, 48, 64])
 def test_pjsip_registers_and_registers_again_and_leaves(octets: int, transport: str, tmp_path: Path) -> None:
     """RFC 3310 §3.2, §3.3; TS 24.229 §5.4.1: each time a challenge with a marker, which PJSIP sends back as it is."""
+    meet("PJSIP")
     client = os.environ.get("KEYFERRY_PJSIP")
     if not client:
         pytest.skip("KEYFERRY_PJSIP names no client of PJSIP with AKA; tests/interop/pjsip/README.md says how to build akareg")

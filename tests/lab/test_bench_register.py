@@ -64,9 +64,10 @@ class Wrong(asyncio.DatagramProtocol):
             self.transport.sendto(b"SIP/2.0 " + answer.replace(b"VIA", via), addr)
 
 
-async def outcome(*answers: str) -> tuple[int, list[str]]:
+async def outcome(*answers: str, pause: float = 0.0) -> tuple[int, list[str]]:
     transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: Wrong(*answers), ("127.0.0.1", 0))
-    registrars = Registrars(RegisterLoad(1, 0, behind_icscf=True), transport.get_extra_info("sockname"), t1=0.02)
+    load = RegisterLoad(1, 0, behind_icscf=True, pause=pause)
+    registrars = Registrars(load, transport.get_extra_info("sockname"), t1=0.02)
     try:
         async with asyncio.timeout(10):
             tally = await registrars.run(Order(1, None))
@@ -83,6 +84,16 @@ async def test_what_is_wrong_with_an_answer_is_counted_as_an_error() -> None:
     assert (await outcome("401 Unauthorized\r\nVIA\r\n\r\n"))[1][0].startswith("ParseError")
     zero = "A" * 43 + "="
     assert (await outcome(f'401 Unauthorized\r\nVIA\r\nWWW-Authenticate: Digest nonce="{zero}"\r\n\r\n'))[1][0].startswith("MacFailure")
+
+
+async def test_a_pause_before_the_answer_does_not_end_the_burst() -> None:
+    """A registration that waits for its card is under way: the burst ends with it, after the pause, and says what was wrong."""
+    began = asyncio.get_running_loop().time()
+    zero = "A" * 43 + "="
+    errors, problems = await outcome(f'401 Unauthorized\r\nVIA\r\nWWW-Authenticate: Digest nonce="{zero}"\r\n\r\n', pause=0.05)
+    assert asyncio.get_running_loop().time() - began >= 0.05
+    assert errors == 1
+    assert problems[0].startswith("MacFailure")
 
 
 async def test_a_register_that_is_lost_is_sent_again() -> None:

@@ -70,10 +70,15 @@ async def serve_registrations(link: Link, setup: RegisterSetup) -> None:
 
 async def serve_hss(link: Link, setup: RegisterSetup) -> None:
     """Be the HSS in a process of its own: start, provision, tell where Diameter is taken, then tell the usage whenever asked."""
+    await run_hss(link, config_of(setup), setup)
+
+
+async def run_hss(link: Link, config: Config, setup: RegisterSetup) -> None:
+    """Do so with a configuration of the caller's own."""
     random = SystemRandom()
     roles: tuple[Role, ...] = ("hss",)
     with open_state(setup.state, random=random, exclusive=True) as state:
-        system = System(config_of(setup), state, SystemClock(), random, StructLog("none"), Metrics(), roles)
+        system = System(config, state, SystemClock(), random, StructLog("none"), Metrics(), roles)
         try:
             (door,) = await system.start()
             if system.subscribers is not None:
@@ -101,7 +106,7 @@ async def _provision(store: SubscriberStore, count: int, link: Link) -> None:
 def _subscriber(number: int) -> Subscriber:
     one = card(number)
     impus = (SubscribedImpu(one.impu, barred=False), SubscribedImpu(Impu(f"tel:+1555{number:07}"), barred=False))
-    return Subscriber(one.impi, impus, "milenage", one.k, one.opc, b"\x80\x00")
+    return Subscriber(one.impi, impus, "milenage", one.k, one.opc, b"\x80\x00", release=6)
 
 
 def config_of(setup: RegisterSetup) -> Config:

@@ -64,6 +64,7 @@ class RegisterLoad(NamedTuple):
     subscribers: int
     as_count: int
     behind_icscf: bool  # REGISTERs as an I-CSCF forwards them, else as a UE sends them
+    pause: float = 0.0  # seconds between a challenge and its answer, as a card takes them
 
 
 @dataclass(slots=True)
@@ -114,6 +115,8 @@ class Registrars:
         self._behind_icscf = load.behind_icscf
         self._idle: deque[Phone] = deque(self._phone(number) for number in range(load.subscribers))
         self._under: dict[bytes, Under] = {}
+        self._pause = load.pause
+        self._pausing = 0  # challenged, and not answered yet
         self._numbers = itertools.count(1)
         self._tally = Tally(0.0, 0.0, 0)
         self._ended = asyncio.Event()
@@ -125,7 +128,7 @@ class Registrars:
         self._tally = Tally(now, now + (order.seconds or 1e9), len(self._idle) if order.seconds is None else 1 << 60)
         for _ in range(order.in_flight):
             self._begin()
-        while self._under:
+        while self._under or self._pausing:
             try:
                 async with asyncio.timeout(self._t1 / 4):
                     await self._ended.wait()
@@ -150,7 +153,7 @@ class Registrars:
             self._tally.left -= 1
             phone = self._idle.popleft()
             self._send(phone, now, b"", f'Digest username="{phone.card.impi}", realm="{HOME}", nonce="", uri="sip:{HOME}", response=""')
-        elif not self._under:
+        elif not self._under and not self._pausing:
             self._ended.set()
 
     def _send(self, phone: Phone, began: float, rspauth: bytes, authorization: str) -> None:
@@ -204,15 +207,29 @@ class Registrars:
     def _answered(self, under: Under, data: bytes) -> None:
         status = data[8:11]
         if status == b"401" and not under.rspauth:
-            try:
-                self._answer(under, data)
-            except KeyferryError as problem:
-                self._over(under, f"{type(problem).__name__}: {problem}")
+            self._challenged(under, data)
         elif status == b"200" and under.rspauth:
             proof = _RSPAUTH.search(data)
             self._over(under, "" if proof and proof[1] == under.rspauth else "rspauth is wrong")
         else:
             self._over(under, data.split(b"\r\n", 1)[0][:60].decode("latin-1"))
+
+    def _challenged(self, under: Under, data: bytes) -> None:
+        if self._pause:
+            self._pausing += 1
+            self._loop.call_later(self._pause, self._pause_over, under, data)
+        else:
+            self._try_to_answer(under, data)
+
+    def _pause_over(self, under: Under, data: bytes) -> None:
+        self._pausing -= 1
+        self._try_to_answer(under, data)
+
+    def _try_to_answer(self, under: Under, data: bytes) -> None:
+        try:
+            self._answer(under, data)
+        except KeyferryError as problem:
+            self._over(under, f"{type(problem).__name__}: {problem}")
 
     def _answer(self, under: Under, data: bytes) -> None:
         """Run AKA as the ISIM does, AUTN checked, and send the second REGISTER."""
