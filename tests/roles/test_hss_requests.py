@@ -156,6 +156,16 @@ class TestUpdateProfile:
         assert [reason for _, reason, _ in scscf.terminations] == [DeregistrationReason.SERVER_CHANGE]
         assert await network.assigned is None
 
+    @pytest.mark.parametrize(("code", "name"), [(5001, "DIAMETER_AVP_UNSUPPORTED"), (5008, "DIAMETER_AVP_NOT_ALLOWED")])
+    async def test_a_number_of_the_base_protocol_says_nothing_of_the_user(
+        self, network: Network, scscf: Asked, code: int, name: str
+    ) -> None:
+        """RFC 6733 §7.1.5 has other meanings for the numbers of TS 29.229 §6.2: nobody is unknown, and nobody is ended."""
+        scscf.answers = [CxError(code, name)]
+        with pytest.raises(CxError) as caught:
+            await network.hss.update_profile(ALICE)
+        assert (caught.value.code, scscf.terminations, await network.assigned) == (code, [], SCSCF)
+
     async def test_of_two_changes_at_once_the_later_one_is_what_remains(self, network: Network, scscf: Asked) -> None:
         """The first PPR is the slower one, whichever arrives when."""
         await network.give("none")
@@ -214,6 +224,13 @@ class TestTerminate:
         scscf.answers = [CxError(5001, "DIAMETER_ERROR_USER_UNKNOWN")]
         assert await network.hss.terminate(ALICE, DeregistrationReason.PERMANENT_TERMINATION) == SCSCF
         assert await network.assigned is None
+
+    async def test_one_that_could_not_read_the_request_has_ended_nobody(self, network: Network, scscf: Asked) -> None:
+        """5001 of the base protocol is AVP_UNSUPPORTED (RFC 6733 §7.1.5)."""
+        scscf.answers = [CxError(5001, "DIAMETER_AVP_UNSUPPORTED")]
+        with pytest.raises(CxError) as caught:
+            await network.hss.terminate(ALICE, DeregistrationReason.PERMANENT_TERMINATION)
+        assert (caught.value.code, await network.assigned) == (5001, SCSCF)
 
     async def test_who_waits_no_longer_leaves_the_assignment(self, network: Network, scscf: Asked) -> None:
         """A cancelled request is not half done."""

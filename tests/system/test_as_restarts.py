@@ -124,6 +124,12 @@ async def test_a_200_waits_once_for_an_as_that_refuses_connections_and_again_whe
             assert _key_first(network) == {"first": UES, "late": 1, "not-waited": UES - 1}
             with serving_roles(lab, "as"):
                 await check_acknowledged(phones)
+                # An owed push may be there before the S-CSCF has heard its 200, and knows that the AS is back.
+                until(
+                    lambda: not re.search(r"^keyferry_isc_server_up\{.*\} 0\.0$", network.admin("/metrics")[1], re.MULTILINE),
+                    seconds=10,
+                    what="AS up",
+                )
                 await _register_each(phones)
                 assert _key_first(network) == {"first": 2 * UES, "late": 1, "not-waited": UES - 1}
 

@@ -96,6 +96,11 @@ def test_where_the_kernel_has_esp_it_is_transport_mode_and_traps(tmp_path: Path)
     assert "kernel-libipsec" in strongswan_conf(SCSCF)
 
 
+def test_whoever_may_use_charons_socket_may_run_nothing() -> None:
+    """The plugin updown gives a shell what a connection names, as root; a connection comes over the socket."""
+    assert "    updown {\n      load = no\n" in strongswan_conf(SCSCF)
+
+
 def test_nothing_in_clear_passes_between_the_addresses_but_ike(tmp_path: Path) -> None:
     for side, own, peer in (("scscf", "10.99.0.1", "10.99.0.2"), ("as", "10.99.0.2", "10.99.0.1")):
         text = drop_rules([PAIR], side)  # type: ignore[arg-type]

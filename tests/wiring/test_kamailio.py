@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -181,3 +183,21 @@ def test_a_python_of_another_version_is_refused_with_the_way_to_make_one(tmp_pat
     with pytest.raises(ConfigError):
         find_python((3, 4), sys.executable, tmp_path)
     assert find_python(sys.version_info[:2], sys.executable, tmp_path).executable == sys.executable
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run something as another user")
+def test_root_runs_no_python_of_kamailios_user_but_as_that_user(tmp_path: Path) -> None:
+    """DIR/venv is that user's, who could put any program there."""
+    directory = Path(tempfile.mkdtemp(dir="/tmp"))  # below tmp_path nobody but root may look
+    try:
+        directory.chmod(0o755)
+        program = directory / "venv/bin/python"
+        program.parent.mkdir(parents=True)
+        program.write_text(f"#!/bin/sh\nid -u > {directory}/who; id -G >> {directory}/who\necho '[[3, 4], []]'\n")
+        program.chmod(0o755)
+        nobody = pwd.getpwnam("nobody")
+        os.chown(directory, nobody.pw_uid, nobody.pw_gid)
+        assert find_python((3, 4), None, directory).executable == str(program)
+        assert (directory / "who").read_text().split() == [str(nobody.pw_uid), str(nobody.pw_gid)]
+    finally:
+        shutil.rmtree(directory)

@@ -239,9 +239,9 @@ class Hss:
         try:
             await self._serving(server_name).push_profile(impi, self._user_data(impi, subscription))
         except CxError as problem:
-            if problem.code == USER_UNKNOWN:
+            if _says(problem, USER_UNKNOWN):
                 return False
-            if problem.code == TOO_MUCH_DATA:  # §6.2.2.1: another S-CSCF may have room for it
+            if _says(problem, TOO_MUCH_DATA):  # §6.2.2.1: another S-CSCF may have room for it
                 await self.terminate(impi, DeregistrationReason.SERVER_CHANGE, "the user profile is too large")
             raise
         self.log.info("profile-pushed", impi=impi, server=server_name, profile=subscription.profile)
@@ -355,9 +355,14 @@ def _check_pair(impus: Sequence[SubscribedImpu], impu: Impu) -> None:
         raise identities_dont_match()
 
 
+def _says(problem: CxError, code: int) -> bool:
+    """Tell whether an S-CSCF says this of Cx: as codes of the base protocol the numbers are of faults in the message."""
+    return problem.experimental and problem.code == code
+
+
 async def _end(serving: CxServing, impi: Impi, reason: DeregistrationReason, info: str) -> None:
     try:
         await serving.registration_termination(impi, (), reason, info)
     except CxError as problem:
-        if problem.code != USER_UNKNOWN:  # who is unknown there has nothing left to end
+        if not _says(problem, USER_UNKNOWN):  # who is unknown there has nothing left to end
             raise

@@ -230,7 +230,8 @@ def strongswan_conf(choices: Choices) -> str:
     }
 """
     group = f"  group = {choices.group}   # the control socket belongs to it\n" if choices.group else ""
-    absent = "bypass-lan connmark dhcp farp forecast ha lookip resolve stroke tnc-tnccs unity"
+    # updown runs a command that whoever may use the control socket gives it, as root.
+    absent = "bypass-lan connmark dhcp farp forecast ha lookip resolve stroke tnc-tnccs unity updown"
     off = "".join(f"    {name} {{\n      load = no\n    }}\n" for name in absent.split())
     return f"""# Written by `keyferry ipsec write`: settings of charon for SIP between S-CSCF and application server (ISC).
 # For a charon of its own: STRONGSWAN_CONF=THIS-FILE charon-systemd. On a machine whose charon has other work, take over what stands here.

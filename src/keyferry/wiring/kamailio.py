@@ -129,7 +129,7 @@ def find_python(version: tuple[int, int], wanted: str | None, directory: Path) -
     name = f"python{version[0]}.{version[1]}"
     places = [wanted] if wanted else [str(directory / "venv/bin/python"), sys.executable, shutil.which(name) or ""]
     for place in places:
-        found = _probe(place) if place else None
+        found = _probe(place, None if wanted else directory) if place else None
         if found is not None and found[0] == version:
             return Interpreter(place, _import_paths(found[1]))
     venv = directory / "venv"
@@ -230,11 +230,16 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _probe(python: str) -> tuple[tuple[int, int], list[str]] | None:
+def _probe(python: str, directory: Path | None) -> tuple[tuple[int, int], list[str]] | None:
+    """Ask an interpreter as whoever DIR was given to: root runs nothing that Kamailio's user could have put there."""
+    owner = directory.stat() if directory is not None and directory.exists() else None
+    given = owner is not None and os.geteuid() == 0 and owner.st_uid != 0
     try:
         said = subprocess.run(  # noqa: S603 - an interpreter that the operator names, or this one
-            [python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=20, check=True
-        ).stdout
+            [python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=20, check=True, cwd="/",
+            user=owner.st_uid if owner and given else None, group=owner.st_gid if owner and given else None,
+            extra_groups=[] if given else None,
+        ).stdout  # fmt: skip
         (major, minor), paths = json.loads(said)
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
