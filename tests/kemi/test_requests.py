@@ -29,6 +29,13 @@ def test_an_answer_names_its_nonce() -> None:
     "data",
     [
         register(empty()).replace(b"REGISTER", b"OPTIONS"),
+        register(empty()).replace(b"From: <sip:", b"From: <sip:another"),
+        register(empty(), more="From: <sip:user2@home1.net>;tag=2\r\n"),
+        register(empty(), more="P-Asserted-Identity: <sip:user2@home1.net>\r\n"),
+        register(empty(), contact="<sip:u@192.0.2.1>;expires=0"),
+        register(empty(), contact="<sip:u@192.0.2.1>;expires=60", expires=0),
+        register(empty(), more="Expires: 0\r\n"),
+        register(empty()).replace(b"Expires: 600\r\n", b""),
         register(empty(), more=f"Authorization: {empty('user2_private@home1.net')}\r\n"),
         register(empty(), more=f"authorization : {empty()}\r\n"),
         register(empty(), more=f"Proxy-Authorization: {empty()}\r\n"),
@@ -47,7 +54,7 @@ def test_an_answer_names_its_nonce() -> None:
         response("200 OK"),
         b"\xff\x00",
     ],
-    ids=range(18),
+    ids=range(25),
 )
 def test_what_two_readers_could_take_for_two_users_is_refused(data: bytes) -> None:
     with pytest.raises(ParseError):

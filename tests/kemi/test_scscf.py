@@ -124,8 +124,22 @@ def test_sequence_numbers_rise_and_the_end_erases(kemi: KemiScscf) -> None:
 
 
 def test_no_key_outlives_what_was_granted_or_the_days_end(kemi: KemiScscf, clock: Clock) -> None:
-    second = registered(kemi)
+    second = registered(kemi, expires=4_000_000_000)
     assert pushed(push(kemi, second, expires=4_000_000_000)).keys[0].not_after == int(clock.now()) + 86_400
+
+
+def test_no_key_outlives_what_the_contact_asked_for(kemi: KemiScscf, clock: Clock) -> None:
+    """ims_isc tells the AS the greater of Expires and the Contact's own; Kamailio grants the latter."""
+    second = registered(kemi, expires=80_000, contact="<sip:u@192.0.2.1:5060>;expires=60")
+    assert pushed(push(kemi, second, expires=80_000)).keys[0].not_after <= clock.now() + 120
+
+
+def test_who_leaves_gets_no_key_whatever_ims_isc_says(kemi: KemiScscf) -> None:
+    registered(kemi)
+    end = register(answer(), cseq=3, branch="z9hG4bKe", expires=0)
+    assert kemi.asked(end)
+    assert kemi.accepted(end)
+    assert push(kemi, end, expires=600) is None
 
 
 def test_nothing_is_pushed_before_the_answer_was_accepted(kemi: KemiScscf) -> None:
@@ -269,7 +283,7 @@ def test_without_rspauth_the_registration_goes_on(kemi: KemiScscf, hss: Hss, war
 
 def test_leaving_is_told(kemi: KemiScscf) -> None:
     assert kemi.leaving(register(answer(), expires=0))
-    assert kemi.leaving(register(answer(), contact="<sip:u@192.0.2.1>;expires=0"))
+    assert kemi.leaving(register(answer(), contact="<sip:u@192.0.2.1>;expires=0", expires=0))
     assert not kemi.leaving(register(answer()))
 
 

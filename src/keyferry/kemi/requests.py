@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 from keyferry.errors import ParseError
 from keyferry.protocol.digest import Credentials
-from keyferry.protocol.identity import Impi, Impu, Reg
+from keyferry.protocol.identity import Impi, Impu, Reg, parse_impu
 from keyferry.protocol.ims.registration import read_register
-from keyferry.protocol.sip.headers import parse_cseq, parse_via_list
+from keyferry.protocol.sip.headers import parse_cseq, parse_expires, parse_name_addr, parse_name_addr_list, parse_via_list
 from keyferry.protocol.sip.message import Message, Request, parse_message
 
 _WHAT: Final = "REGISTER"
@@ -53,10 +53,30 @@ def read_registering(data: bytes, realm: str) -> Registering:
         raise ParseError(_WHAT, "has an Authorization of another scheme or realm")
     if not _IMPI.fullmatch(view.impi):
         raise ParseError(_WHAT, "names a private identity with unusual characters")
+    _check_user(request, view.impu)
+    _check_expires(request)
     answers = credentials is not None and credentials.nonce != "" and credentials.response != ""
     return Registering(
         transaction_of(request), view.impi, view.impu, view.reg, view.every_contact, view.expires, credentials if answers else None
     )
+
+
+def _check_user(request: Request, impu: Impu) -> None:
+    """Refuse a second name for the user: ims_isc takes the filter criteria of P-Asserted-Identity, or else of From, and never asks To."""
+    names = request.all("From")
+    if len(names) != 1 or request.all("P-Asserted-Identity") or parse_impu(parse_name_addr(names[0]).uri) != impu:
+        raise ParseError(_WHAT, "names another user in From or P-Asserted-Identity than in To")
+
+
+def _check_expires(request: Request) -> None:
+    """Refuse what ends for one reader and goes on for another: ims_isc tells the AS the greater of both times, or 0 where there is none."""
+    texts = list(request.all("Expires"))
+    if len(texts) > 1:
+        raise ParseError(_WHAT, "has several Expires")
+    if "*" not in request.all("Contact"):
+        texts += [own for text in request.all("Contact") for one in parse_name_addr_list(text) if (own := one.parameter("expires"))]
+    if not texts or len({parse_expires(text) == 0 for text in texts}) > 1:
+        raise ParseError(_WHAT, "says no time, or one to begin and one to end")
 
 
 def transaction_of(message: Message) -> str:

@@ -164,9 +164,9 @@ class KemiScscf:
         known = self.store.challenged(found.credentials.nonce)
         if known is None or not _is_of(known, found, request):
             return None
-        if found.every_contact and request.expires > 0:
-            return None  # Contact: * ends, and nothing else (RFC 3261 §10.2.2)
-        owner = Owner(known.impi, self._reg, (known.impu,), known.realm, known.aka_time, self._expires_at(request))
+        if found.expires == 0 and request.expires > 0:
+            return None  # who leaves gets no key, whatever ims_isc makes of the times
+        owner = Owner(known.impi, self._reg, (known.impu,), known.realm, known.aka_time, self._expires_at(found, request))
         return self._body(owner, known, as_ids[0], request)
 
     def _body(self, owner: Owner, known: Challenged, as_id: AsId, request: ThirdParty) -> bytes:
@@ -175,8 +175,8 @@ class KemiScscf:
             return erase_body(owner, as_id, seq, seal)
         return key_body(owner, known.k_m, as_id, seq, request, seal, self.policy.key_max_age)
 
-    def _expires_at(self, request: ThirdParty) -> float:
-        return self.now() + min(request.expires, self.policy.max_expires)
+    def _expires_at(self, found: Registering, request: ThirdParty) -> float:
+        return self.now() + min(found.expires, request.expires, self.policy.max_expires)
 
     def _keep_rspauth(self, found: Registering, credentials: Credentials) -> None:
         if self.rspauth is None:
