@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from keyferry.ports import CxClient, CxServing
+from keyferry.ports import CxClient, CxServing, SubscriberStore
 from keyferry.protocol.diameter.base import DiameterIdentity
 from keyferry.roles.cx_client import CxListener, DiameterCx
 from keyferry.roles.cx_exchange import Sessions
@@ -45,7 +45,7 @@ class Wired:
     server: DiameterServer | None = None
 
 
-def an_hss(store: MemorySubscriberStore, **more: object) -> Hss:
+def an_hss(store: SubscriberStore, **more: object) -> Hss:
     return Hss(store, {"default": [criterion()]}, SeededRandom(), RecordingLog(), RecordingCounter(), **more)  # type: ignore[arg-type]
 
 

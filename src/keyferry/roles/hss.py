@@ -153,7 +153,8 @@ class Hss:
             if subscription.server_name == server_name:
                 # Who was challenged elsewhere and did not prove anything has moved nobody.
                 before = self._before.pop(impi, None)
-                await self.subscribers.set_server_name(impi, before if assignment in UNPROVEN else None)
+                # If another S-CSCF has registered the user since we looked, that one stays.
+                await self.subscribers.exchange_server_name(impi, server_name, before if assignment in UNPROVEN else None)
             return b""
         if assignment is not ServerAssignment.NO_ASSIGNMENT:
             former = self._before.pop(impi, subscription.server_name)
