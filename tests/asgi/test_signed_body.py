@@ -295,6 +295,25 @@ async def test_a_slow_body_ends() -> None:
     assert caught.value.status == 408
 
 
+async def test_a_body_that_was_too_slow_can_give_way_still() -> None:
+    """Its time may be over, and the task not yet told, when another one's body needs the room: that one must not fail."""
+    room = Room(100, 100)
+    slow, other = (HeldBody(100, room, hashlib.sha256(), holder, gives_way=True) for holder in ("a", "b"))
+    slow.add(b"x" * 60)
+
+    async def never() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    waiting = asyncio.get_running_loop().create_task(take_body({"headers": []}, never, slow, 100, 0.0))
+    await asyncio.sleep(0)  # from here on its time is over in the loop's next turn
+    asyncio.get_running_loop().call_soon(other.add, b"y" * 60)
+    with pytest.raises(RemoteProtocolError) as caught:
+        await waiting
+    assert caught.value.status == 503
+    assert other.octets == 60
+
+
 async def test_a_full_disk_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     """The request is refused, and the next one may find room."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keyferry.errors import StateError
+from keyferry.errors import StateError, StoreError
 from keyferry.ports import Document
 from keyferry.stores.backup import back_up
 from keyferry.stores.database import Database
@@ -65,3 +65,21 @@ async def test_nothing_is_written_over(tmp_path: Path) -> None:
             back_up(state, tmp_path / "backup")
         with pytest.raises(StateError, match="cannot be written"):
             back_up(state, tmp_path / "no" / "such" / "place")
+
+
+async def test_a_copy_that_fails_leaves_no_secret_behind(tmp_path: Path) -> None:
+    """Transport keys and private keys are copied first; a database that is none comes last. The next attempt finds its place free."""
+    with open_state(tmp_path / "state", random=CountedRandom()) as state:
+        await filled(state)
+        state.path("hss.db").write_bytes(b"no database" * 100)
+        with pytest.raises(StoreError, match=r"hss\.db"):
+            back_up(state, tmp_path / "backup")
+        assert not (tmp_path / "backup").exists()
+        state.path("hss.db").unlink()
+        (tmp_path / "state" / "pki").mkdir()
+        (tmp_path / "state" / "pki" / "gone.pem").symlink_to("nowhere")
+        with pytest.raises(StateError, match="cannot be written"):
+            back_up(state, tmp_path / "backup")
+        assert not (tmp_path / "backup").exists()
+        (tmp_path / "state" / "pki" / "gone.pem").unlink()
+        assert back_up(state, tmp_path / "backup")

@@ -3,22 +3,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, cast
 
 import pytest
 
 from keyferry.asgi.auth import Identity
 from keyferry.asgi.exchange import Message, Receive, Scope, Send
+from keyferry.asgi.proxy.forward import LEFT
 from keyferry.errors import CxError, RemoteProtocolError, StoreError, TransportError
 from keyferry.ports import CxClient, PeerCheck, SipHandler, SipPeer
 from keyferry.ports.correlation import correlate, correlation
 from keyferry.protocol.identity import AsId, Impu, KeyId
+from keyferry.protocol.repeats import WINDOW
 from keyferry.protocol.sip.message import Request, Response, make_response
-from keyferry.wiring.measuring import OTHER, MeasuredCx, MeasuredDoor, MeasuredPushes, measured_handler, outcome_of
+from keyferry.wiring.measuring import (
+    ALL_LINES,
+    GONE,
+    LINES,
+    OTHER,
+    MeasuredCx,
+    MeasuredDoor,
+    MeasuredPushes,
+    RegisterLines,
+    measured_handler,
+    outcome_of,
+)
 from keyferry.wiring.metrics import Metrics
 from roles.network import FakeClock, RecordingLog
 
+Trusts: TypeAlias = Callable[[SipPeer], bool]
 PEER = SipPeer("UDP", "127.0.0.1", 5060)
 ICID = "0123456789abcdef" * 2
 AS = "sip:xcap-as.home1.net:5090"
@@ -47,6 +62,12 @@ def taking(clock: FakeClock, seconds: float, status: int, seen: list[str] | None
     return handle
 
 
+def handled(
+    handler: SipHandler, function: str, metrics: Metrics, clock: FakeClock, log: RecordingLog, trusts: Trusts = lambda _peer: True
+) -> SipHandler:  # fmt: skip
+    return measured_handler(handler, RegisterLines(function, clock, log, trusts), metrics, clock)
+
+
 @pytest.mark.parametrize(
     ("status", "outcome"),
     [(401, "challenged"), (200, "accepted"), (403, "refused"), (420, "refused"), (603, "refused"), (301, "refused"), (500, "failed"),
@@ -54,7 +75,7 @@ def taking(clock: FakeClock, seconds: float, status: int, seen: list[str] | None
 )  # fmt: skip
 async def test_a_register_is_timed_by_its_outcome(status: int, outcome: str) -> None:
     clock, metrics, log = FakeClock(), Metrics(), RecordingLog()
-    handle = measured_handler(taking(clock, 0.2, status), "S-CSCF", metrics, clock, log, core=True)
+    handle = handled(taking(clock, 0.2, status), "S-CSCF", metrics, clock, log)
     try:
         assert (await handle(register(), PEER)).status == status
     except (RemoteProtocolError, RuntimeError):
@@ -67,21 +88,59 @@ async def test_a_register_is_timed_by_its_outcome(status: int, outcome: str) -> 
 
 async def test_other_methods_are_not_timed() -> None:
     clock, metrics, log = FakeClock(), Metrics(), RecordingLog()
-    await measured_handler(taking(clock, 1.0, 200), "S-CSCF", metrics, clock, log, core=True)(register(method="SUBSCRIBE"), PEER)
+    await handled(taking(clock, 1.0, 200), "S-CSCF", metrics, clock, log)(register(method="SUBSCRIBE"), PEER)
     assert metrics.histogram("sip_register_seconds", "S-CSCF", "accepted").count == 0
 
 
-async def test_the_core_believes_an_icid_and_its_edge_does_not() -> None:
-    """RFC 7315 §4.6.2: what a UE writes into P-Charging-Vector is nothing to us; and each request begins anew."""
+async def test_peers_are_believed_an_icid_and_strangers_are_not() -> None:
+    """RFC 7315 §4.6.2: what a UE, or whoever reaches the core, writes into P-Charging-Vector is nothing to us; each request begins anew."""
     clock, seen = FakeClock(), list[str]()
     vector = ("P-Charging-Vector", f'icid-value="{ICID}-2"')
-    for core in (True, False):
-        handle = measured_handler(taking(clock, 0, 200, seen), "P-CSCF", Metrics(), clock, RecordingLog(), core=core)
-        await handle(register(vector), PEER)
-        await handle(register(), PEER)
-        await handle(register(vector, method="SUBSCRIBE"), PEER)
+    handle = handled(taking(clock, 0, 200, seen), "I-CSCF", Metrics(), clock, RecordingLog(), trusts=lambda peer: peer == PEER)
+    for peer in (PEER, SipPeer("UDP", "203.0.113.9", 5060)):
+        await handle(register(vector), peer)
+        await handle(register(), peer)
+        await handle(register(vector, method="SUBSCRIBE"), peer)
     correlate("")
     assert seen == [ICID, "", ICID, "", "", ""]
+
+
+def lines_of(log: RecordingLog, event: str, **wanted: object) -> list[Mapping[str, object]]:
+    return [fields for _, name, fields in log.events if name == event and fields.items() >= wanted.items()]
+
+
+async def test_a_flood_of_strangers_is_some_lines_and_a_number_and_leaves_room_for_others() -> None:
+    """The first of a source and a status in full; after the minute, or at the end, how many more there were; what is accepted always."""
+    clock, log = FakeClock(), RecordingLog()
+    lines = RegisterLines("P-CSCF", clock, log, lambda _peer: False)
+    for number in range(LINES + 30):
+        lines.tell(SipPeer("UDP", "203.0.113.9", 1024 + number), 403, 0.001)
+        lines.tell(SipPeer("UDP", "203.0.113.9", 1024 + number), 200, 0.001)
+        clock.time += 0.1
+    lines.tell(PEER, 403, 0.002)
+    assert len(lines_of(log, "register", status=200)) == LINES + 30
+    assert len(lines_of(log, "register", status=403)) == LINES + 1
+    lines.tell_counts()
+    assert not lines_of(log, "register-repeated")
+    clock.time += WINDOW
+    lines.tell_counts()
+    (told,) = lines_of(log, "register-repeated")
+    assert told == {"function": "P-CSCF", "status": 403, "source": "203.0.113.9", "count": 30, "seconds": 3}
+    for _ in range(LINES + 1):
+        lines.tell(PEER, 401, 0.001)
+    lines.tell_counts(final=True)
+    assert [fields["count"] for fields in lines_of(log, "register-repeated", source="127.0.0.1")] == [1]
+
+
+async def test_what_a_peer_of_ours_carries_is_told_in_full() -> None:
+    """A P-CSCF's REGISTERs are those of many phones."""
+    clock, log = FakeClock(), RecordingLog()
+    lines = RegisterLines("I-CSCF", clock, log, lambda _peer: True)
+    for _ in range(ALL_LINES + 5):
+        lines.tell(PEER, 401, 0.001)
+    lines.tell_counts(final=True)
+    assert len(lines_of(log, "register")) == ALL_LINES
+    assert [fields["count"] for fields in lines_of(log, "register-repeated")] == [5]
 
 
 class FakeSip:
@@ -213,6 +272,35 @@ async def test_an_application_that_fails_is_a_5xx_and_a_strange_status_nothing()
     strange = Exchange(999)
     await strange.run()
     assert not any(count.value for count in strange.measured.answers.values())
+
+
+@pytest.mark.parametrize("known_by", ["receive", "the connection", "nobody"])
+async def test_a_client_that_left_before_the_answer_is_no_failure(known_by: str) -> None:
+    """Nobody answers then; who reads `http.disconnect`, or what the proxy's listener says, knows. Else it is a bug, which is 500."""
+    measured = MeasuredDoor(AsId("xcap.home1.net"), Metrics(), FakeClock())
+
+    async def door(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, send
+        if known_by == "receive":
+            assert (await receive())["type"] == "http.disconnect"
+            raise RuntimeError
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    left = asyncio.get_running_loop().create_future()
+    if known_by == "the connection":
+        left.set_result(None)
+    try:
+        await measured.around(door)({"type": "http", "headers": [], LEFT: left}, receive, send)
+    except RuntimeError:
+        assert known_by == "receive"
+    assert measured.metrics.counter("http_responses", "xcap.home1.net", "none", GONE).value == (known_by != "nobody")
+    assert measured.metrics.counter("http_responses", "xcap.home1.net", "none", "5xx").value == (known_by == "nobody")
+    assert measured.times[5].count == (known_by == "nobody")
 
 
 async def test_what_is_not_http_passes() -> None:

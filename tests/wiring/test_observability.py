@@ -116,6 +116,16 @@ def test_one_event_does_not_fill_the_disk() -> None:
     assert "registered" in lines
 
 
+def test_what_is_refused_keeps_out_nothing_that_is_accepted() -> None:
+    """Of one status in a second no more than of one event; what was left out is told with it."""
+    out = io.StringIO()
+    log = StructLog("json", out)
+    for _ in range(3 * MAX_A_SECOND):
+        log.info("register", status=401)
+    log.info("register", status=200)
+    assert json.loads(out.getvalue().splitlines()[-1])["status"] == 200
+
+
 def test_counts_are_collected_by_name_and_reason() -> None:
     """Prometheus's text format: what is scraped."""
     metrics = Metrics()

@@ -4,19 +4,26 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from keyferry.config import Config
+from keyferry.config import ApplicationServer, Config
 from keyferry.errors import StateError, TransportError
 from keyferry.ports import SipPeer
+from keyferry.ports.correlation import correlate
+from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.wiring.key_agent import is_scscf
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.services import Services, only_loopback, only_tls
 
 AS = "as1.home1.net"
+ICID = "0123456789abcdef" * 2
 
 
 def test_over_tls_the_name_and_the_role_are_wanted() -> None:
@@ -78,3 +85,45 @@ async def test_periodic_work_goes_on_after_a_failure_of_any_kind(tmp_path: Path)
         async with services.exit:
             services.every(0.001, work)
             await asyncio.wait_for(went_on.wait(), 10)
+
+
+@pytest.mark.parametrize(("host", "known"), [("127.0.0.1", ICID), ("192.0.2.7", ICID), ("203.0.113.9", "")])
+async def test_a_stranger_at_the_core_names_no_registration_in_our_log(tmp_path: Path, host: str, known: str) -> None:
+    """The line that says that he is not trusted, and the one of his REGISTER, have no id of his making."""
+    out = io.StringIO()
+    headers = (
+        ("Via", "SIP/2.0/UDP 192.0.2.7;branch=z9hG4bK1"), ("From", "<sip:a@home1.net>;tag=1"), ("To", "<sip:a@home1.net>"),
+        ("Call-ID", "1"), ("CSeq", "1 REGISTER"), ("P-Charging-Vector", f'icid-value="{ICID}-1"'),
+    )  # fmt: skip
+
+    async def handle(request: Request, peer: SipPeer) -> Response:
+        del peer
+        return make_response(request, 401)
+
+    with open_state(tmp_path / "state", random=SystemRandom()) as state:
+        services = Services(Config(), state, SystemClock(), SystemRandom(), StructLog("json", out), Metrics())
+        async with services.exit:
+            node = services.node("I-CSCF", services.trusting(("192.0.2.7",), handle), trusted=("192.0.2.7",))
+            handler = node._server._handler
+            assert handler is not None
+            response = await handler(Request("REGISTER", "sip:home1.net", headers, b""), SipPeer("UDP", host, 5060))
+    correlate("")
+    assert response.status == (401 if known else 403)
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == (["register"] if known else ["peer-not-trusted", "register"])
+    assert {line.get("id", "") for line in lines} == {known}
+
+
+@pytest.mark.parametrize(
+    ("protection", "peer", "known"),
+    [
+        ("tls", SipPeer("TLS", "192.0.2.7", 5061, "scscf1.home1.net", "scscf"), True),
+        ("tls", SipPeer("TLS", "127.0.0.1", 5061, "wiki.home1.net", "as"), False),
+        ("loopback", SipPeer("TCP", "127.0.0.1", 5090), True),
+        ("loopback", SipPeer("TCP", "192.0.2.7", 5090), False),
+        ("ipsec", SipPeer("TCP", "192.0.2.7", 5090), True),
+    ],
+)
+def test_an_as_believes_what_is_an_scscf_by_the_protection_of_isc(protection: str, peer: SipPeer, *, known: bool) -> None:
+    settings = ApplicationServer(as_id="wiki.home1.net", sip_uri="sip:wiki.home1.net", protection=cast("Any", protection))
+    assert is_scscf(settings, peer) is known

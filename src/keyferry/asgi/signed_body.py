@@ -188,7 +188,7 @@ async def take_body(scope: Scope, receive: Receive, body: HeldBody, limit: int, 
         raise RemoteProtocolError(f"the body is over {limit} octets", TOO_LONG)
     try:
         async with asyncio.timeout(seconds) as patience:
-            body.wake = lambda: patience.reschedule(0.0)
+            body.wake = lambda: None if patience.expired() else patience.reschedule(0.0)
             try:
                 await _take_all(receive, body)
             finally:

@@ -27,23 +27,39 @@ FILES: Final = ("version", "user-ids", "ca.pem", "isc", "pki")
 def back_up(state: StateDir, target: Path) -> list[str]:
     """Copy to a new directory, mode 0700, while others may serve; return what it holds.
 
-    The KEK is not among it: what is sealed and what opens it are kept apart. Raises StateError, StoreError.
+    The KEK is not among it: what is sealed and what opens it are kept apart. A copy that fails, or is broken off, leaves nothing behind.
+    Raises StateError, StoreError.
     """
     try:
         target.mkdir(mode=0o700)
-        for name in FILES:
-            source = state.root / name
-            if source.is_dir():
-                shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("*.new", "*.lock"))
-            elif source.exists():
-                shutil.copy2(source, target / name)
-        for path in sorted({path for pattern in LASTING for path in state.root.glob(pattern)}):
-            _copy_database(path, target / path.name)
     except FileExistsError as problem:
         raise StateError(str(target), "is there already", "Name a new directory") from problem
     except OSError as problem:
-        raise StateError(str(target), f"cannot be written: {problem.strerror}", "Check its owner, its mode and the disk") from problem
+        raise _unwritable(target, problem) from problem
+    try:
+        _copy(state.root, target)
+    except BaseException as problem:
+        shutil.rmtree(target, ignore_errors=True)  # transport keys and certificates' private keys are in it
+        if isinstance(problem, OSError):
+            raise _unwritable(target, problem) from problem
+        raise
     return sorted(entry.relative_to(target).as_posix() for entry in target.rglob("*") if entry.is_file())
+
+
+def _copy(root: Path, target: Path) -> None:
+    for name in FILES:
+        source = root / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("*.new", "*.lock"))
+        elif source.exists():
+            shutil.copy2(source, target / name)
+    for path in sorted({path for pattern in LASTING for path in root.glob(pattern)}):
+        _copy_database(path, target / path.name)
+
+
+def _unwritable(target: Path, problem: OSError) -> StateError:
+    what = problem.strerror or "not every file of the state can be copied"  # of several in shutil.Error, which has no number
+    return StateError(str(target), f"cannot be written: {what}", "Check its owner, its mode and the disk")
 
 
 def _copy_database(source: Path, target: Path) -> None:

@@ -6,15 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from keyferry.config.reading import SipSide
-from keyferry.ports import KeyStore
+from keyferry.ports import KeyStore, SipPeer
 from keyferry.protocol.identity import AsId
 from keyferry.protocol.ims.keypush import SKEW
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.roles.appserver import KeyAgent, Pusher
+from keyferry.roles.appserver import PUSHER_ROLE, KeyAgent, Pusher
 from keyferry.roles.reg_event_subscriber import RegEventSubscriber, SubscriberProfile
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.isc import OpeningKeys, OpeningKeysOfAll
-from keyferry.wiring.services import Services
+from keyferry.wiring.services import Services, is_trusted
 from keyferry.wiring.watching import SWEEP, AsWatch, Tasks
 
 
@@ -33,7 +33,9 @@ async def start_key_agent(
         services.metrics, over_tls=over_tls,
         registered=lambda register: watch.registered(register) if settings.reg_event else None,
     )  # fmt: skip
-    node = services.node(f"AS {shown}", lambda request, peer: watch.handle(request, peer), trusted=())
+    node = services.node(
+        f"AS {shown}", lambda request, peer: watch.handle(request, peer), trusted=(), believes=lambda peer: is_scscf(settings, peer)
+    )  # fmt: skip
     watch = _watch(services, settings, node, agent)
     name = parse_sip_uri(settings.sip_uri).host
     if over_tls:
@@ -43,6 +45,13 @@ async def start_key_agent(
         await services.serve_sip("as", node, name, settings.listen_sip or "", shown=shown)
     services.every(60.0, lambda: keys.sweep(services.clock.now()))
     return agent
+
+
+def is_scscf(settings: SipSide, peer: SipPeer) -> bool:
+    """Tell whether a peer is an S-CSCF, as far as ISC's protection says who is: IPsec's rules hold everybody else off."""
+    if settings.protection == "tls":
+        return peer.role == PUSHER_ROLE
+    return settings.protection == "ipsec" or is_trusted((), peer)
 
 
 def _watch(services: Services, settings: SipSide, node: SipNode, agent: KeyAgent) -> AsWatch:

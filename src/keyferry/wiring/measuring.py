@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import asyncio
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from keyferry.asgi.exchange import App, Message, Receive, Scope, Send
+from keyferry.asgi.limits import bucket_name
+from keyferry.asgi.proxy.forward import LEFT
 from keyferry.errors import CxError, RemoteProtocolError
 from keyferry.ports import (
     Clock,
@@ -25,6 +28,7 @@ from keyferry.protocol.aka import AuthVector
 from keyferry.protocol.identity import AsId, Impi, Impu
 from keyferry.protocol.ims.charging import correlation_of
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
+from keyferry.protocol.repeats import Repeats
 from keyferry.protocol.sip.message import Request, Response
 from keyferry.wiring.metrics import Count, Histogram, Metrics
 
@@ -35,6 +39,14 @@ OTHER: Final = "other"
 """The label of an AS that a user's profile names and our configuration does not: such names have no bound."""
 MECHANISMS: Final = ("digest", "first-nonce", "psk", "session", "none")
 CLASSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx")
+GONE: Final = "left"
+"""The class of a request whose client left before the answer: nobody failed."""
+SEVERAL: Final = "several"
+"""The source of what came from more addresses than are told apart."""
+LINES: Final = 60
+"""Lines of one source, function and status other than 2xx, a minute."""
+ALL_LINES: Final = 6_000
+"""And of all of a function; a source takes some 400 octets until the minute is over."""
 _MEASURED: Final = "keyferry.measured"  # of a scope: how its application tells what stands before the door whom it was given
 
 
@@ -47,15 +59,47 @@ def outcome_of(status: int) -> str:
     return "refused" if 300 <= status < 500 or status >= 600 else "failed"
 
 
-def measured_handler(handler: SipHandler, function: str, metrics: Metrics, clock: Clock, log: Log, *, core: bool) -> SipHandler:
-    """Tell each request's registration to the log, time REGISTERs and write a line of each.
+@dataclass(slots=True)
+class RegisterLines:
+    """Write a line of each REGISTER that a function has answered.
 
-    In the `core` peers are trusted, and so is their P-Charging-Vector; what a UE writes there is nothing to us (RFC 7315 §4.6.2).
+    Strangers cause those that are not accepted: of one source and status the first of a minute are lines, the others a number in one.
     """
+
+    function: str
+    clock: Clock
+    log: Log
+    trusts: Callable[[SipPeer], bool]
+    """Whose P-Charging-Vector is believed; what a UE writes there is nothing to us (RFC 7315 §4.6.2)."""
+    of_strangers: Repeats = field(default_factory=lambda: Repeats(full=LINES, all_full=ALL_LINES, kinds=ALL_LINES))
+    of_peers: Repeats = field(default_factory=lambda: Repeats(full=ALL_LINES, all_full=ALL_LINES, kinds=ALL_LINES))
+
+    def tell(self, peer: SipPeer, status: int, seconds: float) -> None:
+        """Write the line, or count it."""
+        if not 200 <= status < 300:
+            repeats, kind = self.of_peers if self.trusts(peer) else self.of_strangers, str(status)
+            if not repeats.take((kind, bucket_name(peer.host)), (kind, SEVERAL), self.clock.now(), self.clock.monotonic()):
+                return
+        self.log.info("register", function=self.function, status=status, ms=int(seconds * 10_000) / 10)
+
+    def tell_counts(self, *, final: bool = False) -> None:
+        """Write what was counted in the minutes that are over; `final`: in this one, too."""
+        now = self.clock.monotonic()
+        for counted in (*self.of_strangers.over(now, final=final), *self.of_peers.over(now, final=final)):
+            status, source = counted.kind
+            self.log.info(
+                "register-repeated", function=self.function, status=int(status), source=source, count=counted.number,
+                seconds=round(counted.until - counted.since),
+            )  # fmt: skip
+
+
+def measured_handler(handler: SipHandler, lines: RegisterLines, metrics: Metrics, clock: Clock) -> SipHandler:
+    """Tell each request's registration to the log, time REGISTERs and write a line of each."""
+    function, trusts = lines.function, lines.trusts
     times: Mapping[str, Histogram] = {each: metrics.histogram("sip_register_seconds", function, each) for each in REGISTER_OUTCOMES}
 
     async def handle(request: Request, peer: SipPeer) -> Response:
-        correlate(correlation_of(request.get("P-Charging-Vector")) if core else "")
+        correlate(correlation_of(request.get("P-Charging-Vector")) if trusts(peer) else "")
         if request.method != "REGISTER":
             return await handler(request, peer)
         began, status = clock.monotonic(), 500
@@ -69,7 +113,7 @@ def measured_handler(handler: SipHandler, function: str, metrics: Metrics, clock
         finally:
             taken = clock.monotonic() - began
             times[outcome_of(status)].observe(taken)
-            log.info("register", function=function, status=status, ms=int(taken * 10_000) / 10)
+            lines.tell(peer, status, taken)
 
     return handle
 
@@ -170,10 +214,10 @@ class _CxTime:
 class _Seen:
     """What is known of one HTTP request."""
 
-    __slots__ = ("admitted", "began", "mechanism", "status")
+    __slots__ = ("admitted", "began", "gone", "mechanism", "status")
 
     def __init__(self, began: float) -> None:
-        self.began, self.admitted, self.mechanism, self.status = began, 0.0, "none", 0
+        self.began, self.admitted, self.mechanism, self.status, self.gone = began, 0.0, "none", 0, False
 
 
 @dataclass(slots=True)
@@ -186,6 +230,7 @@ class MeasuredDoor:
     check: Histogram = field(init=False)
     times: Mapping[int, Histogram] = field(init=False)
     answers: Mapping[tuple[str, int], Count] = field(init=False)
+    gone: Count = field(init=False)
 
     def __post_init__(self) -> None:
         """Show the door from the start, at zero."""
@@ -197,6 +242,7 @@ class MeasuredDoor:
             for mechanism in MECHANISMS
             for each in CLASSES
         }
+        self.gone = metrics.counter("http_responses", as_id, "none", GONE)
 
     def inside(self, app: App) -> App:
         """Return an application that notes when it is asked, and for whom."""
@@ -229,14 +275,26 @@ class MeasuredDoor:
                     self._answered(seen, now())
                 await send(message)
 
+            async def heard() -> Message:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    seen.gone = True
+                return message
+
             try:
-                await door(scope, receive, noted)
+                await door(scope, heard, noted)
             finally:
                 if not seen.status:
-                    seen.status = 500  # what the server answers for an application that failed
-                    self._answered(seen, now())
+                    self._unanswered(seen, scope.get(LEFT), now())
 
         return measured
+
+    def _unanswered(self, seen: _Seen, left: asyncio.Future[None] | None, at: float) -> None:
+        if seen.gone or (left is not None and left.done()):
+            self.gone.value += 1
+            return
+        seen.status = 500  # what the server answers for an application that failed
+        self._answered(seen, at)
 
     def _answered(self, seen: _Seen, at: float) -> None:
         if seen.admitted:

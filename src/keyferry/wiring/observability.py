@@ -21,7 +21,7 @@ from keyferry.wiring.metrics import Metrics as Metrics
 
 LogFormat = Literal["text", "json", "none"]
 MAX_QUEUED = 10_000  # lines, some 3 MB
-MAX_A_SECOND = 200  # lines of one event
+MAX_A_SECOND = 200  # lines of one event, or of one event and status
 
 
 class BackgroundStream:
@@ -72,7 +72,7 @@ class StructLog:
         renderer = structlog.processors.JSONRenderer() if format_ == "json" else structlog.dev.ConsoleRenderer(colors=False)
         self._silent = format_ == "none"
         self._second = 0
-        self._seen: dict[str, int] = {}
+        self._seen: dict[tuple[str, object], int] = {}
         self._logger = structlog.wrap_logger(
             structlog.PrintLogger(cast("TextIO", stream or sys.stderr)),
             processors=[_add_correlation, structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), renderer],
@@ -80,23 +80,24 @@ class StructLog:
 
     def info(self, event: str, **fields: object) -> None:
         """Record what an operator wants to see."""
-        if not self._silent and self._allowed(event):
+        if not self._silent and self._allowed(event, fields.get("status")):
             self._logger.info(event, **fields)
 
     def warning(self, event: str, **fields: object) -> None:
         """Record an alarm."""
-        if not self._silent and self._allowed(event):
+        if not self._silent and self._allowed(event, fields.get("status")):
             self._logger.warning(event, **fields)
 
-    def _allowed(self, event: str) -> bool:
-        """Let MAX_A_SECOND lines of one event through: strangers cause some of them, and must not fill the disk."""
+    def _allowed(self, event: str, status: object) -> bool:
+        """Let MAX_A_SECOND lines of one event and status through: strangers cause some, and must not fill the disk, nor mute others."""
         second = int(time.monotonic())
         if second != self._second:
             before, self._second, self._seen = self._seen, second, {}
-            for name, count in before.items():
+            for (name, of_status), count in before.items():
                 if count > MAX_A_SECOND:
-                    self._logger.warning("log-lines-left-out", of=name, count=count - MAX_A_SECOND)
-        self._seen[event] = count = self._seen.get(event, 0) + 1
+                    also = {} if of_status is None else {"status": of_status}
+                    self._logger.warning("log-lines-left-out", of=name, count=count - MAX_A_SECOND, **also)
+        self._seen[event, status] = count = self._seen.get((event, status), 0) + 1
         return count <= MAX_A_SECOND
 
 

@@ -16,6 +16,7 @@ from keyferry.config import Config, Scscf, split_address
 from keyferry.errors import KeyferryError, TransportError
 from keyferry.ports import Clock, Log, RandomSource, SipHandler, SipObserver, SipPeer
 from keyferry.protocol.identity import AsId
+from keyferry.protocol.repeats import WINDOW
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.protocol.sip.overload import OverloadPolicy
 from keyferry.stores.database import Database
@@ -27,7 +28,7 @@ from keyferry.transports.resolver import TableResolver
 from keyferry.transports.sip_context import Limits
 from keyferry.transports.sip_node import SipNode
 from keyferry.transports.tls_psk import PskContext
-from keyferry.wiring.measuring import measured_handler
+from keyferry.wiring.measuring import RegisterLines, measured_handler
 from keyferry.wiring.observability import Metrics
 from keyferry.wiring.readiness import Readiness
 from keyferry.wiring.tracing import Tracer, both
@@ -90,13 +91,21 @@ class Services:
         """Return the transport keys of an S-CSCF and an AS, which may change while we run. Raises StateError."""
         return LiveIscKeys(self.state, scscf, as_id, self.clock, self.log)
 
-    def node(self, name: str, handler: SipHandler, *, sheds: bool = False, trusted: Collection[str] | None = None) -> SipNode:
+    def node(
+        self, name: str, handler: SipHandler, *, sheds: bool = False, trusted: Collection[str] | None = None,
+        believes: Callable[[SipPeer], bool] | None = None,
+    ) -> SipNode:  # fmt: skip
         """Return a SIP node that listens nowhere yet.
 
         One that `sheds` refuses first REGISTERs under load, if the configuration lets it. `trusted` addresses, and with them this machine's
-        own, may open as many connections as they like; None: nobody may.
+        own, may open as many connections as they like, and say which registration a request belongs to; None: nobody may. `believes` says
+        who else may say so where an address is not what tells.
         """
-        measured = measured_handler(handler, name, self.metrics, self.clock, self.log, core=trusted is not None)
+        known = believes or (lambda peer: trusted is not None and is_trusted(trusted, peer))
+        lines = RegisterLines(name, self.clock, self.log, known)
+        measured = measured_handler(handler, lines, self.metrics, self.clock)
+        self.exit.callback(lines.tell_counts, final=True)
+        self.every(WINDOW, lambda: _told(lines))
         node = self.nodes[name] = SipNode(
             name=name, limits=self.limits.get(name), clock=self.clock, random=self.random, log=self.log, handler=measured,
             observer=both(self.tracer.observe, self.observer), counter=self.metrics,
@@ -177,6 +186,10 @@ class Services:
             await asyncio.gather(task, return_exceptions=True)
 
         self.exit.push_async_callback(end)
+
+
+async def _told(lines: RegisterLines) -> None:
+    lines.tell_counts()
 
 
 async def _is_open(server: HttpServer) -> str:
