@@ -11,8 +11,8 @@ import pytest_asyncio
 
 from keyferry.errors import LocalProtocolError, TransportError
 from keyferry.protocol.diameter import base, cx
-from keyferry.protocol.diameter.base import DisconnectCause, ResultCode, result_of
-from keyferry.protocol.diameter.message import make_avp
+from keyferry.protocol.diameter.base import DiameterIdentity, DisconnectCause, ResultCode, result_of
+from keyferry.protocol.diameter.message import DiameterMessage, make_avp
 from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
 from keyferry.transports.diameter_context import DiameterLimits
 from protocol.diameter.cxkit import HSS, IMPI, KEYS, SCSCF, VECTOR
@@ -139,6 +139,128 @@ async def test_a_peer_that_never_answers_again_is_given_up_and_has_to_prove_itse
     await one.welcome(HSS)
     assert (await one.read()).code == base.DEVICE_WATCHDOG  # REOPEN: not used before three answers
     assert [peer.origin_host for peer in client.connected()] == [HSS2.origin_host]
+
+
+async def test_a_request_without_an_answer_for_half_of_its_time_goes_to_the_next_peer_too(net: Net) -> None:
+    """RFC 6733 §5.5.4: a peer that stands still costs the first requests half of their time, and later ones nothing."""
+    one, two, client = await pair(net)
+    tasks = await asking(client, 3, timeout=5.0)
+    asked = [await one.read() for _ in range(3)]
+    await net.passes(2.4)
+    assert not net.said("diameter-failover")
+    await net.passes(0.15)
+    again = [await two.read() for _ in range(3)]
+    assert [(each.end_to_end, each.retransmitted) for each in again] == [(each.end_to_end, True) for each in asked]
+    assert (await one.read()).code == base.DEVICE_WATCHDOG  # does it live?
+    assert [peer.origin_host for peer in client.connected()] == [HSS2.origin_host]
+    two.send(*[an_maa(each, HSS2) for each in again])
+    await asyncio.gather(*tasks)
+    (task,) = await asking(client)
+    new = await two.read()
+    assert not new.retransmitted
+    two.send(an_maa(new, HSS2))
+    await task
+    assert net.tallies.counts["diameter_peer", "suspect"] == 1
+
+
+async def test_a_peer_that_answers_watchdogs_alone_is_tried_with_one_request_now_and_then(net: Net) -> None:
+    one, two, client = await pair(net)
+
+    async def asked_of(wire: Wire, identity: base.DiameterIdentity) -> None:
+        """Ask once: this peer gets it, and answers."""
+        (task,) = await asking(client)
+        wire.send(an_maa(await application(wire, identity), identity))
+        await task
+
+    async def application(wire: Wire, identity: base.DiameterIdentity) -> DiameterMessage:
+        while (request := await wire.read()).code == base.DEVICE_WATCHDOG:
+            wire.send(base.build_dwa(request, identity))
+        return request
+
+    (task,) = await asking(client)
+    lost = await one.read()
+    await net.passes(2.6)
+    two.send(an_maa(await two.read(), HSS2))
+    await task
+    one.send(base.build_dwa(await one.read(), HSS))  # it lives
+    await ready(client, HSS.origin_host, HSS2.origin_host)
+    for _ in range(3):
+        await asked_of(two, HSS2)
+    one.send(an_maa(lost, HSS))  # late, so it is no proof
+    await net.tallies.until("diameter_dropped", "late-answer")
+    await asked_of(two, HSS2)
+    await net.passes(30.0)
+    trial, other = await asking(client, 2)
+    for wire, identity in ((one, HSS), (two, HSS2)):
+        wire.send(an_maa(await application(wire, identity), identity))
+    await asyncio.gather(trial, other)
+    await asked_of(one, HSS)
+
+
+async def test_one_request_that_takes_long_costs_a_peer_that_answers_others_nothing(net: Net) -> None:
+    one, two, client = await pair(net)
+    (slow,) = await asking(client)
+    hard = await one.read()
+    await net.passes(1.0)
+    (quick,) = await asking(client)
+    one.send(an_maa(await one.read(), HSS))
+    await quick
+    await net.passes(1.6)
+    again = await two.read()
+    assert (again.end_to_end, again.retransmitted) == (hard.end_to_end, True)
+    two.send(an_maa(again, HSS2))
+    await slow
+    assert net.tallies.counts["diameter_peer", "suspect"] == 0
+    (task,) = await asking(client)
+    one.send(an_maa(await one.read(), HSS))
+    await task
+
+
+async def test_a_peer_that_has_just_been_asked_is_not_suspected_for_the_time_that_another_lost(net: Net) -> None:
+    one, two, client = await pair(net)
+    (first,) = await asking(client)
+    await one.read()
+    await net.passes(0.5)
+    (second,) = await asking(client)
+    await one.read()
+    await net.passes(2.05)  # the first is over its half, and takes the second along
+    lost = [await two.read(), await two.read()]
+    await net.passes(0.5)  # now it is the second's half
+    assert [peer.origin_host for peer in client.connected()] == [HSS2.origin_host]
+    two.send(*[an_maa(each, HSS2) for each in lost])
+    await asyncio.gather(first, second)
+    assert net.tallies.counts["diameter_peer", "suspect"] == 1
+
+
+async def test_the_only_peer_is_asked_whatever_it_left_unanswered(net: Net) -> None:
+    listener = await net.listener()
+    client = await net.client(listener.port)
+    wire = await listener.wire()
+    await wire.welcome()
+    (slow,) = await asking(client)
+    asked = await wire.read()
+    await net.passes(4.9)
+    wire.send(an_maa(asked))
+    await slow
+    assert net.tallies.counts["diameter_peer", "suspect"] == net.tallies.counts["diameter_sent", "again"] == 0
+
+
+async def test_of_three_peers_the_third_answers_though_the_others_stand_still(net: Net) -> None:
+    listeners = [await net.listener() for _ in range(3)]
+    third = DiameterIdentity("hss3.home1.net", "home1.net")
+    client = await net.client(*[each.port for each in listeners])
+    wires = [await each.wire() for each in listeners]
+    for wire, identity in zip(wires, (HSS, HSS2, third), strict=True):
+        await wire.welcome(identity)
+    await ready(client, HSS.origin_host, HSS2.origin_host, third.origin_host)
+    (task,) = await asking(client, timeout=5.0)
+    await net.passes(2.55)
+    await net.passes(1.3)
+    wires[2].send(an_maa(await wires[2].read(), third))
+    await task
+    (task,) = await asking(client, timeout=5.0)
+    wires[2].send(an_maa(await wires[2].read(), third))
+    await task
 
 
 async def test_who_cannot_is_not_asked_again_and_the_next_peer_is(net: Net) -> None:

@@ -70,7 +70,16 @@ class Cx(Section, frozen=True, kw_only=True):
         Meta(description="`aaa://HOST:PORT` or, over TLS, `aaas://NAME:PORT`, in order of preference; names are looked up in `[hosts]`"),
     ] = msgspec.field(default_factory=list)
     realm: Annotated[str | None, Meta(description="Destination-Realm; default: `network.home_domain`")] = None
-    timeout: Annotated[float, Meta(gt=0, le=30, description="seconds that an answer may take; then the UE gets 504")] = 5.0
+    timeout: Annotated[
+        float,
+        Meta(
+            gt=0, le=30, description="seconds that an answer may take; then the UE gets 504. After half of it the next peer is asked, too"
+        ),
+    ] = 5.0
+    watchdog: Annotated[
+        float,
+        Meta(ge=6, le=300, description="seconds of silence after which a peer is asked whether it lives, ±2; 6 at least (RFC 3539 §3.4.1)"),
+    ] = 6.0
     networks: Networks = msgspec.field(default_factory=list)
 
 

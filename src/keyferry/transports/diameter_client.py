@@ -21,6 +21,8 @@ from keyferry.transports.tls_stream import TlsStream
 
 MAX_ATTEMPTS: Final = 5
 """Times that one request is sent, whatever peers come and go."""
+MIN_WAIT: Final = 0.1
+"""Seconds without an answer after which another peer is asked, too: half of what is left each time, but this at least."""
 NOBODY: Final = "no peer is connected"
 _ASK_ANOTHER: Final = (ResultCode.UNABLE_TO_DELIVER.to_bytes(4, "big"), ResultCode.TOO_BUSY.to_bytes(4, "big"))
 
@@ -88,7 +90,8 @@ class DiameterClient:
     async def send(self, request: DiameterMessage, *, timeout: float) -> DiameterMessage:  # noqa: ASYNC109 - one coarse timer, no task's
         """Send a request and return its answer, whatever its result; identifiers are given here.
 
-        If more wait than may, the answer is our own TOO_BUSY. Raises TransportError: no answer in `timeout` seconds, or nobody to ask.
+        After half of `timeout` without an answer the next peer is asked, too, with the T flag (RFC 6733 §5.5.4). If more wait than may,
+        the answer is our own TOO_BUSY. Raises TransportError: no answer in `timeout` seconds, or nobody to ask.
         """
         context = self.context
         if self._closed:
@@ -96,14 +99,13 @@ class DiameterClient:
         if len(self._exchanges) >= context.limits.pending:
             context.count("diameter_sent", "busy")
             return error_answer(request, ResultCode.TOO_BUSY, context.identity)
-        exchange = Exchange(request.with_ids(0, context.end_to_end.end_to_end()))
+        exchange = Exchange(request.with_ids(0, context.end_to_end.end_to_end()), context.clock.monotonic(), timeout)
         self._exchanges[exchange] = None
-        deadline = context.deadlines.after(timeout, lambda: self._late(exchange, timeout))
+        self._wait(exchange)
         try:
             self._route(exchange)
             return await exchange.future
         finally:
-            deadline.cancel()
             exchange.forget()
             del self._exchanges[exchange]
 
@@ -188,7 +190,7 @@ class DiameterClient:
                 return
             another = self._choose(exchange)
             if another is not None and exchange.attempts < MAX_ATTEMPTS:
-                another.ask(exchange)
+                self._ask(exchange, another)
                 return
         self.context.count("diameter_sent", "answered")
         exchange.succeed(answer)
@@ -196,30 +198,68 @@ class DiameterClient:
     # ---- requests
 
     def _choose(self, exchange: Exchange) -> DiameterConnection | None:
-        """Return where to send: whom the request names if that one is here (RFC 6733 §6.1.4), else the first."""
+        """Return where to send: whom the request names if that one is here (RFC 6733 §6.1.4), else the first that answers."""
         named = exchange.request.first(DESTINATION_HOST)
         found: DiameterConnection | None = None
+        doubted: DiameterConnection | None = None
         for link in self._links:
             connection = link.connection
             if connection is None or not connection.usable or connection in exchange.places or link in exchange.refused:
                 continue
-            if named is None:
+            if named is not None and named.data.decode("ascii", "replace").lower() == connection.peer.origin_host:
                 return connection
-            if named.data.decode("ascii", "replace").lower() == connection.peer.origin_host:
+            if connection.trust.doubted and not connection.trust.holds(self.context.clock.monotonic(), len(connection.waiting)):
+                doubted = doubted or connection
+            elif named is None:
                 return connection
-            found = found or connection
-        return found
+            else:
+                found = found or connection
+        return found or doubted
 
     def _route(self, exchange: Exchange) -> None:
         """Send a request, or let it wait: for an answer of who is suspected only, or for a peer that may be back at once."""
         connection = self._choose(exchange)
         if connection is not None and exchange.attempts < MAX_ATTEMPTS:
-            connection.ask(exchange)
+            self._ask(exchange, connection)
         elif exchange.places:
             return
         elif exchange.attempts >= MAX_ATTEMPTS or self.context.clock.monotonic() >= self._hoped_until:
             self.context.count("diameter_sent", "unreachable")
             exchange.fail(self._named(), NOBODY)
+
+    def _ask(self, exchange: Exchange, connection: DiameterConnection) -> None:
+        exchange.asked_at = self.context.clock.monotonic()
+        connection.ask(exchange)
+
+    def _wait(self, exchange: Exchange) -> None:
+        """Look again when it has waited for as long as it should where it is, or in all."""
+        due = min(exchange.asked_at + exchange.wait, exchange.ends_at)
+        exchange.deadline = self.context.deadlines.at(due, lambda: self._due(exchange))
+
+    def _due(self, exchange: Exchange) -> None:
+        now = self.context.clock.monotonic()
+        if exchange.future.done():
+            return
+        if now >= exchange.ends_at:
+            self._late(exchange)
+            return
+        if now >= exchange.asked_at + exchange.wait:  # else it was sent elsewhere meanwhile
+            self._overdue(exchange)
+            exchange.wait = now - exchange.asked_at + max((exchange.ends_at - now) / 2, MIN_WAIT)
+        self._wait(exchange)
+
+    def _overdue(self, exchange: Exchange) -> None:
+        """Ask another peer, too; who has answered nobody since it was asked is suspected, and what waits there goes on as well."""
+        another = self._choose(exchange)
+        if another is None or exchange.attempts >= MAX_ATTEMPTS:
+            return
+        where, asked_at = next(reversed(exchange.places), None), exchange.asked_at
+        exchange.again = exchange.again or where is not None
+        self._ask(exchange, another)
+        if where is not None:
+            self.context.count("diameter_sent", "again")
+            if where.trust.answered_at < asked_at:
+                where.suspect()
 
     def _fail_over(self, connection: DiameterConnection) -> None:
         self._again(connection, list(connection.waiting.values()))
@@ -239,15 +279,13 @@ class DiameterClient:
             if exchange.attempts > attempts:
                 self.context.count("diameter_sent", "again")
 
-    def _late(self, exchange: Exchange, seconds: float) -> None:
-        if exchange.future.done():
-            return
+    def _late(self, exchange: Exchange) -> None:
         places = ", ".join(sorted(place.peer.origin_host for place in exchange.places))
         self.context.count("diameter_sent", "timeout" if places else "unreachable")
         self.context.refused(
             "diameter-no-answer", peer=places, command=command_of(exchange.request), end_to_end=exchange.request.end_to_end
         )
-        exchange.fail(places or self._named(), f"no answer in {seconds:g} s" if places else NOBODY)
+        exchange.fail(places or self._named(), f"no answer in {exchange.timeout:g} s" if places else NOBODY)
 
     def _hope(self) -> None:
         """Let requests wait for a peer for a moment: one that is started again is back at once."""
@@ -291,7 +329,8 @@ class DiameterClient:
         opened, end = bool(connection.peer.origin_host), connection.end
         lived = self.context.clock.monotonic() - connection.made_at
         link.failures = 0 if opened and lived >= self.context.timers.watchdog else link.failures + 1
-        link.after_failure = end is not None and end.reason is EndReason.WATCHDOG and bool(self.connected())
+        if opened:  # else a peer that stands still lets us in, and says as little as before
+            link.after_failure = end is not None and end.reason is EndReason.WATCHDOG
 
     async def _connect(self, link: _Link) -> DiameterConnection | None:
         peer = link.peer

@@ -24,6 +24,7 @@ from keyferry.protocol.diameter.peer import Action, Deliver, Ended, EndReason, O
 from keyferry.transports.deadlines import Deadline
 from keyferry.transports.diameter_context import Admission, DiameterContext, RemotePeer
 from keyferry.transports.diameter_exchange import Exchange, Owner
+from keyferry.transports.diameter_trust import Trust
 from keyferry.transports.tls_stream import TlsStream
 
 HIGH_WATER: Final = 256 * 1024
@@ -71,6 +72,7 @@ class DiameterConnection(asyncio.Protocol):
         self._armed_at = 0.0
         self._cut: Deadline | None = None
         self.waiting: dict[int, Exchange] = {}  # by hop-by-hop identifier
+        self.trust = Trust()
         self.in_flight = 0
         self.made_at = context.clock.monotonic()
         self.protected = stream is not None
@@ -100,6 +102,14 @@ class DiameterConnection(asyncio.Protocol):
         exchange.attempts += 1
         self.waiting[number] = exchange
         self.send(request.with_ids(number, request.end_to_end, retransmitted=exchange.again))
+
+    def suspect(self) -> None:
+        """Doubt a peer that has answered nothing since the oldest request that waits there: it gets a watchdog, and nothing new for now."""
+        now = self._context.clock.monotonic()
+        self.trust.failed(now)
+        if self._machine is not None:
+            self._carry_out(self._machine.suspect(now))
+            self._rearm()
 
     def send(self, message: DiameterMessage) -> None:
         """Write a message with others of this turn; to who is gone, nothing. Raises LocalProtocolError if it is too long."""
@@ -322,6 +332,7 @@ class DiameterConnection(asyncio.Protocol):
             self._owner.requested(self, message)
             return
         exchange = self.waiting.get(message.hop_by_hop)
+        self.trust.answered(self._context.clock.monotonic(), in_time=exchange is not None)
         if exchange is None:
             self._context.count("diameter_dropped", "late-answer")
             return

@@ -40,7 +40,7 @@ class DiameterLimits:
     remembered: int = 20_000  # answers kept for requests that come again
     remembered_octets: int = 32 * 1024 * 1024
     remember: float = 30.0  # seconds that they are kept; they hold keys, and who still waits sends again within seconds
-    handling: float = 10.0  # seconds that a request may take; then UNABLE_TO_COMPLY. Less than the watchdog's time
+    handling: float = 10.0  # seconds that a request may take; then UNABLE_TO_COMPLY
     connect: float = 5.0  # seconds to establish a connection, before TLS
     patience: float = 2.0  # seconds that a request waits for a peer after the last one was lost, or after the start
     draining: float = 1.0  # seconds after a DPR of the peer in which answers are still expected from it

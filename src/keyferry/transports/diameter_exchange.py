@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from keyferry.errors import TransportError
 from keyferry.protocol.diameter.message import DiameterMessage
+from keyferry.transports.deadlines import Deadline
 
 if TYPE_CHECKING:
     from keyferry.transports.diameter_connection import DiameterConnection
@@ -16,11 +17,16 @@ if TYPE_CHECKING:
 class Exchange:
     """A request of ours until its answer, its time, or the end of all ways to send it."""
 
-    __slots__ = ("again", "attempts", "future", "places", "refused", "request")
+    __slots__ = ("again", "asked_at", "attempts", "deadline", "ends_at", "future", "places", "refused", "request", "timeout", "wait")
 
-    def __init__(self, request: DiameterMessage) -> None:
+    def __init__(self, request: DiameterMessage, now: float = 0.0, timeout: float = 0.0) -> None:
         """Take a request that has its end-to-end identifier, which it keeps (RFC 6733 §5.5.4)."""
         self.request = request
+        self.asked_at = now  # seconds of the monotonic clock: when it was sent last
+        self.timeout = timeout  # seconds
+        self.ends_at = now + timeout
+        self.wait = timeout / 2  # seconds without an answer after which another peer is asked, too
+        self.deadline: Deadline | None = None
         self.future: asyncio.Future[DiameterMessage] = asyncio.get_running_loop().create_future()
         self.places: dict[DiameterConnection, int] = {}  # where it waits for an answer, and its hop-by-hop identifier there
         self.refused: set[object] = set()  # who said that somebody else should be asked
@@ -38,7 +44,9 @@ class Exchange:
             self.future.set_result(answer)
 
     def forget(self) -> None:
-        """Wait nowhere any more; what still comes is late."""
+        """Wait nowhere any more, and for no time; what still comes is late."""
+        if self.deadline is not None:
+            self.deadline.cancel()
         for connection, number in self.places.items():
             connection.waiting.pop(number, None)
         self.places.clear()

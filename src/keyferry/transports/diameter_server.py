@@ -70,14 +70,13 @@ class DiameterServer:
             context.count("diameter_sent", "busy")
             return error_answer(request, ResultCode.TOO_BUSY, context.identity)
         exchange = Exchange(request.with_ids(0, context.end_to_end.end_to_end()))
-        deadline = context.deadlines.after(timeout, lambda: self._late(exchange, origin_host, timeout))
+        exchange.deadline = context.deadlines.after(timeout, lambda: self._late(exchange, origin_host, timeout))
         self._pending += 1
         try:
             connection.ask(exchange)
             return await exchange.future
         finally:
             self._pending -= 1
-            deadline.cancel()
             exchange.forget()
 
     def connected(self) -> list[RemotePeer]:

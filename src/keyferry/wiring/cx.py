@@ -8,6 +8,7 @@ from typing import NamedTuple
 from keyferry.config import split_address
 from keyferry.config.cx import CxPeer, cx_peers
 from keyferry.protocol.diameter.base import DiameterIdentity
+from keyferry.protocol.diameter.peer import PeerTimers
 from keyferry.roles.cx_client import CxListener, DiameterCx
 from keyferry.roles.cx_exchange import Sessions
 from keyferry.roles.cx_server import CxPolicy, CxServer, DiameterServings
@@ -22,6 +23,8 @@ from keyferry.wiring.services import Listener, Role, Services
 
 ASKERS = ("scscf", "icscf")
 """Roles of certificates that may ask an HSS."""
+HELLO = 5.0
+"""Seconds that who connects to the HSS may take for TLS and its CER."""
 
 
 async def start_cx_server(services: Services, hss: Hss) -> DiameterServings:
@@ -37,6 +40,7 @@ async def start_cx_server(services: Services, hss: Hss) -> DiameterServings:
     node = DiameterServer(
         identity, server.handle, allowed=Admission.of(settings.peers, ASKERS, (*LOOPBACK, *settings.networks)), clock=services.clock,
         random=services.random, log=services.log, counter=services.metrics,
+        timers=PeerTimers(services.config.cx.watchdog, capabilities=HELLO),
     )  # fmt: skip
     services.exit.push_async_callback(node.aclose)
     if settings.listen_diameter is not None:
@@ -67,7 +71,7 @@ async def start_cx_client(services: Services, name: str, role: Role) -> CxParts:
     listener = CxListener(identity, services.log, services.metrics)
     node = DiameterClient(
         [_peer(peer, tls) for peer in found], identity, clock=services.clock, random=services.random, log=services.log,
-        counter=services.metrics, handler=listener.handle,
+        counter=services.metrics, handler=listener.handle, timers=PeerTimers(settings.watchdog),
     )  # fmt: skip
     services.exit.push_async_callback(node.aclose)
     await node.start()

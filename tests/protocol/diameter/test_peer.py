@@ -220,6 +220,14 @@ class TestWatchdog:
         assert names(machine.received(message, 61.0)) == ["resumed", also]
         assert machine.tick(91.0) == [Suspended()]  # the watchdog is still not answered
 
+    def test_who_leaves_requests_unanswered_is_suspected_at_once_and_asked_whether_it_lives(self) -> None:
+        machine = opened()
+        assert names(machine.suspect(10.0)) == ["suspended", "send 280R"]
+        assert (machine.suspect(11.0), answered(machine, 12.0)) == ([], [Resumed()])
+        machine.tick(42.0)  # a watchdog is under way
+        assert machine.suspect(43.0) == [Suspended()]
+        assert machine.tick(73.0) == [Ended(EndReason.WATCHDOG)]
+
     def test_a_watchdog_is_answered(self) -> None:
         machine = opened()
         (sent,) = machine.received(DWR, 3.0)

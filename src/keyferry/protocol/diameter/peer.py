@@ -50,7 +50,7 @@ class Input(Enum):
 
     CAPABLE = auto()  # a CER or CEA that we take
     CAPABLE_AFTER_FAILURE = auto()  # the same, where the last connection ended with a watchdog unanswered
-    SILENT = auto()  # Tw passed with a watchdog unanswered
+    SILENT = auto()  # Tw passed with a watchdog unanswered, or a request went unanswered for as long as it may
     HEARD = auto()  # a message, whichever
     TRUSTED = auto()  # the third watchdog answered
     DISCONNECT = auto()  # a DPR, of whom ever
@@ -216,6 +216,14 @@ class PeerMachine:
         if not self._pending:
             return self._watchdog()
         return self._silent()
+
+    def suspect(self, now: float) -> list[Action]:
+        """Suspect a peer that answers no requests: a watchdog asks whether it lives, and what it says ends that, as RFC 3539 has it."""
+        if self.state is not State.OPEN:
+            return []
+        self._move(Input.SILENT)
+        self.deadline = now + self._tw
+        return [Suspended(), *([] if self._pending else self._watchdog())]
 
     def disconnect(self, cause: DisconnectCause, now: float) -> list[Action]:
         """Leave, of our own will (§5.4): send a DPR and wait for its DPA."""
