@@ -53,6 +53,8 @@ def test_the_names_come_from_the_uri_where_none_are_given(tmp_path: Path) -> Non
             "[0].listen_sip: a security association is between two addresses",
         ),
         (SERVER.replace("10.99.0.2:5090", "0.0.0.0:5090"), "[0].listen_sip: a security association is between two addresses"),
+        (SERVER.replace("10.99.0.2:5090", "[::ffff:10.99.0.2]:5090"), "[0].listen_sip: '::ffff:10.99.0.2' is an IPv4 address written as"),
+        (SERVER.replace("10.99.0.1:6060", "[fe80::1%eth0]:6060"), "scscf1.home1.net.listen: 'fe80::1%eth0' has a zone"),
         (SERVER.replace("10.99.0.1:6060", "scscf:6060"), "scscf1.home1.net.listen: a security association is between two addresses"),
         (SERVER.replace("home1.net:5090", "home1.net:4500"), "[0].sip_uri: port 4500 is IKE's"),
         (SERVER.replace("10.99.0.2:5090", "10.99.0.2:500"), "[0].listen_sip: port 500 is IKE's"),

@@ -28,6 +28,7 @@ from system.serving import environment, keyferry, ready_line, until
 
 LIMIT = 30.0  # seconds
 S, A = "10.99.0.1", "10.99.0.2"
+S6, A6 = "2001:db8:99::1", "2001:db8:99::2"
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
 PROGRAMS = {
     "ip": "iproute2", "nft": "nftables", "charon-systemd": "charon-systemd", "swanctl": "strongswan-swanctl", "tcpdump": "tcpdump",
@@ -139,6 +140,7 @@ def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
         run(ip, "link", "add", home.device, "netns", home.name, "type", "veth", "peer", "name", far.device, "netns", far.name)
         for each in (home, far):
             run(ip, "-n", each.name, "addr", "add", f"{each.address}/24", "dev", each.device)
+            run(ip, "-n", each.name, "addr", "add", f"{S6 if each is home else A6}/64", "dev", each.device, "nodad")
             for device in ("lo", each.device):
                 run(ip, "-n", each.name, "link", "set", device, "up")
         yield home, far
@@ -194,12 +196,22 @@ class Charon:
         self.namespace.run(needed("nft"), "-f", str(self.folder / "isc.nft"))
 
     def without_rules(self) -> None:
-        self.namespace.run(needed("nft"), "delete", "table", "inet", "keyferry_isc")
+        self.namespace.run(needed("nft"), "delete", "table", "inet", self._table())
 
     def dropped(self) -> int:
         """Return how many packets its drop rules have stopped on their way out."""
-        text = self.namespace.run(needed("nft"), "list", "chain", "inet", "keyferry_isc", "to_peer").stdout
+        return self._counted("to_peer")
+
+    def dropped_in(self) -> int:
+        """Return how many packets they have stopped that came from the other side."""
+        return self._counted("from_peer")
+
+    def _counted(self, chain: str) -> int:
+        text = self.namespace.run(needed("nft"), "list", "chain", "inet", self._table(), chain).stdout
         return int(re.search(r"counter packets (\d+) ", text)[1])  # type: ignore[index]
+
+    def _table(self) -> str:
+        return re.search(r"(?m)^table inet (\S+) \{", (self.folder / "isc.nft").read_text())[1]  # type: ignore[index]
 
     def kill(self) -> None:
         """Kill -9, and wait until nothing of it is left."""

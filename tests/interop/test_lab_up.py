@@ -96,6 +96,9 @@ def processes() -> list[int]:
     return found
 
 
+ISC_TABLE = "keyferry_isc_198.18.20.2_198.18.30.1"
+
+
 def inside(lab: dict[str, Any], side: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
     return run("ip", "netns", "exec", f"kf-{lab['id']}-{side}", *words)
 
@@ -203,7 +206,7 @@ def test_the_same_with_ipsec_between_scscf_and_as(labs: Path) -> None:
     check = (sys.executable, "-m", "keyferry", "ipsec", "check", "--json", "--config", f"{made['directory']}/scscf.toml")
     found = json.loads(inside(made, "home", *check).stdout)
     assert found["ok"] is True, found
-    rules = inside(made, "home", "nft", "list", "chain", "inet", "keyferry_isc", "to_peer").stdout
+    rules = inside(made, "home", "nft", "list", "chain", "inet", ISC_TABLE, "to_peer").stdout
     assert "counter packets 0 " in rules, rules
     (device,) = json.loads(inside(made, "home", "ip", "-s", "-j", "link", "show", "dev", "ipsec0").stdout)
     assert device["stats64"]["tx"]["packets"] > 0  # into charon's tunnel
@@ -220,7 +223,7 @@ def test_the_same_with_a_stock_kamailio_as_scscf(labs: Path) -> None:
     names = {part["name"] for part in made["parts"]}
     assert "kamailio" in names
     assert "scscf" not in names
-    rules = inside(made, "home", "nft", "list", "chain", "inet", "keyferry_isc", "to_peer").stdout
+    rules = inside(made, "home", "nft", "list", "chain", "inet", ISC_TABLE, "to_peer").stdout
     assert "counter packets 0 " in rules, rules
     assert keyferry("lab", "down", made["id"], "--state", labs).returncode == 0
     assert not _of(made["id"])

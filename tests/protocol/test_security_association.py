@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
 import pytest
@@ -36,8 +37,27 @@ LIST_SA: Section = {  # as charon 5.9.8 says it
 }  # fmt: skip
 
 
+def with_child(more: Section) -> Section:
+    """Return what charon says, with more about the CHILD_SA."""
+    changed = copy.deepcopy(LIST_SA)
+    changed["isc"]["child-sas"]["isc-xcap-as-home1-net-1"].update(more)  # type: ignore[index,call-overload,union-attr]
+    return changed
+
+
 def test_what_charon_says_is_read() -> None:
     assert child_sas(LIST_SA) == [GOOD]
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("if-id-in", "00000007"), ("if-id-out", "00000007"), ("mark-in", "00000042"), ("mark-out", "00000042"), ("label", "73797374656d5f75"),
+])  # fmt: skip
+def test_an_sa_of_an_interface_a_mark_or_a_label_carries_no_packet_of_ours(name: str, value: str) -> None:
+    """strongSwan's list-sas: `if_id` (XFRM interfaces), marks and labels are in the kernel's policy, and our sockets have none."""
+    (sa,) = child_sas(with_child({name: value, "mark-mask-out": "ffffffff"}))
+    with pytest.raises(ProtectionUnmet, match=f"has {name}"):
+        check_way([sa], WANTED, UDP)
+    (sa,) = child_sas(with_child({name: "00000000"}))
+    check_way([sa], WANTED, UDP)
 
 
 @pytest.mark.parametrize("way", [UDP, TCP])
@@ -77,6 +97,8 @@ def test_an_sa_that_protects(change: dict[str, Any], way: Way) -> None:
         ({"encryption": ""}, "does not encrypt"),
         ({"encryption": "AES_CBC", "integrity": ""}, "does not encrypt"),
         ({"encryption": "AES_CBC", "integrity": "HMAC_MD5_96"}, "does not encrypt"),
+        ({"apart": ("if-id-out",)}, "has if-id-out: the kernel takes no packet of ours for it"),
+        ({"apart": ("mark-in", "mark-out")}, "has mark-in, mark-out"),
         ({"identity": "evil.home1.net"}, "another identity"),
         ({"identity": ""}, "another identity"),
         ({"identity": "XCAP-AS.home1.net"}, "another identity"),

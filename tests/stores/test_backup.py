@@ -58,6 +58,14 @@ async def test_documents_and_what_is_unique_are_kept_and_what_passes_is_not(tmp_
             assert found.body == b"<simservs/>"
 
 
+async def test_the_keys_of_ipsec_pairs_are_kept(tmp_path: Path) -> None:
+    """They cannot be got again from anywhere but the other machine."""
+    with open_state(tmp_path / "state", random=CountedRandom()) as state:
+        (tmp_path / "state" / "ipsec").mkdir(mode=0o700)
+        (tmp_path / "state" / "ipsec" / "a--b.psk").write_text("c2VjcmV0\n")
+        assert "ipsec/a--b.psk" in back_up(state, tmp_path / "backup")
+
+
 async def test_nothing_is_written_over(tmp_path: Path) -> None:
     with open_state(tmp_path / "state", random=CountedRandom()) as state:
         back_up(state, tmp_path / "backup")

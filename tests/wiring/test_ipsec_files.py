@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 import stat
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 
 from keyferry.config import load_config
 from keyferry.errors import ConfigError, StateError
-from keyferry.wiring.ipsec_files import Choices, Pair, drop_rules, pairs_of, psk_file, strongswan_conf, swanctl_conf, write_all
+from keyferry.wiring.ipsec_files import Choices, pairs_of, psk_file, strongswan_conf, swanctl_conf, write_all
+from keyferry.wiring.ipsec_rules import Pair
+from keyferry.wiring.protection import opened_state
 
 SERVER = """[[application_servers]]
 as_id = "{0}.home1.net"
@@ -101,17 +104,6 @@ def test_whoever_may_use_charons_socket_may_run_nothing() -> None:
     assert "    updown {\n      load = no\n" in strongswan_conf(SCSCF)
 
 
-def test_nothing_in_clear_passes_between_the_addresses_but_ike(tmp_path: Path) -> None:
-    for side, own, peer in (("scscf", "10.99.0.1", "10.99.0.2"), ("as", "10.99.0.2", "10.99.0.1")):
-        text = drop_rules([PAIR], side)  # type: ignore[arg-type]
-        assert f"ip saddr {own} ip daddr {peer} jump to_peer" in text
-        assert f"ip saddr {peer} ip daddr {own} jump from_peer" in text
-        assert text.count("counter drop") == 2
-        assert text.index("delete table inet keyferry_isc") < text.index("chain out")
-    six = PAIR._replace(scscf_address="2001:db8::1", server_address="2001:db8::2")
-    assert "ip6 saddr 2001:db8::1 ip6 daddr 2001:db8::2 jump to_peer" in drop_rules([six], "scscf")
-
-
 def test_everything_is_written_for_nobody_else_s_eyes(tmp_path: Path) -> None:
     folder, state = tmp_path / "out", tmp_path / "state"
     written = write_all(folder, state, [PAIR], SCSCF)
@@ -147,6 +139,72 @@ def test_an_identity_that_is_no_host_name_needs_a_key_or_a_certificate_of_one_s_
     pair = PAIR._replace(server="as@home1.net")
     with pytest.raises(ConfigError, match="Use --psk"):
         write_all(tmp_path / "as", tmp_path / "state", [pair], SERVERS)
+
+
+def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
+    """`keyferry ipsec write /tmp` must not shut everybody out of /tmp."""
+    folder = tmp_path / "out"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    written = write_all(folder, tmp_path / "state", [PAIR], SCSCF)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert {stat.S_IMODE(file.stat().st_mode) for file in written} == {0o600}
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o1777, 0o702])
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(StateError, match="others may write to it"):
+        write_all(folder, tmp_path / "state", [PAIR], SCSCF)
+    assert list(folder.iterdir()) == []
+    assert stat.S_IMODE(folder.stat().st_mode) == mode
+
+
+def test_the_kek_of_the_service_manager_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DESIGN §3: where the KEK is kept elsewhere, none is made beside what it seals."""
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    with opened_state(tmp_path / "first"):
+        pass
+    (tmp_path / "first" / "kek").rename(credentials / "kek")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    write_all(tmp_path / "out", tmp_path / "state", [PAIR], SCSCF)
+    assert not (tmp_path / "state" / "kek").exists()
+
+
+def test_a_state_that_holds_only_what_was_carried_there_is_taken(tmp_path: Path) -> None:
+    """docs/ipsec.md: the certificate and the CA's, or the key of a pair, are copied before anything runs there."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    psk = Choices("as", "userspace", "psk", "/run/charon.vici")
+    write_all(tmp_path / "a", first, [PAIR], psk)
+    second.mkdir(mode=0o700)
+    shutil.copytree(first / "ipsec", second / "ipsec")
+    write_all(tmp_path / "b", second, [PAIR], psk)
+    assert psk_file(second, PAIR).read_text() == psk_file(first, PAIR).read_text()
+
+
+def test_an_address_has_one_form(tmp_path: Path) -> None:
+    """RFC 5952: two ways to write one address of IPv6 are one pair, in the form that charon and nft use."""
+    six = FILE.replace('"10.99.0.1:6060"', '"[2001:DB8:0:0::1]:6060"').replace(
+        'trusted_peers = ["10.99.0.1"]', 'trusted_peers = ["2001:db8::1"]'
+    )
+    alike = 'ipsec_child = "isc"\nipsec_identity = "as.home1.net"\n'
+    text = six.replace("10.99.0.2", "2001:db8:0:0::2") + '"notes-as.home1.net" = "2001:DB8::2"\n'
+    text += SERVER.format("xcap") + alike + SERVER.format("notes") + alike
+    assert pairs(tmp_path, text) == [
+        PAIR._replace(child="isc", server="as.home1.net", scscf_address="2001:db8::1", server_address="2001:db8::2")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [("::ffff:10.99.0.2", "written as one of IPv6"), ("fe80::1%eth0", "has a zone"), ("ff02::1", "no machine"), ("0.0.0.0", "no machine")],
+)
+def test_an_address_that_no_rule_could_name_is_refused(tmp_path: Path, address: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        pairs(tmp_path, FILE.replace('"10.99.0.2"', f'"{address}"') + SERVER.format("xcap"))
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:

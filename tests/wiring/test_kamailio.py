@@ -21,6 +21,7 @@ from keyferry.kemi.settings import load_settings
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemRandom
 from keyferry.wiring.kamailio import find_python, write_kamailio
+from keyferry.wiring.protection import opened_state
 
 EXAMPLE = Path(__file__).parents[2] / "examples/kamailio.toml"
 MODULES = (
@@ -51,6 +52,22 @@ def share_fixture(tmp_path: Path) -> Path:
 def example() -> Config:
     """Return the example's settings."""
     return load_config(EXAMPLE)
+
+
+def test_our_state_opens_with_the_kek_of_the_service_manager(
+    tmp_path: Path, modules: Path, share: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DESIGN §3: none is made beside what it seals; Kamailio's own state has one of its own."""
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    with opened_state(tmp_path / "first"):
+        pass
+    (tmp_path / "first" / "kek").rename(credentials / "kek")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    directory, state = tmp_path / "kamailio", tmp_path / "state"
+    write_kamailio(example(), state, directory, python=sys.executable, modules=modules, share=share)
+    assert not (state / "kek").exists()
+    assert (directory / "state" / "kek").read_bytes() != (credentials / "kek").read_bytes()
 
 
 def test_everything_is_written_and_written_again(tmp_path: Path, modules: Path, share: Path) -> None:

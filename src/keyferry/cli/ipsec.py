@@ -14,8 +14,9 @@ from rich.table import Table
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
 from keyferry.config import load_config
 from keyferry.errors import ConfigError
-from keyferry.wiring import ipsec_check, ipsec_files
-from keyferry.wiring.ipsec_files import Choices, Pair, Side
+from keyferry.wiring import ipsec_check, ipsec_files, ipsec_rules
+from keyferry.wiring.ipsec_files import Choices
+from keyferry.wiring.ipsec_rules import Pair, Side
 
 app = typer.Typer(help="IPsec between S-CSCF and application servers, by strongSwan.", no_args_is_help=True)
 
@@ -64,6 +65,8 @@ def write(
         return
     for file in files:
         console.print(str(file), markup=False)
+    if ipsec_files.modes_of_others(folder):
+        console.print(f"\nOthers may look into {folder}, whose mode is left as it was; the files are for you alone.", markup=False)
     place = folder.resolve()
     how = "the kernel, transport mode" if chosen == "kernel" else "user space, tunnel mode in UDP"
     console.print(f"\nESP in {how}. As root, in this order:")
@@ -90,7 +93,7 @@ def check(
     loaded = load_config(config)
     pairs = _pairs(ipsec_files.pairs_of(loaded), as_)
     found = asyncio.run(ipsec_check.check_pairs(pairs, Path(vici or loaded.ipsec.vici), _side(side)))
-    rules = ipsec_check.rules_problem(pairs)
+    rules = ipsec_rules.rules_problem(pairs, _side(side))
     good = not rules and not any(each.problem for each in found)
     if as_json:
         each_pair = [{**each.pair._asdict(), "met": not each.problem, "problem": each.problem} for each in found]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Final, Protocol
 
 from msgspec import Meta
 
-from keyferry.config.reading import Section, address_of, split_address
+from keyferry.config.reading import Section, SipSide, address_of, split_address
 from keyferry.errors import ConfigError
 from keyferry.protocol.sip.uri import parse_sip_uri
 
@@ -38,20 +39,8 @@ Identity = Annotated[
 ]
 
 
-class IpsecSide(Protocol):
+class IpsecSide(SipSide, Protocol):
     """Settings of an application server that this looks at."""
-
-    @property
-    def sip_uri(self) -> str:
-        """ServerName."""
-
-    @property
-    def protection(self) -> str:
-        """Where keys may go."""
-
-    @property
-    def listen_sip(self) -> str | None:
-        """Where pushes arrive, if it is here."""
 
     @property
     def ipsec_child(self) -> str | None:
@@ -113,10 +102,21 @@ def _check_server(where: str, server: IpsecSide) -> None:
         _check_numeric(f"{where}.listen_sip", server.listen_sip)
 
 
+def unfit(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Return why no security association, and no rule of the kernel's, can be for an address; "" where they can."""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return "is an IPv4 address written as one of IPv6: its packets are IPv4's, and no rule for IPv6 would stop them"
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+        return "has a zone, which neither charon nor nft knows"
+    return "is no machine's" if address.is_multicast or address.is_unspecified else ""
+
+
 def _check_numeric(where: str, listen: str) -> None:
     host, port = split_address(listen, where)
     address = address_of(host)
     if address is None or address.is_unspecified:
         raise ConfigError(where, "a security association is between two addresses, and this is none", "Write the numeric address")
+    if problem := unfit(address):
+        raise ConfigError(where, f"{host!r} {problem}", "Write the address that the packets have")
     if port in IKE_PORTS:
         raise ConfigError(where, f"port {port} is IKE's, which goes in clear", "Take another port")

@@ -16,7 +16,8 @@ from keyferry.lab.topology import Side as Network
 from keyferry.lab.topology_files import LabFiles
 from keyferry.lab.topology_record import search_path
 from keyferry.wiring.ipsec_check import check_pairs
-from keyferry.wiring.ipsec_files import Choices, Pair, Side, kernel_has_esp, pairs_of, write_all
+from keyferry.wiring.ipsec_files import Choices, kernel_has_esp, pairs_of, write_all
+from keyferry.wiring.ipsec_rules import Pair, Side
 
 SIDES: Final[dict[Side, Network]] = {"as": "as", "scscf": "home"}
 """Which side of an SA is in which network; the AS's is loaded first: the S-CSCF's begins at once, and takes a refusal for final."""

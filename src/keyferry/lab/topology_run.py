@@ -27,7 +27,7 @@ from keyferry.lab.topology_kamailio import LabKamailio
 from keyferry.lab.topology_record import Record, command, end_lab, environment, marked, must, namespaces_of_all, read_record, search_path
 from keyferry.ports import RandomSource
 from keyferry.transports.clock import SystemRandom
-from keyferry.wiring.ipsec_files import Side as IpsecSide
+from keyferry.wiring.ipsec_rules import Side as IpsecSide
 
 LABS: Final = Path("/run/keyferry-lab")
 """Where labs are; as they, it does not outlive a reboot."""

@@ -26,6 +26,9 @@ SERVICES: Final = {"sip": 5060, "sip-tls": 5061, "sips": 5061, "http-alt": 8080,
 """charon writes a port by its name in /etc/services. A name that is not here covers nothing."""
 PROTOCOLS: Final = {"tcp": "TCP", "6": "TCP", "udp": "UDP", "17": "UDP"}
 
+APART: Final = ("if-id-in", "if-id-out", "mark-in", "mark-out", "label")
+"""Who sends through a CHILD_SA with one of these does so by an interface, a firewall mark or a label of its own: our packets have none."""
+
 _SELECTOR = re.compile(r"([0-9a-fA-F.:]+)(?:/(\d{1,3})|\.\.([0-9a-fA-F.:]+))(?:\[([a-z0-9-]+)(?:/([a-z0-9-]+))?\])?", re.ASCII)
 _RANGE = re.compile(r"(\d{1,5})-(\d{1,5})", re.ASCII)
 
@@ -44,6 +47,7 @@ class ChildSa(NamedTuple):
     integrity: str
     local: tuple[str, ...]  # traffic selectors
     remote: tuple[str, ...]
+    apart: tuple[str, ...] = ()  # what packets need besides, to go through it
 
 
 class Wanted(NamedTuple):
@@ -102,6 +106,7 @@ def _child(ike: Section, child: Section) -> ChildSa:
         protocol=_text(child, "protocol"), spi_in=_text(child, "spi-in"), spi_out=_text(child, "spi-out"),
         encryption=_text(child, "encr-alg"), integrity=_text(child, "integ-alg"),
         local=_list(child.get("local-ts")), remote=_list(child.get("remote-ts")),
+        apart=tuple(name for name in APART if _text(child, name).strip("0")),
     )  # fmt: skip
 
 
@@ -129,6 +134,8 @@ def _weak(sa: ChildSa) -> str:
         return f"the CHILD_SA {sa.name!r} is not of ESP"
     if not (sa.spi_in.strip("0") and sa.spi_out.strip("0")):
         return f"the CHILD_SA {sa.name!r} has one direction only"
+    if sa.apart:
+        return f"the CHILD_SA {sa.name!r} has {', '.join(sa.apart)}: the kernel takes no packet of ours for it"
     if sa.encryption not in AEAD and not (sa.encryption in ENCRYPTION and sa.integrity in INTEGRITY):
         return f"the CHILD_SA {sa.name!r} does not encrypt, or has no integrity, as TS 33.210 wants it"
     return ""

@@ -21,7 +21,7 @@ LASTING: Final = ("hss.db", "as-*.db")
 """Databases of which a copy is of use."""
 PASSING: Final = ("held_set", "held_key", "held_impu", "key_store", "key_store_began", "first_nonce")
 """Tables of pushed keys: without them a restored AS is one that lost its keys, so that it gets them again (DESIGN §6)."""
-FILES: Final = ("version", "user-ids", "ca.pem", "isc", "pki")
+FILES: Final = ("version", "user-ids", "ca.pem", "isc", "ipsec", "pki")
 
 
 def back_up(state: StateDir, target: Path) -> list[str]:

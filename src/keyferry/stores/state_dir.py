@@ -38,6 +38,7 @@ MAX_KEY_FILE = 16_384
 """Octets: a hundred keys of 64 octets in base64; two are in use at most."""
 
 _OWN = {"version", "lock", "agent.lock", "kek.lock", "kek", "user-ids", "isc"}
+_CARRIED = {"ca.pem", "pki", "ipsec"}
 _NAME = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._@:\[\]-]{0,99}")
 _KEK_KID = re.compile(rf"[0-9a-f]{{{2 * KID_OCTETS}}}")
 TRANSPORT_KID = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -205,8 +206,8 @@ def _check_directory(path: Path) -> None:
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise StateError(str(path), "may be entered by other users", f"Run: chmod 700 {path}")
     if not (path / "version").exists():
-        # what a first start that was interrupted may have left is welcome
-        others = {entry.name.removesuffix(_NEW) for entry in path.iterdir()} - _OWN
+        # what a first start that was interrupted may have left is welcome, and what was carried here from another machine
+        others = {entry.name.removesuffix(_NEW) for entry in path.iterdir()} - _OWN - _CARRIED
         if others:
             raise StateError(str(path), "holds other files and is no state directory", "Choose a new or an empty directory")
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `keyferry ipsec check` asks: charon, once for each pair, and whether the drop rules are loaded."""
+"""What `keyferry ipsec check` asks charon, once for each pair."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from keyferry.errors import ProtectionUnmet, TransportError
 from keyferry.protocol.security_association import Wanted, Way, check_way, child_sas
 from keyferry.transports.vici import Vici
-from keyferry.wiring.ipsec_files import NFT_TABLE, Pair, Side, nft
+from keyferry.wiring.ipsec_rules import Pair, Side
 
 
 class Checked(NamedTuple):
@@ -50,21 +49,3 @@ def _ways(pair: Pair, side: Side) -> list[Way]:
         udp = Way("UDP", pair.scscf_address, pair.scscf_port, pair.server_address, pair.server_port)
         return [udp, udp._replace(transport="TCP", local_port=0)]
     return [Way("UDP", pair.server_address, pair.server_port, pair.scscf_address, pair.scscf_port)]
-
-
-def rules_problem(pairs: Sequence[Pair]) -> str:
-    """Return what is wrong with the drop rules of this machine, or network namespace; "" nothing."""
-    path = nft()
-    if path is None:
-        return "nft is not installed"
-    try:
-        command = [path, "list", "table", "inet", NFT_TABLE]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603 - fixed words
-    except (OSError, subprocess.TimeoutExpired) as problem:
-        return f"nft failed: {type(problem).__name__}"
-    if done.returncode:
-        return f"the table inet {NFT_TABLE} is not loaded, or this user may not look"
-    missing = [each for pair in pairs for each in (pair.scscf_address, pair.server_address) if each not in done.stdout.split()]
-    if missing or "drop" not in done.stdout:
-        return f"the table inet {NFT_TABLE} does not name {', '.join(missing)}" if missing else "they drop nothing"
-    return ""

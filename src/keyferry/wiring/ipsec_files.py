@@ -5,27 +5,26 @@ from __future__ import annotations
 
 import base64
 import gzip
-import ipaddress
 import os
 import re
-import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from keyferry.config import Config, split_address
-from keyferry.config.ipsec import child_of, identity_of
+from keyferry.config.ipsec import child_of, identity_of, unfit
 from keyferry.config.reading import address_of
 from keyferry.errors import ConfigError, ParseError, StateError, TransportError
 from keyferry.protocol.identity import parse_as_id
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.pki import Pki
 from keyferry.transports.resolver import TableResolver
+from keyferry.wiring.ipsec_rules import Pair, Side, drop_rules
+from keyferry.wiring.protection import opened_state
 
-Side = Literal["scscf", "as"]
 Esp = Literal["kernel", "userspace"]
 Authentication = Literal["certificate", "psk"]
 
@@ -34,25 +33,7 @@ IKE_PROPOSALS: Final = "aes128gcm16-prfsha256-ecp256, aes128-sha256-ecp256, aes1
 ESP_PROPOSALS: Final = "aes128gcm16-ecp256, aes128-sha256-ecp256, aes128-sha256-modp2048"
 """TS 33.210 §5.3.3, §5.3.4; with the groups each rekeying has forward secrecy. No NULL: the packets carry keys."""
 PSK_OCTETS: Final = 32
-NFT_TABLE: Final = "keyferry_isc"
 _PSK = re.compile(r"[A-Za-z0-9+/]{43}=", re.ASCII)
-
-
-class Pair(NamedTuple):
-    """One S-CSCF's address and one application server's: what one CHILD_SA is between."""
-
-    child: str
-    scscf: str  # identity
-    scscf_address: str
-    scscf_port: int
-    server: str  # identity
-    server_address: str
-    server_port: int
-
-    def ends(self, side: Side) -> tuple[str, str, str, str]:
-        """Return our identity and address, and those of the other side."""
-        ours, theirs = (self.scscf, self.scscf_address), (self.server, self.server_address)
-        return (*ours, *theirs) if side == "scscf" else (*theirs, *ours)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +57,8 @@ def pairs_of(config: Config) -> list[Pair]:
         where = f"application_servers[{place}]"
         address, port = _address(where, server.sip_uri, server.listen_sip, resolver)
         for scscf in config.scscfs:
-            host, own_port = split_address(scscf.listen, f"{scscf.name}.listen")
+            own, own_port = split_address(scscf.listen, f"{scscf.name}.listen")
+            host = _numeric(f"{scscf.name}.listen", own)
             pair = Pair(child_of(server), scscf.name, host, own_port, identity_of(server), address, port)
             known = pairs.setdefault((host, address), pair)
             if (known.child, known.server) != (pair.child, pair.server):
@@ -95,11 +77,19 @@ def _address(where: str, sip_uri: str, listen: str | None, resolver: TableResolv
         hop = resolver.resolve(parse_sip_uri(sip_uri))
     except TransportError:
         if listen is not None:
-            return split_address(listen, f"{where}.listen_sip")
+            host, port = split_address(listen, f"{where}.listen_sip")
+            return _numeric(f"{where}.listen_sip", host), port
         raise ConfigError(f"{where}.sip_uri", "has no address", "Add its host under [hosts]") from None
-    if address_of(hop.host) is None:
-        raise ConfigError("hosts", f"{hop.host!r} is no address, and an SA is between two", "Write the numeric address there")
-    return hop.host, hop.port
+    return _numeric("hosts", hop.host.strip("[]")), hop.port
+
+
+def _numeric(where: str, text: str) -> str:
+    """Return an address in the one form that charon and nft write it in."""
+    address = address_of(text)
+    problem = "is no address, and an SA is between two" if address is None else unfit(address)
+    if address is None or problem:
+        raise ConfigError(where, f"{text!r} {problem}", "Write the numeric address there")
+    return str(address)
 
 
 def kernel_has_esp() -> bool:
@@ -124,14 +114,28 @@ def kernel_has_esp() -> bool:
 def write_all(folder: Path, state: Path, pairs: Sequence[Pair], choices: Choices) -> list[Path]:
     """Write everything for one machine into a folder; return the files. Raises ConfigError, StateError."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-        with open_state(state, random=SystemRandom()) as opened:
+        _make_folder(folder)
+        with opened_state(state) as opened:
             return _written(folder, opened.root, pairs, choices)
     except OSError as problem:
         raise StateError(
             str(problem.filename or folder), f"cannot be written: {problem.strerror}", "Give a folder of your own"
         ) from problem
+
+
+def _make_folder(folder: Path) -> None:
+    """Make it, or take it as it is: its mode is its owner's to say. Raises OSError, StateError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        if folder.is_dir() and modes_of_others(folder) & 0o022:
+            problem = "others may write to it, and put their own configuration in place of this one"
+            raise StateError(str(folder), problem, f"Name a new folder, or run: chmod go-w {folder}") from None
+
+
+def modes_of_others(folder: Path) -> int:
+    """Return what group and others may do with a folder, as mode bits. Raises OSError."""
+    return stat.S_IMODE(folder.stat().st_mode) & 0o077
 
 
 def _written(folder: Path, state: Path, pairs: Sequence[Pair], choices: Choices) -> list[Path]:
@@ -312,51 +316,3 @@ def _connection(pair: Pair, choices: Choices) -> str:
     }}
   }}
 """
-
-
-def drop_rules(pairs: Sequence[Pair], side: Side) -> str:
-    """Return rules for nftables that let nothing but IKE and ESP pass between the addresses of a pair in clear, charon or no charon."""
-    jumps_out, jumps_in = [], []
-    for pair in pairs:
-        _, own, _, peer = pair.ends(side)
-        family = "ip" if ipaddress.ip_address(own).version == 4 else "ip6"
-        jumps_out.append(f"    {family} saddr {own} {family} daddr {peer} jump to_peer")
-        jumps_in.append(f"    {family} saddr {peer} {family} daddr {own} jump from_peer")
-    return f"""#!/usr/sbin/nft -f
-# Written by `keyferry ipsec write`. Load it BEFORE charon, and at every start of the machine: nft -f isc.nft
-# Between the addresses below nothing passes in clear but IKE and ESP, whether charon runs, hangs or was killed: in user space its TUN
-# device and its routes go with it, and packets would go out over the ordinary route. `keyferry serve` asks charon before each packet;
-# these rules stand behind that, for what happens between the answer and the packet, and for what TCP in the kernel sends again.
-
-table inet {NFT_TABLE}
-delete table inet {NFT_TABLE}
-table inet {NFT_TABLE} {{
-  chain out {{
-    type filter hook output priority filter; policy accept;
-{chr(10).join(jumps_out)}
-  }}
-  chain to_peer {{
-    udp sport {{ 500, 4500 }} udp dport {{ 500, 4500 }} accept   # IKE, and ESP in UDP
-    meta l4proto esp accept
-    oifname "ipsec*" accept               # into charon's TUN device
-    rt ipsec exists accept                # to be transformed by the kernel
-    counter drop
-  }}
-  chain in {{
-    type filter hook input priority filter; policy accept;
-{chr(10).join(jumps_in)}
-  }}
-  chain from_peer {{
-    udp sport {{ 500, 4500 }} udp dport {{ 500, 4500 }} accept
-    meta l4proto esp accept
-    iifname "ipsec*" accept
-    meta ipsec exists accept              # was transformed by the kernel
-    counter drop
-  }}
-}}
-"""
-
-
-def nft() -> str | None:
-    """Return the path of nft, None where there is none."""
-    return shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")

@@ -27,6 +27,7 @@ from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.ims.user_profile import naf_of
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemRandom
+from keyferry.wiring.protection import opened_state
 from keyferry.wiring.services import server_name_of
 
 MODULES: Final = (
@@ -254,7 +255,7 @@ def _import_paths(paths: list[str]) -> tuple[str, ...]:
 
 def _shared_keys(scscf: str, servers: Mapping[str, tuple[AsId, ...]], source: Path) -> dict[AsId, dict[str, Secret]]:
     """Return the transport keys of Kamailio's pairs alone, made where they are not."""
-    with open_state(source, random=SystemRandom()) as state:
+    with opened_state(source) as state:
         return {as_id: state.isc_keys(scscf, as_id) for as_ids in servers.values() for as_id in as_ids}
 
 
