@@ -161,10 +161,12 @@ class Home:
 
     async def restart_scscf(self) -> None:
         await self.scscf.notifier.aclose()
+        await self.scscf.reports.aclose()
         self.start_scscf()
 
     async def aclose(self) -> None:
         await self.scscf.notifier.aclose()
+        await self.scscf.reports.aclose()
         await self.reg_event.aclose()
         assert self.network.failures == []
 

@@ -14,8 +14,13 @@ NOT_REACHED = range(3002, 3005)
 """UNABLE_TO_DELIVER, REALM_NOT_SERVED, TOO_BUSY (RFC 6733 §7.1.3): the HSS has not judged."""
 
 
+def is_unreached(problem: CxError) -> bool:
+    """Tell whether the HSS has not judged: asking again may help."""
+    return problem.code in NOT_REACHED and not problem.experimental
+
+
 def status_of(problem: CxError) -> int:
     """Return 403 where the HSS said no, 504 where it could not be asked, 500 where it failed."""
     if problem.experimental and problem.code in FORBIDDEN:
         return 403
-    return 504 if problem.code in NOT_REACHED and not problem.experimental else 500
+    return 504 if is_unreached(problem) else 500

@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from keyferry.config import Scscf as Settings
-from keyferry.errors import KeyferryError
 from keyferry.ports import CxClient, PeerCheck, RegistrationStore
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.ims.user_profile import cached_user_profile
@@ -78,11 +77,8 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
     over_tls = any(str(server.protection) == "tls" for server in services.config.application_servers)
     tls = services.identity(node, settings.name, "scscf") if over_tls else None
     await services.serve_sip("scscf", node, settings.name, settings.listen, tls=tls)
-    try:
-        await scscf.sweep()
-    except KeyferryError as problem:  # a store that fails for one user must not keep the others out
-        services.log.warning("first-sweep-failed", problem=str(problem))
-    services.every(settings.sweep, scscf.sweep)
+    services.exit.push_async_callback(registrar.reports.aclose)
+    services.every(settings.sweep, scscf.sweep, first=0.0)  # beside the start: what has ended while we were away keeps nobody out
     if ipsec is not None:
         ipsec.release = lambda name: notifier.gate(name).try_now()
         ipsec.abandon = node.abandon

@@ -166,12 +166,14 @@ class Services:
         proto = f"psk{tls.door.version.replace('.', '')}" if isinstance(tls, PskContext) else "https" if tls else "http"
         self.listeners.append(Listener(role, proto, *address, name))
 
-    def every(self, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
-        """Do some work again and again until the end; the first time after `seconds`."""
+    def every(self, seconds: float, work: Callable[[], Awaitable[object]], *, first: float | None = None) -> None:
+        """Do some work again and again until the end; the first time after `first` seconds, or else after `seconds`."""
 
         async def run() -> None:
+            pause = seconds if first is None else first
             while True:
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(pause)
+                pause = seconds
                 try:
                     await work()
                 except KeyferryError as problem:

@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import Sequence
 
 from keyferry.errors import CxError
-from keyferry.ports import PendingPush, ServerAssignment
+from keyferry.ports import PendingPush, ServerAssignment, SubscribedImpu
 from keyferry.protocol.identity import Impi, Impu, Reg
-from roles.home import NOTES, SCSCF, XCAP, Home, criterion, open_home
+from roles.home import NOTES, SCSCF, XCAP, Home, criterion, open_home, subscriber
 from roles.manual import SIP_ALICE, Manual, on, requests
 from roles.network import settle
 
@@ -153,6 +153,27 @@ class TestDeregistration:
         assert (await home.registrations.count(), await home.keys_at()) == (0, 0)
         assert home.log.warnings == ["cx-error"]
 
+    async def test_an_hss_that_does_not_answer_keeps_no_key_alive_meanwhile(self, home: Home) -> None:
+        alice, asked, gate = home.device(), asyncio.Event(), asyncio.Event()
+        await alice.register()
+
+        class Hanging:
+            async def server_assignment(self, impi: Impi, impu: Impu, name: str, assignment: ServerAssignment) -> bytes:
+                asked.set()
+                await gate.wait()
+                raise CxError(3002, "DIAMETER_UNABLE_TO_DELIVER")
+
+        object.__setattr__(home.scscf, "cx", Hanging())
+        leaving = asyncio.ensure_future(alice.deregister())
+        await asyncio.wait_for(asked.wait(), 5)
+        await settle()
+        assert await home.keys_at() == 0
+        object.__setattr__(home.scscf, "cx", home.hss)
+        gate.set()
+        await leaving
+        await settle()  # and it is told as soon as it is back
+        assert (await home.hss.user_authorization(alice.impi, SIP_ALICE, "")).server_name is None
+
 
 class TestExpiry:
     """§5.4.1.5: the registration timer."""
@@ -186,6 +207,43 @@ class TestExpiry:
             await home.scscf.sweep()
             await settle()
             assert await home.key_of(alice) is not None
+
+    async def test_the_sweep_does_not_wait_for_an_hss_that_does_not_answer(self) -> None:
+        users = [f"user{number:03}" for number in range(50)]
+        known = [subscriber(user, impus=(SubscribedImpu(Impu(f"sip:{user}@home1.net")),)) for user in users]
+        async with open_home(subscribers=known) as home:
+            for user in users:
+                await home.device(user, expires=600).register()
+            waiting, gate = 0, asyncio.Event()
+
+            class Hanging:
+                async def server_assignment(self, impi: Impi, impu: Impu, name: str, assignment: ServerAssignment) -> bytes:
+                    nonlocal waiting
+                    waiting += 1
+                    await gate.wait()
+                    waiting -= 1
+                    return await home.hss.server_assignment(impi, impu, name, assignment)
+
+            object.__setattr__(home.scscf, "cx", Hanging())
+            await home.clock.advance(601)
+            assert await asyncio.wait_for(home.scscf.sweep(), 5) == 50
+            await settle()
+            assert (await home.keys_at(), await home.registrations.count(), waiting) == (0, 0, 32)
+            gate.set()
+            await settle()
+            assert (len(home.scscf.reports), waiting) == (0, 0)
+            assert [await home.subscribers.server_name(one.impi) for one in known] == [None] * 50
+
+    async def test_nor_for_a_user_whose_register_does(self, home: Home) -> None:
+        first, second = home.device(expires=600), home.device("bobby", expires=600)
+        await first.register()
+        await second.register()
+        await home.clock.advance(601)
+        async with home.scscf.turns.turn(first.impi):
+            assert await asyncio.wait_for(home.scscf.sweep(), 5) == 1
+        assert await home.scscf.sweep() == 1
+        await settle()
+        assert await home.keys_at() == 0
 
     async def test_one_renewed_while_others_were_ended_stays(self, home: Home) -> None:
         first, second = home.device(expires=600), home.device("bobby", expires=600)

@@ -14,6 +14,7 @@ from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.marker import parse_marker
 from roles.home import SCSCF, Home, open_home
 from roles.manual import DEVICE, SIP_ALICE, Manual
+from roles.network import settle
 
 
 @dataclass
@@ -48,6 +49,7 @@ async def test_a_wrong_answer_frees_the_user_at_the_hss(home: Home) -> None:
     given = ue.answer(await ue.send())
     assert (await home.hss.user_authorization(ue.impi, SIP_ALICE, "")).server_name == SCSCF  # MAR assigned it
     assert (await ue.send(replace(given, response="0" * 32))).status == 403
+    await settle()
     assert told.seen == [ServerAssignment.AUTHENTICATION_FAILURE]
     assert (await home.hss.user_authorization(ue.impi, SIP_ALICE, "")).server_name is None
 
@@ -59,6 +61,7 @@ async def test_no_answer_frees_the_user_when_reg_await_auth_ends(home: Home) -> 
     await ue.send()
     await home.clock.advance(241)
     await home.scscf.sweep()
+    await settle()
     assert told.seen == [ServerAssignment.AUTHENTICATION_TIMEOUT]
 
 
@@ -72,6 +75,7 @@ async def test_a_stranger_cannot_end_a_registration_by_failing(home: Home, answe
         await stranger.send()
         await home.clock.advance(241)
         await home.scscf.sweep()
+    await settle()
     assert told.seen == []
     assert (await home.hss.user_authorization(stranger.impi, SIP_ALICE, "")).server_name == SCSCF
 
@@ -81,6 +85,7 @@ async def test_nor_a_registration_that_is_under_way(home: Home) -> None:
     given = alice.answer(await alice.send())
     stranger.usim = alice.usim
     assert await wrong(stranger) == 403
+    await settle()
     assert told.seen == []
     assert (await alice.send(given)).status == 200
 
@@ -89,12 +94,18 @@ async def test_an_hss_that_cannot_be_told_changes_no_answer(home: Home) -> None:
     told = watch(home)
     told.broken = True
     assert await wrong(Manual(home)) == 403
-    assert home.log.warnings == ["authentication-failed", "authentication-report-failed"]
+    await settle()
+    assert home.log.warnings == ["authentication-failed", "hss-report-waits"]
+    told.broken = False
+    await home.clock.advance(1)
+    await settle()
+    assert told.seen == [ServerAssignment.AUTHENTICATION_FAILURE] * 2
 
 
 async def test_an_answer_without_a_challenge_is_no_failure(home: Home) -> None:
     told, ue = watch(home), Manual(home)
     assert (await ue.send(Credentials(ue.impi, "home1.net", "x", "sip:home1.net", "0" * 32))).status == 401
+    await settle()
     assert told.seen == []
 
 

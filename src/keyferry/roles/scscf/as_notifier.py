@@ -166,7 +166,12 @@ class AsNotifier:
         """Start the deliveries of a committed registration, or of its end; `wait` for them at most `push_wait` ("key first")."""
         began = self.clock.monotonic()
         begun = self.begin(owed, registration)
-        if not wait or not begun:
+        if wait:
+            await self.wait_for(begun, began)
+
+    async def wait_for(self, begun: Sequence[tuple[asyncio.Task[None], PendingPush]], began: float) -> None:
+        """Wait at most `push_wait` for deliveries that were begun then (monotonic seconds)."""
+        if not begun:
             return
         gates = {task: self.gate(push.server_name) for task, push in begun if not task.done()}
         waited = [task for task, gate in gates.items() if gate.is_open and not gate.silent]

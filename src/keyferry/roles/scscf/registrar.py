@@ -26,10 +26,11 @@ from keyferry.protocol.ims.ifc import InitialFilterCriteria, RegistrationType
 from keyferry.protocol.ims.registration import IntervalTooBrief, RegisterView, granted, integrity_protected, read_register
 from keyferry.protocol.ims.user_profile import UserProfile
 from keyferry.protocol.sip.message import Request, Response, make_response, refuse_method, unsupported_tags
-from keyferry.roles.cx_status import status_of
+from keyferry.roles.cx_status import is_unreached, status_of
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
 from keyferry.roles.scscf.authenticator import Authenticator, Challenged, Proven, Refused
 from keyferry.roles.scscf.bindings import check_order, contacts_of, held_of, is_of, may_stay, with_device
+from keyferry.roles.scscf.hss_reports import FAILURES, HssReports
 from keyferry.roles.scscf.owing import Owing, expiry_request, profile_of
 from keyferry.roles.scscf.reauthentication import Reauthentications
 from keyferry.roles.scscf.reg_document import ContactNews
@@ -81,9 +82,11 @@ class Registrar:
     reauthentications: Reauthentications = field(default_factory=Reauthentications)
     turns: Turns = field(default_factory=Turns)
     owing: Owing = field(init=False)
+    reports: HssReports = field(init=False)
 
     def __post_init__(self) -> None:
-        """Prepare what works out the pushes."""
+        """Prepare what works out the pushes, and what tells the HSS."""
+        object.__setattr__(self, "reports", HssReports(self._report, self.clock, self.notifier.sleep, self.log, self.counter))
         object.__setattr__(self, "owing", Owing(self.notifier, self.clock, self.policy.shared_ifc))
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
@@ -102,7 +105,7 @@ class Registrar:
                 case Challenged():
                     return make_response(request, 401, headers=(("WWW-Authenticate", outcome.www_authenticate),), to_tag=self._tag())
                 case Refused():
-                    await self._report_failure(view.impi, view.impu, ServerAssignment.AUTHENTICATION_FAILURE)
+                    self.reports.owe(view.impi, view.impu, ServerAssignment.AUTHENTICATION_FAILURE)
                     return make_response(request, 403, to_tag=self._tag())
                 case Proven():
                     async with self.turns.turn(view.impi):
@@ -208,32 +211,36 @@ class Registrar:
         return grant if proven.k_m is None else min(grant, int(aka_time + self.notifier.policy.key_max_age - now))
 
     async def sweep(self) -> int:
-        """End registrations whose time is over (§5.4.1.4 by expiry) and take up owed pushes; return how many ended."""
+        """End registrations whose time is over (§5.4.1.4 by expiry) and take up owed pushes; return how many ended.
+
+        It waits neither for the HSS nor for who does: a user whose REGISTER is under way is looked at by the next sweep.
+        """
         unanswered = {challenge.impi: challenge for challenge in self.authenticator.challenges.sweep(self.clock.now())}
         for impi, challenge in list(unanswered.items())[:REPORT_BATCH]:
             self.authenticator.diagnosis.unanswered(challenge)
-            await self._report_failure(impi, challenge.impu, ServerAssignment.AUTHENTICATION_TIMEOUT)
+            self.reports.owe(impi, challenge.impu, ServerAssignment.AUTHENTICATION_TIMEOUT)
         ended = 0
         for over in await self.registrations.expired(self.clock.now(), EXPIRY_BATCH):
+            if self.turns.is_taken(over.impi):
+                continue
             try:
                 async with self.turns.turn(over.impi):
                     ended += await self._expire(over)
-            except KeyferryError as problem:  # one row that cannot be read, or a user whom the HSS does not know any more
+            except KeyferryError as problem:  # one row that cannot be read
                 self.log.warning("expiry-failed", impi=over.impi, reg=over.reg, problem=str(problem))
         await self.notifier.resume()
         return ended
 
-    async def _report_failure(self, impi: Impi, impu: Impu, assignment: ServerAssignment) -> None:
-        """Let the HSS free the user whose registration came to nothing (§5.4.1.2.1, §5.4.1.2.3; TS 29.228 §6.1.2.1).
+    async def _report(self, impi: Impi, impu: Impu, assignment: ServerAssignment) -> None:
+        """Let the HSS free a user who is registered no more, or whose registration came to nothing (§5.4.1.2.1, §5.4.1.2.3, §5.4.1.4).
 
-        Not while a device of the user is registered or being challenged: a stranger who answers wrongly must not end those.
+        Not while a device of the user is registered, nor, for the latter, being challenged: a stranger who answers wrongly must not end
+        those. Raises CxError.
         """
-        try:
-            async with self.turns.turn(impi):
-                if not self.authenticator.challenges.of_impi(impi) and not await self.registrations.of_impi(impi):
-                    await self.cx.server_assignment(impi, impu, self.authenticator.policy.server_name, assignment)
-        except KeyferryError as problem:  # the user has been answered, and a sweep has others to see to
-            self.log.warning("authentication-report-failed", impi=impi, problem=str(problem))
+        async with self.turns.turn(impi):
+            challenged = assignment in FAILURES and self.authenticator.challenges.of_impi(impi)
+            if not challenged and not await self.registrations.of_impi(impi):
+                await self.cx.server_assignment(impi, impu, self.authenticator.policy.server_name, assignment)
 
     async def _expire(self, over: Registration) -> int:
         registration = await self.registrations.get(over.impi, over.reg)
@@ -354,15 +361,28 @@ class Registrar:
     ) -> None:
         owed = await self.owing.owe_end(registration, request)
         await self.registrations.remove(registration.impi, registration.reg, [push for push, _ in owed])
+        began = self.clock.monotonic()
+        begun = self.notifier.begin(owed, None)  # first: an HSS that is away keeps no key alive
         self.reauthentications.done(registration.impi, registration.reg)
         left = await self.registrations.of_impi(registration.impi)
         await self.tell(registration.impi, [*left, registration], left, {registration.reg: news} if news else None)
         if assignment is not ServerAssignment.NO_ASSIGNMENT and not left:
-            try:
-                await self.cx.server_assignment(registration.impi, registration.impu, self.authenticator.policy.server_name, assignment)
-            except CxError as problem:  # the user may be gone from the HSS; the registration ends all the same
-                self.log.warning("cx-error", impi=registration.impi, cx=problem.name)
-        await self.notifier.notify(owed, None, wait=wait)
+            await self._unassign(registration, assignment)
+        if wait:
+            await self.notifier.wait_for(begun, began)
+
+    async def _unassign(self, registration: Registration, assignment: ServerAssignment) -> None:
+        """Tell the HSS that the user's last registration has ended: before the 200 where there is one, else when it has time."""
+        impi, impu = registration.impi, registration.impu
+        if assignment is ServerAssignment.TIMEOUT_DEREGISTRATION:
+            self.reports.owe(impi, impu, assignment)
+            return
+        try:
+            await self.cx.server_assignment(impi, impu, self.authenticator.policy.server_name, assignment)
+        except CxError as problem:  # the user may be gone from the HSS; the registration ends all the same
+            self.log.warning("cx-error", impi=impi, cx=problem.name)
+            if is_unreached(problem):
+                self.reports.owe(impi, impu, assignment)
 
     def _ok(self, request: Request, view: RegisterView, proven: Proven, profile: UserProfile, devices: Sequence[Registration]) -> Response:
         """§5.4.1.2.2F: Path as received, Service-Route, P-Associated-URI with the default identity first, every binding."""

@@ -20,6 +20,10 @@ class Turns:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def is_taken(self, impi: Impi) -> bool:
+        """Tell whether a procedure of this user is under way."""
+        return impi in self._waiting
+
     @asynccontextmanager
     async def turn(self, impi: Impi) -> AsyncIterator[None]:
         """Hold the user's turn."""

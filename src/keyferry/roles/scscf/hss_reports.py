@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""S-CSCF: what the HSS is told when it has time: ends of registrations, challenges without a right answer (TS 29.228 §6.1.2.1, Release 17).
+
+Nobody waits for that, so an HSS that is away keeps neither a sweep nor a UE waiting. What is owed lives in memory: after a restart the
+HSS learns with the user's next REGISTER which S-CSCF serves whom, and until then believes what was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from keyferry.errors import CxError, KeyferryError
+from keyferry.ports import Clock, Counter, Log, ServerAssignment
+from keyferry.protocol.identity import Impi, Impu
+from keyferry.roles.cx_status import is_unreached
+
+Tell: TypeAlias = Callable[[Impi, Impu, ServerAssignment], Awaitable[None]]
+
+AT_ONCE: Final = 32
+"""Reports under way: a network whose registrations all end in one second is no attack on its HSS."""
+RETRY_FIRST: Final = 1.0
+"""Seconds after which an HSS that was not reached is tried with one report; doubled up to RETRY_MOST."""
+RETRY_MOST: Final = 30.0
+MAX_OWED: Final = 100_000
+"""Users, 300 octets each; the oldest goes. Of them the HSS learns with their next REGISTER."""
+FAILURES: Final = frozenset({ServerAssignment.AUTHENTICATION_FAILURE, ServerAssignment.AUTHENTICATION_TIMEOUT})
+"""What is no end of a registration."""
+
+
+@dataclass(slots=True)
+class HssReports:
+    """Owe the HSS one report a user, the last; who tells finds out whether it still holds."""
+
+    tell: Tell  # raises KeyferryError
+    clock: Clock
+    sleep: Callable[[float], Awaitable[None]]
+    log: Log
+    counter: Counter
+    max_owed: int = MAX_OWED
+    _owed: dict[Impi, tuple[Impu, ServerAssignment]] = field(default_factory=dict)
+    _workers: set[asyncio.Task[None]] = field(default_factory=set)
+    _pause: float = 0.0  # seconds; 0: the HSS answers
+
+    def __len__(self) -> int:
+        return len(self._owed)
+
+    def owe(self, impi: Impi, impu: Impu, assignment: ServerAssignment) -> None:
+        """Tell the HSS as soon as it can be; the end of a registration is not replaced by a failure that came later."""
+        held = self._owed.get(impi)
+        if held is None or held[1] in FAILURES or assignment not in FAILURES:
+            self._owed[impi] = impu, assignment
+        if len(self._owed) > self.max_owed:
+            del self._owed[next(iter(self._owed))]
+            self.counter.count("scscf_hss_reports", "dropped")
+        self._hire()
+
+    async def aclose(self) -> None:
+        """Stop."""
+        for worker in tuple(self._workers):
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    def _hire(self) -> None:
+        if self._owed and len(self._workers) < (1 if self._pause else AT_ONCE):
+            worker = asyncio.get_running_loop().create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+
+    async def _work(self) -> None:
+        try:
+            while self._owed:
+                impi = next(iter(self._owed))
+                impu, assignment = self._owed.pop(impi)
+                if await self._is_told(impi, impu, assignment):
+                    self._pause = 0.0
+                    self._hire()
+                    continue
+                self._owed.setdefault(impi, (impu, assignment))
+                if len(self._workers) > 1:
+                    return  # one is enough to find out when the HSS is back
+                self._pause = min(max(RETRY_FIRST, 2 * self._pause), RETRY_MOST)
+                await self.sleep(self._pause)
+        finally:
+            self._workers = {worker for worker in self._workers if worker is not asyncio.current_task()}
+
+    async def _is_told(self, impi: Impi, impu: Impu, assignment: ServerAssignment) -> bool:
+        """Tell the HSS; false if it has to be told later."""
+        try:
+            await self.tell(impi, impu, assignment)
+        except CxError as problem:
+            if is_unreached(problem):
+                if not self._pause:
+                    self.log.warning("hss-report-waits", impi=impi, assignment=assignment.name, cx=problem.name)
+                self.counter.count("scscf_hss_reports", "waits")
+                return False
+            self._refused(impi, assignment, problem.name)
+        except KeyferryError as problem:  # the store: others may open
+            self._refused(impi, assignment, str(problem))
+        else:
+            self.counter.count("scscf_hss_reports", "told")
+        return True
+
+    def _refused(self, impi: Impi, assignment: ServerAssignment, problem: str) -> None:
+        self.counter.count("scscf_hss_reports", "refused")  # the user may be gone from the HSS
+        self.log.warning("hss-report-refused", impi=impi, assignment=assignment.name, problem=problem)
