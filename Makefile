@@ -26,7 +26,7 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.test
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/coverage run -m pytest -q -rs -n $(JOBS) --dist loadfile $(ARGS)
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report --include='src/keyferry/protocol/*,src/keyferry/roles/*' --skip-covered --fail-under=95
 
 check: $(VENV)/.check $(OLDEST_VENV)/.test

@@ -10,6 +10,7 @@ import pytest
 
 from deployment import confined
 from deployment.units import PACKAGING
+from interop.ipseckit import skipped
 
 TRY = """
 import ctypes, errno, mmap, os
@@ -27,7 +28,7 @@ for name, attempt in (("chroot", lambda: os.chroot("/")), ("chown", lambda: os.c
 def test_what_a_unit_forbids_is_forbidden(unit: str, chown: str) -> None:
     """The agent may give its socket to a group, serve may not; neither may leave its root or write code into memory."""
     if confined.able() != (True, True):
-        pytest.skip("needs systemd-analyze, the kernel's headers (linux-libc-dev) and Linux 6.3 on x86-64")
+        skipped("needs systemd-analyze, the kernel's headers (linux-libc-dev) and Linux 6.3 on x86-64")
     command = [sys.executable, confined.__file__, str(PACKAGING / "systemd" / unit), "-c", TRY]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines() == ["chroot EPERM", f"chown {chown}", "memory EACCES"]

@@ -65,11 +65,11 @@ async def nginx(folder: Path, edit: Callable[[str], str] = str) -> AsyncIterator
     async with recording() as server:
         text = edit(EXAMPLE.read_text("utf-8"))
         for old, new in (
-            ("/run/keyferry/auth.sock", str(folder / "auth.sock")),
+            ("/run/keyferry-proxy/notes/auth.sock", str(folder / "auth.sock")),
             ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
             ("notes.home1.net", HOST),
-            ("/etc/keyferry/notes.pem", str(certificate.pem)),
-            ("/etc/keyferry/notes.key", str(certificate.pem)),
+            ("/etc/keyferry-proxy/notes.pem", str(certificate.pem)),
+            ("/etc/keyferry-proxy/notes.key", str(certificate.pem)),
             ("127.0.0.1:8000", f"127.0.0.1:{server.port}"),
         ):
             assert old in text

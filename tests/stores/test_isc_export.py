@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import keyferry
 from keyferry.errors import StateError
 from keyferry.stores.isc_export import MAX_FILE, read_export
 from keyferry.stores.isc_keys import export_isc, import_isc, rotate_isc
@@ -76,3 +79,20 @@ def test_a_file_that_others_may_read_or_that_is_a_link_is_refused(tmp_path: Path
     os.symlink(file, tmp_path / "link")
     with pytest.raises(StateError, match="cannot be read"):
         read_export(tmp_path / "link")
+
+
+def test_keys_go_through_a_pipe_too(tmp_path: Path) -> None:
+    """They lie on no disk then."""
+    with open_state(tmp_path / "one", random=CountedRandom()) as one:
+        keys = one.isc_keys(S, A)
+    command = (sys.executable, "-m", "keyferry", "keys")
+    environment = {**os.environ, "PYTHONPATH": str(Path(keyferry.__file__).parents[1])}
+    exported = subprocess.run(
+        [*command, "export-isc", "-", "--state", tmp_path / "one"], capture_output=True, check=True, timeout=60, env=environment
+    )
+    subprocess.run(
+        [*command, "import-isc", "-", "--state", tmp_path / "two"], input=exported.stdout, capture_output=True, check=True, timeout=60,
+        env=environment,
+    )  # fmt: skip
+    with open_state(tmp_path / "two", random=CountedRandom()) as two:
+        assert two.isc_keys(S, A) == keys

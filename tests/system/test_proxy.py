@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import http.client
 import json
+import re
 import signal
 import ssl
 import subprocess
@@ -17,15 +18,19 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import httpx
 
 from keyferry.client import Ue
+from keyferry.transports.clock import SystemClock
+from keyferry.transports.pki import Pki
 from system.agents import MAIL, WIKI, make_agent_lab, running_agent
 from system.serving import START_LIMIT, STOP_LIMIT, Lab, Served, running, serving, ue, until
 from transports.agentkit import short_folder
 
 NAME = "notes.home1.net"
+ADMIN = ("--admin", "127.0.0.1:0")
 ALICE = '"sip:user1_public1@home1.net"'
 BIG = 100_000_000
 GROWTH = 40_000  # kB that the proxy may grow by while 100 MB go through it
@@ -174,7 +179,7 @@ def test_a_server_that_knows_nothing_of_sims_gets_logged_in_users(lab: Lab, serv
 
 
 def test_two_names_with_keys_of_one_agent(tmp_path: Path) -> None:
-    """Each name has its own key and its own server behind; the proxy needs no store."""
+    """Each name has its own key and its own server behind; the proxy needs nothing of the network's state directory, nor its KEK."""
     with short_folder() as folder:
         made = make_agent_lab(tmp_path, folder)
         with made.lab.ue.open("a", encoding="utf-8") as file:
@@ -184,7 +189,9 @@ def test_two_names_with_keys_of_one_agent(tmp_path: Path) -> None:
             upstreams = [f"{WIKI}=http://127.0.0.1:{wiki.port}", f"{MAIL}=http://127.0.0.1:{mail.port}"]
             options = [word for one in upstreams for word in ("--upstream", one)]
             ue(made.lab, "register")
-            with proxying(made.lab.state, *options, "--listen", "127.0.0.1:0", "--agent", f"unix:{made.socket}") as proxy:
+            shown = Pki(made.lab.state, SystemClock()).ensure(WIKI, "proxy", also=[MAIL])
+            options += ["--certificate", str(shown.certificate), "--key", str(shown.key)]
+            with proxying(tmp_path / "of-its-own", *options, "--listen", "127.0.0.1:0", "--agent", f"unix:{made.socket}") as proxy:
                 for name, behind in ((WIKI, wiki), (MAIL, mail)):
                     assert ue(made.lab, "get", f"https://{name}:{proxy.port(name)}/of/{name}")["status"] == 200
                     assert {path for _, path, _ in behind.seen} == {f"/of/{name}"}
@@ -194,7 +201,7 @@ async def test_a_user_who_is_gone_is_served_no_further(lab: Lab, served: Served)
     """Who leaves while waiting, or in the midst of an answer, has been asked for once, over a kept connection; the server hears of it."""
     with (
         server_behind() as behind,
-        proxying(lab.state, "--upstream", f"{NAME}=http://127.0.0.1:{behind.port}", "--listen", "127.0.0.1:0") as proxy,
+        proxying(lab.state, "--upstream", f"{NAME}=http://127.0.0.1:{behind.port}", "--listen", "127.0.0.1:0", *ADMIN) as proxy,
     ):
         async with Ue.open(lab.ue, state=lab.state) as user, asyncio.timeout(START_LIMIT):
             await user.register()
@@ -207,6 +214,9 @@ async def test_a_user_who_is_gone_is_served_no_further(lab: Lab, served: Served)
             async with user.http(f"https://{NAME}:{proxy.port()}") as client:
                 await client.get("/after")
         assert behind.paths() == ["/small", "/never", "/small", "/big", "/after"]
+        with urlopen(f"http://127.0.0.1:{proxy.port('admin')}/metrics", timeout=10) as metrics:
+            counted = re.findall(r'http_responses_total{as_id="[^"]*",class="(left|5xx)",mechanism="none"} (.*)', metrics.read().decode())
+        assert sorted(counted) == [("5xx", "0.0"), ("left", "1.0")]  # who left in the answer had one
 
 
 async def _leave_before_the_answer(client: httpx.AsyncClient, behind: Behind) -> None:

@@ -85,7 +85,7 @@ def rotate_isc(
 
 @app.command(name="export-isc")
 def export_isc(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, made with mode 0600.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, made with mode 0600; - is standard output.")],
     scscf: Annotated[str | None, typer.Option("--scscf", metavar="HOST", help="Only the keys of this S-CSCF.")] = None,
     as_: Annotated[str | None, typer.Option("--as", metavar="HOST", help="Only the keys of this AS_ID.")] = None,
     state: StateOption = DEFAULT_STATE,
@@ -93,16 +93,18 @@ def export_isc(
 ) -> None:
     """Write transport keys between S-CSCF and AS to a file, IN CLEAR, for the other side's machine; with --scscf and --as also new ones.
 
-    Carry it as you would a password, and delete it when it is imported.
+    Carry it as you would a password, and delete it when it is imported; or pipe it through ssh to `keyferry keys import-isc -`.
 
     Example: keyferry keys export-isc isc.keys --scscf scscf1.home1.net --as wiki.home1.net
     """
-    _tell(administration.export_isc_keys(state, file, scscf, parse_as_id(as_) if as_ else None), "exported", as_json=as_json)
+    exported = administration.export_isc_keys(state, file, scscf, parse_as_id(as_) if as_ else None)
+    if str(file) != "-":
+        _tell(exported, "exported", as_json=as_json)
 
 
 @app.command(name="import-isc")
 def import_isc(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What export-isc wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What export-isc wrote; - is standard input.")],
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,
 ) -> None:

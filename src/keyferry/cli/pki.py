@@ -18,7 +18,7 @@ app = typer.Typer(help="The private CA and role certificates.", no_args_is_help=
 @app.command()
 def issue(
     name: Annotated[str, typer.Argument(help="Host name, for example xcap.home1.net.")],
-    role: Annotated[str, typer.Option(help="as, scscf, icscf, pcscf or hss.")] = "as",
+    role: Annotated[str, typer.Option(help="as, scscf, icscf, pcscf, hss or proxy.")] = "as",
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,
 ) -> None:
@@ -26,8 +26,8 @@ def issue(
 
     Example: keyferry pki issue xcap.home1.net --role as
     """
-    if role not in {"as", "scscf", "icscf", "pcscf", "hss"}:
-        raise typer.BadParameter(f"{role!r} is not as, scscf, icscf, pcscf or hss", param_hint="--role")
+    if role not in {"as", "scscf", "icscf", "pcscf", "hss", "proxy"}:
+        raise typer.BadParameter(f"{role!r} is not as, scscf, icscf, pcscf, hss or proxy", param_hint="--role")
     store = administration.open_pki(state)
     made = store.ensure(parse_as_id(name), role)
     data = {"certificate": str(made.certificate), "key": str(made.key), "ca": str(store.ca_file), "not_after": made.not_after.isoformat()}

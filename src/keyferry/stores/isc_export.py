@@ -17,30 +17,34 @@ from keyferry.stores.state_dir import TRANSPORT_KEY_OCTETS, TRANSPORT_KID, check
 
 MAX_FILE: Final = 262_144
 """Octets: five S-CSCFs with 64 AS_IDs each, two keys a pair."""
+STREAM: Final = Path("-")
+"""Standard output, or input: keys that go through a pipe lie on no disk."""
 _HEAD: Final = "# ISC transport keys of keyferry, in clear: who has this file reads and makes pushes. Import it, then delete it.\n"
 
 Exported: TypeAlias = Mapping[tuple[str, str], Mapping[str, Secret]]
 
 
 def write_export(file: Path, exported: Exported) -> None:
-    """Write a new file that this user alone may read. Raises StateError."""
+    """Write a new file that this user alone may read, or to standard output. Raises StateError."""
     lines = [
         f"{scscf} {as_id} {kid} {base64.b64encode(key.reveal()).decode('ascii')}\n"
         for (scscf, as_id), keys in exported.items()
         for kid, key in keys.items()
     ]
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        descriptor = os.dup(1) if file == STREAM else os.open(file, new, 0o600)
         with open(descriptor, "w", encoding="ascii") as opened:
             opened.write(_HEAD + "".join(lines))
             opened.flush()
-            os.fsync(descriptor)
+            if file != STREAM:
+                os.fsync(descriptor)
     except OSError as problem:
         raise StateError(str(file), f"cannot be written: {problem.strerror}", "Name a new file in a folder of your own") from problem
 
 
 def read_export(file: Path) -> dict[tuple[str, str], dict[str, Secret]]:
-    """Read such a file. Raises StateError."""
+    """Read such a file, or standard input. Raises StateError."""
     found: dict[tuple[str, str], dict[str, Secret]] = {}
     for number, line in enumerate(_read(file).splitlines(), 1):
         fields = line.split()
@@ -58,8 +62,8 @@ def read_export(file: Path) -> dict[tuple[str, str], dict[str, Secret]]:
 
 def _read(file: Path) -> str:
     try:
-        with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as opened:
-            mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
+        with open(os.dup(0) if file == STREAM else os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as opened:
+            mode = 0 if file == STREAM else stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
             octets = opened.read(MAX_FILE + 1)
     except OSError as problem:
         raise StateError(str(file), f"cannot be read: {problem.strerror}", "Check its path, its owner and its mode") from problem
