@@ -236,6 +236,8 @@ AGENT = '[agent]\nas_ids = ["a.net", "b.net"]\nsip_uri = "sip:a.net"\nlisten_sip
         ('[hss]\nlisten_diameter = "3868"\n', "hss.listen_diameter: '3868' is not HOST:PORT"),
         ('[hss]\nname = "127.0.0.1"\n', "hss.name"),
         ('[hss]\npeers = ["a b"]\n', "hss.peers[0]"),
+        ('[hss]\npeers = ["a.net", "b.net"]\nconnections = 1\n', "hss.connections: 2 peers are listed, and 1 may connect. Set it to 4"),
+        ("[cx]\nwatchdog = 5\n", "cx.watchdog"),
         ('[hss]\nscscfs = ["scscf1"]\n', "hss.scscfs[0]"),
         ('[hss]\nnetworks = ["10.0.0.1/8"]\n', "hss.networks[0]: '10.0.0.1/8' is no network. Write for example 172.22.0.0/24"),
         ('[cx]\npeers = ["aaa://192.0.2.1:3868"]\n', "cx.peers[0]: is on another machine, and CK and IK would go over it in clear. Use aaas://"),

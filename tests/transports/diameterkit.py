@@ -201,9 +201,9 @@ class Net:
         await made.start()
         return made
 
-    async def wire(self, port: int) -> Wire:
+    async def wire(self, port: int, **options: Any) -> Wire:
         """Return a new connection to a node."""
-        made = await Wire.to(port)
+        made = await Wire.to(port, **options)
         self._wires.append(made)
         return made
 

@@ -269,3 +269,26 @@ async def test_an_end_ends_what_is_in_progress(net: Net) -> None:
     await net.end(server)
     assert len(asyncio.all_tasks()) < len(before)
     assert not server._requests._tasks
+
+
+async def test_one_whose_answer_no_proxy_could_place_is_refused_before_it_does_anything(net: Net) -> None:
+    """RFC 6733 §6.2: the answer repeats Proxy-Info, and has its own bounds."""
+    handler = Answering()
+    one, two = await two_wires(net, handler)
+    request = a_mar().with_ids(1, 77)
+    whole, longer = [
+        replace(request, avps=(*request.avps, make_avp(base.PROXY_INFO, 0, (make_avp(33, 0, bytes(octets)),))))
+        for octets in (60_000, 70_000)
+    ]
+    one.send(longer)
+    answer = await one.read()
+    assert (result_of(answer).code, len(render_message(answer)) < 1_000) == (ResultCode.UNABLE_TO_COMPLY, True)
+    assert not handler.asked
+    one.send(whole)
+    assert len((await one.read()).all(base.PROXY_INFO)[0].data) == 60_008
+    two.send(replace(longer, retransmitted=True), replace(whole, hop_by_hop=5, retransmitted=True))  # nor does one that comes again
+    assert result_of(await two.read()).code == ResultCode.UNABLE_TO_COMPLY
+    again = await two.read()
+    assert (again.hop_by_hop, len(again.all(base.PROXY_INFO))) == (5, 1)
+    assert len(handler.asked) == 1
+    assert net.tallies.counts["diameter_requests", "oversized"] == 2

@@ -155,14 +155,56 @@ async def test_connections_are_bounded(net: Net) -> None:
     first, second, third = [await net.wire(port) for _ in range(3)]
     await first.hello()
     await second.hello()
-    third.send(base.build_cer(SCSCF, ["127.0.0.1"]).with_ids(1, 1))
+    await third.hello()
+    assert base.parse_dpr(await third.read()) is base.DisconnectCause.BUSY
+    third.send(a_mar().with_ids(5, 5))
+    assert result_of(await third.read()).code == ResultCode.UNABLE_TO_DELIVER
+    await net.passes(0.2)
     await third.closed()
     assert net.tallies.counts["diameter_dropped", "too-many-connections"] == 1
+    (said,) = net.said("diameter-peer-refused")
+    assert (said["peer"], said["problem"]) == (SCSCF.origin_host, "2 connections are open, and no more may be (hss.connections)")
     second.close()
-    await net.until(lambda: net.tallies.counts["diameter_peer", "lost"] == 2)
+    await net.until(lambda: len(server._connections) == 1)
     fourth = await net.wire(port)
     assert result_of(await fourth.hello()).success
     assert len(server.connected()) == 1  # one peer, two connections
+
+
+async def test_who_comes_in_a_loop_where_all_places_are_taken_is_cut_off(net: Net) -> None:
+    server, port = await net.server(limits=DiameterLimits(connections=1, strangers=2, per_peer=9, closing=60.0))
+    first = await net.wire(port)
+    await first.hello()
+    for _ in range(10):
+        wire = await net.wire(port)
+        wire.send(base.build_cer(SCSCF, ["127.0.0.1"]).with_ids(1, 1))
+    await net.tallies.until("diameter_dropped", "too-many-connections", 10)
+    await net.until(lambda: len(server._connections) <= 1 + 2 + 1)
+    first.send(a_mar().with_ids(5, 5))
+    assert result_of(await first.read()).success
+
+
+async def test_a_peer_with_a_certificate_has_a_place_whoever_of_this_machine_has_taken_all(net: Net, pki: Pki) -> None:
+    limits = DiameterLimits(connections=2)
+    server, port = await net.server(allowed=Admission.of([]), tls=tls_of(pki, HSS.origin_host, "hss"), limits=limits)
+    _, plain = await server.listen("127.0.0.1", 0)
+    squatters = [await net.wire(plain) for _ in range(2)]
+    for number, wire in enumerate(squatters):
+        assert result_of(await wire.hello(DiameterIdentity(f"squatter{number}.home1.net", "home1.net"))).success
+    client = await net.client(at(port, tls_of(pki, SCSCF.origin_host, "scscf")))
+    assert result_of(await client.send(a_mar(), timeout=30.0)).success
+    await squatters[0].closed()
+    assert len(server.connected()) == 2
+
+
+async def test_a_flood_from_one_address_keeps_no_stranger_of_another_out(net: Net) -> None:
+    _, port = await net.server(allowed=Admission.of([SCSCF.origin_host]), limits=DiameterLimits(strangers=4))
+    slow = await net.wire(port, local_addr=("127.0.0.2", 0))
+    await net.settles()
+    for _ in range(20):
+        await net.wire(port)
+    await net.tallies.until("diameter_dropped", "too-many-strangers", 17)
+    assert result_of(await slow.hello()).success
 
 
 async def test_strangers_keep_no_peer_out(net: Net) -> None:

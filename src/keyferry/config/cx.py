@@ -44,6 +44,9 @@ class Hss(Section, frozen=True, kw_only=True):
         list[str], Meta(description="Origin-Hosts that may ask; empty: all that `networks`, or their certificates, let in")
     ] = msgspec.field(default_factory=list)
     networks: Networks = msgspec.field(default_factory=list)
+    connections: Annotated[
+        int, Meta(ge=1, le=10_000, description="connections of peers that may be open at a time, at most 2 of each; one more is told BUSY")
+    ] = 64
     server_names: Annotated[
         Literal["own", "any"],
         Meta(description="Server-Name that a peer may use: with its Origin-Host as host, or any, for peers behind a Diameter agent"),
@@ -99,6 +102,7 @@ def check_hss(path: Path, settings: Hss) -> None:
     for name in ("listen_diameter", "listen_diameters"):
         if getattr(settings, name) is not None:
             split_address(getattr(settings, name), f"{path}: hss.{name}")
+    _check_connections(f"{path}: hss.connections", settings)
     for name in ("peers", "marker_for"):
         for place, host in enumerate(getattr(settings, name)):
             checked(f"{path}: hss.{name}[{place}]", parse_as_id, host)
@@ -109,6 +113,13 @@ def check_hss(path: Path, settings: Hss) -> None:
         if address is None or not address.is_loopback:
             remedy = "Use listen_diameters, or 127.0.0.1; where something else protects the network (IPsec), name it in hss.networks"
             raise ConfigError(f"{path}: hss.listen_diameter", f"other machines can reach it, and {_CLEAR}", remedy)
+
+
+def _check_connections(where: str, settings: Hss) -> None:
+    peers = len(settings.peers)
+    if peers > settings.connections:
+        remedy = f"Set it to {2 * peers}: a peer may connect again before its dead connection is noticed"
+        raise ConfigError(where, f"{peers} peers are listed, and {settings.connections} may connect", remedy)
 
 
 def check_cx(path: Path, settings: Cx, hosts: Mapping[str, str]) -> None:

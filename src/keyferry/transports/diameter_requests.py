@@ -8,7 +8,16 @@ import sys
 from collections import OrderedDict
 from typing import Final, TypeAlias
 
-from keyferry.protocol.diameter.base import DESTINATION_HOST, ORIGIN_HOST, PROXY_INFO, ROUTE_RECORD, ResultCode, error_answer
+from keyferry.protocol.diameter.base import (
+    DESTINATION_HOST,
+    MAX_REPEATED,
+    ORIGIN_HOST,
+    PROXY_INFO,
+    ROUTE_RECORD,
+    ResultCode,
+    error_answer,
+    octets_repeated,
+)
 from keyferry.protocol.diameter.message import AvpFault, DiameterMessage, parse_message, render_message
 from keyferry.transports.deadlines import Deadline
 from keyferry.transports.diameter_connection import DiameterConnection
@@ -48,7 +57,15 @@ class DiameterRequests:
         self._closed = False
 
     def take(self, connection: DiameterConnection, request: DiameterMessage) -> None:
-        """Carry out a request and answer it over its connection; one that comes again is answered as it was."""
+        """Carry out a request and answer it over its connection; one that comes again is answered as it was.
+
+        One whose Session-Id and Proxy-Info are too long to be repeated is refused before it does anything: no proxy could place the answer.
+        """
+        if octets_repeated(request) > MAX_REPEATED:
+            self._context.count("diameter_requests", "oversized")
+            message = f"Session-Id and Proxy-Info are over {MAX_REPEATED} octets"
+            connection.send(error_answer(request, ResultCode.UNABLE_TO_COMPLY, self._context.identity, message=message))
+            return
         key, subject = _key(connection, request), _subject(request)
         known = self._remembered.get(key)  # with the T flag or without: the copy may have overtaken the original
         if known is not None and known.subject == subject:

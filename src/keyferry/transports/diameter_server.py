@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Counts
 
 from keyferry.errors import TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource
@@ -112,15 +113,14 @@ class DiameterServer:
         self._connections[connection] = None
         self._strangers[connection] = None
         if len(self._strangers) > self.context.limits.strangers:
-            next(iter(self._strangers)).abort("too-many-strangers", "too many have not said who they are")
+            self._crowded().abort("too-many-strangers", "too many have not said who they are")
         connection.gone.add_done_callback(lambda _: self._gone(connection))
         return True
 
     def opened(self, connection: DiameterConnection) -> None:
         """Ask the peer over its newest connection from now on; of too many the oldest ends."""
         self._strangers.pop(connection, None)
-        if len(self._connections) - len(self._strangers) > self.context.limits.connections:
-            connection.abort("too-many-connections", "too many connections are open")
+        if not self._has_room(connection):
             return
         found = self._of_host.setdefault(connection.peer.origin_host, [])
         found.append(connection)
@@ -155,6 +155,34 @@ class DiameterServer:
         exchange.succeed(answer)
 
     # ---- inside
+
+    def _crowded(self) -> DiameterConnection:
+        """Return the oldest connection of the address with the most strangers: who floods us keeps nobody of another address out."""
+        addresses = Counts(stranger.peer.address for stranger in self._strangers)
+        worst = max(addresses.values())
+        return next(stranger for stranger in self._strangers if addresses[stranger.peer.address] == worst)
+
+    def _has_room(self, connection: DiameterConnection) -> bool:
+        """Tell whether one more peer may stay; who has shown a certificate displaces one without, and of others the last is turned away."""
+        limit = self.context.limits.connections
+        taken = sum([len(found) for found in self._of_host.values()])
+        if taken < limit:
+            return True
+        unproven = (each for found in self._of_host.values() for each in found if not each.protected)
+        displaced = next(unproven, None) if connection.protected else None
+        if displaced is not None:
+            displaced.abort("displaced", "a peer with a certificate came, and all connections were taken")
+            return True
+        self.context.count("diameter_dropped", "too-many-connections")
+        self.context.refused(
+            "diameter-peer-refused", peer=connection.peer.origin_host, address=connection.peer.address,
+            problem=f"{taken} connections are open, and no more may be (hss.connections)",
+        )  # fmt: skip
+        if len(self._connections) - taken - len(self._strangers) > self.context.limits.strangers:
+            connection.abort("too-many-connections", "all connections are taken")
+        else:
+            connection.disconnect(DisconnectCause.BUSY)  # so that it does not try again at once (RFC 6733 §5.4.3)
+        return False
 
     def _gone(self, connection: DiameterConnection) -> None:
         self._connections.pop(connection, None)

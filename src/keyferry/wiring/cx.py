@@ -14,7 +14,7 @@ from keyferry.roles.cx_exchange import Sessions
 from keyferry.roles.cx_server import CxPolicy, CxServer, DiameterServings
 from keyferry.roles.hss import Hss
 from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
-from keyferry.transports.diameter_context import LOOPBACK, Admission
+from keyferry.transports.diameter_context import LOOPBACK, Admission, DiameterLimits
 from keyferry.transports.diameter_server import DiameterServer
 from keyferry.transports.pki import MutualTls, mutual_tls
 from keyferry.wiring.measuring import MeasuredCx
@@ -40,7 +40,7 @@ async def start_cx_server(services: Services, hss: Hss) -> DiameterServings:
     node = DiameterServer(
         identity, server.handle, allowed=Admission.of(settings.peers, ASKERS, (*LOOPBACK, *settings.networks)), clock=services.clock,
         random=services.random, log=services.log, counter=services.metrics,
-        timers=PeerTimers(services.config.cx.watchdog, capabilities=HELLO),
+        limits=DiameterLimits(connections=settings.connections), timers=PeerTimers(services.config.cx.watchdog, capabilities=HELLO),
     )  # fmt: skip
     services.exit.push_async_callback(node.aclose)
     if settings.listen_diameter is not None:

@@ -53,6 +53,7 @@ MAX_IDENTITY: Final = 255
 """Octets of a DiameterIdentity, which is a FQDN or a realm (§4.3.1)."""
 MAX_REPEATED: Final = 65_536
 """Octets of Session-Id and Proxy-Info that an answer repeats, and of a Failed-AVP: whatever a request was, its answer has to fit."""
+_REPEATED: Final = frozenset({SESSION_ID, PROXY_INFO})
 MAX_ADVERTISED: Final = 64
 """Applications, vendors and addresses that are read of one peer; the rest is ignored."""
 
@@ -200,10 +201,15 @@ def vendor_specific(application: Application) -> Avp:
     return make_avp(VENDOR_SPECIFIC_APPLICATION_ID, 0, inside)
 
 
+def octets_repeated(request: DiameterMessage) -> int:
+    """Return how long what the answer to a request repeats would be; over MAX_REPEATED it has none of it, and no use."""
+    return sum([len(avp.data) for avp in request.avps if avp.code in _REPEATED and not avp.vendor])
+
+
 def answer_to(request: DiameterMessage, avps: Sequence[Avp], *, error: bool = False) -> DiameterMessage:
     """Return the answer to a request (§6.2): its identifiers, P flag, Session-Id first, Proxy-Info as it came, and these AVPs."""
     session, proxies = request.all(SESSION_ID)[:1], request.all(PROXY_INFO)
-    if sum(len(avp.data) for avp in (*session, *proxies)) > MAX_REPEATED:
+    if octets_repeated(request) > MAX_REPEATED:
         session, proxies = (), ()
     return DiameterMessage(
         request.code, request.application, False, (*session, *avps, *proxies), request.proxiable, error, False,
