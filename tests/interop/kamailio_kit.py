@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +95,11 @@ def _has_cryptography(place: str) -> bool:
 
 
 @contextmanager
-def network(folder: Path) -> Iterator[Network]:
-    """Start everything, and end it; Kamailio must end without a process that died."""
+def network(folder: Path, *, shared: int = 64, change: Callable[[str], str] = str) -> Iterator[Network]:
+    """Start everything, and end it; Kamailio must end without a process that died.
+
+    `shared` is its shared memory in megabytes; `change` changes its configuration, as a test of one part without another needs.
+    """
     program("kamailio")
     python = kamailio_python()
     ports = {port: free_port() for port in PORTS}
@@ -108,6 +111,7 @@ def network(folder: Path) -> Iterator[Network]:
     assert written.returncode == 0, written.stderr
     # Transactions are freed soon, so that their AVPs are freed memory when the next REGISTER comes (docs/kamailio.md).
     (directory / "local.cfg").write_text('modparam("tm", "wt_timer", 100)\n')
+    (directory / "scscf.cfg").write_text(change((directory / "scscf.cfg").read_text()))
     checked = subprocess.run(["kamailio", "-c", "-f", directory / "scscf.cfg"], capture_output=True, check=False)
     assert checked.returncode == 0, checked.stderr.decode()
     with ExitStack() as stack:
@@ -116,7 +120,7 @@ def network(folder: Path) -> Iterator[Network]:
         others.symlink_to(state)
         roles = [word for role in ("pcscf", "icscf", "as", "admin") for word in ("--role", role)]
         parts = stack.enter_context(serving(config, others, *roles))
-        kamailio = stack.enter_context(_kamailio(directory, folder / "kamailio.log"))
+        kamailio = stack.enter_context(_kamailio(directory, folder / "kamailio.log", shared))
         found = Network(folder, ports, parts, config, ue, kamailio)
         log = state.with_suffix(".log")
         until(lambda: "peer=scscf1.home1.net" in log.read_text(), seconds=START_LIMIT, what="Kamailio is connected to the HSS")
@@ -125,8 +129,8 @@ def network(folder: Path) -> Iterator[Network]:
 
 
 @contextmanager
-def _kamailio(directory: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = ["kamailio", "-DD", "-E", "-f", str(directory / "scscf.cfg"), "-m", "64", "-M", "8", "-w", str(directory)]
+def _kamailio(directory: Path, log: Path, shared: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = ["kamailio", "-DD", "-E", "-f", str(directory / "scscf.cfg"), "-m", str(shared), "-M", "8", "-w", str(directory)]
     with log.open("wb") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
         try:
             yield process

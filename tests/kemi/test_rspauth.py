@@ -58,6 +58,33 @@ def test_anything_else_is_a_failure(tmp_path: Path, said: bytes) -> None:
         RspauthSocket(str(tmp_path / "s")).ask(CREDENTIALS)
 
 
+def test_the_whole_answer_has_half_a_second_not_each_octet(tmp_path: Path) -> None:
+    ticks = iter(range(100))
+    thread = serve(tmp_path / "s", lambda _: b'{"rspauth": "abc123"')  # and never the end of the line
+    with pytest.raises(TransportError, match="TimeoutError"):
+        RspauthSocket(str(tmp_path / "s"), patience=1, monotonic=lambda: next(ticks) / 2).ask(CREDENTIALS)
+    thread.join(5)
+
+
+def test_the_start_sees_that_an_hss_of_ours_listens(tmp_path: Path) -> None:
+    asked: list[bytes] = []
+
+    def refuse(question: bytes) -> bytes:
+        asked.append(question)
+        return b'{"error": "no such nonce waits for its answer"}\n'
+
+    serve(tmp_path / "s", refuse).join(0)
+    RspauthSocket(str(tmp_path / "s")).check("home1.net")
+    assert parse_credentials(json.loads(asked[0])["authorization"]).username == "check@home1.net"
+
+
+@pytest.mark.parametrize("said", [b'{"rspauth": "abc123"}\n', b"{}\n", b"", b'{"error": "x", "rspauth": "y"}\n'])
+def test_the_start_says_no_to_anything_else(tmp_path: Path, said: bytes) -> None:
+    serve(tmp_path / "s", lambda _: said)
+    with pytest.raises(TransportError):
+        RspauthSocket(str(tmp_path / "s")).check("home1.net")
+
+
 def test_nobody_there_is_a_failure_at_once(tmp_path: Path) -> None:
     with pytest.raises(TransportError):
         RspauthSocket(str(tmp_path / "none")).ask(CREDENTIALS)

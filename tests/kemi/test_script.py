@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from kemi.kemikit import CK, IMPI, NONCE, REALM, SERVER, answer, challenge, empty, register, response, third_party
-from keyferry.errors import ConfigError
-from keyferry.kemi.script import DONE, FAILED, Script
+from keyferry.errors import ConfigError, StateError
+from keyferry.kemi.script import DONE, FAILED, REFUSED, Script
 from keyferry.kemi.settings import KemiSettings, build_settings, load_settings
 from keyferry.protocol.identity import AsId
 
@@ -23,17 +26,24 @@ class Ksr:
         self.pv = self.textops = self
         self.message = b""
         self.avp = ""
+        self.held = ""
         self.body: tuple[str, str] | None = None
         self.log: list[str] = []
+        self.has_memory = True
 
     def get(self, name: str) -> str:
         """Return a pseudo-variable."""
+        if name == "$avp(g.kf_out)":
+            return self.held
         assert name == "$(mb{s.encode.hexa})"
         return self.message.hex()
 
     def sets(self, name: str, value: str) -> int:
         """Set one."""
-        assert name == "$avp(kf_hex)"
+        if name == "$avp(g.kf_out)":
+            self.held = value if self.has_memory else ""
+            return 1
+        assert name == "$avp(fr.kf_hex)"
         self.avp = value
         return 1
 
@@ -63,13 +73,20 @@ def settings_fixture(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.fixture(name="script")
-def script_fixture(ksr: Ksr, settings: Path) -> Iterator[Script]:
-    """The script, in one process."""
+@contextmanager
+def running(ksr: Ksr, settings: Path) -> Iterator[Script]:
+    """Run the script in one process, and close its store."""
     script = Script(ksr, str(settings), reset_avps=lambda: None)
     yield script
     if script._scscf is not None:
         script._scscf.store.close()
+
+
+@pytest.fixture(name="script")
+def script_fixture(ksr: Ksr, settings: Path) -> Iterator[Script]:
+    """The script, in one process."""
+    with running(ksr, settings) as script:
+        yield script
 
 
 def test_a_registration_goes_through(script: Script, ksr: Ksr) -> None:
@@ -104,7 +121,8 @@ def test_octets_that_are_no_utf_8_survive(script: Script, ksr: Ksr) -> None:
 
 def test_nothing_that_goes_wrong_is_raised_or_told_with_its_values(script: Script, ksr: Ksr, settings: Path) -> None:
     ksr.message = b"\xff" + CK.reveal()
-    for call in (script.register, script.accepted, script.pushing, script.leaving, script.answered, script.third_party):
+    assert script.register(None) == REFUSED
+    for call in (script.accepted, script.pushing, script.leaving, script.answered, script.third_party):
         assert call(None) == FAILED
     (settings.parent / "state").chmod(0o755)
     other = Script(ksr, str(settings), reset_avps=lambda: None)
@@ -144,3 +162,60 @@ def test_settings_that_cannot_be_read_say_what_to_do(tmp_path: Path, settings: P
             load_settings(bad)
     assert IMPI
     assert NONCE
+
+
+def test_what_a_ue_sent_and_what_is_our_own_fault_are_told_apart(script: Script, ksr: Ksr, settings: Path) -> None:
+    """400 says that the UE is wrong, and a UE that believes it does not come again; 503 says: later."""
+    ksr.message = register("Basic x")
+    assert script.register(None) == REFUSED
+    ksr.message = register(empty())
+    assert script.register(None) == DONE
+    with closing(sqlite3.connect(settings.parent / "state/kemi.db", isolation_level=None)) as other:
+        assert script._scscf is not None
+        script._scscf.store._connection.execute("PRAGMA busy_timeout = 0")
+        other.execute("BEGIN IMMEDIATE")
+        assert script.register(None) == script.pushing(None) == FAILED
+    assert script.register(None) == DONE
+    (settings.parent / "state").chmod(0o755)
+    other_process = Script(ksr, str(settings), reset_avps=lambda: None)
+    assert other_process.register(None) == FAILED
+
+
+def test_a_state_that_cannot_be_opened_leaves_nothing_open(ksr: Ksr, settings: Path) -> None:
+    """Each REGISTER tries again, and a process has 1,024 descriptors."""
+    state = settings.parent / "state"
+    script = Script(ksr, str(settings), reset_avps=lambda: None)
+    ksr.message = register(empty())
+    state.mkdir(mode=0o700)
+    (state / "kemi.db").mkdir()
+    before = None
+    for _ in range(3):
+        assert script.register(None) == FAILED
+        after = len(os.listdir("/proc/self/fd"))
+        assert before in (None, after)
+        before = after
+
+
+def test_what_leaves_without_a_decision_is_there_before_anything_is_sent(ksr: Ksr, settings: Path) -> None:
+    Script(ksr, str(settings), reset_avps=lambda: None)
+    assert ksr.held == "\r\n\r\n"
+    ksr.has_memory = False
+    with pytest.raises(StateError, match="-m"):
+        Script(ksr, str(settings), reset_avps=lambda: None)
+
+
+def test_the_first_worker_says_at_the_start_what_does_not_work(ksr: Ksr, settings: Path, tmp_path: Path) -> None:
+    """DESIGN §10: flags 7 promise rspauth, so it is asked for before a UE needs it."""
+    with running(ksr, settings) as script:
+        assert script.child_init(1) == 0
+    assert ksr.log == []
+    found = load_settings(settings)
+    settings.write_text(build_settings(dataclasses.replace(found, rspauth=str(tmp_path / "nobody"))))
+    with running(ksr, settings) as script:
+        assert script.child_init(2) == script.child_init(0) == 0
+        assert ksr.log == []
+        assert script.child_init(1) == 0
+    assert "rspauth" in ksr.log[0]
+    (settings.parent / "state").chmod(0o755)
+    assert Script(ksr, str(settings), reset_avps=lambda: None).child_init(1) == 0
+    assert "chmod 700" in ksr.log[1]

@@ -31,6 +31,7 @@ from kemi.kemikit import (
 from keyferry.errors import TransportError
 from keyferry.kemi.scscf import NOTHING, KemiScscf
 from keyferry.protocol.digest import Credentials, aka_nonce, parse_authentication_info
+from keyferry.protocol.identity import Reg
 from keyferry.protocol.ims.keypush import Push, SealedPush, open_push, parse_service_info
 from keyferry.protocol.ims.keys import application_master_key, as_key
 from keyferry.protocol.ims.third_party import parse_ims_body
@@ -197,6 +198,26 @@ def test_contact_star_erases_every_device(kemi: KemiScscf) -> None:
     for register_of in (first, other, end):
         assert not kemi.pushing(register_of) or kemi.third_party(third_party()) is None
         assert not kemi.next_device() or kemi.third_party(third_party()) is None
+
+
+def test_contact_star_of_a_user_without_pushes_tells_the_as_all_the_same(kemi: KemiScscf) -> None:
+    """TS 24.229 §5.4.1.7: each AS hears of the end; there is no key that a block could erase."""
+    end = registered(kemi, expires=0, contact="*")
+    assert kemi.pushing(end)
+    assert kemi.next_device()
+    assert kemi.third_party(third_party(expires=0)) is None
+    assert not kemi.next_device()
+    assert kemi.store.devices(IMPI) == []
+
+
+def test_contact_star_erases_more_devices_than_sixteen(kemi: KemiScscf) -> None:
+    for number in range(20):
+        kemi.store.next_seq(IMPI, AS_ID, Reg(f"{number:012}"))
+    assert kemi.pushing(registered(kemi, expires=0, contact="*"))
+    erased = set()
+    while kemi.next_device():
+        erased.add(pushed(kemi.third_party(third_party(expires=0))).reg)
+    assert len(erased) == 20
 
 
 def test_an_end_leaves_nothing_to_push(kemi: KemiScscf) -> None:

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from kemi.kemikit import AS_ID, IMPI, IMPU, NONCE, REALM, Clock, opened
-from keyferry.errors import SealError
-from keyferry.kemi.store import MAX_PENDING, PENDING_LIFE, SWEEP_EVERY, TRANSACTION_LIFE, KemiStore, State
+from keyferry.errors import SealError, StateError, StoreError
+from keyferry.kemi.store import BUSY_MS, MAX_DEVICES, MAX_PENDING, PENDING_LIFE, SWEEP_EVERY, TRANSACTION_LIFE, KemiStore, State
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.identity import Impi, Impu, Reg
+from keyferry.protocol.identity import AsId, Impi, Impu, Reg
 
 K_M, REG = Secret(bytes(range(32))), Reg("AAAAAAAAAAAA")
 OTHER = Impi("user2_private@home1.net")
@@ -161,3 +163,57 @@ def test_no_key_lies_in_the_file(store: KemiStore, tmp_path: Path) -> None:
     assert NONCE.encode() in octets
     assert K_M.reveal() not in octets
     assert K_M.reveal().hex().encode() not in octets
+
+
+def test_two_processes_do_not_make_the_file_at_once(tmp_path: Path, clock: Clock) -> None:
+    """SQLite lets nobody wait who changes the journal's mode: one of Kamailio's workers was left without a store."""
+    lock = os.open(tmp_path / "kemi.db.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    other = threading.Thread(target=opened, args=(tmp_path, clock))
+    other.start()
+    other.join(0.05)
+    waited = other.is_alive() and not (tmp_path / "kemi.db").exists()
+    os.close(lock)
+    other.join(10)
+    assert waited
+    assert (tmp_path / "kemi.db").exists()
+
+
+def test_a_file_that_cannot_be_opened_leaves_nothing_open(tmp_path: Path, clock: Clock) -> None:
+    with closing(sqlite3.connect(tmp_path / "kemi.db")) as connection:
+        connection.execute("PRAGMA user_version = 99")
+        connection.execute("CREATE TABLE another (id INTEGER)")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(StateError):
+            opened(tmp_path, clock)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_devices_are_bounded_for_each_user_and_all_are_known(store: KemiStore, clock: Clock) -> None:
+    for number in range(MAX_DEVICES + 3):
+        clock.at += 1
+        for as_id in (AS_ID, AsId("other.home1.net")):
+            store.next_seq(IMPI, as_id, Reg(f"{number:012}"))
+    store.next_seq(OTHER, AS_ID, REG)
+    assert store.devices(IMPI) == [f"{number:012}" for number in reversed(range(3, MAX_DEVICES + 3))]
+    assert store.devices(OTHER) == [REG]
+
+
+def test_sequence_numbers_are_bounded_in_all_and_the_oldest_goes(tmp_path: Path, clock: Clock) -> None:
+    store = opened(tmp_path, clock, max_rows=5)
+    for number in range(9):
+        clock.at += 1
+        store.next_seq(Impi(f"u{number}@home1.net"), AS_ID, REG)
+    clock.at += SWEEP_EVERY
+    store.ask("t", IMPI, IMPU)
+    assert [bool(store.devices(Impi(f"u{number}@home1.net"))) for number in range(9)] == [False] * 4 + [True] * 5
+
+
+def test_a_locked_file_is_waited_for_no_longer_than_a_ue_waits(store: KemiStore, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "kemi.db", isolation_level=None)) as connection:
+        assert store._connection.execute("PRAGMA busy_timeout").fetchone() == (BUSY_MS,)
+        store._connection.execute("PRAGMA busy_timeout = 0")
+        connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError):
+            store.ask("t", IMPI, IMPU)

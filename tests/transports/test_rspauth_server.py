@@ -92,6 +92,16 @@ async def test_a_question_without_end_is_cut_off(tmp_path: Path) -> None:
         assert ("hss_rspauth", "broken") in book.counted
 
 
+async def test_others_cannot_even_connect(tmp_path: Path) -> None:
+    async with listening(tmp_path / "s", {os.geteuid()}):
+        assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
+    server = RspauthServer(prove, {os.geteuid()}, Book(), Book(), os.getegid())
+    await server.listen(tmp_path / "s")
+    found = (tmp_path / "s").stat()
+    assert (found.st_mode & 0o777, found.st_gid) == (0o660, os.getegid())
+    await server.aclose()
+
+
 async def test_two_cannot_listen_at_one_place(tmp_path: Path) -> None:
     async with listening(tmp_path / "s", {os.geteuid()}):
         with pytest.raises(StateError):

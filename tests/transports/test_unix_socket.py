@@ -14,7 +14,7 @@ import pytest
 
 from keyferry.errors import StateError
 from keyferry.transports import unix_socket
-from keyferry.transports.unix_socket import Admission, bind_unix, drop_name, group_id, stand_in_of, take_name, user_id
+from keyferry.transports.unix_socket import Admission, bind_unix, drop_name, group_id, main_group, stand_in_of, take_name, user_id
 from transports.agentkit import MAIL, WIKI, short_folder
 
 EVERY = [WIKI, MAIL]
@@ -93,6 +93,9 @@ def test_what_cannot_be_a_socket_is_said_plainly() -> None:
 def test_users_and_groups_have_names_or_numbers() -> None:
     assert user_id(pwd.getpwuid(0).pw_name) == user_id("0") == 0
     assert group_id(grp.getgrgid(0).gr_name) == group_id("0") == 0
+    assert main_group(0) == pwd.getpwuid(0).pw_gid
+    with pytest.raises(StateError, match="not known"):
+        main_group(4_000_000_000)
     for of in (user_id, group_id):
         with pytest.raises(StateError, match="is not known on this machine"):
             of("no-such-name")

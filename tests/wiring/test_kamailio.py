@@ -101,7 +101,8 @@ def test_the_settings_that_keep_keys_in_are_there(tmp_path: Path, modules: Path,
     ):  # fmt: skip
         assert f'modparam("{module}", "{name}", {value})' in text
     assert text.index('ims_www_authenticate("$td")') < text.index('python_exec("accepted"') < text.index('save("SAR"')
-    assert text.index('$avp(kf_out) = "\\r\\n\\r\\n";') < text.index('python_exec("challenge"')
+    assert 'modparam("corex", "nio_msg_avp", "$avp(kf_out)")' in text  # of whatever class: where nothing is decided, what the script holds
+    assert not re.search(r"\$avp\(kf_out\)[^\n]* = ", text)  # which would take that away, if it were set to $null
 
 
 def test_kamailio_gets_the_transport_keys_of_its_own_pairs_and_no_others(tmp_path: Path, modules: Path, share: Path) -> None:
@@ -162,6 +163,8 @@ def with_servers(*changes: dict[str, object]) -> Change:
         (changed(kamailio={"hss": 'x" port="1'}), "cannot carry"),
         (changed(kamailio={"user": "a b"}), "cannot carry"),
         (changed(kamailio={"trusted_peers": ['1" || "1']}), "no IP address"),
+        (changed(kamailio={"trusted_peers": ["fe80::1%e || 1"]}), "no IP address"),
+        (changed(kamailio={"trusted_peers": []}), "lists nobody"),
         (with_servers({}, {"as_id": "other.home1.net"}), "naf=other.home1.net"),
         (with_servers({"protection": "tls"}), "Use loopback"),
     ],
@@ -169,6 +172,18 @@ def with_servers(*changes: dict[str, object]) -> Change:
 def test_what_could_not_be_held_to_is_refused(tmp_path: Path, modules: Path, share: Path, change: Change, says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         write_kamailio(change(example()), tmp_path / "state", tmp_path / "k", python=sys.executable, modules=modules, share=share)
+
+
+def test_who_may_ask_is_who_is_listed_and_loopback_is_warned_of(tmp_path: Path, modules: Path, share: Path) -> None:
+    """CK', IK' of a 401 are the P-CSCF's; any user of a machine can send from its loopback addresses."""
+    listed = changed(kamailio={"trusted_peers": ["192.0.2.7", "2001:db8::7"]}, scscf={"trusted_peers": ["192.0.2.8"]})
+    done = write_kamailio(listed(example()), tmp_path / "s", tmp_path / "k", python=sys.executable, modules=modules, share=share)
+    text = (tmp_path / "k/scscf.cfg").read_text()
+    assert "if (!(src_ip == 192.0.2.7 || src_ip == [2001:db8::7] || src_ip == 192.0.2.8))" in text
+    assert not done.trusts_loopback
+    assert "WARNING" not in text
+    assert write_kamailio(example(), tmp_path / "s", tmp_path / "k", python=sys.executable, modules=modules, share=share).trusts_loopback
+    assert "WARNING: loopback is listed" in (tmp_path / "k/scscf.cfg").read_text()
 
 
 def test_flags_3_need_no_socket(tmp_path: Path, modules: Path, share: Path) -> None:

@@ -38,10 +38,13 @@ def kamailio(
             {
                 "ok": True, "directory": str(written.directory), "python": written.python, "python_version": written.python_version,
                 "hss": written.hss, "application_servers": list(written.application_servers), "rspauth": written.rspauth,
+                "trusts_loopback": written.trusts_loopback,
             }
         )  # fmt: skip
         return
     console.print(
         f"written to {written.directory}, for Python {written.python_version} ({written.python}); HSS {written.hss}", markup=False
     )
+    if written.trusts_loopback:
+        console.print("warning: trusted_peers lists loopback: every process of this machine is taken for a P-CSCF (docs/kamailio.md)")
     console.print(f"next: kamailio -c -f {written.directory}/scscf.cfg, and see README there", markup=False)

@@ -25,7 +25,12 @@ class Kamailio(Section, frozen=True, kw_only=True):
         str | None,
         Meta(description="UNIX socket where our HSS gives rspauth for accepted answers; none: set `hss.marker_flags = 3`"),
     ] = None
+    rspauth_group: Annotated[
+        str | None,
+        Meta(description="name or number of the group that may open that socket; default: the main group of `kamailio.user`"),
+    ] = None
     children: Annotated[int, Meta(ge=1, le=64, description="processes for UDP, and as many for TCP")] = 4
     trusted_peers: Annotated[
-        list[str], Meta(description="IP addresses, besides loopback, of the P- and I-CSCFs that may send requests")
+        list[str],
+        Meta(description="IP addresses of the P- and I-CSCFs that may send requests, with those of `scscf.trusted_peers`: no others"),
     ] = msgspec.field(default_factory=list)

@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
-from keyferry.errors import KeyferryError
+from keyferry.errors import KeyferryError, StateError, TransportError
 from keyferry.kemi.push import CONTENT_TYPE, Seal
 from keyferry.kemi.rspauth import RspauthSocket
-from keyferry.kemi.scscf import KemiPolicy, KemiScscf
+from keyferry.kemi.scscf import NOTHING, KemiPolicy, KemiScscf
 from keyferry.kemi.settings import KemiSettings, load_settings
 from keyferry.kemi.store import KemiStore
 from keyferry.protocol.crypto.aes import Siv
@@ -30,25 +30,44 @@ from keyferry.transports.clock import SystemClock, SystemRandom
 
 DONE: Final = 1
 FAILED: Final = -1
+REFUSED: Final = -2
+"""What the UE sent must be answered 400; FAILED is our own fault: 503."""
 _MESSAGE: Final = "$(mb{s.encode.hexa})"
-_RESULT: Final = "$avp(kf_hex)"
+_RESULT: Final = "$avp(fr.kf_hex)"
+_HELD: Final = "$avp(g.kf_out)"
+"""Of every process, and for good: what leaves in place of a message for which the configuration could not decide."""
 
 
 class Script:
     """The object whose methods `python_exec` calls; `ksr` is Kamailio's module KSR."""
 
     def __init__(self, ksr: Any, settings: str, reset_avps: Callable[[], object] | None = None) -> None:
-        """Read the settings; the state is opened by each process. Raises ConfigError, and OSError or AttributeError outside Kamailio."""
+        """Read the settings; the state is opened by each process.
+
+        Raises ConfigError, StateError, and OSError or AttributeError outside Kamailio.
+        """
         self._ksr = ksr
         self._reset_avps = reset_avps or _reset_avps()
         self._settings = load_settings(Path(settings))
         self._scscf: KemiScscf | None = None
         self._pid = 0
+        ksr.pv.sets(_HELD, NOTHING.decode())
+        if ksr.pv.get(_HELD) != NOTHING.decode():
+            raise StateError(_HELD, "cannot be set, so a 401 without memory would leave as it is", "Give Kamailio more memory with -m")
 
     def child_init(self, rank: int) -> int:
-        """Be told of a process that was forked."""
-        del rank
+        """Be told of a process that was forked; the first worker says at once what would not work."""
+        if rank == 1:
+            self._safely(self._check)
         return 0
+
+    def _check(self, scscf: KemiScscf) -> bool:
+        if isinstance(scscf.rspauth, RspauthSocket):
+            try:
+                scscf.rspauth.check(self._settings.realm)
+            except TransportError as problem:
+                self._warn(f"nonces promise rspauth, and no 200 will carry it, so no UE will use AS keys: {problem}")
+        return True
 
     def own_avps(self, msg: object, argument: str = "") -> int:
         """Give this process its own AVPs again: in 5.6.3 a cdp worker's may be those of a transaction that was freed long ago.
@@ -65,9 +84,9 @@ class Script:
         return self._safely(lambda scscf: scscf.leaving(self._message()))
 
     def register(self, msg: object, argument: str = "") -> int:
-        """Take a REGISTER before anything else does; FAILED: answer 400."""
+        """Take a REGISTER before anything else does; REFUSED: answer 400, FAILED: 503."""
         del msg, argument
-        return self._safely(lambda scscf: scscf.asked(self._message()))
+        return self._safely(lambda scscf: scscf.asked(self._message()), REFUSED)
 
     def accepted(self, msg: object, argument: str = "") -> int:
         """Take a REGISTER that ims_www_authenticate has accepted."""
@@ -119,9 +138,9 @@ class Script:
         self._ksr.textops.set_body(body.decode("utf-8"), CONTENT_TYPE)
         return True
 
-    def _safely(self, work: Callable[[KemiScscf], bool]) -> int:
+    def _safely(self, work: Callable[[KemiScscf], bool], refused: int = FAILED) -> int:
         try:
-            return DONE if work(self._opened()) else FAILED
+            return DONE if work(self._opened()) else refused
         except KeyferryError as problem:
             self._warn(str(problem))
         except Exception as problem:  # the shell's last line: Kamailio would print what is in a traceback
@@ -150,13 +169,15 @@ def _reset_avps() -> Callable[[], object]:
 def open_scscf(settings: KemiSettings, warn: Callable[[str], None]) -> KemiScscf:
     """Open what one process needs. Raises StateError, StoreError."""
     clock, random = SystemClock(), SystemRandom()
-    state = open_state(settings.state, random=random)
-    live = {
-        as_id: LiveIscKeys(state, settings.scscf, as_id, clock, _KemiLog(warn))
-        for as_ids in settings.servers.values()
-        for as_id in as_ids
-    }  # fmt: skip
-    store = KemiStore(state.path("kemi.db"), state.keyring, clock.now)
+    with contextlib.ExitStack() as undone:  # a process tries again at each message until it works
+        state = undone.enter_context(open_state(settings.state, random=random))
+        live = {
+            as_id: LiveIscKeys(state, settings.scscf, as_id, clock, _KemiLog(warn))
+            for as_ids in settings.servers.values()
+            for as_id in as_ids
+        }  # fmt: skip
+        store = KemiStore(state.path("kemi.db"), state.keyring, clock.now)
+        undone.pop_all()
     policy = KemiPolicy(settings.realm, settings.servers, partial(_seal, settings.scscf, live), settings.max_expires, settings.key_max_age)
     rspauth = RspauthSocket(settings.rspauth) if settings.rspauth else None
     return KemiScscf(policy, store, clock.now, warn, rspauth)

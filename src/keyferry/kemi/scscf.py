@@ -49,7 +49,7 @@ class KemiScscf:
     warn: Callable[[str], None]  # takes words without secrets
     rspauth: RspauthSource | None = None
     _pushing: Registering | None = field(default=None)
-    _devices: list[Reg] = field(default_factory=list)  # whose third-party REGISTERs are still to be made
+    _devices: list[Reg | None] = field(default_factory=list)  # whose third-party REGISTERs are still to be made; None: all of them
     _reg: Reg | None = field(default=None)  # whose are being made
 
     def asked(self, data: bytes) -> bool:
@@ -130,7 +130,10 @@ class KemiScscf:
         self._pushing, self._devices, self._reg = None, [], None
         try:
             found = read_registering(data, self.policy.realm)
-            self._devices = self.store.devices(found.impi) if found.every_contact else [found.reg]
+            # Asked for in any case: a file that is locked shows here, before Kamailio ends a registration whose key could not be erased.
+            known = self.store.devices(found.impi)
+            # of a user of whose devices nothing is known the AS hears the end all the same, without a block
+            self._devices = ([*known] or [None]) if found.every_contact else [found.reg]
             self._pushing = found
         except KeyferryError as problem:
             self.warn(f"no push: {problem}")
@@ -138,8 +141,9 @@ class KemiScscf:
 
     def next_device(self) -> bool:
         """Go on to the next device whose third-party REGISTERs shall be made: one, or for Contact: * each; false after the last."""
-        self._reg = self._devices.pop(0) if self._devices else None
-        return self._reg is not None
+        there = bool(self._devices)
+        self._reg = self._devices.pop(0) if there else None
+        return there
 
     def pushed(self) -> bool:
         """Say that they are made; what has ended is forgotten."""

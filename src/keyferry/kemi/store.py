@@ -6,6 +6,8 @@ Every process opens the file for itself after it was forked; each step is one tr
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,8 +31,11 @@ MAX_ROWS: Final = 500_000
 """Challenges in all, 150 MB; the oldest that nobody answered go first."""
 SWEEP_EVERY: Final = 10.0
 """Seconds between looks for what is over, in each process."""
-MAX_DEVICES: Final = 16
-"""Devices of one user whose keys one Contact: * erases: more than ever register."""
+MAX_DEVICES: Final = 64
+"""Devices of one user that pushes are remembered of, so that Contact: * erases the keys of each: more than ever register. The one that was
+silent longest goes, and its key at an AS lives to its own end."""
+BUSY_MS: Final = 1_000
+"""Milliseconds that a worker of Kamailio waits for the others' transactions: each is short, and the UE sends again after 500."""
 SEQ_MEMORY: Final = 10 * 86_400.0
 """Seconds: a sequence number is at least the clock's milliseconds, so an older one need not be remembered (stores/sqlite/registrations)."""
 
@@ -71,12 +76,20 @@ SCHEMA: Final = (
     "CREATE INDEX IF NOT EXISTS answer_expires_at ON answer (expires_at)",
     "CREATE TABLE IF NOT EXISTS push_seq (impi TEXT NOT NULL, as_id TEXT NOT NULL, reg TEXT NOT NULL, seq INTEGER NOT NULL,"
     " PRIMARY KEY (impi, as_id, reg)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS push_seq_seq ON push_seq (seq)",
 )
 _SELECT: Final = f"SELECT k_m, {', '.join(_COLUMNS)} FROM challenge WHERE nonce = ?"  # noqa: S608
 _UPSERT: Final = (
     f"INSERT INTO challenge (k_m, {', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
     " ON CONFLICT (nonce) DO UPDATE SET k_m = excluded.k_m, state = excluded.state, reg = excluded.reg, expires_at = excluded.expires_at"
 )
+
+_OLDEST: Final = {
+    "asked": "DELETE FROM asked WHERE key IN (SELECT key FROM asked ORDER BY expires_at LIMIT ?)",
+    "challenge": "DELETE FROM challenge WHERE id IN (SELECT id FROM challenge ORDER BY state, aka_time LIMIT ?)",
+    "answer": "DELETE FROM answer WHERE key IN (SELECT key FROM answer ORDER BY expires_at LIMIT ?)",
+    "push_seq": "DELETE FROM push_seq WHERE (impi, as_id, reg) IN (SELECT impi, as_id, reg FROM push_seq ORDER BY seq LIMIT ?)",
+}
 
 
 class KemiStore:
@@ -88,10 +101,19 @@ class KemiStore:
         self._now = now
         self._max_rows = max_rows
         self._swept_at = 0.0
-        self._connection = connect(path)
+        with _alone(path):
+            self._connection = connect(path)
+            try:
+                self._prepare(path)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self, path: Path) -> None:
         claim(self._connection, path)
         # A crash of Kamailio loses nothing; a power cut the last moments, whose challenges are made again, and seq follows the clock.
         self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         with self._transaction() as connection:
             for statement in SCHEMA:
                 connection.execute(statement)
@@ -178,14 +200,17 @@ class KemiStore:
                 " ON CONFLICT (impi, as_id, reg) DO UPDATE SET seq = max(seq + 1, excluded.seq) RETURNING seq",
                 (impi, as_id, reg, int(self._now() * 1000)),
             ).fetchone()
+            connection.execute(
+                "DELETE FROM push_seq WHERE impi = ? AND reg NOT IN"
+                " (SELECT reg FROM push_seq WHERE impi = ? GROUP BY reg ORDER BY max(seq) DESC LIMIT ?)",
+                (impi, impi, MAX_DEVICES),
+            )
         return int(seq)
 
     def devices(self, impi: Impi) -> list[Reg]:
         """Return the devices of a user that an AS may have keys of, the latest first."""
         with self._transaction() as connection:
-            rows = connection.execute(
-                "SELECT reg FROM push_seq WHERE impi = ? GROUP BY reg ORDER BY max(seq) DESC LIMIT ?", (impi, MAX_DEVICES)
-            ).fetchall()
+            rows = connection.execute("SELECT reg FROM push_seq WHERE impi = ? GROUP BY reg ORDER BY max(seq) DESC", (impi,)).fetchall()
         return [Reg(reg) for (reg,) in rows]
 
     def _challenged(self, connection: sqlite3.Connection, nonce: str) -> Challenged | None:
@@ -208,12 +233,10 @@ class KemiStore:
         for table in ("asked", "challenge", "answer"):
             connection.execute(f"DELETE FROM {table} WHERE expires_at <= ?", (now,))  # noqa: S608 - names of our own
         connection.execute("DELETE FROM push_seq WHERE seq < ?", (int((now - SEQ_MEMORY) * 1000),))
-        over = connection.execute("SELECT count(*) FROM asked").fetchone()[0] - self._max_rows
-        if over > 0:
-            connection.execute("DELETE FROM asked WHERE key IN (SELECT key FROM asked ORDER BY expires_at LIMIT ?)", (over,))
-        over = connection.execute("SELECT count(*) FROM challenge").fetchone()[0] - self._max_rows
-        if over > 0:
-            connection.execute("DELETE FROM challenge WHERE id IN (SELECT id FROM challenge ORDER BY state, aka_time LIMIT ?)", (over,))
+        for table, delete in _OLDEST.items():
+            over = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] - self._max_rows  # noqa: S608
+            if over > 0:
+                connection.execute(delete, (over,))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -227,3 +250,17 @@ class KemiStore:
             self._connection.execute("COMMIT")
         except sqlite3.Error as problem:
             raise StoreError(f"kemi.db: {problem}") from problem
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep Kamailio's other processes away: all of them open the file at their first message, and two cannot make it at once."""
+    try:
+        lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as problem:
+        raise StoreError(f"kemi.db: {problem.strerror}") from problem
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

@@ -30,6 +30,7 @@ class RspauthServer:
     users: Collection[int]
     log: Log
     counter: Counter
+    group: int | None = None  # whose members may open the socket; None: processes of this user alone, and root's
     _path: Path | None = None
     _inode: int = 0
     _server: asyncio.Server | None = None
@@ -37,7 +38,7 @@ class RspauthServer:
 
     async def listen(self, path: Path) -> None:
         """Begin. Raises StateError: the path cannot be used, or somebody else listens there."""
-        sock = bind_unix(path, 0o666, None)  # connect is free, for the kernel says who it is; asking is not
+        sock = bind_unix(path, 0o600 if self.group is None else 0o660, self.group)
         self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_LINE)
         self._path, self._inode = path, take_name(path)
 

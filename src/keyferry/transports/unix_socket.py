@@ -137,3 +137,11 @@ def user_id(name: str) -> int:
         return int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid
     except (KeyError, ValueError) as problem:
         raise StateError(f"user {name}", "is not known on this machine", "Make it with useradd") from problem
+
+
+def main_group(user: int) -> int:
+    """Return the number of a user's main group. Raises StateError."""
+    try:
+        return pwd.getpwuid(user).pw_gid
+    except KeyError as problem:
+        raise StateError(f"user {user}", "is not known on this machine", "Make it with useradd, or name the group") from problem

@@ -48,6 +48,10 @@ _PLACE: Final = re.compile(r"@([A-Z_]+)@")
 _WORD: Final = re.compile(r"[A-Za-z0-9._:/@;=\[\]+~-]*")
 _PROBE: Final = "import json, sys, cryptography; print(json.dumps([sys.version_info[:2], [p for p in sys.path if p]]))"
 _DEFAULT_EXPIRES: Final = 3600
+SHM_MARGIN: Final = 4_194_304
+"""Octets of shared memory that must be free for a registration to begin. One takes some 25,000; Kamailio looks once a second."""
+_LOCAL: Final = """
+  # WARNING: loopback is listed, so every process of this machine is taken for a P-CSCF (docs/kamailio.md, "Who may ask")"""
 
 
 class Installed(NamedTuple):
@@ -75,6 +79,7 @@ class Written:
     hss: str
     application_servers: tuple[str, ...]
     rspauth: bool
+    trusts_loopback: bool  # whoever runs something on this machine is taken for a P-CSCF
 
 
 def write_kamailio(
@@ -106,7 +111,8 @@ def write_kamailio(
     version = f"{installed.python[0]}.{installed.python[1]}"
     as_ids = tuple(sorted(as_id for as_ids in servers.values() for as_id in as_ids))
     hss = f"{values['HSS']}:{values['HSS_PORT']}"
-    return Written(directory, interpreter.executable, version, hss, as_ids, bool(settings.rspauth))
+    local = any(each.is_loopback for each in trusted_peers(config))
+    return Written(directory, interpreter.executable, version, hss, as_ids, bool(settings.rspauth), local)
 
 
 def find_kamailio(modules: Path | None, share: Path) -> Installed:
@@ -173,7 +179,7 @@ def _values(config: Config, directory: Path, installed: Installed, interpreter: 
     if port == 0:
         raise ConfigError("scscf.listen", "names no port, and Kamailio needs one", 'Write "127.0.0.1:6060"')
     hss_port = kamailio.hss_port or _hss_port(config)
-    trusted = ["127.0.0.1", *(str(ipaddress.ip_address(each)) for each in _addresses(kamailio.trusted_peers + scscf.trusted_peers))]
+    trusted = trusted_peers(config)
     words = {
         "DIR": str(directory), "MODULES": f"{installed.modules}/", "REALM": realm, "NAME": scscf.name, "NAME_PORT": f"{scscf.name}:{port}",
         "SERVER_NAME": server_name_of(scscf), "HSS": kamailio.hss or config.hss.name, "HSS_PORT": str(hss_port), "USER": kamailio.user,
@@ -187,7 +193,9 @@ def _values(config: Config, directory: Path, installed: Installed, interpreter: 
         "LOG_STDERROR": "yes" if log_stderror else "no",
         "CHILDREN": str(kamailio.children),
         "LISTEN": "\n".join(f"listen={proto}:{_bracketed(host)}:{port}" for proto in ("udp", "tcp")),
-        "TRUSTED": " || ".join(f'$si == "{each}"' for each in dict.fromkeys(trusted)),
+        "TRUSTED": " || ".join(f"src_ip == {_bracketed(str(each))}" for each in trusted),
+        "LOCAL": _LOCAL if any(each.is_loopback for each in trusted) else "",
+        "SHM_MARGIN": str(SHM_MARGIN),
         "DEFAULT_EXPIRES": str(min(_DEFAULT_EXPIRES, scscf.max_expires)),
         "MIN_EXPIRES": str(scscf.min_expires),
         "MAX_EXPIRES": str(scscf.max_expires),
@@ -218,13 +226,18 @@ def _hss_port(config: Config) -> int:
     return split_address(listen, "hss.listen_diameter")[1] if listen else 3868
 
 
-def _addresses(texts: list[str]) -> list[str]:
-    for text in texts:
-        try:
-            ipaddress.ip_address(text)
-        except ValueError:
-            raise ConfigError("kamailio.trusted_peers", f"{text!r} is no IP address", 'Write for example "192.0.2.7"') from None
-    return texts
+def trusted_peers(config: Config) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Return the addresses that may send Kamailio requests: what is listed, and no other. Raises ConfigError."""
+    texts = config.kamailio.trusted_peers + config.scscf.trusted_peers
+    if not texts:
+        remedy = 'Write the addresses of the P- and I-CSCFs; ["127.0.0.1"] trusts every process of this machine'
+        raise ConfigError("kamailio.trusted_peers", "lists nobody, so Kamailio would answer nobody", remedy)
+    try:
+        if any("%" in text for text in texts):
+            raise ValueError("a zone goes with an interface, and Kamailio knows none")
+        return [ipaddress.ip_address(text) for text in dict.fromkeys(texts)]
+    except ValueError as problem:
+        raise ConfigError("kamailio.trusted_peers", f"holds what is no IP address: {problem}", 'Write for example "192.0.2.7"') from None
 
 
 def _bracketed(host: str) -> str:
