@@ -146,10 +146,11 @@ class PushRefused(SecurityError):
 class CxError(KeyferryError):
     """Carry an Experimental-Result-Code of TS 29.229 §6.2, or a base Diameter result."""
 
-    def __init__(self, code: int, name: str) -> None:
+    def __init__(self, code: int, name: str, *, server_name: str = "") -> None:
         super().__init__(f"{name} ({code})")
         self.code = code
         self.name = name
+        self.server_name = server_name  # of the S-CSCF that serves the user already, or that a request of the HSS was for
 
     @property
     def experimental(self) -> bool:

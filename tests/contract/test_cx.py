@@ -23,7 +23,8 @@ ALICE, ALICE_SIP, ALICE_TEL = Impi("alice@home1.net"), Impu("sip:alice@home1.net
 NOBODY, NOBODY_SIP = Impi("nobody@home1.net"), Impu("sip:nobody@home1.net")
 BOBBY_SIP = Impu("sip:bobby@home1.net")
 OTHER = "sip:scscf1.home1.net:6061"  # the other's of the same host, which the same Diameter node may ask for
-ENDS = [one for one in ServerAssignment if one not in (0, 1, 2)]
+UNPROVEN = [ServerAssignment.AUTHENTICATION_FAILURE, ServerAssignment.AUTHENTICATION_TIMEOUT]
+ENDS = [one for one in ServerAssignment if one not in (0, 1, 2, *UNPROVEN)]
 
 
 @pytest.fixture(params=WAYS)
@@ -156,8 +157,35 @@ class TestServerAssignment:
         assert (profile.impi, profile.impus, list(profile.profiles[0].criteria)) == (ALICE, (ALICE_SIP, ALICE_TEL), [criterion()])
         assert await net.store.server_name(ALICE) == SERVER_NAME
 
-    async def test_no_assignment_brings_the_profile_and_assigns_nothing(self, net: Wired) -> None:
+    async def test_no_assignment_brings_the_profile_to_who_is_assigned_and_to_nobody_else(self, net: Wired) -> None:
+        """§6.1.2.1."""
+        for assigned in (None, OTHER):
+            await net.store.set_server_name(ALICE, assigned)
+            assert await refusal(sar(net, ServerAssignment.NO_ASSIGNMENT)) == (5012, "DIAMETER_UNABLE_TO_COMPLY", False)
+            assert await net.store.server_name(ALICE) == assigned
+        await mar(net)
         assert parse_user_profile(await sar(net, ServerAssignment.NO_ASSIGNMENT)).impi == ALICE
+        assert (await net.store.assignment(ALICE)).serving is None
+
+    @pytest.mark.parametrize("kind", [ServerAssignment.REGISTRATION, ServerAssignment.RE_REGISTRATION])
+    async def test_nobody_takes_over_whom_another_serves_without_a_challenge(self, net: Wired, kind: ServerAssignment) -> None:
+        """§6.1.2.1, §8.1."""
+        await sar(net)
+        assert await refusal(sar(net, kind, OTHER)) == (5005, "DIAMETER_ERROR_IDENTITY_ALREADY_REGISTERED", True)
+        assert await net.store.server_name(ALICE) == SERVER_NAME
+
+    @pytest.mark.parametrize("assignment", UNPROVEN)
+    async def test_a_failed_authentication_ends_no_registration(self, net: Wired, assignment: ServerAssignment) -> None:
+        """§6.1.2.1: the registration state stays."""
+        await sar(net)
+        await mar(net)
+        assert await sar(net, assignment) == b""
+        assert await net.store.server_name(ALICE) == SERVER_NAME
+
+    @pytest.mark.parametrize("assignment", UNPROVEN)
+    async def test_who_failed_and_is_not_registered_is_free(self, net: Wired, assignment: ServerAssignment) -> None:
+        await mar(net)
+        await sar(net, assignment)
         assert await net.store.server_name(ALICE) is None
 
     @pytest.mark.parametrize("assignment", ENDS)

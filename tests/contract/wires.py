@@ -23,7 +23,7 @@ from keyferry.transports.diameter_context import Admission
 from keyferry.transports.diameter_server import DiameterServer
 from keyferry.transports.pki import MutualTls, Pki, mutual_tls
 from roles.home import criterion, subscriber
-from roles.network import RecordingCounter, RecordingLog, SeededRandom
+from roles.network import FakeClock, RecordingCounter, RecordingLog, SeededRandom
 
 Way: TypeAlias = Literal["in process", "tcp", "tls"]
 WAYS: tuple[Way, ...] = ("in process", "tcp", "tls")
@@ -46,7 +46,7 @@ class Wired:
 
 
 def an_hss(store: SubscriberStore, **more: object) -> Hss:
-    return Hss(store, {"default": [criterion()]}, SeededRandom(), RecordingLog(), RecordingCounter(), **more)  # type: ignore[arg-type]
+    return Hss(store, {"default": [criterion()]}, SeededRandom(), RecordingLog(), RecordingCounter(), FakeClock(), **more)  # type: ignore[arg-type]
 
 
 @asynccontextmanager

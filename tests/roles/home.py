@@ -109,7 +109,7 @@ class Home:
     diagnosis: Diagnosis = field(init=False)
 
     def __post_init__(self) -> None:
-        self.hss = Hss(self.subscribers, self.profiles, self.random, self.log, self.counter)
+        self.hss = Hss(self.subscribers, self.profiles, self.random, self.log, self.counter, self.clock)
         for as_id in (XCAP, NOTES):
             self.start_as(as_id)
         self.start_scscf()

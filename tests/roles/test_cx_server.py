@@ -192,6 +192,16 @@ class TestServerAssignment:
         assert await result(server, a_sar(Type.ADMINISTRATIVE_DEREGISTRATION, impi, impus)) == (2001, False)
         assert await result(server, cx.build_lir(cx.Lir(ALICE_SIP), ROUTE)) == (5003, True)
 
+    async def test_who_takes_over_a_user_without_a_challenge_is_told_who_serves(self) -> None:
+        """TS 29.228 §6.1.2.1: the SAA has the Server-Name of the S-CSCF assigned."""
+        server = await a_server(CxPolicy(own_names=False))
+        await server.handle(a_sar(), Peer())
+        sar = cx.Sar(ALICE, (ALICE_SIP,), "sip:scscf2.home1.net", Type.REGISTRATION)
+        answer = await server.handle(cx.build_sar(sar, ROUTE), Peer("scscf2.home1.net"))
+        named = answer.first(SERVER_NAME_AVP, VENDOR_3GPP)
+        assert named is not None
+        assert (tuple(base.result_of(answer)), named.data.decode()) == ((5005, True), SERVER_NAME)
+
     async def test_identities_of_two_users_do_not_go_together(self) -> None:
         assert await result(await a_server(), a_sar(Type.USER_DEREGISTRATION, ALICE, (ALICE_SIP, BOBBY_SIP))) == (5002, True)
 

@@ -22,7 +22,7 @@ from keyferry.protocol.ims.verdicts import Reason
 from keyferry.roles.hss import SEQ_RESERVE, Hss
 from keyferry.stores.memory import MemorySubscriberStore
 from roles.home import SCSCF, criterion, key_of, open_home, subscriber
-from roles.network import RecordingCounter, RecordingLog, SeededRandom, settle
+from roles.network import FakeClock, RecordingCounter, RecordingLog, SeededRandom, settle
 
 ALICE, ALICE_SIP, ALICE_TEL = Impi("alice@home1.net"), Impu("sip:alice@home1.net"), Impu("tel:+15550510")
 OTHER = "sip:scscf2.home1.net"
@@ -46,7 +46,7 @@ class Store(MemorySubscriberStore):
 
 
 def start(store: MemorySubscriberStore, *, max_counters: int = 100) -> Hss:
-    return Hss(store, PROFILES, SeededRandom(), RecordingLog(), RecordingCounter(), max_counters=max_counters)
+    return Hss(store, PROFILES, SeededRandom(), RecordingLog(), RecordingCounter(), FakeClock(), max_counters=max_counters)
 
 
 @pytest.fixture
@@ -326,12 +326,34 @@ class TestServerAssignment:
         assert profile.impus == (ALICE_SIP, ALICE_TEL)
         assert list(profile.profiles[0].criteria) == [criterion()]
         assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name == SCSCF
+        await hss.multimedia_auth(ALICE, ALICE_SIP, OTHER)
         await self.sar(hss, assignment, OTHER)
         assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name == OTHER
 
-    async def test_no_assignment_returns_the_profile_and_assigns_nobody(self, hss: Hss) -> None:
-        assert parse_user_profile(await self.sar(hss, ServerAssignment.NO_ASSIGNMENT)).impi == ALICE
-        assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name is None
+    async def test_an_s_cscf_that_has_not_challenged_the_user_is_told_who_serves_and_nothing_else(self, hss: Hss) -> None:
+        """§8.1: a command other than the MAR does not overwrite the S-CSCF's name."""
+        await self.sar(hss, ServerAssignment.REGISTRATION)
+        for assignment, code, named in ((ServerAssignment.REGISTRATION, 5005, SCSCF), (ServerAssignment.NO_ASSIGNMENT, 5012, "")):
+            with pytest.raises(CxError) as caught:
+                await self.sar(hss, assignment, OTHER)
+            assert (caught.value.code, caught.value.server_name) == (code, named)
+        assert isinstance(hss.log, RecordingLog)
+        assert hss.log.warnings == ["already-registered", "profile-refused"]
+
+    async def test_an_auts_takes_no_user_from_another_s_cscf(self, hss: Hss) -> None:
+        """§8.1: a MAR that indicates a synchronisation failure does not overwrite the S-CSCF's name either."""
+        resync = refused(card_at(5000), await mar(hss))
+        await hss.multimedia_auth(ALICE, ALICE_SIP, OTHER)
+        await mar(hss, resync=resync)
+        assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name == OTHER
+
+    async def test_the_one_that_serves_keeps_a_user_whom_another_challenges(self, hss: Hss) -> None:
+        """His protected re-REGISTER goes on; who is challenged elsewhere is no more than a stranger."""
+        await self.sar(hss, ServerAssignment.REGISTRATION)
+        await hss.multimedia_auth(ALICE, ALICE_SIP, OTHER)
+        assert await hss.location_info(ALICE_SIP) == SCSCF
+        await self.sar(hss, ServerAssignment.RE_REGISTRATION)
+        assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name == SCSCF
 
     async def test_a_barred_identity_is_marked(self, store: Store, hss: Hss) -> None:
         """TS 23.228 §5.2.1a."""
@@ -350,8 +372,6 @@ class TestServerAssignment:
             ServerAssignment.TIMEOUT_DEREGISTRATION,
             ServerAssignment.USER_DEREGISTRATION,
             ServerAssignment.ADMINISTRATIVE_DEREGISTRATION,
-            ServerAssignment.AUTHENTICATION_FAILURE,
-            ServerAssignment.AUTHENTICATION_TIMEOUT,
         ],
     )
     async def test_an_end_clears_the_assignment_of_the_s_cscf_that_asks_only(self, hss: Hss, assignment: ServerAssignment) -> None:
@@ -426,7 +446,7 @@ class TestSeveralServers:
 
     @pytest.fixture
     def several(self, store: Store) -> Hss:
-        return Hss(store, PROFILES, SeededRandom(), RecordingLog(), RecordingCounter(), scscfs=(SCSCF, OTHER))
+        return Hss(store, PROFILES, SeededRandom(), RecordingLog(), RecordingCounter(), FakeClock(), scscfs=(SCSCF, OTHER))
 
     async def test_who_has_none_may_have_any_in_an_order_of_its_own(self, several: Hss) -> None:
         found = await several.user_authorization(ALICE, ALICE_SIP, "")
@@ -470,15 +490,11 @@ async def test_a_challenge_at_another_s_cscf_that_nobody_answers_moves_no_user(u
         assert await home.subscribers.server_name(alice.impi) is None
 
 
-async def test_who_proves_to_be_the_user_moves_and_the_number_of_moves_remembered_is_bounded() -> None:
+async def test_who_proves_to_be_the_user_moves() -> None:
     async with open_home() as home:
-        home.hss.max_counters = 1
-        for user in ("alice", "bobby"):
-            device = home.device(user)
-            await device.register()
-            await home.hss.multimedia_auth(device.impi, Impu(f"sip:{user}@home1.net"), "sip:scscf2.home1.net")
-        assert list(home.hss._before) == ["bobby@home1.net"]
-        impu = Impu("sip:bobby@home1.net")
-        await home.hss.server_assignment(device.impi, impu, "sip:scscf2.home1.net", ServerAssignment.REGISTRATION)
-        await home.hss.server_assignment(device.impi, impu, "sip:scscf2.home1.net", ServerAssignment.AUTHENTICATION_FAILURE)
-        assert await home.subscribers.server_name(device.impi) is None
+        device = home.device()
+        await device.register()
+        for assignment in (ServerAssignment.REGISTRATION, ServerAssignment.AUTHENTICATION_FAILURE):
+            await home.hss.multimedia_auth(device.impi, ALICE_SIP, OTHER)
+            await home.hss.server_assignment(device.impi, ALICE_SIP, OTHER, assignment)
+            assert await home.subscribers.server_name(device.impi) == OTHER

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from keyferry.errors import StoreError
-from keyferry.ports import SubscribedImpu, SubscriberStore, Subscription
+from keyferry.errors import CxError, StoreError
+from keyferry.ports import Assignment, DeregistrationReason, OwedTermination, SubscribedImpu, SubscriberStore, Subscription
 from keyferry.protocol.identity import Impi, Impu
 from stores.made import key, subscriber
 
@@ -124,13 +124,57 @@ class SubscriberContract:
         await store.set_server_name(subscriber().impi, None)
         assert await store.server_name(subscriber().impi) is None
 
-    async def test_the_server_name_is_exchanged_only_for_the_one_that_is_there(self, store: SubscriberStore) -> None:
+    async def test_an_assignment_is_changed_whole(self, store: SubscriberStore) -> None:
         impi = subscriber().impi
-        assert not await store.exchange_server_name(impi, None, "sip:a.ims.example")  # no such subscriber
+        owed = OwedTermination("sip:b.ims.example", DeregistrationReason.NEW_SERVER_ASSIGNED, "why", 17.5)
+        full = Assignment("sip:c.ims.example", "sip:a.ims.example", (owed,))
+        assert await store.assignment(impi) == Assignment()
+        with pytest.raises(StoreError, match="no such subscriber"):
+            await store.reassign(impi, lambda found: full)
         await store.add(subscriber())
-        assert await store.exchange_server_name(impi, None, "sip:a.ims.example")
-        assert not await store.exchange_server_name(impi, None, "sip:b.ims.example")
-        assert not await store.exchange_server_name(impi, "sip:b.ims.example", None)
-        assert await store.server_name(impi) == "sip:a.ims.example"
-        assert await store.exchange_server_name(impi, "sip:a.ims.example", None)
-        assert await store.server_name(impi) is None
+        assert await store.reassign(impi, lambda found: full) == (Assignment(), full)
+        await store.replace(subscriber(profile="other"))
+        assert await store.assignment(impi) == full
+        found = await store.subscription(impi)
+        assert found is not None
+        assert (found.server_name, found.serving) == full[:2]
+        await store.set_server_name(impi, None)
+        assert await store.reassign(impi, lambda found: found) == (full._replace(server_name=None),) * 2
+        await store.remove(impi)
+        await store.add(subscriber())
+        assert (await store.assignment(impi), await store.owing()) == (Assignment(), {})
+
+    async def test_what_cannot_be_changed_stays_and_says_why(self, store: SubscriberStore) -> None:
+        impi, full = subscriber().impi, Assignment("sip:a.ims.example", "sip:a.ims.example")
+
+        def refuse(found: Assignment) -> Assignment:
+            assert found == full
+            raise CxError(5005, "X")
+
+        await store.add(subscriber())
+        await store.reassign(impi, lambda found: full)
+        with pytest.raises(CxError):
+            await store.reassign(impi, refuse)
+        assert await store.assignment(impi) == full
+
+    async def test_changes_at_the_same_time_take_effect_one_after_the_other(self, store: SubscriberStore) -> None:
+        impi = subscriber().impi
+        await store.add(subscriber())
+        await asyncio.gather(
+            *(store.reassign(impi, lambda found: found._replace(server_name=(found.server_name or "") + "x")) for _ in range(20))
+        )
+        assert await store.server_name(impi) == "x" * 20
+
+    async def test_what_is_owed_is_found_by_s_cscf_the_oldest_first(self, store: SubscriberStore) -> None:
+        one, other = subscriber(1), subscriber(2)
+        rtr = OwedTermination("sip:a.ims.example", DeregistrationReason.PERMANENT_TERMINATION, "", 20.0)
+        older, elsewhere = rtr._replace(since=10.0), rtr._replace(server_name="sip:b.ims.example", since=30.0)
+        for each, owed in ((one, (elsewhere, rtr)), (other, (older,))):
+            await store.add(each)
+            await store.reassign(each.impi, lambda found, owed=owed: found._replace(serving="sip:c.ims.example", owed=owed))  # type: ignore[misc]
+        assert await store.owing() == {"sip:a.ims.example": 10.0, "sip:b.ims.example": 30.0}
+        assert list(await store.owed_to("sip:a.ims.example", 9)) == [(other.impi, older), (one.impi, rtr)]
+        assert list(await store.owed_to("sip:a.ims.example", 1)) == [(other.impi, older)]
+        assert await store.forget_owed(20.0) == 1
+        assert await store.owing() == {"sip:a.ims.example": 20.0, "sip:b.ims.example": 30.0}
+        assert (await store.assignment(other.impi)) == Assignment(None, "sip:c.ims.example")

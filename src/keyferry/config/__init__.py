@@ -126,6 +126,9 @@ class Scscf(_Section, frozen=True, kw_only=True):
     repush_rate: Annotated[
         int, Meta(ge=1, le=100_000, description="registrations a second whose keys are pushed again to an AS that lost them")
     ] = 500
+    hss_requests: Annotated[
+        int, Meta(ge=1, le=100_000, description="RTRs and PPRs of the HSS carried out at a time; more are answered DIAMETER_TOO_BUSY")
+    ] = 1_024
     trusted_peers: Trusted = msgspec.field(default_factory=list)
     sweep: Annotated[float, Meta(gt=0, description="seconds between looks for expired registrations")] = 1.0
 

@@ -8,12 +8,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
+from keyferry.ports.cx import Assignment as Assignment
 from keyferry.ports.cx import CxAnalyst as CxAnalyst
 from keyferry.ports.cx import CxClient as CxClient
 from keyferry.ports.cx import CxDirectory as CxDirectory
 from keyferry.ports.cx import CxServing as CxServing
 from keyferry.ports.cx import CxServings as CxServings
 from keyferry.ports.cx import DeregistrationReason as DeregistrationReason
+from keyferry.ports.cx import OwedTermination as OwedTermination
 from keyferry.ports.cx import Resync as Resync
 from keyferry.ports.cx import ServerAssignment as ServerAssignment
 from keyferry.ports.door import KeySource as KeySource
@@ -218,6 +220,7 @@ class Subscription(NamedTuple):
     profile: str
     server_name: str | None  # SIP URI of the S-CSCF assigned
     release: int | None = None  # of its UE, as provisioned
+    serving: str | None = None  # SIP URI of the S-CSCF where the user is registered
 
 
 class SubscriberStore(Protocol):
@@ -262,8 +265,23 @@ class SubscriberStore(Protocol):
     async def set_server_name(self, impi: Impi, name: str | None) -> None:
         """Assign or clear the S-CSCF."""
 
-    async def exchange_server_name(self, impi: Impi, assigned: str | None, name: str | None) -> bool:
-        """Do so if the S-CSCF assigned is still the one named first; false, and nothing done, if another is, or the subscriber is gone."""
+    async def assignment(self, impi: Impi) -> Assignment:
+        """Return which S-CSCFs have to do with a user."""
+
+    async def reassign(self, impi: Impi, change: Callable[[Assignment], Assignment]) -> tuple[Assignment, Assignment]:
+        """Change that durably, and return what it was and what it is; calls take effect one after the other, in whatever process.
+
+        What `change`, which must be quick, raises comes out, and nothing has changed. Raises StoreError if there is no such subscriber.
+        """
+
+    async def owing(self) -> Mapping[str, float]:
+        """Return the S-CSCFs for which there are RTRs, each with the time of the oldest, in seconds since the epoch."""
+
+    async def owed_to(self, server_name: str, limit: int) -> Sequence[tuple[Impi, OwedTermination]]:
+        """Return the oldest RTRs for an S-CSCF."""
+
+    async def forget_owed(self, until: float) -> int:
+        """Drop the RTRs that are from before, in seconds since the epoch; return how many."""
 
 
 # ---- S-CSCF

@@ -78,6 +78,23 @@ class DeregistrationReason(IntEnum):
         return self.name.lower().replace("_", "-")
 
 
+class OwedTermination(NamedTuple):
+    """A RTR that an S-CSCF has not taken yet."""
+
+    server_name: str
+    reason: DeregistrationReason
+    info: str
+    since: float  # seconds since the epoch
+
+
+class Assignment(NamedTuple):
+    """Which S-CSCFs have to do with a user (TS 29.228 §6.1.2.1)."""
+
+    server_name: str | None = None  # SIP URI of the one assigned
+    serving: str | None = None  # of the one where the user is registered, another while a challenge of the one assigned is out
+    owed: tuple[OwedTermination, ...] = ()  # what others may still have of the user, one RTR each
+
+
 class CxServing(Protocol):
     """What an HSS asks of an S-CSCF (TS 29.228 §6.1.3, §6.2.2); both methods raise CxError, and then nothing has changed there."""
 

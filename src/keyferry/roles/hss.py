@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Tally
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from keyferry.errors import AutsRejected, CxError, KeyferryError
 from keyferry.ports import (
+    Assignment,
+    Clock,
     Counter,
     CxServing,
     CxServings,
     DeregistrationReason,
     Log,
+    OwedTermination,
     RandomSource,
     Resync,
     ServerAssignment,
@@ -32,21 +36,25 @@ from keyferry.protocol.ims.response_trial import WrongAnswer, explain_response, 
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization, ranked
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
 from keyferry.protocol.ims.verdicts import Analysis
+from keyferry.roles.hss_assignment import concluded, delivered, ended, registered, serving_names, terminated, unproven
 
 IND_COUNT = 32  # TS 33.102 annex C.3: five bits
 SEQ_RESERVE = 64  # values one durable write allows; a crash skips at most these, far under Delta = 2^28
 MAX_COUNTERS = 65_536  # subscribers whose SEQ is held in memory; the others start again from the stored ceiling
+OWED_AGAIN = 30.0  # seconds after which an RTR that nobody took is sent again: whoever owed it has had its answer by then, or is gone
+OWED_FOR = 604_800.0  # seconds that an RTR is kept: a registration that no REGISTER renews has ended by itself, in 600,000 s at the latest
+OWED_BATCH = 500  # RTRs sent to one S-CSCF in a sweep; more wait for the next
 
-ENDS_ASSIGNMENT = {
-    ServerAssignment.TIMEOUT_DEREGISTRATION,
-    ServerAssignment.USER_DEREGISTRATION,
-    ServerAssignment.ADMINISTRATIVE_DEREGISTRATION,
-    ServerAssignment.AUTHENTICATION_FAILURE,
-    ServerAssignment.AUTHENTICATION_TIMEOUT,
+ENDS: Mapping[ServerAssignment, Callable[[Assignment, str], Assignment]] = {
+    ServerAssignment.TIMEOUT_DEREGISTRATION: ended,
+    ServerAssignment.USER_DEREGISTRATION: ended,
+    ServerAssignment.ADMINISTRATIVE_DEREGISTRATION: ended,
+    ServerAssignment.AUTHENTICATION_FAILURE: unproven,
+    ServerAssignment.AUTHENTICATION_TIMEOUT: unproven,
 }
 USER_UNKNOWN = 5001
 TOO_MUCH_DATA = 5008
-UNPROVEN = {ServerAssignment.AUTHENTICATION_FAILURE, ServerAssignment.AUTHENTICATION_TIMEOUT}
+UNREACHABLE = {3002, 3004}  # UNABLE_TO_DELIVER, TOO_BUSY: true for the next RTR, too
 
 
 def user_unknown() -> CxError:
@@ -93,6 +101,7 @@ class Hss:
     random: RandomSource
     log: Log
     counter: Counter
+    clock: Clock
     max_counters: int = MAX_COUNTERS
     scscfs: Sequence[str] = ()  # SIP URIs of the S-CSCFs that users are spread over; none: the I-CSCF knows one
     shared_ifc_sets: Mapping[str, Sequence[int]] = field(default_factory=dict)  # SharedIFCSetIDs of a profile, besides its criteria
@@ -100,7 +109,8 @@ class Hss:
     servings: CxServings | None = None  # how to reach an S-CSCF; None: not at all
     _former: set[asyncio.Task[None]] = field(default_factory=set)  # words to S-CSCFs that serve a user no longer
     _counters: OrderedDict[Impi, _Counter] = field(default_factory=OrderedDict)
-    _before: OrderedDict[Impi, str] = field(default_factory=OrderedDict)  # whose S-CSCF a challenge changed, and nobody has answered it yet
+    _changing: Tally[Impi] = field(default_factory=Tally)  # whose assignment is being written
+    _telling: set[tuple[Impi, str]] = field(default_factory=set)  # S-CSCFs that are being sent an RTR for a user
 
     async def user_authorization(
         self, impi: Impi, impu: Impu, visited_network: str, kind: AuthorizationType = AuthorizationType.REGISTRATION
@@ -119,10 +129,10 @@ class Hss:
         impi = await self.subscribers.of_impu(impu)
         if impi is None:
             raise user_unknown()
-        server_name = (await self._subscription(impi, impu)).server_name
-        if server_name is None:
-            raise identity_not_registered()
-        return server_name
+        subscription = await self._subscription(impi, impu)
+        for server_name in serving_names(subscription.server_name, subscription.serving):
+            return server_name
+        raise identity_not_registered()
 
     async def multimedia_auth(
         self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False
@@ -134,8 +144,7 @@ class Hss:
         subscriber, assigned = found
         _check_pair(subscriber.impus, impu)
         algorithm = algorithm_of(subscriber.algorithm, subscriber.k, subscriber.opc)
-        if assigned != server_name:
-            self._remember(impi, assigned)
+        if assigned != server_name and (resync is None or assigned is None):  # §8.1: what an AUTS answers was asked before
             await self.subscribers.set_server_name(impi, server_name)
         if resync is not None:
             await self._resynchronise(impi, algorithm, resync)
@@ -147,22 +156,41 @@ class Hss:
     async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
         """SAR (§6.1.2): assign the S-CSCF and return the user's profile, or end the assignment."""
         subscription = await self._subscription(impi, impu)
-        if assignment in ENDS_ASSIGNMENT:
-            if self._before.get(impi) == server_name:
-                del self._before[impi]
-            if subscription.server_name == server_name:
-                # Who was challenged elsewhere and did not prove anything has moved nobody.
-                before = self._before.pop(impi, None)
-                # If another S-CSCF has registered the user since we looked, that one stays.
-                await self.subscribers.exchange_server_name(impi, server_name, before if assignment in UNPROVEN else None)
+        end = ENDS.get(assignment)
+        if end is not None:
+            await self._reassign(impi, lambda found: end(found, server_name))
             return b""
-        if assignment is not ServerAssignment.NO_ASSIGNMENT:
-            former = self._before.pop(impi, subscription.server_name)
-            if subscription.server_name != server_name:
-                await self.subscribers.set_server_name(impi, server_name)
-            if former not in {None, server_name}:
-                self._release(impi, former)
-        return self._user_data(impi, subscription)
+        if assignment is ServerAssignment.NO_ASSIGNMENT:
+            if server_name not in {subscription.server_name, subscription.serving}:
+                self.log.warning("profile-refused", impi=impi, server=server_name, assigned=subscription.server_name)
+                raise unable_to_comply()
+            return self._user_data(impi, subscription)
+        if subscription.server_name == subscription.serving == server_name and impi not in self._changing:
+            return self._user_data(impi, subscription)
+        await self._assign(impi, server_name)
+        # Of now: whoever changed the profile meanwhile may have found nobody to bring it to.
+        return self._user_data(impi, await self._known(impi))
+
+    async def _assign(self, impi: Impi, server_name: str) -> None:
+        now = self.clock.now()
+        try:
+            before, after = await self._reassign(impi, lambda found: registered(found, server_name, now))
+        except CxError as problem:
+            self.log.warning("already-registered", impi=impi, server=server_name, assigned=problem.server_name)
+            raise
+        for owed in after.owed:
+            if owed not in before.owed:
+                self._release(impi, owed)
+
+    async def _reassign(self, impi: Impi, change: Callable[[Assignment], Assignment]) -> tuple[Assignment, Assignment]:
+        """Change an assignment after whatever is being written of it, so that requests take effect in the order in which they came."""
+        self._changing[impi] += 1
+        try:
+            return await self.subscribers.reassign(impi, change)
+        finally:
+            self._changing[impi] -= 1
+            if not self._changing[impi]:
+                del self._changing[impi]
 
     async def identities(self, impi: Impi | None, impus: Sequence[Impu]) -> tuple[Impi, Impu]:
         """Return whom a SAR names (ports.CxDirectory)."""
@@ -181,12 +209,6 @@ class Hss:
         subscription = await self.subscribers.subscription(impi)
         return None if subscription is None else subscription.release
 
-    def _remember(self, impi: Impi, assigned: str | None) -> None:
-        if assigned is not None:
-            self._before.setdefault(impi, assigned)
-            if len(self._before) > self.max_counters:
-                self._before.popitem(last=False)
-
     # ---- what an S-CSCF is asked
 
     async def update_profile(self, impi: Impi) -> str | None:
@@ -196,11 +218,13 @@ class Hss:
         reached, and what it answers. The profile comes with the next SAR all the same.
         """
         subscription = await self._known(impi)
-        while servers := self._serving_of(impi, subscription):
+        while servers := serving_names(subscription.server_name, subscription.serving):
             if subscription.profile not in self.profiles:
                 raise unable_to_comply()
-            took = [name for name in servers if await self._push(impi, name, subscription)]
+            took, problems = await self._push_to(servers, impi, subscription)
             sent, subscription = subscription, await self._known(impi)
+            if problems:
+                raise problems[0]
             if subscription == sent:
                 return took[0] if took else None
             # Another change came meanwhile, and its PPR may have been the faster one.
@@ -209,31 +233,62 @@ class Hss:
     async def terminate(self, impi: Impi, reason: DeregistrationReason, info: str = "") -> str | None:
         """RTR (§6.1.3): end a user's registrations; return the name of the S-CSCF that did, None where there was none.
 
-        Raises CxError: 5001 for a user who is unknown here, 3002 where the S-CSCF cannot be reached, and what it answers; the S-CSCF
-        stays assigned then.
+        Raises CxError: 5001 for a user who is unknown here, 3002 where an S-CSCF cannot be reached, and what one answers; that one stays
+        assigned then. If we end in between, the RTR is sent again after the next start.
         """
-        subscription = await self._known(impi)
-        servers = self._serving_of(impi, subscription)
-        servings = [self._serving(name) for name in servers]
-        if not servers:
-            return None
-        # Before the RTR: a UE that is asked to register anew may do so, and be assigned an S-CSCF, before the answer is here.
-        await self.subscribers.exchange_server_name(impi, subscription.server_name, None)
+        await self._known(impi)
+        now = self.clock.now()
+        before, after = await self._reassign(impi, lambda found: terminated(found, reason, info, now))
+        names = serving_names(before.server_name, before.serving)
+        ours = [each for each in after.owed if each.server_name in names]
+        for owed in after.owed:
+            if owed not in ours:
+                self._release(impi, owed)
+        told: list[str] = []
         try:
-            for serving in servings:
-                await _end(serving, impi, reason, info)
-        except BaseException:
-            await self.subscribers.exchange_server_name(impi, None, subscription.server_name)
-            raise
-        self._before.pop(impi, None)
-        self.log.info("registration-termination", impi=impi, server=servers[0], reason=reason.name)
-        return servers[0]
+            problems = [problem for problem in await asyncio.gather(*[self._end(impi, each, told) for each in ours]) if problem is not None]
+        finally:
+            await self._reassign(impi, lambda found: concluded(found, before, ours, told))
+        if problems:
+            raise problems[0]
+        if names:
+            self.log.info("registration-termination", impi=impi, servers=names, reason=reason.name)
+        return names[0] if names else None
+
+    async def sweep(self) -> None:
+        """Send RTRs that S-CSCFs have not taken: they were away, or we ended in between. Raises StoreError."""
+        now = self.clock.now()
+        owing = await self.subscribers.owing()
+        if any(oldest < now - OWED_FOR for oldest in owing.values()):
+            count = await self.subscribers.forget_owed(now - OWED_FOR)
+            self.log.warning("s-cscf-never-told", users=count)
+            self.counter.count("hss_terminations", "given-up")
+        for server_name in sorted(owing):
+            if self.servings is None or self.servings.at(server_name) is None:
+                continue
+            for impi, owed in await self.subscribers.owed_to(server_name, OWED_BATCH):
+                if owed.since > now - OWED_AGAIN:
+                    break  # the rest is younger
+                problem = await self._tell(impi, owed)
+                if problem is not None and problem.code in UNREACHABLE:
+                    break
 
     async def aclose(self) -> None:
         """Leave unsaid what S-CSCFs were not told yet."""
         for task in tuple(self._former):
             task.cancel()
         await asyncio.gather(*self._former, return_exceptions=True)
+
+    async def _push_to(self, servers: Sequence[str], impi: Impi, subscription: Subscription) -> tuple[list[str], list[CxError]]:
+        """Send a PPR to each, whatever the others answer; return who took it, and what became of the others."""
+        took, problems = [], []
+        for name in servers:
+            try:
+                if await self._push(impi, name, subscription):
+                    took.append(name)
+            except CxError as problem:
+                problems.append(_of(problem, name))
+        return took, problems
 
     async def _push(self, impi: Impi, server_name: str, subscription: Subscription) -> bool:
         """Send one PPR; false if nobody is registered there, so that the profile comes with the SAR."""
@@ -248,29 +303,52 @@ class Hss:
         self.log.info("profile-pushed", impi=impi, server=server_name, profile=subscription.profile)
         return True
 
-    def _serving_of(self, impi: Impi, subscription: Subscription) -> tuple[str, ...]:
-        """Return the S-CSCFs that may have registrations of a user: before the one that only challenged it the one that serves it."""
-        names = (self._before.get(impi), subscription.server_name)
-        return tuple(dict.fromkeys([name for name in names if name is not None]))
-
     def _serving(self, server_name: str) -> CxServing:
         found = self.servings.at(server_name) if self.servings is not None else None
         if found is None:
             raise unable_to_deliver()
         return found
 
-    def _release(self, impi: Impi, server_name: str) -> None:
+    async def _end(self, impi: Impi, owed: OwedTermination, told: list[str]) -> CxError | None:
+        """Send one RTR; return what the S-CSCF, then not among `told`, refuses it with."""
+        try:
+            await self._serving(owed.server_name).registration_termination(impi, (), owed.reason, owed.info)
+        except CxError as problem:
+            if not _says(problem, USER_UNKNOWN):  # who is unknown there has nothing left to end
+                self.counter.count("hss_terminations", "not-told")
+                self.log.info("s-cscf-not-told", impi=impi, server=owed.server_name, reason=owed.reason.name, problem=str(problem))
+                return _of(problem, owed.server_name)
+        told.append(owed.server_name)
+        self.counter.count("hss_terminations", "told")
+        return None
+
+    def _release(self, impi: Impi, owed: OwedTermination) -> None:
         """Tell the former S-CSCF that another serves the user now; in its own time, as that one may be waiting for our answer."""
-        task = asyncio.get_running_loop().create_task(self._tell_former(impi, server_name))
+        task = asyncio.get_running_loop().create_task(self._tell_former(impi, owed))
         self._former.add(task)
         task.add_done_callback(self._former.discard)
 
-    async def _tell_former(self, impi: Impi, server_name: str) -> None:
+    async def _tell_former(self, impi: Impi, owed: OwedTermination) -> None:
         try:
-            if await self.subscribers.server_name(impi) != server_name:
-                await self._serving(server_name).registration_termination(impi, (), DeregistrationReason.NEW_SERVER_ASSIGNED, "")
-        except KeyferryError as problem:  # what it has ends with its time
-            self.log.info("former-s-cscf-not-told", impi=impi, server=server_name, problem=str(problem))
+            await self._tell(impi, owed)
+        except KeyferryError as problem:  # our store's: a sweep comes by
+            self.log.warning("s-cscf-not-told", impi=impi, server=owed.server_name, problem=str(problem))
+
+    async def _tell(self, impi: Impi, owed: OwedTermination) -> CxError | None:
+        """Send an RTR that is still owed, and owe it no more if it was taken; return what it was refused with."""
+        key = impi, owed.server_name
+        if key in self._telling:
+            return None
+        self._telling.add(key)
+        try:
+            if owed not in (await self.subscribers.assignment(impi)).owed:
+                return None  # the user is back there
+            problem = await self._end(impi, owed, [])
+            if problem is None:
+                await self._reassign(impi, lambda found: delivered(found, owed))
+            return problem
+        finally:
+            self._telling.discard(key)
 
     async def explain_answer(self, answer: WrongAnswer) -> Analysis | None:
         """Try the usual mistakes with K (ports.CxAnalyst); nothing but a verdict is returned."""
@@ -361,9 +439,6 @@ def _says(problem: CxError, code: int) -> bool:
     return problem.experimental and problem.code == code
 
 
-async def _end(serving: CxServing, impi: Impi, reason: DeregistrationReason, info: str) -> None:
-    try:
-        await serving.registration_termination(impi, (), reason, info)
-    except CxError as problem:
-        if not _says(problem, USER_UNKNOWN):  # who is unknown there has nothing left to end
-            raise
+def _of(problem: CxError, server_name: str) -> CxError:
+    """Return the same, with the S-CSCF that it came from."""
+    return CxError(problem.code, problem.name, server_name=server_name)

@@ -8,12 +8,23 @@ import heapq
 import math
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from keyferry.errors import StoreError
-from keyferry.ports import AsStore, Document, KeyRecord, PendingPush, Registration, Subscriber, Subscription, UeState
+from keyferry.ports import (
+    Assignment,
+    AsStore,
+    Document,
+    KeyRecord,
+    OwedTermination,
+    PendingPush,
+    Registration,
+    Subscriber,
+    Subscription,
+    UeState,
+)
 from keyferry.protocol.aka import highest_seq_ms
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId, Reg
 from keyferry.protocol.ims.keypush import MAX_KEY_LIFE, SKEW, HeldKey, HeldSet, Owner, Push, PushOutcome, after_use, erased, receive, valid
@@ -26,7 +37,7 @@ class MemorySubscriberStore:
     def __init__(self) -> None:
         self._subscribers: dict[Impi, Subscriber] = {}
         self._seqs: dict[Impi, int] = {}
-        self._server_names: dict[Impi, str] = {}
+        self._assignments: dict[Impi, Assignment] = {}
         self._owners: dict[Impu, Impi] = {}
 
     async def add(self, subscriber: Subscriber) -> None:
@@ -58,14 +69,15 @@ class MemorySubscriberStore:
     async def with_server_name(self, impi: Impi) -> tuple[Subscriber, str | None] | None:
         """Return a subscriber and the SIP URI of the S-CSCF assigned."""
         subscriber = self._subscribers.get(impi)
-        return None if subscriber is None else (subscriber, self._server_names.get(impi))
+        return None if subscriber is None else (subscriber, self._assignment(impi).server_name)
 
     async def subscription(self, impi: Impi) -> Subscription | None:
         """Return what is not secret of a subscriber."""
         subscriber = self._subscribers.get(impi)
         if subscriber is None:
             return None
-        return Subscription(subscriber.impus, subscriber.profile, self._server_names.get(impi), subscriber.release)
+        found = self._assignment(impi)
+        return Subscription(subscriber.impus, subscriber.profile, found.server_name, subscriber.release, found.serving)
 
     async def all(self) -> Sequence[Subscriber]:
         """Return every subscriber, by IMPI."""
@@ -75,7 +87,7 @@ class MemorySubscriberStore:
         """Forget a subscriber; false if there was none."""
         self._free_impus(impi)
         self._seqs.pop(impi, None)
-        self._server_names.pop(impi, None)
+        self._assignments.pop(impi, None)
         return self._subscribers.pop(impi, None) is not None
 
     async def of_impu(self, impu: Impu) -> Impi | None:
@@ -98,25 +110,55 @@ class MemorySubscriberStore:
 
     async def server_name(self, impi: Impi) -> str | None:
         """Return the SIP URI of the S-CSCF assigned, if any."""
-        return self._server_names.get(impi)
+        return self._assignment(impi).server_name
 
     async def set_server_name(self, impi: Impi, name: str | None) -> None:
         """Assign or clear the S-CSCF.
 
         Raises StoreError if there is no such subscriber.
         """
-        self._check(impi)
-        if name is None:
-            self._server_names.pop(impi, None)
-        else:
-            self._server_names[impi] = name
+        await self.reassign(impi, lambda found: found._replace(server_name=name))
 
-    async def exchange_server_name(self, impi: Impi, assigned: str | None, name: str | None) -> bool:
-        """Assign or clear the S-CSCF if the one assigned is still the one named first."""
-        if impi not in self._subscribers or self._server_names.get(impi) != assigned:
-            return False
-        await self.set_server_name(impi, name)
-        return True
+    async def assignment(self, impi: Impi) -> Assignment:
+        """Return which S-CSCFs have to do with a user."""
+        return self._assignment(impi)
+
+    async def reassign(self, impi: Impi, change: Callable[[Assignment], Assignment]) -> tuple[Assignment, Assignment]:
+        """Change that, and return what it was and what it is.
+
+        Raises StoreError if there is no such subscriber.
+        """
+        self._check(impi)
+        before = self._assignment(impi)
+        self._assignments[impi] = after = change(before)
+        return before, after
+
+    async def owing(self) -> Mapping[str, float]:
+        """Return the S-CSCFs for which there are RTRs, each with the time of the oldest."""
+        found: dict[str, float] = {}
+        for _, owed in self._owed():
+            found[owed.server_name] = min(owed.since, found.get(owed.server_name, math.inf))
+        return found
+
+    async def owed_to(self, server_name: str, limit: int) -> Sequence[tuple[Impi, OwedTermination]]:
+        """Return the oldest RTRs for an S-CSCF."""
+        found = sorted((each for each in self._owed() if each[1].server_name == server_name), key=lambda each: each[1].since)
+        return found[:limit]
+
+    async def forget_owed(self, until: float) -> int:
+        """Drop the RTRs that are from before; return how many."""
+        count = 0
+        for impi, found in self._assignments.items():
+            kept = tuple([each for each in found.owed if each.since >= until])
+            count += len(found.owed) - len(kept)
+            self._assignments[impi] = found._replace(owed=kept)
+        return count
+
+    def _owed(self) -> list[tuple[Impi, OwedTermination]]:
+        return [(impi, owed) for impi, found in self._assignments.items() for owed in found.owed]
+
+    def _assignment(self, impi: Impi) -> Assignment:
+        return self._assignments.get(impi, Assignment())
 
     def _check(self, impi: Impi) -> None:
         if impi not in self._subscribers:

@@ -15,7 +15,7 @@ from keyferry.ports import Subscriber as PortSubscriber
 from keyferry.protocol.aka import algorithm_of, opc_of
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import parse_impi, parse_impu
-from keyferry.roles.hss import Hss
+from keyferry.roles.hss import OWED_AGAIN, Hss
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
 from keyferry.wiring.criteria import ProfileCriteria, profile_criteria
 from keyferry.wiring.services import Services, server_name_of
@@ -52,10 +52,11 @@ async def start_hss(services: Services) -> HssParts:
     several = services.config.hss.scscfs or own
     servings = Servings()
     hss = Hss(
-        subscribers, {name: each.own for name, each in profiles.items()}, services.random, services.log, services.metrics, scscfs=several,
-        amf_bit=amf_bit, shared_ifc_sets={name: each.shared for name, each in profiles.items()}, servings=servings,
+        subscribers, {name: each.own for name, each in profiles.items()}, services.random, services.log, services.metrics, services.clock,
+        scscfs=several, amf_bit=amf_bit, shared_ifc_sets={name: each.shared for name, each in profiles.items()}, servings=servings,
     )  # fmt: skip
     services.exit.push_async_callback(hss.aclose)
+    services.every(OWED_AGAIN, hss.sweep)
     await provision(subscribers, services.config.subscribers)
     return HssParts(hss, subscribers, servings, profiles)
 

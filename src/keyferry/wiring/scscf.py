@@ -85,7 +85,8 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
         services.exit.push_async_callback(ipsec.aclose)
         await ipsec.start()
     repusher = await _start_repusher(services, settings, node, notifier, registrar)
-    return ScscfParts(server_name, registrar, registrations, repusher, ScscfServing(registrar, reg_event.forget))
+    serving = ScscfServing(registrar, reg_event.forget, limit=settings.hss_requests)
+    return ScscfParts(server_name, registrar, registrations, repusher, serving)
 
 
 async def _start_repusher(services: Services, settings: Settings, node: SipNode, notifier: AsNotifier, registrar: Registrar) -> Repusher:

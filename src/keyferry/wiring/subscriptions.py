@@ -99,6 +99,7 @@ def _untold(server: str | None, problem: str, remedy: str) -> dict[str, object]:
 
 
 def _refused(server: str | None, problem: CxError) -> dict[str, object]:
+    server = problem.server_name or server
     if problem.code == ELSEWHERE:
         remedy = "Ask the process that plays this S-CSCF: --admin HOST:PORT, its [admin] listen; or let it ask this HSS over Diameter"
         return _untold(server, f"{server} cannot be reached from here", remedy)

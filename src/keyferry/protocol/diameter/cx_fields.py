@@ -281,11 +281,10 @@ def _error_of(result: Result) -> CxError:
 def build_error(request: DiameterMessage, problem: CxError | AvpFault, identity: DiameterIdentity) -> DiameterMessage:
     """Return the answer that refuses a Cx request: Experimental-Result for codes of Cx, Result-Code and Failed-AVP for the others."""
     if isinstance(problem, CxError):
-        result, failed = Result(problem.code, problem.experimental), None
-    else:
-        result, failed = Result(problem.code, experimental=False), problem.failed
-    after = () if failed is None else (base.failed_avp(failed),)
-    return build_answer(request, result, identity, after)
+        named = (make_avp(SERVER_NAME, VENDOR_3GPP, problem.server_name),) if problem.server_name else ()
+        return build_answer(request, Result(problem.code, problem.experimental), identity, named)
+    after = () if problem.failed is None else (base.failed_avp(problem.failed),)
+    return build_answer(request, Result(problem.code, experimental=False), identity, after)
 
 
 def build_request(code: int, route: Route, avps: Sequence[Avp]) -> DiameterMessage:

@@ -48,6 +48,11 @@ def too_much_data() -> CxError:
     return CxError(5008, "DIAMETER_ERROR_TOO_MUCH_DATA")
 
 
+def too_busy() -> CxError:
+    """RFC 6733 §7.1.3."""
+    return CxError(3004, "DIAMETER_TOO_BUSY")
+
+
 def not_supported_user_data() -> CxError:
     """TS 29.229 §6.2.2.9."""
     return CxError(5009, "DIAMETER_ERROR_NOT_SUPPORTED_USER_DATA")
@@ -59,6 +64,7 @@ class ScscfServing:
 
     registrar: Registrar
     forget: Callable[[Impi], None]  # of the reg event notifier: drop a user's subscriptions without a word
+    limit: int = 1_024  # requests under way; of more there is no use in taking them, as none waits for an answer for so long
     watchers: list[Callable[[Served], None]] = field(default_factory=list)  # who wants to know what a request did
     _running: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -69,6 +75,7 @@ class ScscfServing:
         User-Data that cannot be used, 5012 where the store failed; nothing has changed then.
         """
         with self._answering(impi, "profile"):
+            self._check_room()
             served, deliveries = await self._whole(self._take(impi, _usable(user_data), user_data))
         if deliveries:  # so that the HSS, and its operator, hear of a change that has happened where it can happen at once
             await asyncio.wait(deliveries, timeout=self.registrar.notifier.policy.push_wait)
@@ -78,18 +85,24 @@ class ScscfServing:
     async def registration_termination(self, impi: Impi, impus: Sequence[Impu], reason: DeregistrationReason, info: str) -> None:
         """RTR: end registrations, and keys at every AS; the HSS knows, and is told nothing. Raises CxError 5012 where the store failed.
 
-        NEW_SERVER_ASSIGNED only clears what is here: the user is registered elsewhere by now, and no watcher is told otherwise.
+        NEW_SERVER_ASSIGNED only clears what is here now: the user is registered elsewhere, and no watcher is told otherwise. A REGISTER
+        that has its turn before is of a user who is back, of which the HSS knew nothing when it asked.
         """
         registrar, nobody = self.registrar, ServerAssignment.NO_ASSIGNMENT
         with self._answering(impi, "termination"):
             # A challenge that is still out would bring the user back with the answer to it, past the HSS's UAR and MAR.
+            self._check_room()
             registrar.authenticator.challenges.forget(impi)
             if reason is DeregistrationReason.NEW_SERVER_ASSIGNED:
-                ended = await self._whole(self._clear(impi, impus))
+                ended = await self._whole(self._clear(impi, impus, await registrar.registrations.of_impi(impi)))
             else:
                 ended = await self._whole(registrar.network_deregister(impi, event=EVENTS[reason], impus=impus, assignment=nobody))
         registrar.log.info("registration-terminated", impi=impi, devices=ended, reason=reason.name, info=_printable(info))
         self._note(Served(impi, ended))
+
+    def _check_room(self) -> None:
+        if len(self._running) >= self.limit:
+            raise too_busy()
 
     async def _whole(self, work: Coroutine[None, None, T]) -> T:
         """Do all of it, also where nobody waits for the answer any more: what is in the store and not begun would wait for a restart."""
@@ -128,11 +141,11 @@ class ScscfServing:
         events = {reg: ContactNews("registered") for reg in changed} if others else None
         await self.registrar.tell(impi, before if others else after, after, events)
 
-    async def _clear(self, impi: Impi, impus: Sequence[Impu]) -> int:
-        registrar = self.registrar
+    async def _clear(self, impi: Impi, impus: Sequence[Impu], asked: Sequence[Registration]) -> int:
+        registrar, registers = self.registrar, {_register_of(each) for each in asked}
         async with registrar.turns.turn(impi):
             devices = await registrar.registrations.of_impi(impi)
-            ending = [each for each in devices if is_of(each, impus)]
+            ending = [each for each in devices if is_of(each, impus) and _register_of(each) in registers]
             for registration in ending:
                 owed = await registrar.owing.owe_end(registration, expiry_request(registration), keys_alone=True)
                 await registrar.registrations.remove(impi, registration.reg, [push for push, _ in owed])
@@ -175,3 +188,8 @@ def _usable(user_data: bytes) -> UserProfile:
 
 def _printable(info: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in info[:MAX_INFO])
+
+
+def _register_of(registration: Registration) -> tuple[Reg, str, int]:
+    """Return which REGISTER a registration is of: what the network does to it since leaves that."""
+    return registration.reg, registration.call_id, registration.cseq

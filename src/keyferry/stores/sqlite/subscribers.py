@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, cast
 
 import msgspec
 
 from keyferry.errors import StoreError
-from keyferry.ports import SubscribedImpu, Subscriber, Subscription
+from keyferry.ports import Assignment, DeregistrationReason, OwedTermination, SubscribedImpu, Subscriber, Subscription
 from keyferry.protocol.aka import AkaName
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi, Impu
@@ -31,11 +31,17 @@ SCHEMA = (
     # only so that no IMPU has two owners; what counts is the sealed row's impus
     "CREATE TABLE IF NOT EXISTS subscriber_impu (impu TEXT PRIMARY KEY, impi TEXT NOT NULL) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS subscriber_impu_impi ON subscriber_impu (impi)",
+    # S-CSCFs that may have registrations of a user: the one that serves, whose reason is NULL, and those to which an RTR is owed
+    "CREATE TABLE IF NOT EXISTS serving (impi TEXT NOT NULL, server_name TEXT NOT NULL, reason INTEGER, info TEXT NOT NULL,"
+    " since REAL NOT NULL, PRIMARY KEY (impi, server_name)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS serving_owed ON serving (server_name, since) WHERE reason IS NOT NULL",
 )
 KEYS = SealedColumn("subscriber", "keys", ("impi", "algorithm", "amf", "profile", "impus"))
 
 _COLUMNS = "keys, impi, algorithm, amf, profile, impus"
-_SELECT = f"SELECT server_name, {_COLUMNS} FROM subscriber WHERE impi = ?"  # noqa: S608
+_SERVING = "(SELECT server_name FROM serving WHERE serving.impi = subscriber.impi AND reason IS NULL)"
+_SELECT: Final = f"SELECT server_name, {_SERVING}, {_COLUMNS} FROM subscriber WHERE impi = ?"  # noqa: S608
+_ASSIGNMENT: Final = "SELECT server_name, reason, info, since FROM serving WHERE impi = ? ORDER BY since, server_name"
 
 
 class SqliteSubscriberStore:
@@ -97,7 +103,7 @@ class SqliteSubscriberStore:
         rows = self._database.read(_SELECT, (impi,))
         if not rows:
             return None
-        return self._open(impi, rows[0][1:]), rows[0][0]
+        return self._open(impi, rows[0][2:]), rows[0][0]
 
     async def subscription(self, impi: Impi) -> Subscription | None:
         """Return what is not secret of a subscriber; a row that is, octet for octet, one that was opened before is not opened again.
@@ -107,12 +113,13 @@ class SqliteSubscriberStore:
         rows = self._database.read(_SELECT, (impi,))
         if not rows:
             return None
-        server_name, row = rows[0][0], rows[0][1:]
+        server_name, serving, *_ = rows[0]
+        row = rows[0][2:]
         opened = self._opened.get(impi)
         if opened is None or opened[0] != row:
             self._open(impi, row)
             opened = self._opened[impi]
-        return opened[1]._replace(server_name=server_name)
+        return opened[1]._replace(server_name=server_name, serving=serving)
 
     def _open(self, impi: Impi, row: Row) -> Subscriber:
         subscriber = self._subscriber(row)
@@ -136,6 +143,7 @@ class SqliteSubscriberStore:
 
         def work(connection: sqlite3.Connection) -> bool:
             connection.execute("DELETE FROM subscriber_impu WHERE impi = ?", (impi,))
+            connection.execute("DELETE FROM serving WHERE impi = ?", (impi,))
             return connection.execute("DELETE FROM subscriber WHERE impi = ?", (impi,)).rowcount > 0
 
         return await self._database.write(work)
@@ -183,12 +191,50 @@ class SqliteSubscriberStore:
 
         await self._database.write(work)
 
-    async def exchange_server_name(self, impi: Impi, assigned: str | None, name: str | None) -> bool:
-        """Assign or clear the S-CSCF if the one assigned is still the one named first; false if it is not, or the subscriber is gone."""
+    async def assignment(self, impi: Impi) -> Assignment:
+        """Return which S-CSCFs have to do with a user."""
+        return _assignment(await self.server_name(impi), self._database.read(_ASSIGNMENT, (impi,)))
 
-        def work(connection: sqlite3.Connection) -> bool:
-            sql = "UPDATE subscriber SET server_name = ? WHERE impi = ? AND server_name IS ?"
-            return connection.execute(sql, (name, impi, assigned)).rowcount > 0
+    async def reassign(self, impi: Impi, change: Callable[[Assignment], Assignment]) -> tuple[Assignment, Assignment]:
+        """Change that durably, and return what it was and what it is; processes take turns, by SQLite's lock.
+
+        Raises StoreError if there is no such subscriber.
+        """
+
+        def work(connection: sqlite3.Connection) -> tuple[Assignment, Assignment]:
+            row = connection.execute("SELECT server_name FROM subscriber WHERE impi = ?", (impi,)).fetchone()
+            if row is None:
+                raise StoreError(f"{impi}: no such subscriber")
+            before = _assignment(row[0], connection.execute(_ASSIGNMENT, (impi,)).fetchall())
+            after = change(before)
+            if after.server_name != before.server_name:
+                connection.execute("UPDATE subscriber SET server_name = ? WHERE impi = ?", (after.server_name, impi))
+            if after[1:] != before[1:]:
+                connection.execute("DELETE FROM serving WHERE impi = ?", (impi,))
+                rows: list[Row] = [(impi, each.server_name, int(each.reason), each.info, each.since) for each in after.owed]
+                if after.serving is not None:
+                    rows.append((impi, after.serving, None, "", 0.0))
+                connection.executemany("INSERT INTO serving (impi, server_name, reason, info, since) VALUES (?, ?, ?, ?, ?)", rows)
+            return before, after
+
+        return await self._database.write(work)
+
+    async def owing(self) -> Mapping[str, float]:
+        """Return the S-CSCFs for which there are RTRs, each with the time of the oldest."""
+        sql = "SELECT server_name, MIN(since) FROM serving WHERE reason IS NOT NULL GROUP BY server_name"
+        return dict(await self._database.scan(sql))
+
+    async def owed_to(self, server_name: str, limit: int) -> Sequence[tuple[Impi, OwedTermination]]:
+        """Return the oldest RTRs for an S-CSCF."""
+        sql = "SELECT impi, reason, info, since FROM serving WHERE server_name = ? AND reason IS NOT NULL ORDER BY since LIMIT ?"
+        rows = self._database.read(sql, (server_name, limit))
+        return [(Impi(impi), OwedTermination(server_name, DeregistrationReason(reason), *rest)) for impi, reason, *rest in rows]
+
+    async def forget_owed(self, until: float) -> int:
+        """Drop the RTRs that are from before; return how many."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            return connection.execute("DELETE FROM serving WHERE reason IS NOT NULL AND since < ?", (until,)).rowcount
 
         return await self._database.write(work)
 
@@ -215,3 +261,9 @@ class SqliteSubscriberStore:
             profile=profile,
             release=cast("int", release[0]) if release else None,
         )
+
+
+def _assignment(server_name: str | None, rows: Sequence[Row]) -> Assignment:
+    serving = next((name for name, reason, _, _ in rows if reason is None), None)
+    owed = [OwedTermination(name, DeregistrationReason(reason), info, since) for name, reason, info, since in rows if reason is not None]
+    return Assignment(server_name, serving, tuple(owed))

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TS 29.228 §6.1.2.1, §6.1.3.1, §8.1: which S-CSCFs have to do with a user, step by step."""
+
+from __future__ import annotations
+
+import pytest
+
+from keyferry.errors import CxError
+from keyferry.ports import Assignment, DeregistrationReason, OwedTermination
+from keyferry.roles.hss_assignment import MAX_OWED, concluded, delivered, ended, registered, serving_names, terminated, unproven
+
+A, B, C = "sip:a.home1.net", "sip:b.home1.net", "sip:c.home1.net"
+NOBODY, AT_A, AT_B = Assignment(), Assignment(A, A), Assignment(B, B)
+MOVING = Assignment(B, A)  # registered at A, challenged by B
+NEW, END = DeregistrationReason.NEW_SERVER_ASSIGNED, DeregistrationReason.PERMANENT_TERMINATION
+
+
+def owed(server_name: str, reason: DeregistrationReason = NEW, since: float = 7.0) -> OwedTermination:
+    return OwedTermination(server_name, reason, "", since)
+
+
+@pytest.mark.parametrize(
+    ("found", "by", "after"),
+    [
+        (NOBODY, A, AT_A), (Assignment(A), A, AT_A), (AT_A, A, AT_A), (MOVING, A, AT_A),
+        (MOVING, B, Assignment(B, B, (owed(A),))),
+        (Assignment(A, C, (owed(A, since=1.0), owed(B, since=1.0))), A, Assignment(A, A, (owed(B, since=1.0), owed(C)))),
+    ],
+)  # fmt: skip
+def test_a_registration(found: Assignment, by: str, after: Assignment) -> None:
+    """§6.1.2.1."""
+    assert registered(found, by, 7.0) == after
+
+
+@pytest.mark.parametrize("found", [AT_A, Assignment(A), Assignment(A, C)])
+def test_who_has_not_challenged_takes_nobody_over(found: Assignment) -> None:
+    """§8.1."""
+    with pytest.raises(CxError) as caught:
+        registered(found, B, 7.0)
+    assert (caught.value.code, caught.value.server_name, caught.value.experimental) == (5005, A, True)
+
+
+def test_what_one_user_owes_is_bounded_and_the_oldest_gives_way() -> None:
+    found = NOBODY
+    for number in range(2 * MAX_OWED):
+        found = registered(found._replace(server_name=f"sip:{number}"), f"sip:{number}", float(number))
+    assert [each.server_name for each in found.owed] == [f"sip:{number}" for number in range(MAX_OWED - 1, 2 * MAX_OWED - 1)]
+
+
+@pytest.mark.parametrize(
+    ("found", "by", "after"),
+    [
+        (AT_A, A, NOBODY), (AT_A, B, AT_A), (MOVING, A, Assignment(B)), (MOVING, B, AT_A), (Assignment(A), A, NOBODY), (NOBODY, A, NOBODY),
+        (Assignment(B, B, (owed(A), owed(C))), A, Assignment(B, B, (owed(C),))),
+    ],
+)  # fmt: skip
+def test_an_end(found: Assignment, by: str, after: Assignment) -> None:
+    """§6.1.2.1: TIMEOUT_, USER_, ADMINISTRATIVE_DEREGISTRATION."""
+    assert ended(found, by) == after
+
+
+@pytest.mark.parametrize(
+    ("found", "by", "after"),
+    [(AT_A, A, AT_A), (MOVING, A, MOVING), (MOVING, B, AT_A), (Assignment(A), A, NOBODY), (Assignment(A), B, Assignment(A))],
+)
+def test_who_proves_nothing(found: Assignment, by: str, after: Assignment) -> None:
+    """§6.1.2.1: AUTHENTICATION_FAILURE, AUTHENTICATION_TIMEOUT."""
+    assert unproven(found, by) == after
+
+
+def test_the_one_that_serves_comes_first() -> None:
+    assert serving_names(B, A) == (A, B)
+    assert (serving_names(A, A), serving_names(A, None), serving_names(None, None)) == ((A,), (A,), ())
+
+
+class TestTermination:
+    """§6.1.3.1."""
+
+    def test_everybody_who_may_have_the_user_is_owed_one(self) -> None:
+        found = terminated(MOVING._replace(owed=(owed(C), owed(B))), END, "", 9.0)
+        assert found == Assignment(None, None, (owed(C), owed(B, END, 9.0), owed(A, END, 9.0)))
+        assert terminated(NOBODY, END, "", 9.0) == NOBODY
+
+    @pytest.mark.parametrize(
+        ("told", "after"),
+        [((A, B), NOBODY), ((A,), Assignment(B)), ((B,), AT_A), ((), MOVING)],
+    )
+    def test_who_was_not_told_has_the_user_as_before(self, told: tuple[str, ...], after: Assignment) -> None:
+        found = terminated(MOVING._replace(owed=(owed(C),)), END, "", 9.0)
+        assert concluded(found, MOVING, found.owed[1:], told) == after._replace(owed=(owed(C),))
+
+    def test_what_was_owed_before_is_owed_again(self) -> None:
+        before = Assignment(B, A, (owed(B),))
+        found = terminated(before, END, "", 9.0)
+        assert concluded(found, before, found.owed, ()) == before
+        assert concluded(found, before, found.owed, (B,)) == AT_A
+
+    def test_where_another_has_the_user_by_now_the_rest_is_told_later(self) -> None:
+        found = terminated(MOVING, END, "", 9.0)
+        back = registered(found, C, 10.0)
+        assert concluded(back, MOVING, found.owed, (B,)) == Assignment(C, C, (owed(A, END, 9.0),))
+        assert concluded(registered(found, A, 10.0), MOVING, found.owed, (B,)) == AT_A
+
+
+def test_an_rtr_that_was_taken_is_owed_no_more_and_a_later_one_is() -> None:
+    assert delivered(AT_B._replace(owed=(owed(A), owed(C))), owed(A)) == AT_B._replace(owed=(owed(C),))
+    assert delivered(AT_B._replace(owed=(owed(A, since=8.0),)), owed(A)).owed == (owed(A, since=8.0),)
