@@ -3,19 +3,32 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
 from keyferry.config import load_config
-from keyferry.wiring.kamailio import SHARE, write_kamailio
+from keyferry.wiring.kamailio import SHARE, Written, write_kamailio
+from keyferry.wiring.kamailio_icscf import WrittenIcscf, write_icscf
+
+
+class Role(StrEnum):
+    """Which CSCF a Kamailio is."""
+
+    SCSCF = "scscf"
+    ICSCF = "icscf"
 
 
 def kamailio(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; a directory that only Kamailio's user may enter.")],
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file with [kamailio], as for `keyferry serve`.")],
+    role: Annotated[
+        list[Role] | None,
+        typer.Option("--role", help="What Kamailio is to be; may be given twice, for two Kamailios. Default: scscf."),
+    ] = None,
     python: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Python of the version that Kamailio embeds, with cryptography; default: DIR/venv, or found."),
@@ -28,23 +41,46 @@ def kamailio(
 ) -> None:
     """Write a complete configuration with which a stock Kamailio 5.6 is the S-CSCF, keys pushed by a script of ours inside it.
 
-    Run it again after a change; keys of Kamailio's own state, local.cfg and calls.cfg stay. The README there says how to go on.
+    With --role icscf it is the I-CSCF, without any script. Run it again after a change; keys of Kamailio's own state, local.cfg, calls.cfg,
+    icscf-local.cfg and the table of capabilities stay. The README there says how to go on.
 
-    Example: keyferry kamailio /etc/kamailio/keyferry --config examples/kamailio.toml
+    Example: keyferry kamailio /etc/kamailio/keyferry --config examples/kamailio.toml --role scscf --role icscf
     """
-    written = write_kamailio(load_config(config), state, directory, python=python, modules=modules, share=share, log_stderror=stderr)
+    settings = load_config(config)
+    shown: dict[str, Any] = {}
+    for each in dict.fromkeys(role or [Role.SCSCF]):
+        if each is Role.SCSCF:
+            written = write_kamailio(settings, state, directory, python=python, modules=modules, share=share, log_stderror=stderr)
+            shown |= _show_scscf(written, quiet=as_json)
+        else:
+            shown |= _show_icscf(write_icscf(settings, directory, modules=modules, log_stderror=stderr), quiet=as_json)
     if as_json:
-        show_json(
-            {
-                "ok": True, "directory": str(written.directory), "python": written.python, "python_version": written.python_version,
-                "hss": written.hss, "application_servers": list(written.application_servers), "rspauth": written.rspauth,
-                "trusts_loopback": written.trusts_loopback,
-            }
-        )  # fmt: skip
-        return
-    console.print(
-        f"written to {written.directory}, for Python {written.python_version} ({written.python}); HSS {written.hss}", markup=False
-    )
-    if written.trusts_loopback:
+        show_json({"ok": True} | shown)
+
+
+def _show_scscf(written: Written, *, quiet: bool) -> dict[str, Any]:
+    if not quiet:
+        python = f"Python {written.python_version} ({written.python})"
+        console.print(f"S-CSCF written to {written.directory}, for {python}; HSS {written.hss}", markup=False)
+        _warn(loopback=written.trusts_loopback)
+        console.print(f"next: kamailio -c -f {written.directory}/scscf.cfg, and see README there", markup=False)
+    return {
+        "directory": str(written.directory), "python": written.python, "python_version": written.python_version,
+        "hss": written.hss, "application_servers": list(written.application_servers), "rspauth": written.rspauth,
+        "trusts_loopback": written.trusts_loopback,
+    }  # fmt: skip
+
+
+def _show_icscf(written: WrittenIcscf, *, quiet: bool) -> dict[str, Any]:
+    if not quiet:
+        console.print(f"I-CSCF written to {written.directory}; HSS {written.hss}; S-CSCFs {', '.join(written.scscfs)}", markup=False)
+        _warn(loopback=written.trusts_loopback)
+        console.print(f"next: kamailio -c -f {written.directory}/icscf.cfg, and see README.icscf there", markup=False)
+    return {
+        "directory": str(written.directory), "hss": written.hss, "scscfs": list(written.scscfs), "trusts_loopback": written.trusts_loopback,
+    }  # fmt: skip
+
+
+def _warn(*, loopback: bool) -> None:
+    if loopback:
         console.print("warning: trusted_peers lists loopback: every process of this machine is taken for a P-CSCF (docs/kamailio.md)")
-    console.print(f"next: kamailio -c -f {written.directory}/scscf.cfg, and see README there", markup=False)

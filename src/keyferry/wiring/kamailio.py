@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
-import ipaddress
 import json
 import os
 import re
@@ -13,29 +11,33 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import keyferry
 from keyferry.config import Config, split_address
-from keyferry.errors import ConfigError, StateError
+from keyferry.errors import ConfigError
 from keyferry.kemi.settings import KemiSettings, build_settings
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.ims.user_profile import naf_of
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemRandom
+from keyferry.wiring.kamailio_files import (
+    as_owner,
+    checked_words,
+    common_values,
+    fill,
+    find_modules,
+    make_folder,
+    trusted_peers,
+    write_file,
+)
 from keyferry.wiring.protection import opened_state
 from keyferry.wiring.services import server_name_of
 
-MODULES: Final = (
-    Path("/usr/lib/x86_64-linux-gnu/kamailio/modules"),
-    Path("/usr/lib64/kamailio/modules"),
-    Path("/usr/lib/kamailio/modules"),
-)
-"""Where packages put Kamailio's modules; Debian's other architectures are found by their pattern."""
 SHARE: Final = Path("/usr/share/kamailio")
 FILES: Final = ("scscf.cfg", "cdp.xml", "kemi_scscf.py.in", "README")
 _NEEDED: Final = tuple(
@@ -44,14 +46,10 @@ _NEEDED: Final = tuple(
 )
 _PACKAGES: Final = "apt install kamailio kamailio-ims-modules kamailio-python3-modules kamailio-presence-modules kamailio-sqlite-modules"
 _LIBPYTHON: Final = re.compile(rb"libpython3\.(\d+)")
-_PLACE: Final = re.compile(r"@([A-Z_]+)@")
-_WORD: Final = re.compile(r"[A-Za-z0-9._:/@;=\[\]+~-]*")
 _PROBE: Final = "import json, sys, cryptography; print(json.dumps([sys.version_info[:2], [p for p in sys.path if p]]))"
 _DEFAULT_EXPIRES: Final = 3600
 SHM_MARGIN: Final = 4_194_304
 """Octets of shared memory that must be free for a registration to begin. One takes some 25,000; Kamailio looks once a second."""
-_LOCAL: Final = """
-  # WARNING: loopback is listed, so every process of this machine is taken for a P-CSCF (docs/kamailio.md, "Who may ask")"""
 
 
 class Installed(NamedTuple):
@@ -95,7 +93,7 @@ def write_kamailio(
     directory = directory.absolute()
     _check_flags(config)
     servers = servers_of(config)
-    _make(directory)
+    make_folder(directory)
     values = _values(config, directory, installed, interpreter, log_stderror=log_stderror)
     settings = KemiSettings(
         directory / "state", config.scscf.name, config.network.home_domain, servers, config.scscf.max_expires, config.scscf.key_max_age,
@@ -103,25 +101,21 @@ def write_kamailio(
     )  # fmt: skip
     texts = {name.removesuffix(".in"): fill(name, values) for name in FILES} | {"kemi.json": build_settings(settings)}
     keys = _shared_keys(config.scscf.name, servers, state_path)
-    with _as_owner(directory):
+    with as_owner(directory):
         _give_keys(config.scscf.name, keys, settings.state)
         _make_tables(directory / "kamailio.db", installed.share / "db_sqlite")
         for name, text in texts.items():
-            _write(directory / name, text)
+            write_file(directory / name, text)
     version = f"{installed.python[0]}.{installed.python[1]}"
     as_ids = tuple(sorted(as_id for as_ids in servers.values() for as_id in as_ids))
     hss = f"{values['HSS']}:{values['HSS_PORT']}"
-    local = any(each.is_loopback for each in trusted_peers(config))
+    local = any(each.is_loopback for each in trusted_peers(config, "scscf"))
     return Written(directory, interpreter.executable, version, hss, as_ids, bool(settings.rspauth), local)
 
 
 def find_kamailio(modules: Path | None, share: Path) -> Installed:
     """Find the modules, and which Python app_python3 embeds. Raises ConfigError that says what to install."""
-    places = [modules] if modules else [*MODULES, *Path("/usr/lib").glob("*-linux-gnu*/kamailio/modules")]
-    found = next((place for place in places if (place / "tm.so").exists()), None)
-    missing = [name for name in _NEEDED if found is None or not (found / name).exists()]
-    if found is None or missing:
-        raise ConfigError(str(found or places[0]), f"has no {', '.join(missing)}", f"Install Kamailio's modules: {_PACKAGES}")
+    found = find_modules(modules, _NEEDED, _PACKAGES)
     version = _LIBPYTHON.search((found / "app_python3.so").read_bytes())
     if version is None:
         raise ConfigError(str(found / "app_python3.so"), "does not say which Python it embeds", "Use Debian's package")
@@ -163,38 +157,15 @@ def servers_of(config: Config) -> dict[str, tuple[AsId, ...]]:
     return servers
 
 
-def fill(name: str, values: Mapping[str, str]) -> str:
-    """Return a template with its places filled."""
-    text = (importlib.resources.files("keyferry.kemi") / "templates" / name).read_text("utf-8")
-
-    def value(match: re.Match[str]) -> str:
-        return values[match[1]]
-
-    return _PLACE.sub(value, text)
-
-
 def _values(config: Config, directory: Path, installed: Installed, interpreter: Interpreter, *, log_stderror: bool) -> dict[str, str]:
-    scscf, kamailio, realm = config.scscf, config.kamailio, config.network.home_domain
-    host, port = split_address(scscf.listen, "scscf.listen")
-    if port == 0:
-        raise ConfigError("scscf.listen", "names no port, and Kamailio needs one", 'Write "127.0.0.1:6060"')
-    hss_port = kamailio.hss_port or _hss_port(config)
-    trusted = trusted_peers(config)
+    scscf = config.scscf
+    port = split_address(scscf.listen, "scscf.listen")[1]
     words = {
-        "DIR": str(directory), "MODULES": f"{installed.modules}/", "REALM": realm, "NAME": scscf.name, "NAME_PORT": f"{scscf.name}:{port}",
-        "SERVER_NAME": server_name_of(scscf), "HSS": kamailio.hss or config.hss.name, "HSS_PORT": str(hss_port), "USER": kamailio.user,
-        "PYTHON": interpreter.executable, "VERSION": "5.6",
+        "NAME_PORT": f"{scscf.name}:{port}", "SERVER_NAME": server_name_of(scscf), "PYTHON": interpreter.executable,
     }  # fmt: skip
-    for name, word in words.items():
-        if not _WORD.fullmatch(word):
-            raise ConfigError(name.lower(), f"{word!r} has a character that Kamailio's file cannot carry", "Use letters, digits, . - _ /")
+    common = common_values(config, "scscf", directory, installed.modules, log_stderror=log_stderror) | checked_words(words)
     socket = _socket_of(config)
-    return words | {
-        "LOG_STDERROR": "yes" if log_stderror else "no",
-        "CHILDREN": str(kamailio.children),
-        "LISTEN": "\n".join(f"listen={proto}:{_bracketed(host)}:{port}" for proto in ("udp", "tcp")),
-        "TRUSTED": " || ".join(f"src_ip == {_bracketed(str(each))}" for each in trusted),
-        "LOCAL": _LOCAL if any(each.is_loopback for each in trusted) else "",
+    return common | {
         "SHM_MARGIN": str(SHM_MARGIN),
         "DEFAULT_EXPIRES": str(min(_DEFAULT_EXPIRES, scscf.max_expires)),
         "MIN_EXPIRES": str(scscf.min_expires),
@@ -219,29 +190,6 @@ def _check_flags(config: Config) -> None:
     if config.scscf.name not in config.hss.marker_for:
         remedy = f'Set hss.marker_for = ["{config.scscf.name}"]'
         raise ConfigError("hss.marker_for", f"does not name {config.scscf.name}, so no nonce would carry a marker", remedy)
-
-
-def _hss_port(config: Config) -> int:
-    listen = config.hss.listen_diameter
-    return split_address(listen, "hss.listen_diameter")[1] if listen else 3868
-
-
-def trusted_peers(config: Config) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return the addresses that may send Kamailio requests: what is listed, and no other. Raises ConfigError."""
-    texts = config.kamailio.trusted_peers + config.scscf.trusted_peers
-    if not texts:
-        remedy = 'Write the addresses of the P- and I-CSCFs; ["127.0.0.1"] trusts every process of this machine'
-        raise ConfigError("kamailio.trusted_peers", "lists nobody, so Kamailio would answer nobody", remedy)
-    try:
-        if any("%" in text for text in texts):
-            raise ValueError("a zone goes with an interface, and Kamailio knows none")
-        return [ipaddress.ip_address(text) for text in dict.fromkeys(texts)]
-    except ValueError as problem:
-        raise ConfigError("kamailio.trusted_peers", f"holds what is no IP address: {problem}", 'Write for example "192.0.2.7"') from None
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _probe(python: str, directory: Path | None) -> tuple[tuple[int, int], list[str]] | None:
@@ -279,22 +227,6 @@ def _give_keys(scscf: str, keys: Mapping[AsId, Mapping[str, Secret]], target: Pa
             state.write_isc_keys(scscf, as_id, found)
 
 
-@contextlib.contextmanager
-def _as_owner(directory: Path) -> Iterator[None]:
-    """Write as the user whom the directory was given to: root runs this again, and Kamailio still reads what is there."""
-    owner = directory.stat()
-    if os.geteuid() != 0 or owner.st_uid == 0:
-        yield
-        return
-    os.setegid(owner.st_gid)
-    os.seteuid(owner.st_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-
-
 def _make_tables(file: Path, sql: Path) -> None:
     """Make the tables that presence, which ims_usrloc_scscf needs, looks for."""
     if file.exists():
@@ -308,20 +240,3 @@ def _make_tables(file: Path, sql: Path) -> None:
     except (OSError, sqlite3.Error) as problem:
         file.unlink(missing_ok=True)
         raise ConfigError(str(sql), f"holds no tables for Kamailio: {problem}", f"Install them: {_PACKAGES}") from problem
-
-
-def _make(directory: Path) -> None:
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as problem:
-        raise StateError(str(directory), f"cannot be made: {problem.strerror}", "Choose another directory") from problem
-
-
-def _write(file: Path, text: str) -> None:
-    new = file.with_name(f"{file.name}.new")
-    try:
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w", encoding="utf-8") as opened:
-            opened.write(text)
-        new.replace(file)
-    except OSError as problem:
-        raise StateError(str(file), f"cannot be written: {problem.strerror}", "Choose another directory") from problem
