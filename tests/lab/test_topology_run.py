@@ -26,13 +26,17 @@ IP = """#!/bin/sh
 echo "$0 $*" | sed 's|^.*/||' >> "$FAKE/calls"
 case "$1 $2" in
 "netns list") cat "$FAKE/netns" ;;
-"netns add") [ "$3" != "$(cat "$FAKE/fails" 2>/dev/null)" ] || { echo "mount of /run/netns failed: Permission denied" >&2; exit 1; }
-    echo "$3" >> "$FAKE/netns" ;;
+"link set") [ "$3 $4" != "lo alias" ] || echo "$5" > "$FAKE/alias" ;;
+"netns attach") [ "$3" != "$(cat "$FAKE/fails" 2>/dev/null)" ] || { echo "mount of /run/netns failed: Permission denied" >&2; exit 1; }
+    ! grep -qx "$3" "$FAKE/netns" || { echo "Cannot create namespace file \"/run/netns/$3\": File exists" >&2; exit 1; }
+    echo "$3" >> "$FAKE/netns"; mv "$FAKE/alias" "$FAKE/alias-$3" ;;
+"-n kf-"*) [ "$3 $4 $5" != "-j link show" ] || printf '[{"ifalias": "%s"}]' "$(cat "$FAKE/alias-$2" 2>/dev/null)" ;;
 "netns delete") grep -vx "$3" "$FAKE/netns" > "$FAKE/rest"; mv "$FAKE/rest" "$FAKE/netns" ;;
 "netns exec") echo "no part is here" >&2; case "$*" in *serve*) exit 3 ;; *http.client*) exit 1 ;; esac ;;
 esac
 exit 0
 """
+UNSHARE = '#!/bin/sh\nshift\nexec "$@"\n'
 NO_NETEM = '#!/bin/sh\necho "Error: Specified qdisc kind is unknown." >&2\nexit 2\n'
 SLEEP = "import time, signal; {ignore}print('up', flush=True); time.sleep(600)"
 
@@ -44,7 +48,7 @@ class Machine:
         self.folder = folder
         self.labs = folder / "labs"
         (folder / "netns").write_text("somebody-elses\n")
-        for name, text in (("ip", IP), ("tc", NO_NETEM)):
+        for name, text in (("ip", IP), ("unshare", UNSHARE), ("tc", NO_NETEM)):
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
 
@@ -132,9 +136,27 @@ def test_netem_that_is_asked_for_and_not_there_is_said(machine: Machine) -> None
 def test_a_namespace_of_somebody_else_is_not_touched(machine: Machine) -> None:
     with (machine.folder / "netns").open("a") as file:
         file.write("kf-t1-home\n")
-    with pytest.raises(LabFailed, match="kf-t1-home is there, and no lab of ours"):
+    with pytest.raises(LabFailed, match="kf-t1-home is there, and no lab in .* has made it"):
         machine.up()
     assert machine.namespaces == ["somebody-elses", "kf-t1-home"]
+
+
+@root
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_namespace_that_somebody_else_makes_meanwhile_is_not_touched_either(machine: Machine, step: int) -> None:
+    """Another lab of this name elsewhere, between our look and our making: what we have made goes, what it has made stays."""
+    steps: list[str] = []
+
+    def tell(_: str) -> None:
+        if len(steps) == step:
+            with (machine.folder / "netns").open("a") as file:
+                file.write("kf-t1-home\n")
+        steps.append(_)
+
+    with pytest.raises(LabFailed, match=r"just been made by somebody else: .*File exists\. Give another --id"):
+        machine.up(tell)
+    assert machine.namespaces == ["somebody-elses", "kf-t1-home"]
+    assert not list(machine.labs.iterdir())
 
 
 @root
@@ -174,6 +196,7 @@ def test_a_lab_that_was_made_by_half_is_ended_and_again_is_no_error(machine: Mac
     files = LabFiles(machine.labs / "t1")
     files.root.mkdir(parents=True)
     (machine.folder / "netns").write_text("somebody-elses\nkf-t1-ue\n")
+    (machine.folder / "alias-kf-t1-ue").write_text("t1-of-a-test")
     Record("t1", "t1-of-a-test", namespaces=["kf-t1-ue", "kf-t1-visited"]).keep(files)
     assert oct(files.record.stat().st_mode)[-3:] == "600"
     assert topology_run.all_labs(machine.labs) == ["t1"]
@@ -197,7 +220,7 @@ def test_a_name_that_leads_elsewhere_ends_nothing(machine: Machine) -> None:
 
 @root
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"layout": 2}', '{"layout": 1, "id": "t1"}', '{"layout": 1, "id": "t1", "token": "x", "more": 1}']
+    "text", ["", "{}", "[]", '{"layout": 1}', '{"layout": 2, "id": "t1"}', '{"layout": 2, "id": "t1", "token": "x", "more": 1}']
 )
 def test_a_record_that_is_none_ends_nothing(machine: Machine, text: str) -> None:
     files = LabFiles(machine.labs / "t1")

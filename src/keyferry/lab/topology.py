@@ -114,6 +114,8 @@ _ROUTES: Final = (
 _UPLINK: Final[dict[str, str]] = {"visited": "home", "home": "as", "as": "home"}
 _ROUTERS: Final[tuple[Side, ...]] = ("visited", "home")
 
+_MAKE: Final = 'ip link set lo alias "$0" && exec ip netns attach "$1" $$'
+
 Command = tuple[str, ...]
 
 
@@ -148,9 +150,9 @@ class Plan:
         """Return the command that runs another one in a namespace; it keeps the process id."""
         return ("ip", "netns", "exec", self.namespace(side), *words)
 
-    def making(self) -> Iterator[Command]:
-        """Yield what makes one namespace each."""
-        return (("ip", "netns", "add", name) for name in self.namespaces)
+    def making(self, mark: str) -> Iterator[Command]:
+        """Yield what makes one namespace each, which has the mark before it has its name: whose it is can always be told."""
+        return (("unshare", "--net", "sh", "-c", _MAKE, mark, name) for name in self.namespaces)
 
     def cabling(self, shaping: Shaping) -> Iterator[Command]:
         """Yield what connects the namespaces; with `relay` the devices are there already, made by the process that relays."""

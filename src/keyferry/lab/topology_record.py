@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a lab has made, written down before it is made, and its end: its own processes and namespaces, and nobody else's.
 
-Every process of a lab has a random token in its environment that stands in the lab's record. A process id alone would not do: it may be
-another's by the time somebody looks, and one that was started just before a crash is not written down.
+Every process of a lab has a random token in its environment that stands in the lab's record, and every namespace has it as the alias of
+its `lo`. A process id alone would not do, nor a name: it may be another's by the time somebody looks, and one that was made just before
+a crash is not written down.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from keyferry.lab.topology_files import LabFiles, write_private
 
 MARK: Final = "KEYFERRY_LAB"
 """The environment variable with the lab's token."""
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 PATIENCE: Final = 10.0
 """Seconds between SIGTERM and SIGKILL."""
 LIMIT: Final = 30.0
@@ -89,7 +90,7 @@ def command(words: Command, *, env: Mapping[str, str] | None = None, limit: floa
     """Run a command to its end. Raises LabFailed where it cannot be run at all."""
     program = shutil.which(words[0], path=search_path())
     if program is None:
-        raise LabFailed(f"{words[0]} is not installed", "On Debian: apt install iproute2")
+        raise LabFailed(f"{words[0]} is not installed", "On Debian: apt install iproute2 util-linux")
     try:
         return subprocess.run(  # noqa: S603 no shell, and the words are ours
             [program, *words[1:]], capture_output=True, text=True, timeout=limit, check=False, env=env, stdin=subprocess.DEVNULL
@@ -111,6 +112,12 @@ def namespaces_of_all() -> set[str]:
     if done.returncode:
         raise LabFailed(f"`ip netns list` failed: {done.stderr.strip()[:300]}")
     return {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
+
+
+def is_own_namespace(name: str, token: str) -> bool:
+    """Tell whether a namespace has the token, and not the name alone. Raises LabFailed."""
+    done = command(("ip", "-n", name, "-j", "link", "show", "lo"))
+    return done.returncode == 0 and any(link.get("ifalias") == token for link in json.loads(done.stdout))
 
 
 def marked(pid: int, token: str) -> bool:
@@ -169,7 +176,7 @@ def end_lab(files: LabFiles, record: Record) -> dict[str, int]:
     """End a lab, whole or half made: processes, namespaces, and last its directory. Raises LabFailed."""
     processes = end_processes(record.token)
     there = namespaces_of_all()
-    names = [name for name in record.namespaces if name in there]
+    names = [name for name in record.namespaces if name in there and is_own_namespace(name, record.token)]
     for name in names:
         must(("ip", "netns", "delete", name))
     if not files.root.is_symlink():

@@ -87,7 +87,7 @@ def up(options: UpOptions, labs: Path, tell: Tell) -> dict[str, Any]:
     if kamailio is not None:
         kamailio.check()
     if taken and not files.record.exists():
-        raise LabFailed(f"the namespace {min(taken)} is there, and no lab of ours", "Give another --id")
+        raise LabFailed(f"the namespace {min(taken)} is there, and no lab in {labs} has made it", "Give another --id")
     _make_root(files)
     record = Record(plan.id, f"{plan.id}-{random.octets(16).hex()}", isc=isc, links=[_link_data(each) for each in plan.links])
     with _ends_on_sigterm():
@@ -178,7 +178,7 @@ class _Up:
         self.tell(f"namespaces {', '.join(self.plan.namespaces)}")
         self.record.namespaces = list(self.plan.namespaces)
         self.record.keep(self.files)
-        for words in self.plan.making():
+        for words in self.plan.making(self.record.token):
             self._make_namespace(words)
         self._connect(shaping)
         if self.plan.isc == "ipsec":
@@ -213,6 +213,8 @@ class _Up:
 
     def _make_namespace(self, words: Command) -> None:
         done = command(words)
+        if "File exists" in done.stderr:
+            raise LabFailed(f"a namespace of that name has just been made by somebody else: {done.stderr.strip()[:300]}", "Give another --id")
         if done.returncode:
             remedy = "In a container: give it CAP_SYS_ADMIN and CAP_NET_ADMIN, and a /run that may be mounted on"
             raise LabFailed(f"no network namespace can be made: {done.stderr.strip()[:300]}", remedy)
