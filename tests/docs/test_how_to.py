@@ -11,7 +11,7 @@ import pytest
 from docs.console import ROOT, blocks, commands, run_page
 
 GUIDES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
-LANGUAGES = {"console", "python", "nginx", "toml", "xml", "yaml"}
+LANGUAGES = {"console", "docker", "python", "nginx", "toml", "xml", "yaml"}
 FOR_WEB_DEVELOPERS = ("fastapi", "testing")
 READ = 200
 """Words that are read in a minute."""

@@ -94,25 +94,38 @@ def _has_cryptography(place: str) -> bool:
     return subprocess.run([place, "-I", "-c", probe], capture_output=True, check=False).returncode == 0
 
 
+def written_whole(directory: Path, ports: dict[str, int]) -> Path:
+    """Take the configuration as `keyferry kamailio` writes it."""
+    del ports
+    # Transactions are freed soon, so that their AVPs are freed memory when the next REGISTER comes (docs/kamailio.md).
+    (directory / "local.cfg").write_text('modparam("tm", "wt_timer", 100)\n')
+    return directory / "scscf.cfg"
+
+
 @contextmanager
-def network(folder: Path, *, shared: int = 64, change: Callable[[str], str] = str) -> Iterator[Network]:
+def network(
+    folder: Path, *, shared: int = 64, change: Callable[[str], str] = str, edit: Callable[[str], str] = str,
+    configured: Callable[[Path, dict[str, int]], Path] = written_whole,
+) -> Iterator[Network]:  # fmt: skip
     """Start everything, and end it; Kamailio must end without a process that died.
 
-    `shared` is its shared memory in megabytes; `change` changes its configuration, as a test of one part without another needs.
+    `configured` is given the folder that `keyferry kamailio` wrote, and the ports, and returns the file that Kamailio starts with, which
+    `change` changes, as a test of one part without another needs. `edit` changes the TOML file; `shared` is Kamailio's shared memory in
+    megabytes.
     """
     program("kamailio")
     python = kamailio_python()
     ports = {port: free_port() for port in PORTS}
     config, ue = _files(folder, ports)
+    config.write_text(edit(config.read_text("utf-8")), "utf-8")
     directory, state = folder / "kamailio", folder / "state"
     written = keyferry("kamailio", directory, "--config", config, "--state", state, "--python", python, "--stderr", "--json")
     if written.returncode == 2 and "apt install" in written.stderr:
         pytest.skip(written.stderr)
     assert written.returncode == 0, written.stderr
-    # Transactions are freed soon, so that their AVPs are freed memory when the next REGISTER comes (docs/kamailio.md).
-    (directory / "local.cfg").write_text('modparam("tm", "wt_timer", 100)\n')
-    (directory / "scscf.cfg").write_text(change((directory / "scscf.cfg").read_text()))
-    checked = subprocess.run(["kamailio", "-c", "-f", directory / "scscf.cfg"], capture_output=True, check=False)
+    file = configured(directory, ports)
+    file.write_text(change(file.read_text("utf-8")), "utf-8")
+    checked = subprocess.run(["kamailio", "-c", "-f", file], capture_output=True, check=False)
     assert checked.returncode == 0, checked.stderr.decode()
     with ExitStack() as stack:
         stack.enter_context(serving(config, state, "--role", "hss"))
@@ -120,7 +133,7 @@ def network(folder: Path, *, shared: int = 64, change: Callable[[str], str] = st
         others.symlink_to(state)
         roles = [word for role in ("pcscf", "icscf", "as", "admin") for word in ("--role", role)]
         parts = stack.enter_context(serving(config, others, *roles))
-        kamailio = stack.enter_context(_kamailio(directory, folder / "kamailio.log", shared))
+        kamailio = stack.enter_context(_kamailio(file, folder / "kamailio.log", shared))
         found = Network(folder, ports, parts, config, ue, kamailio)
         log = state.with_suffix(".log")
         until(lambda: "peer=scscf1.home1.net" in log.read_text(), seconds=START_LIMIT, what="Kamailio is connected to the HSS")
@@ -129,8 +142,8 @@ def network(folder: Path, *, shared: int = 64, change: Callable[[str], str] = st
 
 
 @contextmanager
-def _kamailio(directory: Path, log: Path, shared: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = ["kamailio", "-DD", "-E", "-f", str(directory / "scscf.cfg"), "-m", str(shared), "-M", "8", "-w", str(directory)]
+def _kamailio(file: Path, log: Path, shared: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = ["kamailio", "-DD", "-E", "-f", str(file), "-m", str(shared), "-M", "8", "-w", str(file.parent)]
     with log.open("wb") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
         try:
             yield process
@@ -192,17 +205,18 @@ class Run:
         ]  # fmt: skip
 
 
-def run_of(nonce: str) -> Run:
-    """Return the run of a nonce of the example's first subscriber."""
+def run_of(nonce: str, k: Secret = K, opc: Secret = OPC) -> Run:
+    """Return the run of a nonce of the example's first subscriber, or of another card; its keys of our own are the first's."""
     rand = base64.b64decode(nonce)[:16]
-    made = Milenage(K, OPC).f2345(rand)
+    made = Milenage(k, opc).f2345(rand)
     return Run(nonce, rand, made.ck, made.ik, made.res)
 
 
 class RawUe:
     """A UE and its P-CSCF in one, over UDP straight to the S-CSCF: every octet as the test wants it."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, impi: Impi = IMPI, impu: str = IMPU) -> None:
+        self._impi, self._impu = impi, impu
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self._socket.settimeout(10)
@@ -217,10 +231,11 @@ class RawUe:
     def request(self, authorization: str, *, expires: int = 600, contact: str = "") -> str:
         """Return a REGISTER; the Contact states no release."""
         self._cseq += 1
+        contact = contact or f"<sip:raw@127.0.0.1:{self._port}>"
         return (
             f"REGISTER sip:{REALM} SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:{self._port};branch=z9hG4bK{secrets.token_hex(8)}\r\n"
-            f"Max-Forwards: 70\r\nFrom: <{IMPU}>;tag={secrets.token_hex(4)}\r\nTo: <{IMPU}>\r\nCall-ID: {self._call_id}\r\n"
-            f"CSeq: {self._cseq} REGISTER\r\nContact: <sip:raw@127.0.0.1:{self._port}>{contact}\r\nSupported: path\r\n"
+            f"Max-Forwards: 70\r\nFrom: <{self._impu}>;tag={secrets.token_hex(4)}\r\nTo: <{self._impu}>\r\nCall-ID: {self._call_id}\r\n"
+            f"CSeq: {self._cseq} REGISTER\r\nContact: {contact}\r\nSupported: path\r\n"
             f"Expires: {expires}\r\n"
             f"Authorization: {authorization}\r\nContent-Length: 0\r\n\r\n"
         )
@@ -233,18 +248,18 @@ class RawUe:
             if not data.startswith("SIP/2.0 1"):
                 return data
 
-    def challenged(self, *, expires: int = 600) -> str:
+    def challenged(self, *, expires: int = 600, contact: str = "") -> str:
         """Send the first REGISTER; return the 401."""
-        empty = f'Digest username="{IMPI}", realm="{REALM}", nonce="", uri="sip:{REALM}", response=""'
-        return self.send(self.request(empty, expires=expires))
+        empty = f'Digest username="{self._impi}", realm="{REALM}", nonce="", uri="sip:{REALM}", response=""'
+        return self.send(self.request(empty, expires=expires, contact=contact))
 
-    def answer(self, run: Run, *, expires: int = 600) -> str:
+    def answer(self, run: Run, *, expires: int = 600, contact: str = "") -> str:
         """Return the REGISTER that answers a challenge."""
-        ha1 = hash_a1("AKAv1-MD5", IMPI, REALM, run.res)
+        ha1 = hash_a1("AKAv1-MD5", self._impi, REALM, run.res)
         cnonce, uri = secrets.token_hex(16), f"sip:{REALM}"
         response = respond("AKAv1-MD5", ha1, method="REGISTER", uri=uri, nonce=run.nonce, qop="auth", nc="00000001", cnonce=cnonce)
-        credentials = Credentials(IMPI, REALM, run.nonce, uri, response, "AKAv1-MD5", cnonce, qop="auth", nc="00000001")
-        return self.request(build_credentials(credentials), expires=expires)
+        credentials = Credentials(self._impi, REALM, run.nonce, uri, response, "AKAv1-MD5", cnonce, qop="auth", nc="00000001")
+        return self.request(build_credentials(credentials), expires=expires, contact=contact)
 
 
 def nonce_of(response: str) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 VERSIONS: dict[str, tuple[str, ...]] = {
-    "kamailio": ("-v",), "sipp": ("-v",), "PJSIP": (), "PyHSS": (), "freeDiameterd": ("--version",), "charon-systemd": ("--version",),
+    "kamailio": ("-v",), "sipp": ("-v",), "PJSIP": (), "PyHSS": (), "docker_open5gs": (),
+    "freeDiameterd": ("--version",), "charon-systemd": ("--version",),
     "tshark": ("--version",), "dumpcap": ("--version",), "curl": ("--version",), "openssl": ("version",), "gnutls-cli": ("--version",),
     "chromium": ("--version",), "nginx": ("-v",),
 }  # fmt: skip

@@ -46,3 +46,14 @@ def pyhss() -> tuple[Path, str]:
     for needed in (copy / "services" / "hssService.py", Path(python)):
         assert needed.exists(), f"KEYFERRY_PYHSS, KEYFERRY_PYHSS_PYTHON: there is no {needed}"
     return copy, python
+
+
+def docker_open5gs() -> Path:
+    """Return the folder of a copy of docker_open5gs, or skip."""
+    meet("docker_open5gs")
+    named = os.environ.get("KEYFERRY_DOCKER_OPEN5GS")
+    if not named:
+        pytest.skip("KEYFERRY_DOCKER_OPEN5GS names no copy of docker_open5gs; docs/how-to/open5gs.md says which")
+    copy = Path(named).absolute()
+    assert (copy / "scscf/kamailio_scscf.cfg").exists(), f"KEYFERRY_DOCKER_OPEN5GS: {copy} is no copy of docker_open5gs"
+    return copy

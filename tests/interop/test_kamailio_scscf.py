@@ -47,7 +47,7 @@ def test_a_ue_registers_four_times_and_leaves(running: Network, tmp_path: Path) 
         mw = stack.enter_context(capturing(tmp_path / "mw.pcap", f"udp port {ports['6060']} or tcp port {ports['6060']}"))
         rest = " or ".join(f"port {ports[one]}" for one in ("5060", "5062", "5090", "8443"))
         others = stack.enter_context(capturing(tmp_path / "rest.pcap", rest))
-        fingerprints = asyncio.run(_life(running, state))
+        fingerprints = asyncio.run(life(running, state))
         until(lambda: running.keys_at_as() == 0, seconds=10, what="the keys are erased at the AS")
         until(lambda: len(_nonces(mw)) >= 5, seconds=10, what="dumpcap has written what it saw")
     assert len(set(fingerprints)) == 4
@@ -73,7 +73,8 @@ def _nonces(capture: Path) -> list[str]:
     return [nonce.decode() for nonce in dict.fromkeys(found)]
 
 
-async def _life(running: Network, state: Path) -> list[str]:
+async def life(running: Network, state: Path) -> list[str]:
+    """Register four times, log in with the key of each, and leave; return the fingerprints."""
     found = []
     path = f"simservs.ngn.etsi.org/users/{IMPU}/simservs.xml"
     ue = load_ue_config(running.ue)
@@ -158,7 +159,7 @@ def test_a_200_carries_the_rspauth_that_ims_auth_loses(running: Network) -> None
     """RFC 7616 §3.5: flags 7 are true, also of a 200 that is sent again; and of nobody else's."""
     ue = RawUe(running.ports["6060"])
     run = run_of(nonce_of(ue.challenged()))
-    request = _settled(lambda: ue.answer(run))
+    request = settled(lambda: ue.answer(run))
     response = ue.send(request)
     assert response.startswith("SIP/2.0 200"), response
     info = re.findall(r"^Authentication-Info: (.*)\r$", response, re.MULTILINE)
@@ -185,7 +186,7 @@ def test_the_key_pushed_is_of_the_challenge_that_was_answered(running: Network) 
     run = run_of(nonce_of(ue.challenged()))
     fabricated = run_of(nonce_of(ue.challenged()))
     assert fabricated.nonce != run.nonce
-    response = ue.send(_settled(lambda: ue.answer(run)))
+    response = ue.send(settled(lambda: ue.answer(run)))
     assert response.startswith("SIP/2.0 200"), response
     until(lambda: [run.k_as.fingerprint()] in running.pushed(), seconds=5, what="the AS has the key of the challenge that was answered")
     assert [fabricated.k_as.fingerprint()] not in running.pushed()
@@ -206,7 +207,7 @@ def test_a_register_that_can_be_read_in_two_ways_is_refused(running: Network) ->
     ue.close()
 
 
-def _settled(make: Callable[[], str]) -> str:
+def settled(make: Callable[[], str]) -> str:
     """Give ims_auth the moment between its 401 and the storing of the vector; a UE, whose card takes 50 ms, does too."""
     time.sleep(0.1)
     return make()

@@ -79,7 +79,9 @@ def test_everything_is_written_and_written_again(tmp_path: Path, modules: Path, 
     write_kamailio(example(), state, directory, python=sys.executable, modules=modules, share=share)
     assert (directory / "state/kek").read_bytes() == before
     assert (directory / "local.cfg").read_text() == "# mine"
-    texts = {name: (directory / name).read_text() for name in ("scscf.cfg", "cdp.xml", "kemi_scscf.py", "README", "kemi.json")}
+    texts = {
+        name: (directory / name).read_text() for name in ("scscf.cfg", "beside.cfg", "cdp.xml", "kemi_scscf.py", "README", "kemi.json")
+    }
     for name, text in texts.items():
         assert not re.search(r"@[A-Z_]{2,}@", text), name
         assert (directory / name).stat().st_mode & 0o077 == 0
@@ -103,6 +105,24 @@ def test_the_settings_that_keep_keys_in_are_there(tmp_path: Path, modules: Path,
     assert text.index('ims_www_authenticate("$td")') < text.index('python_exec("accepted"') < text.index('save("SAR"')
     assert 'modparam("corex", "nio_msg_avp", "$avp(kf_out)")' in text  # of whatever class: where nothing is decided, what the script holds
     assert not re.search(r"\$avp\(kf_out\)[^\n]* = ", text)  # which would take that away, if it were set to $null
+
+
+def test_what_lies_beside_another_configuration_keeps_keys_in_too(tmp_path: Path, modules: Path, share: Path) -> None:
+    """The same settings and the same event routes, and no module that the other file has loaded."""
+    write_kamailio(example(), tmp_path / "state", tmp_path / "k", python=sys.executable, modules=modules, share=share)
+    whole, beside = ((tmp_path / "k" / name).read_text() for name in ("scscf.cfg", "beside.cfg"))
+    kept = re.compile(r'^(?:debug=.*|modparam\("(?:corex|app_python3|ims_auth|debugger)", .*)$', re.MULTILINE)
+    own = {
+        line for line in kept.findall(whole) if not re.search('"(name|cxdx_dest_realm|registration_default_algorithm|mod_hash_size)"', line)
+    }
+    assert len(own) > 10
+    assert own <= set(kept.findall(beside))
+    assert beside.endswith(whole[whole.index("# A third-party REGISTER: the sealed") :])
+    assert re.findall(r"^loadmodule .*$", beside, re.MULTILINE) == ['loadmodule "app_python3.so"']
+    routes = set(re.findall(r"^route\[(\w+)\]", beside, re.MULTILINE))
+    assert routes == {name for name in re.findall(r"route\((\w+)\)", beside)}
+    trusted = re.compile(r"^  if \(!\(src_ip == .*$", re.MULTILINE)
+    assert trusted.findall(beside) == trusted.findall(whole)
 
 
 def test_kamailio_gets_the_transport_keys_of_its_own_pairs_and_no_others(tmp_path: Path, modules: Path, share: Path) -> None:

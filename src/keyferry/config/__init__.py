@@ -31,7 +31,7 @@ AGENT = "agent"
 """The `app` of an application server whose keys a `keyferry agent` takes."""
 _OF_SIP_URI = (
     "protection", "ipsec_child", "ipsec_identity", "listen_sip", "listen_sips", "default_handling", "service_info",
-    "include_register_request", "include_register_response", "reg_event", "pushers",
+    "include_register_request", "include_register_response", "reg_event", "pushers", "unsealed_ends",
 )  # fmt: skip
 """What application servers at one SIP URI have in common: they share a filter criterion and, if they run here, a listener."""
 
@@ -204,6 +204,13 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
     pushers: Annotated[list[str], Meta(description="S-CSCFs that may push; empty: those of this file")] = msgspec.field(
         default_factory=list
     )
+    unsealed_ends: Annotated[
+        list[str],
+        Meta(
+            description="those `pushers` that cannot seal the end of a registration, as Clearwater: their third-party REGISTER with "
+            "Expires 0 and no sealed block ends the user's keys, over TLS or from this machine, where any program could send it"
+        ),
+    ] = msgspec.field(default_factory=list)
 
 
 class SharedIfc(_Section, frozen=True, kw_only=True):

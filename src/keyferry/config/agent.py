@@ -41,6 +41,13 @@ class Agent(Section, frozen=True, kw_only=True):
     ] = "loopback"
     listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback` and `ipsec`")] = None
     listen_sips: Annotated[str | None, Meta(description="`HOST:PORT` for pushes over TLS; needed with `tls`")] = None
+    unsealed_ends: Annotated[
+        list[str],
+        Meta(
+            description="those `pushers` that cannot seal the end of a registration, as Clearwater: their third-party REGISTER with "
+            "Expires 0 and no sealed block ends the user's keys, over TLS or from this machine, where any program could send it"
+        ),
+    ] = msgspec.field(default_factory=list)
     reg_event: Annotated[
         bool,
         Meta(description="subscribe to the registration state of each user; erase the keys where it says that one ended"),

@@ -39,6 +39,14 @@ class SipSide(Protocol):
         """Where keys may go: `loopback`, `tls` or `ipsec`."""
 
     @property
+    def pushers(self) -> list[str]:
+        """S-CSCFs that may push."""
+
+    @property
+    def unsealed_ends(self) -> list[str]:
+        """S-CSCFs whose body-less Expires 0 ends keys."""
+
+    @property
     def listen_sip(self) -> str | None:
         """`HOST:PORT` with `loopback` and `ipsec`."""
 
@@ -118,6 +126,10 @@ def check_protection(where: str, server: SipSide, *, listens: bool = True) -> No
     if says_tls is not over_tls or (over_tls and address_of(uri.host.strip("[]")) is not None):
         remedy = "Write sips:HOST:PORT with a host name for `tls`, and sip: for `loopback` and `ipsec`"
         raise ConfigError(f"{where}.sip_uri", f"does not go with protection {server.protection!r}", remedy)
+    strangers = set(server.unsealed_ends) - set(server.pushers)
+    if server.pushers and strangers:
+        problem = f"names {', '.join(sorted(strangers))}, which may not push here"
+        raise ConfigError(f"{where}.unsealed_ends", problem, "Add it to pushers, or take it out")
     if over_tls and server.reg_event:
         raise ConfigError(
             f"{where}.reg_event", "is not there with protection 'tls': the S-CSCF takes no SUBSCRIBE over TLS", "Leave it out"

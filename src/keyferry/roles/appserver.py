@@ -92,10 +92,14 @@ class KeyAgent:
         """Do what it asks; return whether a push in it shows who sent it."""
         block = parse_service_info(register.service_info) if register.service_info else None
         if block is None:
-            if register.expires == 0:
-                await self._erase(register, peer)
+            await self._keyless(register, peer)
             return False
         pusher, push = self._opened(block, register, peer)
+        if push.keys and register.expires == 0:
+            if self._ending(register, peer) is None:
+                raise PushRefused("expires")
+            await self._end(register, pusher)  # ims_isc copies the profile's ServiceInfo into an end, too
+            return True
         outcome = await self.keys.apply(push, pusher=pusher.name, realm=pusher.realm, now=self.clock.now())
         if outcome.stale:
             self.counter.count("as_pushes", "stale")
@@ -125,19 +129,39 @@ class KeyAgent:
                 raise PushRefused("plain")
             if push.as_id not in self.as_ids:
                 raise PushRefused("as")
-        if push.keys and (register.expires == 0 or register.impu not in push.impus):
-            raise PushRefused("impu" if register.expires else "expires")
+        if push.keys and register.impu not in push.impus:
+            raise PushRefused("impu")
         check_domains(push, pusher.domains)
         return pusher, push
 
-    async def _erase(self, register: ThirdPartyRegister, peer: SipPeer) -> None:
-        """End the keys of that pusher whose IMPUs hold To: a body-less Expires 0 of Kamailio, Clearwater (DESIGN §6)."""
-        pusher = self._pusher(_host(register.scscf), peer)
-        if not (pusher.unsealed_end and _is_loopback(peer)):
-            raise PushRefused("plain")  # nothing proves who sent it; our own S-CSCF seals the end of keys too
+    async def _keyless(self, register: ThirdPartyRegister, peer: SipPeer) -> None:
+        """Take one without a block of ours, as S-CSCFs send it for phones without keys: it changes nothing, unless it may end them."""
+        pusher = None if register.expires else self._ending(register, peer)
+        if pusher is None:
+            self.counter.count("as_pushes", "no-keys" if register.expires else "unproven-end")
+        else:
+            await self._end(register, pusher)
+
+    async def _end(self, register: ThirdPartyRegister, pusher: Pusher) -> None:
+        """End the keys of that pusher whose IMPUs hold To: an Expires 0 of an S-CSCF that cannot seal (DESIGN §6)."""
         erased = await self.keys.erase_impu(pusher.name, register.impu, sorted(self.as_ids), self.clock.now())
         self.counter.count("as_pushes", "erased")
         self.log.info("keys-erased", impu=register.impu, pusher=pusher.name, keys=erased)
+
+    def _ending(self, register: ThirdPartyRegister, peer: SipPeer) -> Pusher | None:
+        """Return the S-CSCF that says without a seal that a registration has ended, if that is believed of it.
+
+        From any other nothing proves who sent it; our own S-CSCF seals the end of keys, too. Raises PushRefused over TLS, where a
+        certificate that is not the S-CSCF's is no accident.
+        """
+        if self.over_tls:
+            pusher = self._pusher(_host(register.scscf), peer)
+            return pusher if pusher.unsealed_end else None
+        try:
+            found = self.pushers.get(_host(register.scscf))
+        except ParseError:
+            return None
+        return found if found is not None and found.unsealed_end and _is_loopback(peer) else None
 
     def _is_of_pusher(self, register: ThirdPartyRegister, peer: SipPeer, *, proven: bool) -> bool:
         """Tell whether its From may be believed: we ask there what became of the user, and nobody else."""

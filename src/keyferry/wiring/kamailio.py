@@ -39,7 +39,7 @@ from keyferry.wiring.protection import opened_state
 from keyferry.wiring.services import server_name_of
 
 SHARE: Final = Path("/usr/share/kamailio")
-FILES: Final = ("scscf.cfg", "cdp.xml", "kemi_scscf.py.in", "README")
+FILES: Final = ("scscf.cfg", "beside.cfg", "cdp.xml", "kemi_scscf.py.in", "README")
 _NEEDED: Final = tuple(
     f"{name}.so"
     for name in ("app_python3", "cdp", "ims_auth", "ims_isc", "ims_registrar_scscf", "ims_usrloc_scscf", "presence", "db_sqlite")
@@ -170,6 +170,7 @@ def _values(config: Config, directory: Path, installed: Installed, interpreter: 
         "DEFAULT_EXPIRES": str(min(_DEFAULT_EXPIRES, scscf.max_expires)),
         "MIN_EXPIRES": str(scscf.min_expires),
         "MAX_EXPIRES": str(scscf.max_expires),
+        "EVENTS": fill("events.cfg", {}),
         "PATHS": json.dumps(list(interpreter.paths)),
         "SETTINGS": json.dumps(str(directory / "kemi.json")),
         "RSPAUTH": f"; it listens at {socket} for questions of rspauth" if socket else "; marker_flags = 3, without rspauth",

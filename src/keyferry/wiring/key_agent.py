@@ -29,7 +29,7 @@ async def start_key_agent(
     """Listen for pushes of keys for these AS_IDs, and keep them. Raises ConfigError, StateError, TransportError."""
     over_tls = settings.protection == "tls"
     agent = KeyAgent(
-        frozenset(as_ids), {name: _pusher(services, name, as_ids) for name in pushers}, keys, services.clock, services.log,
+        frozenset(as_ids), {name: _pusher(services, name, as_ids, settings) for name in pushers}, keys, services.clock, services.log,
         services.metrics, over_tls=over_tls,
         registered=lambda register: watch.registered(register) if settings.reg_event else None,
     )  # fmt: skip
@@ -67,7 +67,7 @@ def _watch(services: Services, settings: SipSide, node: SipNode, agent: KeyAgent
     return watch
 
 
-def _pusher(services: Services, name: str, as_ids: Sequence[AsId]) -> Pusher:
+def _pusher(services: Services, name: str, as_ids: Sequence[AsId], settings: SipSide) -> Pusher:
     keys = OpeningKeysOfAll({as_id: OpeningKeys(as_id, services.isc_keys(name, as_id)) for as_id in as_ids})
     home = services.config.network.home_domain
-    return Pusher(name=name, realm=home, transport_keys=keys, domains=frozenset({home}))
+    return Pusher(name=name, realm=home, transport_keys=keys, domains=frozenset({home}), unsealed_end=name in settings.unsealed_ends)
