@@ -136,7 +136,7 @@ def test_netem_that_is_asked_for_and_not_there_is_said(machine: Machine) -> None
 def test_a_namespace_of_somebody_else_is_not_touched(machine: Machine) -> None:
     with (machine.folder / "netns").open("a") as file:
         file.write("kf-t1-home\n")
-    with pytest.raises(LabFailed, match="kf-t1-home is there, and no lab in .* has made it"):
+    with pytest.raises(LabFailed, match=r"kf-t1-home is there, and no lab in .* has made it"):
         machine.up()
     assert machine.namespaces == ["somebody-elses", "kf-t1-home"]
 
