@@ -213,16 +213,16 @@ def test_the_same_with_ipsec_between_scscf_and_as(labs: Path) -> None:
     assert keyferry("lab", "down", made["id"], "--state", labs).returncode == 0
 
 
-def test_the_same_with_a_stock_kamailio_as_scscf(labs: Path) -> None:
+def test_the_same_with_a_stock_kamailio_as_scscf_and_another_as_icscf(labs: Path) -> None:
     """DESIGN §10, over delay and loss: its script pushes the key through IPsec, the HSS gives rspauth."""
     for program in ("kamailio", "charon-systemd", "swanctl", "nft"):
         needed(program)
-    made = up(labs, f"{ID}k", "--kamailio", "--python", kamailio_python(), "--delay", "5ms", "--loss", "1%")
+    made = up(labs, f"{ID}k", "--kamailio", "--kamailio-icscf", "--python", kamailio_python(), "--delay", "5ms", "--loss", "1%")
     assert (made["isc"], made["pushes"], made["document"]["status"]) == ("ipsec", {"stored": 1}, 200)
     assert made["registration"]["rspauth"] == "verified"
     names = {part["name"] for part in made["parts"]}
-    assert "kamailio" in names
-    assert "scscf" not in names
+    assert {"kamailio", "kamailio-icscf"} <= names
+    assert not {"scscf", "icscf"} & names
     rules = inside(made, "home", "nft", "list", "chain", "inet", ISC_TABLE, "to_peer").stdout
     assert "counter packets 0 " in rules, rules
     assert keyferry("lab", "down", made["id"], "--state", labs).returncode == 0

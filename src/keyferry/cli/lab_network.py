@@ -43,6 +43,7 @@ def up(
         ),
     ] = "",
     kamailio: Annotated[bool, typer.Option("--kamailio", help="A stock Kamailio as S-CSCF instead of ours.")] = False,
+    kamailio_icscf: Annotated[bool, typer.Option("--kamailio-icscf", help="A stock Kamailio as I-CSCF instead of ours.")] = False,
     python: Annotated[
         str, typer.Option("--python", metavar="PATH", help="For --kamailio: a Python of the version that it embeds, with cryptography.")
     ] = "",
@@ -58,7 +59,7 @@ def up(
 
     Example: keyferry lab up --delay 25ms --loss 1%
     """
-    options = UpOptions(lab, tuple(delay or ()), tuple(loss or ()), shaping, kamailio, isc, python)
+    options = UpOptions(lab, tuple(delay or ()), tuple(loss or ()), shaping, kamailio, isc, python, kamailio_icscf)
     made = topology_run.up(options, state, lambda step: errors.print(f"keyferry: {step}", markup=False))
     _show(made, as_json)
     if not as_json:

@@ -127,6 +127,12 @@ class Plan:
     links: tuple[Link, ...] = LINKS
     isc: Isc = "tls"  # what protects key pushes
     kamailio: bool = False  # the S-CSCF is not ours
+    kamailio_icscf: bool = False  # nor is the I-CSCF
+
+    @property
+    def kamailios(self) -> tuple[str, ...]:
+        """Return the roles that a stock Kamailio has, in the order of their start."""
+        return ("scscf",) * self.kamailio + ("icscf",) * self.kamailio_icscf
 
     def namespace(self, side: Side) -> str:
         """Return the name of a namespace."""
@@ -202,7 +208,15 @@ class Plan:
         return ("ip", "netns", "delete", name)
 
 
-def make_plan(lab: str, delays: Sequence[str] = (), losses: Sequence[str] = (), isc: Isc = "tls", *, kamailio: bool = False) -> Plan:
+def make_plan(
+    lab: str,
+    delays: Sequence[str] = (),
+    losses: Sequence[str] = (),
+    isc: Isc = "tls",
+    *,
+    kamailio: bool = False,
+    kamailio_icscf: bool = False,
+) -> Plan:
     """Return a plan; each delay and loss is that of every link, or of one: `25ms`, `access=40ms`, `1%`, `core=0%`. Raises ConfigError."""
     if not _ID.fullmatch(lab):
         raise ConfigError("--id", f"{lab!r} is no name of a lab", "Write 1 to 8 lower-case letters and digits")
@@ -211,7 +225,7 @@ def make_plan(lab: str, delays: Sequence[str] = (), losses: Sequence[str] = (), 
     links = [
         Link(link.name, link.near, link.far, delay.get(link.name, link.delay), loss.get(link.name, link.loss)) for link in LINKS
     ]  # fmt: skip
-    return Plan(lab, tuple(links), isc, kamailio)
+    return Plan(lab, tuple(links), isc, kamailio, kamailio_icscf)
 
 
 def _values(option: str, texts: Sequence[str], parse: Callable[[str, str], float]) -> Mapping[str, float]:

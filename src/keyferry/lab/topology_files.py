@@ -195,13 +195,16 @@ peers = ["scscf1.{HOME}", "icscf.{HOME}"]
 
 def _clear_cx(plan: Plan) -> str:
     """Return what an HSS needs for Kamailio, whose cdp has no TLS: both are in one namespace, and nothing of it is on a link."""
-    if not plan.kamailio:
+    if not plan.kamailios:
         return ""
-    return f'listen_diameter = "{plan.part("hss").address}:3868"\nnetworks = ["198.18.20.0/24"]\nmarker_for = ["scscf1.{HOME}"]\n'
+    marker = f'marker_for = ["scscf1.{HOME}"]\n' if plan.kamailio else ""
+    return f'listen_diameter = "{plan.part("hss").address}:3868"\nnetworks = ["198.18.20.0/24"]\n{marker}'
 
 
 def _beside_kamailio(files: LabFiles, part: Part, plan: Plan) -> list[str]:
-    """Return what the HSS and Kamailio, of which `scscf.toml` is then the model, know of each other."""
+    """Return what the HSS and Kamailio, of which `scscf.toml` and `icscf.toml` are then the models, know of each other."""
+    if plan.kamailio_icscf and part.name == "icscf":
+        return [f'[hss]\nname = "{plan.part("hss").host}"\n{_clear_cx(plan)}']
     if not plan.kamailio or part.name not in {"hss", "scscf"}:
         return []
     sections = [f'[kamailio]\nuser = "root"\nrspauth_socket = "{quoted(str(files.root / "rspauth"))}"\n']

@@ -70,6 +70,7 @@ class UpOptions:
     kamailio: bool = False
     isc: str = ""  # "": tls, with Kamailio ipsec
     python: str = ""  # for Kamailio's script; "": looked for
+    kamailio_icscf: bool = False
 
 
 def up(options: UpOptions, labs: Path, tell: Tell) -> dict[str, Any]:
@@ -80,10 +81,13 @@ def up(options: UpOptions, labs: Path, tell: Tell) -> dict[str, Any]:
     _refuse(options)
     random = SystemRandom()
     isc: Isc = "ipsec" if options.isc == "ipsec" or options.kamailio else "tls"
-    plan = make_plan(options.id or _new_id(random, labs), options.delays, options.losses, isc, kamailio=options.kamailio)
+    plan = make_plan(
+        options.id or _new_id(random, labs), options.delays, options.losses, isc, kamailio=options.kamailio,
+        kamailio_icscf=options.kamailio_icscf,
+    )  # fmt: skip
     taken = namespaces_of_all() & set(plan.namespaces)
     files = LabFiles(labs / plan.id)
-    kamailio = LabKamailio(files, plan, options.python) if options.kamailio else None
+    kamailio = LabKamailio(files, plan, options.python) if plan.kamailios else None
     if kamailio is not None:
         kamailio.check()
     if taken and not files.record.exists():
@@ -185,10 +189,9 @@ class _Up:
             self._protect()
         self._start_all("hss", "as")  # who is asked is there first
         if self.kamailio is not None:
-            self._start_kamailio(self.kamailio)
-            self._start_all("icscf", "pcscf")
-        else:
-            self._start_all("scscf", "icscf", "pcscf")
+            for role in self.plan.kamailios:
+                self._start_kamailio(self.kamailio, role)
+        self._start_all(*(name for name in ("scscf", "icscf", "pcscf") if name not in self.plan.kamailios))
         self._until("the HSS has all its connections", self._cx_is_up)
         self._work()
         self.record.keep(self.files)
@@ -200,14 +203,15 @@ class _Up:
         for name in names:
             self._until_ready(name)
 
-    def _start_kamailio(self, kamailio: LabKamailio) -> None:
-        self.tell("starting Kamailio as S-CSCF")
-        kamailio.write()
-        self._spawn("kamailio", self.plan.namespace("home"), (self.plan.part("scscf").address,), kamailio.command())
+    def _start_kamailio(self, kamailio: LabKamailio, role: str) -> None:
+        name = {"scscf": "kamailio", "icscf": "kamailio-icscf"}[role]
+        self.tell(f"starting Kamailio as {role[0].upper()}-CSCF")
+        kamailio.write(role)
+        self._spawn(name, self.plan.namespace("home"), (self.plan.part(role).address,), kamailio.command(role))
 
         def known() -> bool:
-            self._lives("kamailio")
-            return kamailio.is_known()
+            self._lives(name)
+            return kamailio.is_known(role)
 
         self._until("Kamailio has a connection to the HSS", known)
 
@@ -330,7 +334,7 @@ class _Up:
         return " | ".join(text.strip() for text in texts if text.strip()) or "it said nothing"
 
     def _cx_is_up(self) -> bool:
-        for name in ("icscf",) if self.kamailio is not None else ("scscf", "icscf"):
+        for name in {"scscf", "icscf"} - set(self.plan.kamailios):
             (health,) = ask(self.plan, "home", [f"{self.plan.part(name).admin}/health"])
             if health is None or not any(json.loads(health).get("hss", {}).values()):
                 return False
@@ -358,7 +362,7 @@ class _Up:
 
     def _register(self) -> dict[str, Any]:
         """Register; ims_auth sends its 401 before it stores the vector, so who answers Kamailio at once may have to begin again."""
-        for attempt in range(RACES if self.kamailio is not None else 1, 0, -1):
+        for attempt in range(RACES if self.plan.kamailio else 1, 0, -1):
             try:
                 return self._ue("register")
             except LabFailed:

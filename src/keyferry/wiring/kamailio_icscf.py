@@ -46,7 +46,7 @@ def write_icscf(config: Config, directory: Path, *, modules: Path | None = None,
     Raises ConfigError, StateError.
     """
     directory = directory.absolute()
-    found = find_modules(modules, _NEEDED, _PACKAGES)
+    found = find_icscf(modules)
     scscfs = scscfs_of(config)
     values = common_values(config, "icscf", directory, found, log_stderror=log_stderror) | _choice(config, scscfs)
     texts = {name: fill(name, values) for name in FILES} | _tables(config, scscfs)
@@ -59,6 +59,11 @@ def write_icscf(config: Config, directory: Path, *, modules: Path | None = None,
             write_file(directory / name, text)
     local = any(each.is_loopback for each in trusted_peers(config, "icscf"))
     return WrittenIcscf(directory, f"{values['HSS']}:{values['HSS_PORT']}", scscfs, local)
+
+
+def find_icscf(modules: Path | None) -> Path:
+    """Find the modules of an I-CSCF. Raises ConfigError that says what to install."""
+    return find_modules(modules, _NEEDED, _PACKAGES)
 
 
 def scscfs_of(config: Config) -> tuple[str, ...]:
