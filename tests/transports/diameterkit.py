@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Self
+
+import pytest_asyncio
 
 from keyferry.protocol.diameter import base, cx
 from keyferry.protocol.diameter.base import DiameterIdentity, DisconnectCause
@@ -260,6 +262,43 @@ class Net:
     def said(self, event: str) -> list[dict[str, object]]:
         """Return what was logged under a name."""
         return [fields for name, fields in self.tallies.events if name == event]
+
+
+@pytest_asyncio.fixture(name="net")
+async def net_fixture() -> AsyncIterator[Net]:
+    net = Net()
+    yield net
+    await net.aclose()
+
+
+async def ready(client: DiameterClient, *names: str) -> None:
+    """Wait until just these peers can be asked."""
+    async with asyncio.timeout(PATIENCE):
+        while tuple(peer.origin_host for peer in client.connected()) != names:
+            await asyncio.sleep(0)
+
+
+async def wires(net: Net, *identities: DiameterIdentity) -> tuple[list[Wire], DiameterClient]:
+    """Return peers as wires, and a client that has them in this order."""
+    listeners = [await net.listener() for _ in identities]
+    client = await net.client(*[each.port for each in listeners])
+    made = [await each.wire() for each in listeners]
+    for wire, identity in zip(made, identities, strict=True):
+        await wire.welcome(identity)
+    await ready(client, *[identity.origin_host for identity in identities])
+    return made, client
+
+
+async def pair(net: Net) -> tuple[Wire, Wire, DiameterClient]:
+    """Return two peers of a client, and the client."""
+    (one, two), client = await wires(net, HSS, HSS2)
+    return one, two, client
+
+
+async def one_peer(net: Net) -> tuple[Wire, DiameterClient]:
+    """Return the only peer of a client, and the client."""
+    (wire,), client = await wires(net, HSS)
+    return wire, client
 
 
 async def asking(client: DiameterClient, count: int = 1, **options: Any) -> Sequence[asyncio.Task[DiameterMessage]]:

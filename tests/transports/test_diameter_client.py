@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from keyferry.errors import LocalProtocolError, TransportError
 from keyferry.protocol.diameter import base, cx
@@ -16,32 +14,8 @@ from keyferry.protocol.diameter.message import DiameterMessage, make_avp
 from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
 from keyferry.transports.diameter_context import DiameterLimits
 from protocol.diameter.cxkit import HSS, IMPI, KEYS, SCSCF, VECTOR
-from transports.diameterkit import HSS2, Answering, Net, Wire, a_mar, an_maa, an_rtr, asking
-
-
-@pytest_asyncio.fixture(name="net")
-async def net_fixture() -> AsyncIterator[Net]:
-    net = Net()
-    yield net
-    await net.aclose()
-
-
-async def ready(client: DiameterClient, *names: str) -> None:
-    """Wait until just these peers can be asked."""
-    async with asyncio.timeout(5):
-        while tuple(peer.origin_host for peer in client.connected()) != names:
-            await asyncio.sleep(0)
-
-
-async def pair(net: Net) -> tuple[Wire, Wire, DiameterClient]:
-    """Return a client with two peers, and both as wires."""
-    first, second = await net.listener(), await net.listener()
-    client = await net.client(first.port, second.port)
-    one, two = await first.wire(), await second.wire()
-    await one.welcome(HSS)
-    await two.welcome(HSS2)
-    await ready(client, HSS.origin_host, HSS2.origin_host)
-    return one, two, client
+from transports.diameterkit import HSS2, Answering, Net, Wire, a_mar, an_maa, an_rtr, asking, one_peer, pair, ready, wires
+from transports.diameterkit import net_fixture as net_fixture
 
 
 async def test_a_request_is_answered(net: Net) -> None:
@@ -197,6 +171,24 @@ async def test_a_peer_that_answers_watchdogs_alone_is_tried_with_one_request_now
     await asked_of(one, HSS)
 
 
+async def test_a_peer_that_answers_everybody_too_late_is_not_asked_for_long(net: Net) -> None:
+    one, two, client = await pair(net)
+    tasks: list[asyncio.Task[DiameterMessage]] = []
+    for _ in range(4):  # one each second, and the answers come after three
+        tasks += await asking(client)
+        await net.passes(1.0)
+        await net.settles()
+    assert [peer.origin_host for peer in client.connected()] == [HSS2.origin_host]
+    late = [await one.read() for _ in range(3)]
+    one.send(*[an_maa(each, HSS) for each in late])
+    asked = [await two.read() for _ in range(4)]
+    two.send(*[an_maa(each, HSS2) for each in asked])
+    await asyncio.gather(*tasks)
+    (task,) = await asking(client)
+    two.send(an_maa(await two.read(), HSS2))
+    await task
+
+
 async def test_one_request_that_takes_long_costs_a_peer_that_answers_others_nothing(net: Net) -> None:
     one, two, client = await pair(net)
     (slow,) = await asking(client)
@@ -233,10 +225,7 @@ async def test_a_peer_that_has_just_been_asked_is_not_suspected_for_the_time_tha
 
 
 async def test_the_only_peer_is_asked_whatever_it_left_unanswered(net: Net) -> None:
-    listener = await net.listener()
-    client = await net.client(listener.port)
-    wire = await listener.wire()
-    await wire.welcome()
+    wire, client = await one_peer(net)
     (slow,) = await asking(client)
     asked = await wire.read()
     await net.passes(4.9)
@@ -246,20 +235,15 @@ async def test_the_only_peer_is_asked_whatever_it_left_unanswered(net: Net) -> N
 
 
 async def test_of_three_peers_the_third_answers_though_the_others_stand_still(net: Net) -> None:
-    listeners = [await net.listener() for _ in range(3)]
     third = DiameterIdentity("hss3.home1.net", "home1.net")
-    client = await net.client(*[each.port for each in listeners])
-    wires = [await each.wire() for each in listeners]
-    for wire, identity in zip(wires, (HSS, HSS2, third), strict=True):
-        await wire.welcome(identity)
-    await ready(client, HSS.origin_host, HSS2.origin_host, third.origin_host)
+    (_, _, last), client = await wires(net, HSS, HSS2, third)
     (task,) = await asking(client, timeout=5.0)
     await net.passes(2.55)
     await net.passes(1.3)
-    wires[2].send(an_maa(await wires[2].read(), third))
+    last.send(an_maa(await last.read(), third))
     await task
     (task,) = await asking(client, timeout=5.0)
-    wires[2].send(an_maa(await wires[2].read(), third))
+    last.send(an_maa(await last.read(), third))
     await task
 
 
@@ -314,10 +298,7 @@ async def test_nobody_there_is_said_at_once_after_a_little_patience(net: Net) ->
 
 
 async def test_no_answer_in_time_is_an_error_and_a_late_one_is_dropped(net: Net) -> None:
-    listener = await net.listener()
-    client = await net.client(listener.port)
-    wire = await listener.wire()
-    await wire.welcome()
+    wire, client = await one_peer(net)
     (task,) = await asking(client, timeout=4.0)
     asked = await wire.read()
     await net.passes(4.1)
@@ -330,10 +311,7 @@ async def test_no_answer_in_time_is_an_error_and_a_late_one_is_dropped(net: Net)
 
 
 async def test_answers_to_nothing_or_to_something_else_are_dropped(net: Net) -> None:
-    listener = await net.listener()
-    client = await net.client(listener.port)
-    wire = await listener.wire()
-    await wire.welcome()
+    wire, client = await one_peer(net)
     (task,) = await asking(client)
     asked = await wire.read()
     answer = an_maa(asked)
@@ -439,10 +417,7 @@ async def test_requests_of_the_peer_are_served_and_without_a_handler_refused(net
 
 
 async def test_closing_says_goodbye_and_fails_who_waits(net: Net) -> None:
-    listener = await net.listener()
-    client = await net.client(listener.port)
-    wire = await listener.wire()
-    await wire.welcome()
+    wire, client = await one_peer(net)
     (task,) = await asking(client, timeout=60.0)
     await wire.read()
     await net.end(client)  # the peer does not answer the DPR
@@ -455,10 +430,7 @@ async def test_closing_says_goodbye_and_fails_who_waits(net: Net) -> None:
 
 
 async def test_a_caller_that_gives_up_leaves_nothing_behind(net: Net) -> None:
-    listener = await net.listener()
-    client = await net.client(listener.port)
-    wire = await listener.wire()
-    await wire.welcome()
+    wire, client = await one_peer(net)
     (task,) = await asking(client)
     asked = await wire.read()
     task.cancel()

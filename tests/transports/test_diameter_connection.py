@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from typing import cast
 
 import pytest
-import pytest_asyncio
 
 from keyferry.protocol.diameter import base
 from keyferry.protocol.diameter.base import ResultCode, result_of
@@ -17,16 +15,10 @@ from keyferry.protocol.diameter.message import render_message
 from keyferry.transports.diameter_context import DiameterLimits
 from protocol.diameter.cxkit import HSS, SCSCF
 from transports.diameterkit import Answering, Net, Wire, a_mar, an_maa, an_rtr, asking
+from transports.diameterkit import net_fixture as net_fixture
 from transports.sipkit import PATIENCE
 
 CER = render_message(base.build_cer(SCSCF, ["127.0.0.1"]).with_ids(1, 1))
-
-
-@pytest_asyncio.fixture(name="net")
-async def net_fixture() -> AsyncIterator[Net]:
-    net = Net()
-    yield net
-    await net.aclose()
 
 
 # ---- before the capabilities are exchanged

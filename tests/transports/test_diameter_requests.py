@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-
-import pytest_asyncio
 
 from keyferry.protocol.diameter import base
 from keyferry.protocol.diameter.base import DiameterIdentity, ResultCode, result_of
@@ -16,15 +13,9 @@ from keyferry.protocol.identity import Impi
 from keyferry.transports.diameter_context import Admission, DiameterLimits, RemotePeer
 from protocol.diameter.cxkit import SCSCF
 from transports.diameterkit import Answering, Net, Wire, a_mar
+from transports.diameterkit import net_fixture as net_fixture
 
 OTHER = DiameterIdentity("scscf2.home1.net", "home1.net")
-
-
-@pytest_asyncio.fixture(name="net")
-async def net_fixture() -> AsyncIterator[Net]:
-    net = Net()
-    yield net
-    await net.aclose()
 
 
 async def two_wires(net: Net, handler: Answering, **limits: int | float) -> tuple[Wire, Wire]:

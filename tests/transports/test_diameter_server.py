@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from keyferry.errors import TransportError
 from keyferry.protocol.diameter import base, cx
@@ -17,19 +15,13 @@ from keyferry.transports.diameter_context import Admission, DiameterLimits
 from keyferry.transports.pki import MutualTls, Pki
 from protocol.diameter.cxkit import HSS, SCSCF
 from transports.diameterkit import HSS2, Answering, Net, a_mar, an_rtr, asking
+from transports.diameterkit import net_fixture as net_fixture
 from transports.tlskit import foreign_fixture as foreign_fixture
 from transports.tlskit import pki_fixture as pki_fixture
 from transports.tlskit import tls_of
 
 OTHER = DiameterIdentity("scscf2.home1.net", "home1.net")
 CALLERS = Admission.of([SCSCF.origin_host, OTHER.origin_host], ["scscf", "icscf"])
-
-
-@pytest_asyncio.fixture(name="net")
-async def net_fixture() -> AsyncIterator[Net]:
-    net = Net()
-    yield net
-    await net.aclose()
 
 
 def at(port: int, tls: MutualTls | None) -> DiameterPeer:

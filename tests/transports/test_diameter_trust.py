@@ -20,7 +20,7 @@ def test_the_trial_is_one_request_and_its_answer_ends_all_doubt() -> None:
     assert not trust.holds(100.0 + TRIAL_FIRST - 0.1, waiting=0)
     assert trust.holds(100.0 + TRIAL_FIRST, waiting=0)
     assert not trust.holds(100.0 + TRIAL_FIRST, waiting=1)
-    trust.answered(131.0, in_time=True)
+    trust.answered(131.0)
     assert not trust.doubted
     assert trust.holds(131.0, waiting=1)
 
@@ -33,10 +33,3 @@ def test_what_was_sent_along_makes_no_pause_longer_and_the_next_trial_does() -> 
         assert not trust.holds(now + pause - 0.1, waiting=0)
         now += pause
         assert trust.holds(now, waiting=0)
-
-
-def test_a_late_answer_says_that_it_answers_and_not_that_it_is_in_time() -> None:
-    trust = Trust()
-    trust.failed(100.0)
-    trust.answered(101.0, in_time=False)
-    assert (trust.answered_at, trust.doubted) == (101.0, True)

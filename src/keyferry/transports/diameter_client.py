@@ -253,7 +253,7 @@ class DiameterClient:
         another = self._choose(exchange)
         if another is None or exchange.attempts >= MAX_ATTEMPTS:
             return
-        where, asked_at = next(reversed(exchange.places), None), exchange.asked_at
+        where, asked_at = exchange.asked_last, exchange.asked_at
         exchange.again = exchange.again or where is not None
         self._ask(exchange, another)
         if where is not None:

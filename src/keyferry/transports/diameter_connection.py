@@ -332,7 +332,6 @@ class DiameterConnection(asyncio.Protocol):
             self._owner.requested(self, message)
             return
         exchange = self.waiting.get(message.hop_by_hop)
-        self.trust.answered(self._context.clock.monotonic(), in_time=exchange is not None)
         if exchange is None:
             self._context.count("diameter_dropped", "late-answer")
             return
@@ -340,6 +339,8 @@ class DiameterConnection(asyncio.Protocol):
         if (message.end_to_end, message.code, message.application) != (asked.end_to_end, asked.code, asked.application):
             self._context.count("diameter_dropped", "wrong-answer")
             return
+        if exchange.asked_last is self:
+            self.trust.answered(self._context.clock.monotonic())
         del self.waiting[message.hop_by_hop]
         del exchange.places[self]
         self._owner.answered(self, exchange, message)

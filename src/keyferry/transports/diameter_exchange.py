@@ -33,6 +33,11 @@ class Exchange:
         self.attempts = 0
         self.again = False  # a peer may have got it already: the T flag
 
+    @property
+    def asked_last(self) -> DiameterConnection | None:
+        """Where it went last, and waits: an answer from elsewhere came too late to be waited for."""
+        return next(reversed(self.places), None)
+
     def fail(self, peer: str, problem: str) -> None:
         """Raise TransportError for who waits."""
         if not self.future.done():

@@ -18,7 +18,7 @@ class Trust:
     __slots__ = ("_pause", "_until", "answered_at")
 
     def __init__(self) -> None:
-        self.answered_at = -math.inf  # when an answer came last, whether anybody still waited for it or not
+        self.answered_at = -math.inf  # when an answer came last before another peer was asked for it
         self._until = 0.0
         self._pause = 0.0
 
@@ -27,11 +27,10 @@ class Trust:
         """Whether it has left a request unanswered, and answered none in time since."""
         return self._until > 0.0
 
-    def answered(self, now: float, *, in_time: bool) -> None:
-        """Note an answer; one that comes while somebody waits for it ends all doubt."""
+    def answered(self, now: float) -> None:
+        """Note an answer in time, which ends all doubt; late ones are not noted: who answers everybody too late is no use, either."""
         self.answered_at = now
-        if in_time:
-            self._until = self._pause = 0.0
+        self._until = self._pause = 0.0
 
     def failed(self, now: float) -> None:
         """Note that a request had no answer in its time; those that were sent along with it say nothing new."""
