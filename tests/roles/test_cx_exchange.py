@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 import pytest
 
-from keyferry.errors import CxError, TransportError
+from keyferry.errors import CxError, ParseError, TransportError
 from keyferry.ports.correlation import correlate
 from keyferry.protocol.diameter import cx
 from keyferry.protocol.diameter.base import CX, SESSION_ID, ResultCode
 from keyferry.protocol.diameter.message import AvpFault, DiameterMessage, make_avp
-from keyferry.roles.cx_exchange import Sessions, correlation_of, count_request, outcome_of, unreachable
+from keyferry.roles.cx_exchange import Sessions, correlation_of, count_request, exchanged, outcome_of
 from roles.network import FakeClock, RecordingCounter, RecordingLog, SeededRandom
 
 
@@ -64,11 +67,69 @@ def test_outcomes_are_words_of_a_fixed_set(problem: CxError | AvpFault, word: st
     assert outcome_of(problem) == word
 
 
-def test_nobody_there_is_no_refusal() -> None:
-    log = RecordingLog()
-    found = unreachable(TransportError("aaa://127.0.0.1:3868", "no peer is connected"), log, "MAR")
+class Exchanging:
+    """One exchange, and what it left behind."""
+
+    def __init__(self, result: DiameterMessage | Exception) -> None:
+        self.result = result
+        self.log, self.counter = RecordingLog(), RecordingCounter()
+
+    async def sending(self) -> DiameterMessage:
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+    async def run(self, read: Callable[[DiameterMessage], int]) -> int:
+        return await exchanged(self.sending(), read, "MAR", self.log, self.counter)
+
+    async def refusal(self, read: Callable[[DiameterMessage], int] = lambda answer: answer.code) -> CxError:
+        with pytest.raises(CxError) as caught:
+            await self.run(read)
+        return caught.value
+
+    def counted(self, outcome: str) -> bool:
+        return dict(self.counter.counts) == {("cx_requests", f"MAR {outcome}"): 1}
+
+
+async def test_an_answer_is_read_and_counted() -> None:
+    exchanging = Exchanging(DiameterMessage(303, 0, False))
+    assert await exchanging.run(lambda answer: answer.code) == 303
+    assert exchanging.counted("SUCCESS")
+
+
+async def test_nobody_there_is_no_refusal() -> None:
+    exchanging = Exchanging(TransportError("aaa://127.0.0.1:3868", "no peer is connected"))
+    found = await exchanging.refusal()
     assert (found.code, found.name, found.experimental) == (3002, "DIAMETER_UNABLE_TO_DELIVER", False)
-    assert log.fields("cx-unreachable") == {"command": "MAR", "peer": "aaa://127.0.0.1:3868", "problem": "no peer is connected"}
+    assert exchanging.log.fields("cx-unreachable") == {"command": "MAR", "peer": "aaa://127.0.0.1:3868", "problem": "no peer is connected"}
+    assert exchanging.counted("UNABLE_TO_DELIVER")
+
+
+async def test_a_refusal_is_the_peers_and_what_cannot_be_read_is_none() -> None:
+    def refusing(answer: DiameterMessage) -> int:
+        raise cx.error_for(cx.CxResult.ERROR_USER_UNKNOWN)
+
+    def unreadable(answer: DiameterMessage) -> int:
+        raise ParseError("MAA", "has no vector")
+
+    exchanging = Exchanging(DiameterMessage(303, 0, False))
+    assert (await exchanging.refusal(refusing)).code == 5001
+    assert exchanging.counted("ERROR_USER_UNKNOWN")
+    exchanging = Exchanging(DiameterMessage(303, 0, False))
+    assert (await exchanging.refusal(unreadable)).code == ResultCode.UNABLE_TO_COMPLY
+    assert exchanging.log.fields("cx-answer-unreadable") == {"command": "MAR", "problem": "has no vector"}
+    assert exchanging.counted("unreadable")
+
+
+async def test_who_waits_no_longer_is_counted_too() -> None:
+    answer: asyncio.Future[DiameterMessage] = asyncio.get_running_loop().create_future()
+    counter = RecordingCounter()
+    task = asyncio.ensure_future(exchanged(answer, lambda answer: answer.code, "MAR", RecordingLog(), counter))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert dict(counter.counts) == {("cx_requests", "MAR cancelled"): 1}
 
 
 def test_a_request_is_counted_by_command_and_outcome() -> None:

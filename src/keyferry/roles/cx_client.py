@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from keyferry.errors import CxError, KeyferryError, ParseError, TransportError
+from keyferry.errors import CxError, KeyferryError, ParseError
 from keyferry.ports import Clock, Counter, CxServing, DeregistrationReason, Log, RandomSource, Resync, ServerAssignment
 from keyferry.ports.diameter import DiameterRemote, DiameterSender
 from keyferry.protocol.aka import AuthVector
@@ -17,7 +17,7 @@ from keyferry.protocol.diameter.message import AvpFault, DiameterMessage
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.roles.cx_exchange import CANCELLED, NAMES, SUCCEEDED, UNREADABLE, Sessions, count_request, outcome_of, unreachable
+from keyferry.roles.cx_exchange import NAMES, SUCCEEDED, Sessions, count_request, outcome_of
 
 T = TypeVar("T")
 
@@ -76,24 +76,7 @@ class DiameterCx:
         return cx.Route(self.identity, self._sessions.next(), self.realm)
 
     async def _ask(self, command: str, request: DiameterMessage, read: Callable[[DiameterMessage], T]) -> T:
-        outcome = CANCELLED
-        try:
-            found = read(await self.sender.send(request, timeout=self.timeout))
-            outcome = SUCCEEDED
-            return found
-        except TransportError as problem:
-            error = unreachable(problem, self.log, command)
-            outcome = outcome_of(error)
-            raise error from problem
-        except CxError as problem:
-            outcome = outcome_of(problem)
-            raise
-        except ParseError as problem:
-            outcome = UNREADABLE
-            self.log.warning("cx-answer-unreadable", command=command, problem=problem.problem)
-            raise cx.error_for(ResultCode.UNABLE_TO_COMPLY) from problem
-        finally:
-            count_request(self.counter, command, outcome)
+        return await exchanged(self.sender.send(request, timeout=self.timeout), read, command, self.log, self.counter)
 
 
 def _authorization(uaa: cx.Uaa, kind: AuthorizationType) -> UserAuthorization:

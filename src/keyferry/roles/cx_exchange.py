@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
-from keyferry.errors import CxError, TransportError
+from keyferry.errors import CxError, ParseError, TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource
 from keyferry.ports.correlation import correlation
 from keyferry.protocol.diameter import cx
 from keyferry.protocol.diameter.base import SESSION_ID, ResultCode, session_id
 from keyferry.protocol.diameter.message import AvpFault, DiameterMessage
+
+T = TypeVar("T")
 
 NAMES: Final = {
     cx.USER_AUTHORIZATION: "UAR", cx.SERVER_ASSIGNMENT: "SAR", cx.LOCATION_INFO: "LIR", cx.MULTIMEDIA_AUTH: "MAR",
@@ -63,10 +66,33 @@ def outcome_of(problem: CxError | AvpFault) -> str:
     return name if name in _KNOWN else "other"
 
 
-def unreachable(problem: TransportError, log: Log, command: str) -> CxError:
-    """Return what a request means that nobody has answered: the peer has not judged, and asking again may help."""
-    log.warning("cx-unreachable", command=command, peer=problem.peer, problem=problem.problem)
-    return cx.error_for(ResultCode.UNABLE_TO_DELIVER)
+async def exchanged(
+    sending: Awaitable[DiameterMessage], read: Callable[[DiameterMessage], T], command: str, log: Log, counter: Counter
+) -> T:
+    """Wait for the answer to a request, read it, and count what came of it.
+
+    Raises CxError: what the peer answered; UNABLE_TO_DELIVER where nobody did: it has not judged, and asking again may help;
+    UNABLE_TO_COMPLY for an answer that `read` refuses with ParseError.
+    """
+    outcome = CANCELLED
+    try:
+        found = read(await sending)
+        outcome = SUCCEEDED
+        return found
+    except TransportError as problem:
+        log.warning("cx-unreachable", command=command, peer=problem.peer, problem=problem.problem)
+        error = cx.error_for(ResultCode.UNABLE_TO_DELIVER)
+        outcome = outcome_of(error)
+        raise error from problem
+    except CxError as problem:
+        outcome = outcome_of(problem)
+        raise
+    except ParseError as problem:
+        outcome = UNREADABLE
+        log.warning("cx-answer-unreadable", command=command, problem=problem.problem)
+        raise cx.error_for(ResultCode.UNABLE_TO_COMPLY) from problem
+    finally:
+        count_request(counter, command, outcome)
 
 
 def _name_of(code: int) -> str:

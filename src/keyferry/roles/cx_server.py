@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from keyferry.errors import CxError, KeyferryError, ParseError, TransportError
+from keyferry.errors import CxError, KeyferryError, ParseError
 from keyferry.ports import Counter, CxClient, CxDirectory, DeregistrationReason, Log, Resync, ServerAssignment
 from keyferry.ports.correlation import correlate
 from keyferry.ports.diameter import DiameterAsker, DiameterRemote
@@ -26,15 +26,12 @@ from keyferry.protocol.ims.registration import MIN_MASKED_RES
 from keyferry.protocol.ims.selection import AuthorizationType
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.cx_exchange import (
-    CANCELLED,
     NAMES,
     SUCCEEDED,
-    UNREADABLE,
     Sessions,
     correlation_of,
     count_request,
     outcome_of,
-    unreachable,
 )
 
 MAX_ITEMS: Final = 5
@@ -228,22 +225,8 @@ class DiameterServing:
 
     async def _ask(self, command: str, request: DiameterMessage, read: Callable[[DiameterMessage], object]) -> None:
         servings = self.servings
-        outcome = CANCELLED
-        try:
-            read(await servings.asker.send_to(self.host, request, timeout=servings.timeout))
-            outcome = SUCCEEDED
-        except TransportError as problem:
-            error = unreachable(problem, servings.log, command)
-            outcome = outcome_of(error)
-            raise error from problem
-        except CxError as problem:
-            outcome = outcome_of(problem)
-            raise
-        except ParseError as problem:
-            outcome = UNREADABLE
-            raise cx.error_for(ResultCode.UNABLE_TO_COMPLY) from problem
-        finally:
-            count_request(servings.counter, command, outcome)
+        sending = servings.asker.send_to(self.host, request, timeout=servings.timeout)
+        await exchanged(sending, read, command, servings.log, servings.counter)
 
 
 def _host_of(server_name: str) -> str:
