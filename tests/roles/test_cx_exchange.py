@@ -117,7 +117,7 @@ async def test_a_refusal_is_the_peers_and_what_cannot_be_read_is_none() -> None:
     assert exchanging.counted("ERROR_USER_UNKNOWN")
     exchanging = Exchanging(DiameterMessage(303, 0, False))
     assert (await exchanging.refusal(unreadable)).code == ResultCode.UNABLE_TO_COMPLY
-    assert exchanging.log.fields("cx-answer-unreadable") == {"command": "MAR", "problem": "has no vector"}
+    assert exchanging.log.fields("cx-answer-unreadable") == {"command": "MAR", "problem": "MAA: has no vector"}
     assert exchanging.counted("unreadable")
 
 

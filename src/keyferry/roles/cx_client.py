@@ -17,7 +17,7 @@ from keyferry.protocol.diameter.message import AvpFault, DiameterMessage
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.roles.cx_exchange import NAMES, SUCCEEDED, Sessions, count_request, outcome_of
+from keyferry.roles.cx_exchange import NAMES, SUCCEEDED, Sessions, count_request, exchanged, outcome_of
 
 T = TypeVar("T")
 

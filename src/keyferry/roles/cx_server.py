@@ -31,6 +31,7 @@ from keyferry.roles.cx_exchange import (
     Sessions,
     correlation_of,
     count_request,
+    exchanged,
     outcome_of,
 )
 
