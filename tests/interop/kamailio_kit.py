@@ -69,6 +69,16 @@ class Network:
         return self.kamailio.poll() is None and "exited by a signal" not in self.kamailio_log.read_text("utf-8", "replace")
 
 
+def long_lived(running: Network) -> list[tuple[str, bytes]]:
+    """Return the keys that no registration makes: the card's, the KEKs, the transport key of the pushes."""
+    found = [("K", K.reveal()), ("OPc", OPC.reveal())]
+    for folder in (running.folder / "state", running.folder / "kamailio/state"):
+        for file in (folder / "kek", *sorted((folder / "isc").iterdir())):
+            found += [(file.name, base64.b64decode(line.split()[1])) for line in file.read_text().splitlines()]
+    assert len(found) >= 6
+    return found
+
+
 def kamailio_python() -> str:
     """Return a Python that Kamailio's can import from, or skip."""
     for place in (os.environ.get("KEYFERRY_KAMAILIO_PYTHON", ""), sys.executable, shutil.which("python3.11") or "", _beside_us()):
@@ -203,6 +213,10 @@ class Run:
             ("CK", self.ck.reveal()), ("IK", self.ik.reveal()), ("XRES", self.res.reveal()), ("HA1", bytes.fromhex(ha1.reveal().decode())),
             ("K_M", self.k_m.reveal()), ("K_AS", self.k_as.reveal()), ("K_UA", k_ua.reveal()), ("password", digest_password(k_ua).reveal()),
         ]  # fmt: skip
+
+    def access(self) -> list[tuple[str, bytes]]:
+        """Return CK', IK', which are on the way to the P-CSCF and nowhere else."""
+        return [(name, bytes.fromhex(key)) for name, key in zip(("CK'", "IK'"), self.masked, strict=True)]
 
 
 def run_of(nonce: str, k: Secret = K, opc: Secret = OPC) -> Run:
