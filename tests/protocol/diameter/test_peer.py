@@ -362,6 +362,7 @@ class TestRequests:
             (DiameterMessage(271, base.BASE, True), ResultCode.COMMAND_UNSUPPORTED),
             (DiameterMessage(303, base.CX, True, error=True), ResultCode.INVALID_HDR_BITS),
             (DiameterMessage(303, base.CX, True, (make_avp(base.DESTINATION_HOST, 0, "hss2.home1.net"),)), ResultCode.UNABLE_TO_DELIVER),
+            (DiameterMessage(303, base.CX, True, (make_avp(base.DESTINATION_REALM, 0, "home2.net"),)), ResultCode.REALM_NOT_SERVED),
         ],
     )
     def test_is_refused(self, message: DiameterMessage, code: int) -> None:
@@ -370,8 +371,9 @@ class TestRequests:
         assert (result(sent), sent.message.error) == (code, True)
 
     def test_and_what_is_goes_on(self) -> None:
-        for host in ((), (make_avp(base.DESTINATION_HOST, 0, "SCSCF1.home1.net"),)):
-            request = DiameterMessage(303, base.CX, True, host)
+        host, realm = make_avp(base.DESTINATION_HOST, 0, "SCSCF1.home1.net"), make_avp(base.DESTINATION_REALM, 0, "Home1.net.")
+        for named in ((), (host,), (realm,), (host, realm)):
+            request = DiameterMessage(303, base.CX, True, named)
             assert opened().received(request, 1.0) == [Deliver(request)]
         # that a command is unknown to an application, the application says
         unknown = DiameterMessage(399, base.CX, True)
@@ -490,10 +492,8 @@ class Connection(RuleBasedStateMachine):
     def one_watchdog_at_a_time(self) -> None:
         """RFC 3539: a DWR goes out at most once in Tw, and none while one is not answered."""
         for name in self.machines:
-            sent = [
-                action for action in self.log[name] if isinstance(action, Send) and action.message.request and action.message.code == 280
-            ]
-            assert len(sent) <= 2 + self.now / (TIMERS.watchdog - peer.MAX_JITTER)
+            sent = sum(isinstance(each, Send) and each.message.request and each.message.code == 280 for each in self.log[name])
+            assert sent <= 2 + self.now / (TIMERS.watchdog - peer.MAX_JITTER)
 
 
 TestConnection = Connection.TestCase

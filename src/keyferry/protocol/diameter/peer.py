@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, TypeAlias
 from keyferry.errors import LocalProtocolError, ParseError
 from keyferry.protocol.diameter import base
 from keyferry.protocol.diameter.base import DiameterIdentity, DisconnectCause, Identifiers, PeerCapabilities, ResultCode
-from keyferry.protocol.diameter.message import AvpFault, DiameterMessage
+from keyferry.protocol.diameter.message import Avp, AvpFault, DiameterMessage
 
 MIN_WATCHDOG: Final = 6.0
 """Seconds; RFC 3539 §3.4.1: Twinit MUST NOT be under six."""
@@ -373,10 +373,11 @@ class PeerMachine:
             return ResultCode.COMMAND_UNSUPPORTED
         if request.application not in self.applications:
             return ResultCode.APPLICATION_UNSUPPORTED
-        # It is for another host, and we are no relay (§6.1.4); or it crossed a DPR: so answered, the peer tries another at once.
-        host = request.first(base.DESTINATION_HOST)
-        elsewhere = host is not None and host.data.lower() != self._identity.origin_host.lower().encode()
-        return ResultCode.UNABLE_TO_DELIVER if elsewhere or self.state is State.CLOSING else 0
+        # It is for another host or realm, and we are no relay (§6.1.4); or it crossed a DPR: so answered, the peer tries another at once.
+        if not _is_for(self._identity.origin_realm, request.first(base.DESTINATION_REALM)):
+            return ResultCode.REALM_NOT_SERVED
+        ours = _is_for(self._identity.origin_host, request.first(base.DESTINATION_HOST))
+        return 0 if ours and self.state is not State.CLOSING else ResultCode.UNABLE_TO_DELIVER
 
     def _numbered(self, request: DiameterMessage) -> Send:
         return Send(request.with_ids(self._identifiers.hop_by_hop(), self._identifiers.end_to_end()))
@@ -391,6 +392,11 @@ class PeerMachine:
             self.state = TRANSITIONS[self.state, what]
         except KeyError:
             raise LocalProtocolError(f"{what.name} in {self.state.name}") from None
+
+
+def _is_for(identity: str, destination: Avp | None) -> bool:
+    """Tell whether a Destination-Host or -Realm names us, or nobody: identities are names of the DNS (§4.3.1)."""
+    return destination is None or destination.data.lower().removesuffix(b".") == identity.lower().removesuffix(".").encode()
 
 
 _BASE_COMMANDS: Final[dict[tuple[int, bool], Callable[[PeerMachine, DiameterMessage, float], list[Action]]]] = {
