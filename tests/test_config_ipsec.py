@@ -82,3 +82,9 @@ def test_a_key_agent_takes_pushes_through_ipsec(tmp_path: Path) -> None:
         '[agent]\nas_ids = ["a.net"]\nsip_uri = "sip:a.net"\nprotection = "ipsec"\nlisten_sip = "10.99.0.2:0"\npushers = ["s.net"]\n'
     )
     assert load_agent_config(file).agent.listen_sip == "10.99.0.2:0"
+    assert load_agent_config(file).ipsec.vici == "/var/run/charon.vici"
+    file.write_text(file.read_text() + '[ipsec]\nvici = "/run/x"\n')
+    assert load_agent_config(file).ipsec.vici == "/run/x"
+    file.write_text(file.read_text().replace("10.99.0.2:0", "a.net:5090"))
+    with pytest.raises(ConfigError, match=r"agent\.listen_sip: a security association is between two addresses"):
+        load_agent_config(file)

@@ -191,6 +191,23 @@ class Charon:
         """Have a CHILD_SA replaced by one with new keys."""
         run(needed("swanctl"), "--rekey", "--child", child, "--uri", f"unix://{self.socket}")
 
+    def rekey_ike(self) -> None:
+        """Have the IKE_SA replaced; its CHILD_SAs go over to the new one."""
+        run(needed("swanctl"), "--rekey", "--ike", "isc-10-99-0-1-10-99-0-2", "--uri", f"unix://{self.socket}")
+
+    def terminate(self, child: str = "isc-xcap-as-home1-net") -> None:
+        """Delete a CHILD_SA, as its administrator would."""
+        run(needed("swanctl"), "--terminate", "--child", child, "--timeout", "10", "--uri", f"unix://{self.socket}")
+
+    def sas(self) -> str:
+        """Return what swanctl lists."""
+        return run(needed("swanctl"), "--list-sas", "--uri", f"unix://{self.socket}").stdout
+
+    def stop(self, number: signal.Signals) -> None:
+        """Send it a signal: SIGSTOP, and later SIGCONT."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
     def rules(self) -> None:
         """Load the drop rules."""
         self.namespace.run(needed("nft"), "-f", str(self.folder / "isc.nft"))
@@ -216,7 +233,7 @@ class Charon:
     def kill(self) -> None:
         """Kill -9, and wait until nothing of it is left."""
         if self.process is not None:
-            self.process.send_signal(signal.SIGKILL)
+            self.process.send_signal(signal.SIGKILL)  # also where it was stopped
             self.process.wait(LIMIT)
             self.process = None
 
@@ -414,9 +431,10 @@ def short(text: str) -> str:
 
 
 def _serve(stack: ExitStack, namespace: Namespace, folder: Path, name: str, roles: Sequence[str]) -> Process:
+    config = folder / ("serve-as.toml" if "as" in roles else "serve.toml")
     log = folder / f"{name}.log"
     words = [word for role in roles for word in ("--role", role)]
-    command = [sys.executable, "-m", "keyferry", "serve", "--config", str(folder / "serve.toml"), "--state", str(folder / "state"), *words]
+    command = [sys.executable, "-m", "keyferry", "serve", "--config", str(config), "--state", str(folder / "state"), *words]
     errors: IO[bytes] = stack.enter_context(log.open("ab"))
     process = stack.enter_context(
         subprocess.Popen(namespace.inside(*command), stdout=subprocess.PIPE, stderr=errors, text=True, env=environment())
@@ -448,6 +466,7 @@ def world(folder: Path, *more: str, edit: Callable[[str], str] = str) -> Iterato
     with ExitStack() as stack:
         home_ns, far_ns = stack.enter_context(namespaces())
         (folder / "serve.toml").write_text(edit(SERVE).replace("@VICI@", str(folder / "relay.vici")))
+        (folder / "serve-as.toml").write_text(edit(SERVE).replace("@VICI@", str(folder / "far" / "charon.vici")))
         (folder / "ue.toml").write_text(edit(UE))
         home, far = Charon(home_ns, folder / "home"), Charon(far_ns, folder / "far")
         for side, charon in (("scscf", home), ("as", far)):

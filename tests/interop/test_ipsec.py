@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from interop.ipseckit import LIMIT, Process, World, captured, in_clear, protected, short, vici_package, world, write
+from interop.ipseckit import LIMIT, Process, World, captured, in_clear, needed, protected, short, vici_package, world, write
+from interop.ipsecpush import sealed_push, sends
 from keyferry.protocol.security_association import child_sas
 from keyferry.protocol.vici import Section
 from keyferry.transports.vici import Vici
@@ -200,6 +201,44 @@ def test_an_sa_of_another_identity_that_covers_the_address_does_not_satisfy(plac
         here.up()
         once(here)
     nothing_in_clear(wire)
+
+
+def test_an_application_server_hears_nothing_that_did_not_come_through_the_sa(place: Path) -> None:
+    """DESIGN §6, who may push. The request is all right and its seal opens: through the SA it is taken, and never in clear."""
+    neighbour, file = "10.99.0.3", place / "push"
+    with world(place, edit=short) as here:
+        home, ip = here.home.namespace, needed("ip")
+        home.run(ip, "addr", "add", f"{neighbour}/24", "dev", home.device)
+        here.home.without_rules()  # whoever pretends to be at the S-CSCF's address has none
+        sealed_push(place, file)
+        assert sends(home, file) == "nothing"
+        assert here.far.dropped_in() > 0
+        assert sends(home, file, neighbour) == "480"  # of whom no rule says anything
+        here.far.without_rules()
+        assert sends(home, file) == "480"  # there is no SA
+        for charon in (here.far, here.home):
+            charon.rules()
+        here.up()
+        sealed_push(place, file)
+        assert (here.server.keys(), here.server.metric("as_pushes_refused", "unprotected")) == (0, 2)
+        assert sends(home, file) == "200"
+        assert here.server.keys() == 1
+
+
+def test_an_sa_of_another_s_cscf_s_identity_pushes_nothing_of_this_one_s(place: Path) -> None:
+    """The seal says who pushed, and so does the SA: both must say the same."""
+    with world(place, edit=short) as here:
+        file = here.far.folder / "swanctl.conf"
+        assert keyferry("pki", "issue", "t.h", "--role", "scscf", "--state", place / "state").returncode == 0
+        for kind, suffix in (("x509", "pem"), ("private", "key")):
+            (here.home.folder / kind / f"t.h.{suffix}").write_bytes((place / "state" / "pki" / f"scscf-t.h.{suffix}").read_bytes())
+        ours = here.home.folder / "swanctl.conf"
+        ours.write_text(ours.read_text().replace('id = "s.h"', 'id = "t.h"').replace("certs = s.h.", "certs = t.h."))
+        file.write_text(file.read_text().replace('id = "s.h"', 'id = "t.h"'))
+        here.up()
+        sealed_push(place, place / "push")
+        assert sends(here.home.namespace, place / "push") == "403"
+        assert (here.server.keys(), here.server.metric("as_pushes_refused", "peer")) == (0, 1)
 
 
 def test_what_is_written_names_each_side(place: Path) -> None:

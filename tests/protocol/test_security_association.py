@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyferry.errors import ProtectionUnmet
-from keyferry.protocol.security_association import ChildSa, Wanted, Way, check_way, child_sas
+from keyferry.protocol.security_association import ChildSa, Wanted, Way, check_way, child_sas, who_is_behind
 from keyferry.protocol.vici import Section
 
 WANTED = Wanted("isc-xcap-as-home1-net", "xcap-as.home1.net")
@@ -159,6 +159,35 @@ def test_selectors_of_protocols_and_ports(local: str, remote: str, udp: bool, tc
                 check_way([sa], WANTED, way)
 
 
+FROM = UDP._replace(local="10.99.0.2", local_port=5090, remote="10.99.0.1", remote_port=6060)  # as the application server sees it
+BACK = GOOD._replace(identity="scscf1.home1.net", local=("10.99.0.2/32",), remote=("10.99.0.1/32",))
+
+
+@pytest.mark.parametrize("name", ["isc-xcap-as-home1-net", "whatever-it-is-called-here"])
+def test_who_is_behind_what_came_in(name: str) -> None:
+    """DESIGN §6, who may push: the identity that the other end has proven."""
+    assert who_is_behind([BACK._replace(name=name)], FROM) == "scscf1.home1.net"
+    assert who_is_behind([BACK, BACK._replace(state="REKEYED")], FROM._replace(transport="TCP", remote_port=40_000)) == "scscf1.home1.net"
+
+
+@pytest.mark.parametrize(
+    ("sas", "why"),
+    [
+        ([], "no CHILD_SA covers"),
+        ([BACK._replace(state="DELETING")], "no CHILD_SA covers"),
+        ([BACK._replace(remote=("10.99.0.3/32",))], "no CHILD_SA covers"),
+        ([BACK._replace(encryption="NULL", integrity="HMAC_SHA2_256_128")], "does not encrypt"),
+        ([BACK._replace(apart=("mark-in",))], "has mark-in"),
+        ([BACK._replace(ike_state="CONNECTING")], "not ESTABLISHED"),
+        ([BACK, BACK._replace(identity="evil.home1.net")], "another identity"),
+        ([BACK._replace(identity="evil.home1.net", remote=("0.0.0.0/0",)), BACK], "another identity"),
+    ],
+)
+def test_nobody_is_behind_what_no_sa_protects(sas: list[ChildSa], why: str) -> None:
+    with pytest.raises(ProtectionUnmet, match=why):
+        who_is_behind(sas, FROM)
+
+
 def test_a_port_by_its_name() -> None:
     check_way([GOOD._replace(remote=("10.99.0.2/32[udp/sip]",))], WANTED, UDP._replace(remote_port=5060))
 
@@ -189,6 +218,8 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 def test_any_message_satisfies_nothing(message: Section) -> None:
     with pytest.raises(ProtectionUnmet):
         check_way(child_sas(message), WANTED, UDP)
+    with pytest.raises(ProtectionUnmet):
+        who_is_behind(child_sas(message), UDP)
 
 
 @given(st.text(alphabet="0123456789abcdef.:/[]-tcpudi ", max_size=30))

@@ -209,6 +209,16 @@ class TestRefusals:
         right = SipPeer("TLS", "192.0.2.1", 5061, "scscf1.home1.net", "scscf")
         assert (await agent.handle(received(register(sealed)), right)).status == 200
 
+    @pytest.mark.parametrize("name", ["", "scscf1.other.net", "as2.home1.net", "SCSCF1.home1.net"])
+    async def test_an_sa_that_is_not_the_pushers(self, bench: Bench, name: str) -> None:
+        """Policy `ipsec`: a right seal is not enough, for keys and for their end."""
+        agent = replace(bench.agent, through_ipsec=True)
+        sealed = seal_push(PUSH, transport_key=T1, scscf="scscf1.home1.net", kid="t1")
+        peer = SipPeer("UDP", "192.0.2.1", 5060, name)
+        await self.check(bench, (await agent.handle(received(register(sealed)), peer)).status, "peer")
+        assert (await agent.handle(received(register(None, expires=0)), peer)).status == 403
+        assert (await agent.handle(received(register(sealed)), peer._replace(name="scscf1.home1.net"))).status == 200
+
     async def test_an_unknown_kid(self, bench: Bench) -> None:
         await self.check(bench, await bench.push(kid="t3"), "kid")
 
@@ -429,6 +439,13 @@ class TestRegistered:
         agent = replace(bench.agent, over_tls=True, registered=heard.append)
         for name, role in (("scscf1.home1.net", "as"), ("as2.home1.net", "as"), ("scscf1.home1.net", "scscf")):
             await agent.handle(received(register(None)), SipPeer("TLS", "192.0.2.1", 5061, name, role))
+        assert len(heard) == 1
+
+    async def test_through_ipsec_the_identity_counts(self, bench: Bench) -> None:
+        heard: list[ThirdPartyRegister] = []
+        agent = replace(bench.agent, through_ipsec=True, registered=heard.append)
+        for name in ("", "as2.home1.net", "scscf1.home1.net"):
+            await agent.handle(received(register(None)), SipPeer("UDP", "192.0.2.1", 5060, name))
         assert len(heard) == 1
 
 

@@ -14,7 +14,7 @@ from keyferry.ports import SipPeer
 from keyferry.protocol.security_association import Wanted
 from keyferry.protocol.sip.message import build_message, make_response
 from keyferry.protocol.vici import Section
-from keyferry.transports.ipsec import MAX_AGE, IpsecPolicy, SaView
+from keyferry.transports.ipsec import MAX_AGE, IpsecPolicy, IpsecSource, SaView
 from keyferry.transports.vici import Vici
 from transports.sipkit import FakeClock, Lab, UdpPeer, patiently, request, turns
 from transports.vicikit import CHILD, IDENTITY, Charon, charon, sa
@@ -144,6 +144,25 @@ async def test_who_gives_up_does_not_take_the_question_from_the_others() -> None
         await asyncio.sleep(0)
         waiting[0].cancel()
         await patiently(waiting[1])
+
+
+async def test_what_came_in_is_of_whom_its_sa_says() -> None:
+    """DESIGN §6, who may push: at the application server."""
+    theirs = sa("scscf1.home1.net", name="as-they-call-it", local="10.99.0.2/32", remote="10.99.0.1/32")
+    sender, neighbour = SipPeer("TCP", "10.99.0.1", 40_000), SipPeer("UDP", "10.99.0.3", 6060)
+    async with world(theirs) as here:
+        source = IpsecSource(here.view, "10.99.0.2", 5090)
+        assert await source.authenticated(sender) == sender._replace(name="scscf1.home1.net")
+        with pytest.raises(ProtectionUnmet, match="no CHILD_SA covers"):
+            await source.authenticated(neighbour)
+        assert (source.knows(sender), source.knows(neighbour)) == (True, False)
+        here.charon.sas = []
+        with pytest.raises(ProtectionUnmet, match="no CHILD_SA covers"):
+            await source.authenticated(sender)
+        assert not source.knows(sender)
+        await here.charon.kill()
+        with pytest.raises(ProtectionUnmet, match="charon cannot be asked"):
+            await source.authenticated(sender)
 
 
 async def test_an_sa_that_goes_between_two_transmissions_stops_the_second() -> None:

@@ -7,12 +7,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from keyferry.config import Config, Ipsec
+from keyferry.ports import SipPeer
+from keyferry.ports.correlation import correlate, correlation
 from keyferry.protocol.security_association import Wanted
+from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.ipsec import IpsecPolicy, SaView
 from keyferry.transports.resolver import TableResolver
 from keyferry.transports.vici import Vici
-from keyferry.wiring.ipsec import IpsecWatch
+from keyferry.wiring.ipsec import IpsecWatch, ipsec_source, protected
+from keyferry.wiring.observability import Metrics
+from keyferry.wiring.services import Services
 from transports.sipkit import FakeClock, Tallies, patiently
 from transports.vicikit import CHILD, IDENTITY, Charon, charon, sa
 
@@ -84,6 +93,40 @@ async def test_an_sa_of_another_identity_releases_nothing_and_says_so() -> None:
 async def test_selectors_for_tcp_alone_are_enough_to_go_on() -> None:
     async with charon(sa(remote="10.99.0.2/32[tcp/5090]")) as served, watching(served) as here:
         assert await patiently(here.released.get()) == NAME
+
+
+ICID = "0123456789abcdef" * 2
+REGISTER = Request(
+    "REGISTER", "sip:xcap-as.home1.net", (("Via", "SIP/2.0/UDP 10.99.0.1;branch=z9hG4bKx"), ("From", "<sip:scscf1.home1.net>;tag=1"),
+    ("To", "<sip:alice@home1.net>"), ("Call-ID", "1"), ("CSeq", "1 REGISTER"), ("P-Charging-Vector", f"icid-value={ICID}-1")), b"",
+)  # fmt: skip
+
+
+async def test_nothing_that_came_in_clear_is_heard_by_an_application_server(tmp_path: Path) -> None:
+    """DESIGN §6, who may push. A neighbour's request gets 480: from an S-CSCF it will come again, through the association."""
+    heard: list[tuple[SipPeer, str]] = []
+
+    async def handler(request: Request, peer: SipPeer) -> Response:
+        heard.append((peer, correlation()))
+        return make_response(request, 200)
+
+    log, clock = Tallies(), SystemClock()
+    async with charon(sa("scscf1.home1.net", local="10.99.0.2/32", remote="10.99.0.1/32")) as served:
+        with open_state(tmp_path / "state", random=SystemRandom()) as state:
+            services = Services(Config(ipsec=Ipsec(vici=str(served.path))), state, clock, SystemRandom(), log, Metrics())
+            async with services.exit:
+                take = protected(services, await ipsec_source(services, "10.99.0.2:5090"), handler)
+                sender = SipPeer("UDP", "10.99.0.1", 6060)
+                assert (await take(REGISTER, sender)).status == 200
+                for stranger in (SipPeer("UDP", "10.99.0.3", 6060), SipPeer("TCP", "127.0.0.1", 6060)):
+                    assert (await take(REGISTER, stranger)).status == 480
+                served.sas = []
+                assert (await take(REGISTER, sender)).status == 480
+                assert heard == [(sender._replace(name="scscf1.home1.net"), ICID)]
+                assert services.metrics.value("as_pushes_refused", "unprotected") == 3
+                assert protected(services, None, handler) is handler
+    correlate("")
+    assert [event for event, _ in log.events] == ["request-unprotected"] * 3
 
 
 async def test_an_as_that_no_table_knows_is_a_problem_that_is_told() -> None:

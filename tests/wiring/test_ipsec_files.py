@@ -135,6 +135,21 @@ def test_a_key_of_a_pair_is_made_once_and_used_on_both_sides(tmp_path: Path) -> 
     assert "hunter2" not in str(problem.value)
 
 
+def test_pairs_that_look_alike_share_neither_a_connection_nor_a_key(tmp_path: Path) -> None:
+    """One identity at two addresses is two connections; names that differ by a dot have two keys: who has one is not the other."""
+    alike = [
+        PAIR, PAIR._replace(server_address="10.99.0.3"), PAIR._replace(server="xcap.as.home1.net", server_address="10.99.0.4"),
+        PAIR._replace(scscf="scscf1.home1.net-xcap", server="as.home1.net", server_address="10.99.0.5"),
+    ]  # fmt: skip
+    text = swanctl_conf(alike, SCSCF, [])
+    assert len(set(re.findall(r"(?m)^  (\S+) \{$", text))) == 4
+    files = [psk_file(tmp_path, pair) for pair in alike]
+    assert files[0] == files[1]
+    assert len(set(files)) == 3
+    odd = psk_file(tmp_path, PAIR._replace(server="C=DE, O=a/b, CN=as"))
+    assert odd.parent == tmp_path / "ipsec"
+
+
 def test_an_identity_that_is_no_host_name_needs_a_key_or_a_certificate_of_one_s_own(tmp_path: Path) -> None:
     pair = PAIR._replace(server="as@home1.net")
     with pytest.raises(ConfigError, match="Use --psk"):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Any, cast
 import pytest
 
 from keyferry.config import ApplicationServer, Config
-from keyferry.errors import StateError, TransportError
+from keyferry.errors import ProtectionUnmet, StateError, TransportError
 from keyferry.ports import SipPeer
 from keyferry.ports.correlation import correlate
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.transports.ipsec import IpsecSource, SaView
+from keyferry.transports.vici import Vici
 from keyferry.wiring.key_agent import is_scscf
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.services import Services, only_loopback, only_tls
+from transports.vicikit import charon, sa
 
 AS = "as1.home1.net"
 ICID = "0123456789abcdef" * 2
@@ -124,9 +128,19 @@ async def test_a_stranger_at_the_core_names_no_registration_in_our_log(tmp_path:
         ("tls", SipPeer("TLS", "127.0.0.1", 5061, "wiki.home1.net", "as"), False),
         ("loopback", SipPeer("TCP", "127.0.0.1", 5090), True),
         ("loopback", SipPeer("TCP", "192.0.2.7", 5090), False),
-        ("ipsec", SipPeer("TCP", "192.0.2.7", 5090), True),
+        ("ipsec", SipPeer("TCP", "10.99.0.1", 5090), True),
+        ("ipsec", SipPeer("TCP", "10.99.0.3", 5090), False),
     ],
 )
-def test_an_as_believes_what_is_an_scscf_by_the_protection_of_isc(protection: str, peer: SipPeer, *, known: bool) -> None:
+async def test_an_as_believes_what_is_an_scscf_by_the_protection_of_isc(protection: str, peer: SipPeer, *, known: bool) -> None:
     settings = ApplicationServer(as_id="wiki.home1.net", sip_uri="sip:wiki.home1.net", protection=cast("Any", protection))
-    assert is_scscf(settings, peer) is known
+    source = None
+    async with charon(sa("scscf1.home1.net", local="10.99.0.2/32", remote="10.99.0.1/32")) as served:
+        if protection == "ipsec":
+            view = SaView(Vici(served.path), SystemClock())
+            source = IpsecSource(view, "10.99.0.2", 5090)
+            await view.start()
+            with contextlib.suppress(ProtectionUnmet):
+                await source.authenticated(peer)
+            await view.aclose()
+    assert is_scscf(settings, peer, source) is known

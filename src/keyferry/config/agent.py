@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from keyferry.config.ipsec import Ipsec, check_numeric
 from keyferry.config.reading import Section, check_protection, checked, load_file, split_address
 from keyferry.errors import ConfigError
 from keyferry.protocol.identity import parse_as_id
@@ -35,8 +36,8 @@ class Agent(Section, frozen=True, kw_only=True):
     protection: Annotated[
         Literal["loopback", "tls", "ipsec"],
         Meta(
-            description="where pushes may come from: S-CSCFs of this machine; over TLS, both ends shown by certificates; or through IPsec, "
-            "to which the rules that `keyferry ipsec write` makes hold everything"
+            description="where pushes may come from: S-CSCFs of this machine; over TLS, both ends shown by certificates; or through a "
+            "security association of IPsec whose other end is the pusher, as charon says of each request ([IPsec](ipsec.md))"
         ),
     ] = "loopback"
     listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback` and `ipsec`")] = None
@@ -74,11 +75,20 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     hosts: Annotated[
         dict[str, str], Meta(description="SIP host names → `HOST` or `HOST:PORT`: where the S-CSCFs are asked, for `reg_event`")
     ] = msgspec.field(default_factory=dict)
+    ipsec: Ipsec = msgspec.field(default_factory=Ipsec)
+
+
+def _check_listeners(path: Path, agent: Agent) -> None:
+    check_protection(f"{path}: agent", agent)
+    if agent.protection == "ipsec":
+        check_numeric(f"{path}: agent.listen_sip", agent.listen_sip or "")
+    if agent.listen_admin is not None:
+        split_address(agent.listen_admin, f"{path}: agent.listen_admin")
 
 
 def load_agent_config(path: Path) -> AgentConfig:
     """Read the file of `keyferry agent`. Raises ConfigError."""
-    config = load_file(path, AgentConfig, (Agent, AgentUser))
+    config = load_file(path, AgentConfig, (Agent, AgentUser, Ipsec))
     agent = config.agent
     known: set[str] = set()
     for place, text in enumerate(agent.as_ids):
@@ -86,9 +96,7 @@ def load_agent_config(path: Path) -> AgentConfig:
         if as_id in known:
             raise ConfigError(f"{path}: agent.as_ids[{place}]", f"{as_id} is there twice", "Name it once")
         known.add(as_id)
-    check_protection(f"{path}: agent", agent)
-    if agent.listen_admin is not None:
-        split_address(agent.listen_admin, f"{path}: agent.listen_admin")
+    _check_listeners(path, agent)
     if (str(agent.socket_mode) == "0660") is not (agent.socket_group is not None):
         raise ConfigError(f"{path}: agent.socket_group", "goes with socket_mode 0660, and with that alone", "Set both, or neither")
     for place, user in enumerate(config.users):

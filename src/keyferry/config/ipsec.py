@@ -85,7 +85,7 @@ def check_ipsec(path: Path, servers: Sequence[IpsecSide], scscfs: Sequence[Liste
             name = "ipsec_child" if server.ipsec_child is not None else "ipsec_identity"
             raise ConfigError(f"{where}.{name}", f"is not used with protection {server.protection!r}", "Leave it out")
     for scscf in scscfs if some else ():
-        _check_numeric(f"{path}: {scscf.name}.listen", scscf.listen)
+        check_numeric(f"{path}: {scscf.name}.listen", scscf.listen)
 
 
 def _check_server(where: str, server: IpsecSide) -> None:
@@ -99,7 +99,7 @@ def _check_server(where: str, server: IpsecSide) -> None:
     if uri.port in IKE_PORTS:
         raise ConfigError(f"{where}.sip_uri", f"port {uri.port} is IKE's, which goes in clear", "Take another port")
     if server.listen_sip is not None:
-        _check_numeric(f"{where}.listen_sip", server.listen_sip)
+        check_numeric(f"{where}.listen_sip", server.listen_sip)
 
 
 def unfit(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
@@ -111,7 +111,8 @@ def unfit(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     return "is no machine's" if address.is_multicast or address.is_unspecified else ""
 
 
-def _check_numeric(where: str, listen: str) -> None:
+def check_numeric(where: str, listen: str) -> None:
+    """Refuse a listener that no security association could end at. Raises ConfigError."""
     host, port = split_address(listen, where)
     address = address_of(host)
     if address is None or address.is_unspecified:

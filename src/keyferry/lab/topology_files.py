@@ -235,8 +235,8 @@ def _shared(files: LabFiles, part: Part, plan: Plan, card: Card) -> list[str]:
     sections = []
     if part.name in {"as", "scscf", "hss"}:
         sections.append(_server(part, plan))
-    if part.name == "scscf" and plan.isc == "ipsec" and not plan.kamailio:
-        sections.append(f'[ipsec]\nvici = "{quoted(str(files.vici("scscf")))}"\n')
+    if part.name == "as" or (part.name == "scscf" and not plan.kamailio):
+        sections += [f'[ipsec]\nvici = "{quoted(str(files.vici(part.name)))}"\n'] if plan.isc == "ipsec" else []
     if part.name == "hss":
         release = "release = 6\n" if plan.kamailio else ""
         sections.append(f'[[subscribers]]\nimpi = "{IMPI}"\nimpus = ["{IMPU}"]\n{_keys(card)}{release}')
@@ -257,7 +257,9 @@ def _server(part: Part, plan: Plan) -> str:
     """Return the application server as it is known to those who push, who have it in their criteria, and to itself."""
     address = plan.part("as").address
     if plan.kamailio:  # it checks nothing before it sends: the drop rules of IPsec keep everything else in
-        isc = f'sip_uri = "sip:{address}:5090;transport=tcp"\nprotection = "loopback"\nlisten_sip = "{address}:5090"\n'
+        isc = f'sip_uri = "sip:{address}:5090;transport=tcp"\nlisten_sip = "{address}:5090"\n'
+        # The AS, which does check, takes nothing that did not come through IPsec.
+        isc += f'protection = "ipsec"\nipsec_identity = "{AS_SIP}"\n' if part.name == "as" else 'protection = "loopback"\n'
     elif plan.isc == "ipsec":
         isc = f'sip_uri = "sip:{AS_SIP}:5090"\nprotection = "ipsec"\nlisten_sip = "{address}:5090"\n'
     else:

@@ -76,7 +76,8 @@ class SipPeer(NamedTuple):
     """An address on the other side, or a local one.
 
     Over TLS `name` is, of a next hop, whom its certificate must name, and of a peer that sent something, whom its verified certificate
-    does name; "" if it showed none. Nothing but TLS fills it.
+    does name; "" if it showed none. Through IPsec it is the identity that the other end of the SA has proven (`IpsecSource`).
+    Nothing else fills it.
     A peer over "ESP" is at its protected server port inside the tunnel, and `spi` says over which set of SAs.
     """
 

@@ -48,6 +48,7 @@ class KeyAgent:
     log: Log
     counter: Counter
     over_tls: bool = False  # the pusher's certificate must name it, and its role
+    through_ipsec: bool = False  # the identity that its security association has proven must be its name
     registered: Callable[[ThirdPartyRegister], None] | None = None
     """Called with every third-party REGISTER that was taken and is of an S-CSCF that may push; must not wait."""
 
@@ -169,13 +170,15 @@ class KeyAgent:
             self._pusher(_host(register.scscf), peer)
         except (ParseError, PushRefused):
             return False
-        return proven or self.over_tls or _is_loopback(peer)
+        return proven or self.over_tls or self.through_ipsec or _is_loopback(peer)
 
     def _pusher(self, name: str, peer: SipPeer) -> Pusher:
         pusher = self.pushers.get(name)
         if pusher is None:
             raise PushRefused("pusher")
         if self.over_tls and (peer.transport, peer.name, peer.role) != ("TLS", name, PUSHER_ROLE):
+            raise PushRefused("peer")
+        if self.through_ipsec and peer.name != name:
             raise PushRefused("peer")
         return pusher
 

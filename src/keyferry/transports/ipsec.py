@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from keyferry.errors import ProtectionUnmet, TransportError
 from keyferry.ports import Clock, SipPeer
-from keyferry.protocol.security_association import ChildSa, Wanted, Way, check_way, child_sas
+from keyferry.protocol.security_association import ChildSa, Wanted, Way, check_way, child_sas, who_is_behind
 from keyferry.transports.vici import Vici
 
+_T = TypeVar("_T")
 MAX_AGE: Final = 1.0
 """Seconds after which an answer of charon's is none: our own loop may have stood still."""
 ATTEMPTS: Final = 3
@@ -78,6 +79,19 @@ class SaView:
             changed()
 
 
+async def _settled(view: SaView, peer: SipPeer, judge: Callable[[View], _T]) -> _T:
+    """Return what `judge` makes of what charon says, when nothing happened to an SA meanwhile. Raises ProtectionUnmet."""
+    for _ in range(ATTEMPTS):
+        try:
+            found = await view.look()
+        except TransportError as problem:
+            raise ProtectionUnmet(str(peer), f"charon cannot be asked at {problem.peer}: {problem.problem}") from problem
+        judged = judge(found)
+        if view.is_current(found):
+            return judged
+    raise ProtectionUnmet(str(peer), "the SAs change faster than charon can be asked")
+
+
 @dataclass(frozen=True, slots=True)
 class IpsecPolicy:
     """Let a transmission go only through the CHILD_SA that is configured; a check for `SipClient.send`."""
@@ -92,15 +106,35 @@ class IpsecPolicy:
         if peer.transport not in {"UDP", "TCP"}:
             raise ProtectionUnmet(str(peer), "the policy `ipsec` is for UDP and TCP within the SA")
         way = Way(peer.transport, self.local, self.local_port if peer.transport == "UDP" else 0, peer.host, peer.port)
-        for _ in range(ATTEMPTS):
-            try:
-                view = await self.view.look()
-            except TransportError as problem:
-                raise ProtectionUnmet(str(peer), f"charon cannot be asked at {problem.peer}: {problem.problem}") from problem
-            check_way(view.sas, self.wanted, way)
-            if self.view.is_current(view):
-                return
-        raise ProtectionUnmet(str(peer), "the SAs change faster than charon can be asked")
+        await _settled(self.view, peer, lambda view: check_way(view.sas, self.wanted, way))
+
+
+@dataclass(frozen=True, slots=True)
+class IpsecSource:
+    """Say who sent what came in, by the security association that covers it; for those who take pushes."""
+
+    view: SaView
+    local: str  # numeric: where we listen
+    local_port: int  # 0: any
+    _known: set[str] = field(default_factory=set)  # hosts that were behind one when last looked at
+
+    async def authenticated(self, peer: SipPeer) -> SipPeer:
+        """Return a peer with the name that its IKE identity gives it. Raises ProtectionUnmet where no SA covers what it sends.
+
+        That this very packet came through it, and not beside it, is the kernel's to see to: its policies, or the drop rules.
+        """
+        way = Way(peer.transport, self.local, self.local_port, peer.host, peer.port)
+        try:
+            name = await _settled(self.view, peer, lambda view: who_is_behind(view.sas, way))
+        except ProtectionUnmet:
+            self._known.discard(peer.host)
+            raise
+        self._known.add(peer.host)
+        return peer._replace(name=name)
+
+    def knows(self, peer: SipPeer) -> bool:
+        """Tell whether an SA covered what the same host sent last."""
+        return peer.host in self._known
 
 
 def _retrieved(task: asyncio.Task[View]) -> None:

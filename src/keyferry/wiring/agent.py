@@ -56,7 +56,7 @@ class Agent:
 
     def __post_init__(self) -> None:
         """Prepare what needs no socket."""
-        settings = Config(network=Network(home_domain=self.config.agent.home_domain), hosts=self.config.hosts)
+        settings = Config(network=Network(home_domain=self.config.agent.home_domain), hosts=self.config.hosts, ipsec=self.config.ipsec)
         self.services = Services(settings, self.state, self.clock, self.random, self.log, self.metrics)
 
     @property

@@ -12,11 +12,14 @@ from pathlib import Path
 from keyferry.config import Scscf, split_address
 from keyferry.config.ipsec import child_of, identity_of
 from keyferry.errors import KeyferryError, ProtectionUnmet
-from keyferry.ports import Counter, Log, Resolver
+from keyferry.ports import Counter, Log, Resolver, SipHandler, SipPeer
+from keyferry.ports.correlation import correlate
 from keyferry.protocol.identity import AsId, parse_as_id
+from keyferry.protocol.ims.charging import correlation_of
 from keyferry.protocol.security_association import Wanted
+from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.transports.ipsec import IpsecPolicy, SaView
+from keyferry.transports.ipsec import IpsecPolicy, IpsecSource, SaView
 from keyferry.transports.vici import Vici
 from keyferry.wiring.services import Services
 
@@ -104,6 +107,36 @@ def ipsec_watch(services: Services, settings: Scscf) -> IpsecWatch | None:
         if str(server.protection) == "ipsec"
     }
     return IpsecWatch(view, policies, services.resolver, services.log, services.metrics) if policies else None
+
+
+async def ipsec_source(services: Services, listen: str) -> IpsecSource:
+    """Return what says who sends to an application server that listens there; it is connected to charon. Raises ConfigError."""
+    host, port = split_address(listen, "listen_sip")
+    view = SaView(Vici(Path(services.config.ipsec.vici)), services.clock)
+    services.exit.push_async_callback(view.aclose)
+    await view.start()
+    return IpsecSource(view, host, port)
+
+
+def protected(services: Services, source: IpsecSource | None, handler: SipHandler) -> SipHandler:
+    """Let nothing come to a handler that no security association covers; it hears whose it is (DESIGN §6, "who may push").
+
+    The answer is 480: an S-CSCF whose association is being set up again asks again, which it would not after a 403.
+    """
+    if source is None:
+        return handler
+
+    async def handle(request: Request, peer: SipPeer) -> Response:
+        try:
+            named = await source.authenticated(peer)
+        except ProtectionUnmet as problem:
+            services.metrics.count("as_pushes_refused", "unprotected")
+            services.log.warning("request-unprotected", method=request.method, peer=str(peer), problem=problem.problem)
+            return make_response(request, 480)
+        correlate(correlation_of(request.get("P-Charging-Vector")))
+        return await handler(request, named)
+
+    return handle
 
 
 def policies_by_as_id(services: Services, watch: IpsecWatch | None) -> dict[AsId, IpsecPolicy]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import quote
 
 from keyferry.config import Config, split_address
 from keyferry.config.ipsec import child_of, identity_of, unfit
@@ -176,7 +177,8 @@ def _host(name: str) -> str:
 
 def psk_file(state: Path, pair: Pair) -> Path:
     """Return where the key of a pair lies, in both machines' state directories."""
-    return state / "ipsec" / f"{_section(pair)}.psk"
+    names = (quote(name, safe="@") for name in (pair.scscf, pair.server))  # of two pairs never the same
+    return state / "ipsec" / f"{'+'.join(names)}.psk"
 
 
 def _psk_secret(state: Path, pair: Pair) -> str:
@@ -200,8 +202,8 @@ def _psk_secret(state: Path, pair: Pair) -> str:
 
 
 def _section(pair: Pair) -> str:
-    """Return the name of a pair's section; a dot in it would begin a section within it."""
-    return re.sub("[^A-Za-z0-9]+", "-", f"{pair.scscf}--{pair.server}")
+    """Return the name of a pair's section, of each its own; a dot in it would begin a section within it."""
+    return "isc-" + re.sub("[.:]", "-", f"{pair.scscf_address}-{pair.server_address}")
 
 
 def _write(path: Path, text: str) -> None:

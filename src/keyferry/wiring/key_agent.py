@@ -12,7 +12,9 @@ from keyferry.protocol.ims.keypush import SKEW
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.appserver import PUSHER_ROLE, KeyAgent, Pusher
 from keyferry.roles.reg_event_subscriber import RegEventSubscriber, SubscriberProfile
+from keyferry.transports.ipsec import IpsecSource
 from keyferry.transports.sip_node import SipNode
+from keyferry.wiring.ipsec import ipsec_source, protected
 from keyferry.wiring.isc import OpeningKeys, OpeningKeysOfAll
 from keyferry.wiring.services import Services, is_trusted
 from keyferry.wiring.watching import SWEEP, AsWatch, Tasks
@@ -28,13 +30,15 @@ async def start_key_agent(
 ) -> KeyAgent:  # fmt: skip
     """Listen for pushes of keys for these AS_IDs, and keep them. Raises ConfigError, StateError, TransportError."""
     over_tls = settings.protection == "tls"
+    source = await ipsec_source(services, settings.listen_sip or "") if settings.protection == "ipsec" else None
     agent = KeyAgent(
         frozenset(as_ids), {name: _pusher(services, name, as_ids, settings) for name in pushers}, keys, services.clock, services.log,
-        services.metrics, over_tls=over_tls,
+        services.metrics, over_tls=over_tls, through_ipsec=source is not None,
         registered=lambda register: watch.registered(register) if settings.reg_event else None,
     )  # fmt: skip
     node = services.node(
-        f"AS {shown}", lambda request, peer: watch.handle(request, peer), trusted=(), believes=lambda peer: is_scscf(settings, peer)
+        f"AS {shown}", protected(services, source, lambda request, peer: watch.handle(request, peer)), trusted=(),
+        believes=lambda peer: is_scscf(settings, peer, source),
     )  # fmt: skip
     watch = _watch(services, settings, node, agent)
     name = parse_sip_uri(settings.sip_uri).host
@@ -47,11 +51,11 @@ async def start_key_agent(
     return agent
 
 
-def is_scscf(settings: SipSide, peer: SipPeer) -> bool:
-    """Tell whether a peer is an S-CSCF, as far as ISC's protection says who is: IPsec's rules hold everybody else off."""
+def is_scscf(settings: SipSide, peer: SipPeer, source: IpsecSource | None) -> bool:
+    """Tell whether a peer is an S-CSCF, as far as ISC's protection says who is."""
     if settings.protection == "tls":
         return peer.role == PUSHER_ROLE
-    return settings.protection == "ipsec" or is_trusted((), peer)
+    return source.knows(peer) if source is not None else is_trusted((), peer)
 
 
 def _watch(services: Services, settings: SipSide, node: SipNode, agent: KeyAgent) -> AsWatch:
