@@ -66,7 +66,7 @@ def settings_page() -> str:
     for name, kind in (("[agent]", agent.Agent), ("[[users]]", agent.AgentUser)):
         parts += [f"### `{name}`", *_table(kind)]
     hosts = next(field for field in msgspec.structs.fields(agent.AgentConfig) if field.name == "hosts")
-    parts += ["### `[ipsec]` of the agent", *_table(agent.Ipsec)]
+    parts += ["### `[ipsec]` of the agent", "charon, with protection `ipsec`. It has the keys of `[ipsec]` above."]
     parts += ["### `[hosts]` of the agent", f"A table of names and values: {_meta(hosts.type)['description']}. Default: empty."]
     parts += ["## The file of `keyferry ue`", "### `[ue]`", *_table(config.Ue)]
     for field in msgspec.structs.fields(config.UeConfig)[1:]:
