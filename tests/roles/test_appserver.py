@@ -217,7 +217,11 @@ class TestRefusals:
         peer = SipPeer("UDP", "192.0.2.1", 5060, name)
         await self.check(bench, (await agent.handle(received(register(sealed)), peer)).status, "peer")
         assert (await agent.handle(received(register(None, expires=0)), peer)).status == 403
-        assert (await agent.handle(received(register(sealed)), peer._replace(name="scscf1.home1.net"))).status == 200
+        right = peer._replace(name="scscf1.home1.net")
+        assert (await agent.handle(received(register(sealed)), right)).status == 200
+        assert await bench.valid(FIRST) == [True]
+        assert (await agent.handle(received(register(None, expires=0)), right)).status == 200  # one that cannot seal ends them like this
+        assert await bench.valid(FIRST) == [False]
 
     async def test_an_unknown_kid(self, bench: Bench) -> None:
         await self.check(bench, await bench.push(kid="t3"), "kid")

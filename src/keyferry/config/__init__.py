@@ -208,7 +208,8 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
         list[str],
         Meta(
             description="those `pushers` that cannot seal the end of a registration, as Clearwater: their third-party REGISTER with "
-            "Expires 0 and no sealed block ends the user's keys, over TLS or from this machine, where any program could send it"
+            "Expires 0 and no sealed block ends the user's keys, over TLS, through IPsec, or from this machine, where any program could "
+            "send it"
         ),
     ] = msgspec.field(default_factory=list)
 

@@ -218,7 +218,9 @@ class _Up:
     def _make_namespace(self, words: Command) -> None:
         done = command(words)
         if "File exists" in done.stderr:
-            raise LabFailed(f"a namespace of that name has just been made by somebody else: {done.stderr.strip()[:300]}", "Give another --id")
+            raise LabFailed(
+                f"a namespace of that name has just been made by somebody else: {done.stderr.strip()[:300]}", "Give another --id"
+            )
         if done.returncode:
             remedy = "In a container: give it CAP_SYS_ADMIN and CAP_NET_ADMIN, and a /run that may be mounted on"
             raise LabFailed(f"no network namespace can be made: {done.stderr.strip()[:300]}", remedy)

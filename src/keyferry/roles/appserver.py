@@ -152,10 +152,10 @@ class KeyAgent:
     def _ending(self, register: ThirdPartyRegister, peer: SipPeer) -> Pusher | None:
         """Return the S-CSCF that says without a seal that a registration has ended, if that is believed of it.
 
-        From any other nothing proves who sent it; our own S-CSCF seals the end of keys, too. Raises PushRefused over TLS, where a
-        certificate that is not the S-CSCF's is no accident.
+        From any other nothing proves who sent it; our own S-CSCF seals the end of keys, too. Raises PushRefused over TLS and through
+        IPsec, where a certificate or an identity that is not the S-CSCF's is no accident.
         """
-        if self.over_tls:
+        if self.over_tls or self.through_ipsec:
             pusher = self._pusher(_host(register.scscf), peer)
             return pusher if pusher.unsealed_end else None
         try:
