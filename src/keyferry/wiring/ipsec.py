@@ -11,7 +11,7 @@ from pathlib import Path
 
 from keyferry.config import Scscf, split_address
 from keyferry.config.ipsec import child_of, identity_of
-from keyferry.errors import KeyferryError, ProtectionUnmet
+from keyferry.errors import KeyferryError, ProtectionUnmet, PushRefused
 from keyferry.ports import Counter, Log, Resolver, SipHandler, SipPeer
 from keyferry.ports.correlation import correlate
 from keyferry.protocol.identity import AsId, parse_as_id
@@ -130,9 +130,10 @@ def protected(services: Services, source: IpsecSource | None, handler: SipHandle
         try:
             named = await source.authenticated(peer)
         except ProtectionUnmet as problem:
-            services.metrics.count("as_pushes_refused", "unprotected")
+            refusal = PushRefused("unprotected", 480)
+            services.metrics.count("as_pushes_refused", refusal.reason)
             services.log.warning("request-unprotected", method=request.method, peer=str(peer), problem=problem.problem)
-            return make_response(request, 480)
+            return make_response(request, refusal.status)
         correlate(correlation_of(request.get("P-Charging-Vector")))
         return await handler(request, named)
 
