@@ -247,6 +247,31 @@ async def test_of_three_peers_the_third_answers_though_the_others_stand_still(ne
     await task
 
 
+async def test_a_peer_that_has_to_prove_itself_is_asked_at_once_where_there_is_no_other(net: Net) -> None:
+    """REOPEN is for a choice that there is; with the second peer gone there is none."""
+    first, second = await net.listener(), await net.listener()
+    client = await net.client(first.port, second.port)
+    one, two = await first.wire(), await second.wire()
+    await one.welcome(HSS)
+    await two.welcome(HSS2)
+    await ready(client, HSS.origin_host, HSS2.origin_host)
+    for _ in range(3):
+        await net.passes(33)
+        two.send(base.build_dwa(await two.read(), HSS2))
+        await net.settles()
+    await net.until(lambda: net.tallies.counts["diameter_peer", "watchdog"], step=0.5)
+    connecting = asyncio.ensure_future(first.wire())
+    await net.until(connecting.done, step=0.1)
+    one = await connecting
+    await one.welcome(HSS)
+    assert (await one.read()).code == base.DEVICE_WATCHDOG
+    (task,) = await asking(client)
+    await two.read()
+    two.close()
+    one.send(an_maa(await one.read(), HSS))
+    await task
+
+
 async def test_who_cannot_is_not_asked_again_and_the_next_peer_is(net: Net) -> None:
     busy, free = Answering(HSS), Answering(HSS2)
     busy.code = ResultCode.TOO_BUSY

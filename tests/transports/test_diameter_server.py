@@ -21,6 +21,7 @@ from transports.tlskit import pki_fixture as pki_fixture
 from transports.tlskit import tls_of
 
 OTHER = DiameterIdentity("scscf2.home1.net", "home1.net")
+THIRD = DiameterIdentity("scscf3.home1.net", "home1.net")
 CALLERS = Admission.of([SCSCF.origin_host, OTHER.origin_host], ["scscf", "icscf"])
 
 
@@ -143,10 +144,10 @@ async def test_a_name_that_is_not_allowed_gets_unknown_peer(net: Net) -> None:
 
 
 async def test_connections_are_bounded(net: Net) -> None:
-    server, port = await net.server(limits=DiameterLimits(connections=2, per_peer=9, closing=0.1))
+    server, port = await net.server(allowed=Admission.of([]), limits=DiameterLimits(connections=2, closing=0.1))
     first, second, third = [await net.wire(port) for _ in range(3)]
-    await first.hello()
-    await second.hello()
+    await first.hello(OTHER)
+    await second.hello(THIRD)
     await third.hello()
     assert base.parse_dpr(await third.read()) is base.DisconnectCause.BUSY
     third.send(a_mar().with_ids(5, 5))
@@ -160,13 +161,26 @@ async def test_connections_are_bounded(net: Net) -> None:
     await net.until(lambda: len(server._connections) == 1)
     fourth = await net.wire(port)
     assert result_of(await fourth.hello()).success
-    assert len(server.connected()) == 1  # one peer, two connections
+    assert len(server.connected()) == 2
+
+
+async def test_a_peer_that_comes_again_where_all_places_are_taken_gets_its_own(net: Net) -> None:
+    server, port = await net.server(allowed=CALLERS, limits=DiameterLimits(connections=2))
+    first, other, again = [await net.wire(port) for _ in range(3)]
+    await first.hello()
+    await other.hello(OTHER)
+    await again.hello()
+    await first.closed()
+    again.send(a_mar().with_ids(5, 5))
+    assert result_of(await again.read()).success
+    assert len(server.connected()) == 2
+    assert net.tallies.counts["diameter_dropped", "displaced"] == 1
 
 
 async def test_who_comes_in_a_loop_where_all_places_are_taken_is_cut_off(net: Net) -> None:
-    server, port = await net.server(limits=DiameterLimits(connections=1, strangers=2, per_peer=9, closing=60.0))
+    server, port = await net.server(allowed=Admission.of([]), limits=DiameterLimits(connections=1, strangers=2, closing=60.0))
     first = await net.wire(port)
-    await first.hello()
+    await first.hello(OTHER)
     for _ in range(10):
         wire = await net.wire(port)
         wire.send(base.build_cer(SCSCF, ["127.0.0.1"]).with_ids(1, 1))

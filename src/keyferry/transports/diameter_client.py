@@ -149,10 +149,13 @@ class DiameterClient:
         link.problem = ""
         if connection.usable:
             self.resumed(connection)
+        else:
+            self._rely()
 
     def suspended(self, connection: DiameterConnection) -> None:
         """Send what waits there to another peer (RFC 3539 §3.4.2); a peer that leaves in peace may still answer for a moment."""
         self._hope()
+        self._rely()
         if connection.leaving:
             self.context.deadlines.after(self.context.limits.draining, lambda: self._fail_over(connection))
         else:
@@ -170,6 +173,7 @@ class DiameterClient:
         """Send what waited there to another peer."""
         if connection.peer.origin_host:
             self._hope()
+            self._rely()
         lost = list(connection.waiting.values())
         connection.waiting.clear()
         for exchange in lost:
@@ -292,6 +296,12 @@ class DiameterClient:
         patience = self.context.limits.patience
         self._hoped_until = self.context.clock.monotonic() + patience
         self.context.deadlines.after(patience, self._give_up)
+
+    def _rely(self) -> None:
+        """Where nobody can be asked, ask who is on trial (REOPEN)."""
+        if not self.connected():
+            for connection in tuple(self._of_connection):
+                connection.rely()
 
     def _give_up(self) -> None:
         if self.context.clock.monotonic() >= self._hoped_until and not self.connected():

@@ -111,6 +111,11 @@ class DiameterConnection(asyncio.Protocol):
             self._carry_out(self._machine.suspect(now))
             self._rearm()
 
+    def rely(self) -> None:
+        """Use a peer that has not yet proved itself again: there is no other."""
+        if self._machine is not None:
+            self._carry_out(self._machine.trust(self._context.clock.monotonic()))
+
     def send(self, message: DiameterMessage) -> None:
         """Write a message with others of this turn; to who is gone, nothing. Raises LocalProtocolError if it is too long."""
         self.send_octets(render_message(message))

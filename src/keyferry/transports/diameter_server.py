@@ -163,10 +163,14 @@ class DiameterServer:
         return next(stranger for stranger in self._strangers if addresses[stranger.peer.address] == worst)
 
     def _has_room(self, connection: DiameterConnection) -> bool:
-        """Tell whether one more peer may stay; who has shown a certificate displaces one without, and of others the last is turned away."""
+        """Tell whether one more may stay; a peer displaces itself, one with a certificate one without, and of others the last has to go."""
         limit = self.context.limits.connections
         taken = sum([len(found) for found in self._of_host.values()])
         if taken < limit:
+            return True
+        own = self._of_host.get(connection.peer.origin_host, [])
+        if own:  # it may have come again before we notice that this one is dead
+            own[0].abort("displaced", "the peer has opened another, and all connections are taken")
             return True
         unproven = (each for found in self._of_host.values() for each in found if not each.protected)
         displaced = next(unproven, None) if connection.protected else None

@@ -55,10 +55,12 @@ def accepted(identity: DiameterIdentity = HSS) -> PeerMachine:
     return machine
 
 
-def opened() -> PeerMachine:
-    """Return one that dialled, open at 0."""
+def opened(*ticks: float) -> PeerMachine:
+    """Return one that dialled, open at 0, after these ticks."""
     machine = dialled()
     machine.received(CEA, 0.0)
+    for now in ticks:
+        machine.tick(now)
     return machine
 
 
@@ -205,28 +207,28 @@ class TestWatchdog:
             assert machine.tick(now + 19.0) == []
 
     def test_a_late_answer_ends_the_suspicion(self) -> None:
-        machine = opened()
-        machine.tick(30.0)
-        machine.tick(60.0)
+        machine = opened(30.0, 60.0)
         assert answered(machine, 61.0) == [Resumed()]
         assert (machine.usable, machine.deadline) == (True, 91.0)
         assert names(machine.tick(91.0)) == ["send 280R"]  # nothing is pending any more
 
     @pytest.mark.parametrize(("message", "also"), [(MAA, "deliver 303A"), (DWR, "send 280A"), (MAR, "deliver 303R")])
     def test_any_message_ends_the_suspicion(self, message: DiameterMessage, also: str) -> None:
-        machine = opened()
-        machine.tick(30.0)
-        machine.tick(60.0)
+        machine = opened(30.0, 60.0)
         assert names(machine.received(message, 61.0)) == ["resumed", also]
         assert machine.tick(91.0) == [Suspended()]  # the watchdog is still not answered
 
     def test_who_leaves_requests_unanswered_is_suspected_at_once_and_asked_whether_it_lives(self) -> None:
         machine = opened()
-        assert names(machine.suspect(10.0)) == ["suspended", "send 280R"]
-        assert (machine.suspect(11.0), answered(machine, 12.0)) == ([], [Resumed()])
-        machine.tick(42.0)  # a watchdog is under way
-        assert machine.suspect(43.0) == [Suspended()]
+        assert (names(machine.suspect(10.0)), machine.suspect(11.0)) == (["suspended", "send 280R"], [])
+        assert answered(machine, 12.0) == [Resumed()]
+        assert (names(machine.tick(42.0)), machine.suspect(43.0)) == (["send 280R"], [Suspended()])
         assert machine.tick(73.0) == [Ended(EndReason.WATCHDOG)]
+
+    def test_a_peer_on_trial_is_used_where_it_has_to_be(self) -> None:
+        machine = dialled(after=True)
+        machine.received(CEA, 1.0)
+        assert (opened().trust(2.0), machine.trust(2.0), machine.usable) == ([], [Resumed()], True)
 
     def test_a_watchdog_is_answered(self) -> None:
         machine = opened()
@@ -237,16 +239,14 @@ class TestWatchdog:
 
     def test_an_answer_that_nobody_waits_for_is_passed_over(self) -> None:
         machine = opened()
-        assert answered(machine, 1.0) == []
-        assert answered(machine, 2.0) == []
+        assert answered(machine, 1.0) == answered(machine, 2.0) == []
 
     @pytest.mark.parametrize(("jitter", "tw"), [(-2.0, 28.0), (1.5, 31.5), (-9.0, 28.0), (9.0, 32.0)])
     def test_jitter_keeps_peers_out_of_step(self, jitter: float, tw: float) -> None:
         machine = opened()
         machine.tick(30.0, jitter)
-        assert machine.deadline == 30.0 + tw
-        answered(machine, 31.0)
-        assert machine.deadline == 31.0 + tw
+        deadline, _ = machine.deadline, answered(machine, 31.0)
+        assert (deadline, machine.deadline) == (30.0 + tw, 31.0 + tw)
 
     def test_a_watchdog_that_would_flood_is_refused(self) -> None:
         with pytest.raises(LocalProtocolError):

@@ -52,7 +52,7 @@ class Input(Enum):
     CAPABLE_AFTER_FAILURE = auto()  # the same, where the last connection ended with a watchdog unanswered
     SILENT = auto()  # Tw passed with a watchdog unanswered, or a request went unanswered for as long as it may
     HEARD = auto()  # a message, whichever
-    TRUSTED = auto()  # the third watchdog answered
+    TRUSTED = auto()  # the third watchdog answered, or nobody else left to ask
     DISCONNECT = auto()  # a DPR, of whom ever
     END = auto()  # refused, out of time, out of step, disconnected, or the transport is gone
 
@@ -224,6 +224,14 @@ class PeerMachine:
         self._move(Input.SILENT)
         self.deadline = now + self._tw
         return [Suspended(), *([] if self._pending else self._watchdog())]
+
+    def trust(self, now: float) -> list[Action]:
+        """Use a peer that is still to prove itself by watchdogs, since there is nobody else (*ours*; RFC 3539 says nothing of that)."""
+        if self.state is not State.REOPEN:
+            return []
+        self._move(Input.TRUSTED)
+        self.deadline = now + self._tw
+        return [Resumed()]
 
     def disconnect(self, cause: DisconnectCause, now: float) -> list[Action]:
         """Leave, of our own will (§5.4): send a DPR and wait for its DPA."""
