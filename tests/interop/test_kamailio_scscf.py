@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from keyferry.ports import UeState
 from keyferry.protocol.digest import check_rspauth, hash_a1, parse_authentication_info, parse_credentials
 from keyferry.wiring.observability import StructLog
 from system.key_search import KeySearch
-from system.serving import until
+from system.serving import keyferry, until
 
 pytestmark = pytest.mark.interop
 RACES = 1  # ims_auth sends the 401 before it stores the vector, so who answers fast is challenged once more
@@ -208,6 +209,25 @@ def test_the_key_pushed_is_of_the_challenge_that_was_answered(running: Network) 
     until(lambda: [run.k_as.fingerprint()] in running.pushed(), seconds=5, what="the AS has the key of the challenge that was answered")
     assert [fabricated.k_as.fingerprint()] not in running.pushed()
     ue.close()
+
+
+def test_the_check_says_what_works_and_what_does_not(running: Network) -> None:
+    """`--check`: Kamailio's own look at its file, the script inside its Python, the state, the HSS's socket, HSS and AS."""
+    command = ("kamailio", running.folder / "kamailio", "--config", running.config, "--check", "--json")
+    done = keyferry(*command)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(done.stdout)["checks"]
+    assert [each["what"] for each in found[:6]] == ["files", "kamailio -c", "script", "state", "rspauth", "HSS"]
+    state = running.folder / "kamailio/state"
+    state.chmod(0o755)
+    try:
+        done = keyferry(*command)
+    finally:
+        state.chmod(0o700)
+    assert done.returncode == 1
+    bad = [each for each in json.loads(done.stdout)["checks"] if not each["ok"]]
+    assert [each["what"] for each in bad] == ["state"]
+    assert "chmod 700" in bad[0]["problem"]
 
 
 def test_a_register_that_can_be_read_in_two_ways_is_refused(running: Network) -> None:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
-from keyferry.config import load_config
+from keyferry.config import Config, load_config
 from keyferry.wiring.kamailio import SHARE, Written, write_kamailio
+from keyferry.wiring.kamailio_check import check_kamailio
 from keyferry.wiring.kamailio_icscf import WrittenIcscf, write_icscf
 
 
@@ -36,17 +37,24 @@ def kamailio(
     modules: Annotated[Path | None, typer.Option(metavar="DIR", help="Kamailio's modules, where they are not in /usr/lib.")] = None,
     share: Annotated[Path, typer.Option(metavar="DIR", help="Kamailio's SQL files, in db_sqlite.")] = SHARE,
     stderr: Annotated[bool, typer.Option("--stderr", help="Let Kamailio log to standard error instead of syslog.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; look whether what is there as S-CSCF works, inside Kamailio's Python, too.")
+    ] = False,
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,
 ) -> None:
     """Write a complete configuration with which a stock Kamailio 5.6 is the S-CSCF, keys pushed by a script of ours inside it.
 
     With --role icscf it is the I-CSCF, without any script. Run it again after a change; keys of Kamailio's own state, local.cfg, calls.cfg,
-    icscf-local.cfg and the table of capabilities stay. The README there says how to go on.
+    icscf-local.cfg and the table of capabilities stay. The README there says how to go on. With --check it exits with 1 where something is
+    amiss; run that where Kamailio runs, as root or as Kamailio's user.
 
     Example: keyferry kamailio /etc/kamailio/keyferry --config examples/kamailio.toml --role scscf --role icscf
     """
     settings = load_config(config)
+    if check:
+        _check(settings, directory, as_json=as_json)
+        return
     shown: dict[str, Any] = {}
     for each in dict.fromkeys(role or [Role.SCSCF]):
         if each is Role.SCSCF:
@@ -56,6 +64,19 @@ def kamailio(
             shown |= _show_icscf(write_icscf(settings, directory, modules=modules, log_stderror=stderr), quiet=as_json)
     if as_json:
         show_json({"ok": True} | shown)
+
+
+def _check(settings: Config, directory: Path, *, as_json: bool) -> None:
+    """Show what works and what does not; exit with 1 where something is amiss."""
+    found = check_kamailio(settings, directory)
+    good = not any(each.problem for each in found)
+    if as_json:
+        show_json({"ok": good, "checks": [{"what": each.what, "ok": not each.problem, "problem": each.problem} for each in found]})
+    else:
+        for each in found:
+            console.print(f"{each.what}: {f'{each.problem}. {each.remedy}' if each.problem else 'ok'}", markup=False)
+    if not good:
+        raise typer.Exit(1)
 
 
 def _show_scscf(written: Written, *, quiet: bool) -> dict[str, Any]:

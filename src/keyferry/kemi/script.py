@@ -57,17 +57,26 @@ class Script:
 
     def child_init(self, rank: int) -> int:
         """Be told of a process that was forked; the first worker says at once what would not work."""
-        if rank == 1:
-            self._safely(self._check)
+        problems = {what: problem for what, problem in self.check().items() if problem} if rank == 1 else {}
+        if "state" in problems:
+            self._warn(f"every REGISTER will be answered 503: {problems['state']}")
+        if "rspauth" in problems:
+            self._warn(f"nonces promise rspauth, and no 200 will carry it, so no UE will use AS keys: {problems['rspauth']}")
         return 0
 
-    def _check(self, scscf: KemiScscf) -> bool:
-        if isinstance(scscf.rspauth, RspauthSocket):
-            try:
-                scscf.rspauth.check(self._settings.realm)
-            except TransportError as problem:
-                self._warn(f"nonces promise rspauth, and no 200 will carry it, so no UE will use AS keys: {problem}")
-        return True
+    def check(self) -> dict[str, str]:
+        """Return what must work, and what is wrong with it: "" if nothing."""
+        found = {"state": ""}
+        try:
+            rspauth = self._opened().rspauth
+            if isinstance(rspauth, RspauthSocket):
+                found["rspauth"] = ""
+                rspauth.check(self._settings.realm)
+        except TransportError as problem:
+            found["rspauth"] = str(problem)
+        except KeyferryError as problem:
+            found["state"] = str(problem)
+        return found
 
     def own_avps(self, msg: object, argument: str = "") -> int:
         """Give this process its own AVPs again: in 5.6.3 a cdp worker's may be those of a transaction that was freed long ago.

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look whether what `keyferry kamailio` wrote works on this machine, as Kamailio's user and inside Kamailio's own Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from keyferry.config import Config
+from keyferry.errors import ConfigError
+from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.wiring.kamailio import servers_of
+from keyferry.wiring.kamailio_files import common_values
+
+PATIENCE: Final = 20.0
+"""Seconds for Kamailio to load two modules."""
+_CONNECT: Final = 2.0  # seconds
+_FILES: Final = ("scscf.cfg", "cdp.xml", "kemi_scscf.py", "kemi.json")
+_SAYS: Final = "keyferry-check "
+_MPATH: Final = re.compile(r'^mpath="([^"]+)"$', re.MULTILINE)
+_CONFIG: Final = """#!KAMAILIO
+debug=0
+log_stderror=yes
+children=1
+listen=udp:127.0.0.1:9
+mpath="{mpath}"
+loadmodule "pv.so"
+loadmodule "app_python3.so"
+modparam("app_python3", "load", "{probe}")
+request_route {{ exit; }}
+"""
+_PROBE: Final = """import importlib.util, json, os, sys
+sys.dont_write_bytecode = True
+
+
+def mod_init():
+    try:
+        spec = importlib.util.spec_from_file_location("kemi_scscf", {script})
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = module.mod_init().check()
+    except BaseException as problem:
+        found = {{"script": f"{{type(problem).__name__}}: {{problem}}"}}
+    os.write(2, ("\\n" + {says} + json.dumps(found) + "\\n").encode())
+    os._exit(0)
+"""
+_REMEDIES: Final = {
+    "script": "Write everything again: keyferry kamailio; where a package is missing, make DIR/venv as its message says",
+    "state": "Everything in DIR belongs to Kamailio's user: chown -R; or write it again: keyferry kamailio",
+    "rspauth": "Start the HSS (keyferry serve --role hss), and see that kamailio.user and rspauth_group are Kamailio's",
+}
+
+
+class Checked(NamedTuple):
+    """One thing that must work."""
+
+    what: str
+    problem: str  # "" if it works
+    remedy: str
+
+
+def check_kamailio(config: Config, directory: Path) -> list[Checked]:
+    """Look at everything, and go on after what does not work."""
+    directory = directory.absolute()
+    missing = [name for name in _FILES if not (directory / name).exists()]
+    if missing:
+        return [Checked("files", f"{directory} has no {', '.join(missing)}", "Write them: keyferry kamailio without --check")]
+    program = shutil.which("kamailio", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    return [Checked("files", "", ""), *_of_kamailio(program, directory), *_of_neighbours(config, directory)]
+
+
+def _of_kamailio(program: str | None, directory: Path) -> Iterator[Checked]:
+    if program is None:
+        yield Checked("kamailio", "it is not installed here", "Run this on Kamailio's machine, or: apt install kamailio")
+        return
+    done = _run([program, "-c", "-f", str(directory / "scscf.cfg")], directory)
+    bad = [line for line in done.stderr.splitlines() if "ERROR" in line or "CRITICAL" in line]
+    problem = "" if done.returncode == 0 else " ".join(bad)[-400:] or f"kamailio -c ended with {done.returncode}"
+    yield Checked("kamailio -c", problem, "Install what is missing, or mend local.cfg or calls.cfg")
+    found = _inside(program, directory)
+    for what in ("script", "state", "rspauth"):
+        if what in found:
+            yield Checked(what, str(found[what]), _REMEDIES[what])
+
+
+def _inside(program: str, directory: Path) -> dict[str, Any]:
+    """Load the script that was written in a Kamailio of its own, which ends before it serves anybody."""
+    mpath = _MPATH.search((directory / "scscf.cfg").read_text("utf-8"))
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o755)  # nothing secret is in it, and Kamailio's user reads it
+        probe = _PROBE.format(script=json.dumps(str(directory / "kemi_scscf.py")), says=json.dumps(_SAYS))
+        (folder / "kemi_probe.py").write_text(probe, "utf-8")
+        text = _CONFIG.format(mpath=mpath[1] if mpath else "", probe=folder / "kemi_probe.py")
+        (folder / "probe.cfg").write_text(text, "utf-8")
+        done = _run([program, "-DD", "-E", "-m", "8", "-M", "8", "-w", "/", "-f", str(folder / "probe.cfg")], directory)
+    for line in done.stderr.splitlines():
+        if line.startswith(_SAYS):
+            found = json.loads(line.removeprefix(_SAYS))
+            return {"script": ""} | found if isinstance(found, dict) else {}
+    return {"script": f"Kamailio does not load it: {done.stderr[-300:].strip()}"}
+
+
+def _of_neighbours(config: Config, directory: Path) -> Iterator[Checked]:
+    values = common_values(config, "scscf", directory, directory, log_stderror=False)
+    hss = values["HSS"], int(values["HSS_PORT"])
+    yield Checked("HSS", _connect(*hss), f"{hss[0]} must resolve here, and hss.listen_diameter be served there")
+    for server in servers_of(config):
+        uri = parse_sip_uri(server)
+        problem = _connect(uri.host, uri.port or 5060) if "transport=tcp" in server.lower() else _resolve(uri.host)
+        yield Checked(f"application server {server}", problem, "The host in sip_uri must resolve here, and the server listen there")
+
+
+def _resolve(host: str) -> str:
+    return _tried(lambda: socket.getaddrinfo(host, None))
+
+
+def _connect(host: str, port: int) -> str:
+    return _tried(lambda: socket.create_connection((host.strip("[]"), port), _CONNECT).close())
+
+
+def _tried(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except OSError as problem:
+        return problem.strerror or str(problem)
+    return ""
+
+
+def _run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run something as whom DIR belongs to. Raises ConfigError where it does not end."""
+    owner = directory.stat()
+    given: dict[str, Any] = {"env": {"PATH": os.environ.get("PATH", "")}}  # a service has no PYTHONPATH of whoever types this
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        given |= {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": _groups(owner.st_uid, owner.st_gid)}
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False, cwd="/", **given)  # noqa: S603
+    except subprocess.TimeoutExpired as problem:
+        raise ConfigError(command[0], f"did not end within {PATIENCE:g} s", "Run it by hand: kamailio -c") from problem
+
+
+def _groups(user: int, group: int) -> list[int]:
+    try:
+        return os.getgrouplist(pwd.getpwuid(user).pw_name, group)
+    except KeyError:
+        return []
