@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pytest
 
-from keyferry.asgi.commands import MAX_BODY, path_of, read_command, respond_json, want_method
+from keyferry.asgi.commands import MAX_BODY, path_of, read_command, respond_json, respond_with, want_method
 from keyferry.asgi.exchange import Message, Receive, Scope
-from keyferry.errors import RemoteProtocolError
+from keyferry.errors import KeyferryError, RemoteProtocolError, StoreError
 
 FIELDS = {"reg": str, "seconds": int}
 
@@ -73,3 +74,23 @@ async def test_an_answer_is_kept_by_nobody() -> None:
     await respond_json(send, {"ok": True})
     assert (sent[0]["status"], json.loads(sent[1]["body"])) == (200, {"ok": True})
     assert (b"cache-control", b"no-store") in sent[0]["headers"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "text"),
+    [
+        (RemoteProtocolError("Ask for less.", 400), 400, b"Ask for less.\n"),
+        (StoreError("/var/lib/keyferry/scscf.db: disk"), 503, b"The registrations cannot be read.\n"),
+    ],
+)
+async def test_what_comes_to_nothing_says_so_and_names_no_path(problem: KeyferryError, status: int, text: bytes) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def work() -> Mapping[str, object]:
+        raise problem
+
+    await respond_with(send, "registrations", work())
+    assert (sent[0]["status"], sent[1]["body"]) == (status, text)

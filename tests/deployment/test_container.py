@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from deployment.units import PACKAGING, check_command
+from deployment.units import PACKAGING, ROOT, check_command
 
 FILE = PACKAGING / "container" / "Containerfile"
 
@@ -32,6 +32,21 @@ def test_the_base_image_is_a_plain_name() -> None:
     bases = [rest.split()[0] for word, rest in instructions() if word == "FROM"]
     assert bases == ["python:3.13-slim"] * 2
     assert not re.search(r"https?://(?!127\.0\.0\.1)", FILE.read_text("utf-8"))
+
+
+def test_all_that_is_copied_and_installed_is_there() -> None:
+    """Of the repository, whose root is the context; what the ignore file keeps out of it, too, is not needed."""
+    copied = [word for kind, rest in instructions() if kind == "COPY" and "--from" not in rest for word in rest.split()[:-1]]
+    assert copied
+    assert all((ROOT / word).exists() for word in copied)
+    ignored = FILE.with_name("Containerfile.dockerignore").read_text("utf-8").splitlines()
+    assert ignored[2:] == ["*", *(f"!{word}" for word in copied), "**/__pycache__"]
+    wanted = re.findall(r"-r (\S+)", " ".join(rest for kind, rest in instructions() if kind == "RUN"))
+    assert wanted
+    assert all((ROOT / word).is_file() for word in wanted)
+    backend = re.search(r'^requires = \["([a-z]+)', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    assert backend is not None  # pip builds with --no-build-isolation, so it has to be among them
+    assert any(re.search(rf"^{backend[1]}==", (ROOT / word).read_text("utf-8"), re.MULTILINE) for word in wanted)
 
 
 def test_the_user_is_nobody_special_and_owns_the_state() -> None:

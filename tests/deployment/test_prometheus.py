@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
+from prometheus_client import generate_latest
 
 from deployment.units import PACKAGING, ROOT
 from keyferry.wiring.measuring import CLASSES, CX_OUTCOMES, PUSH_OUTCOMES, REGISTER_OUTCOMES
-from keyferry.wiring.metrics import COUNTERS, GAUGES, HISTOGRAMS
+from keyferry.wiring.metrics import ALARMED, COUNTERS, GAUGES, HISTOGRAMS, Metrics
 
 ERRORS = (ROOT / "docs" / "errors.md").read_text("utf-8")
 RUNBOOK = ROOT / "docs" / "runbook.md"
@@ -73,6 +74,19 @@ def test_every_metric_label_and_value_exists(expression: str) -> None:
         assert set(values.split("|")) <= set(CLASSES)
     for values in re.findall(r"reason(?:=~|!=|=)\"([^\"]+)\"", expression):
         assert all(f"`{value}`" in ERRORS for value in values.split("|"))
+
+
+def test_what_raises_an_alarm_by_one_event_is_shown_before_it_happens() -> None:
+    """A series that begins with 1 has no increase: the first stranger, the first forged AUTS would raise no alarm."""
+    shown = generate_latest(Metrics().registry).decode()
+    alarmed = [rule["expr"] for rule in rules() if re.search(r"(increase|rate)\(keyferry_\w+_total.*> 0'?$", rule["expr"])]
+    assert len(alarmed) == 7
+    for expression in alarmed:
+        for name, reasons in re.findall(r"(keyferry_\w+_total)(?:\{reason=~?\"([^\"]+)\"\})?", expression):
+            for reason in reasons.split("|") if reasons else ("",):
+                assert f'\n{name}{{reason="{reason}' in shown, expression
+    table = re.findall(r"^\| `([a-z-]+)` \|", ERRORS.partition("### Refused pushes\n")[2].partition("\n### ")[0], re.MULTILINE)
+    assert sorted(table) == sorted(ALARMED["as_pushes_refused"])
 
 
 def test_quantiles_are_taken_of_buckets_by_le() -> None:

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from keyferry.asgi.exchange import Receive, Scope, Send, headers_named, read_body, respond
-from keyferry.errors import RemoteProtocolError
+from keyferry.errors import KeyferryError, RemoteProtocolError
 
 JSON = "application/json"
 MAX_BODY = 1_024
@@ -37,6 +37,18 @@ async def read_command(scope: Scope, receive: Receive, fields: Mapping[str, type
         members = f"object with {', '.join(fields)}, each optional" if fields else "empty object"
         raise RemoteProtocolError(f"The body is an {members}.")
     return command
+
+
+async def respond_with(send: Send, what: str, answer: Awaitable[Mapping[str, object]]) -> None:
+    """Send what comes of a question or a command about `what`, or why nothing does; a store's words, which may name a path, stay here."""
+    try:
+        found = await answer
+    except RemoteProtocolError as problem:
+        await respond(send, problem.status, f"{problem}\n".encode())
+    except KeyferryError:
+        await respond(send, 503, f"The {what} cannot be read.\n".encode())
+    else:
+        await respond_json(send, found)
 
 
 async def respond_json(send: Send, answer: Mapping[str, object]) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias, get_args
 from urllib.parse import parse_qs, unquote
 
-from keyferry.asgi.commands import path_of, read_command, respond_json, want_method
-from keyferry.asgi.exchange import Receive, Scope, Send, respond
-from keyferry.errors import KeyferryError, RemoteProtocolError
+from keyferry.asgi.commands import path_of, read_command, respond_with, want_method
+from keyferry.asgi.exchange import Receive, Scope, Send
+from keyferry.errors import RemoteProtocolError
 from keyferry.protocol.identity import Impi, Reg, parse_impi
 
 PATH = "/registrations"
@@ -56,14 +56,7 @@ class RegistrationsApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one http scope."""
-        try:
-            answer = await self._answer(scope, receive)
-        except RemoteProtocolError as problem:
-            await respond(send, problem.status, f"{problem}\n".encode())
-        except KeyferryError:
-            await respond(send, 503, b"The registrations cannot be read.\n")
-        else:
-            await respond_json(send, answer)
+        await respond_with(send, "registrations", self._answer(scope, receive))
 
     async def _answer(self, scope: Scope, receive: Receive) -> Mapping[str, object]:
         path = path_of(scope)

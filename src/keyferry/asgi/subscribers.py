@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 from urllib.parse import unquote
 
-from keyferry.asgi.commands import path_of, read_command, respond_json, want_method
-from keyferry.asgi.exchange import Receive, Scope, Send, respond
-from keyferry.errors import KeyferryError, RemoteProtocolError
+from keyferry.asgi.commands import path_of, read_command, respond_with, want_method
+from keyferry.asgi.exchange import Receive, Scope, Send
+from keyferry.errors import RemoteProtocolError
 from keyferry.ports import DeregistrationReason
 from keyferry.protocol.identity import Impi, parse_impi
 
@@ -42,14 +42,7 @@ class SubscribersApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one http scope."""
-        try:
-            answer = await self._answer(scope, receive)
-        except RemoteProtocolError as problem:
-            await respond(send, problem.status, f"{problem}\n".encode())
-        except KeyferryError:
-            await respond(send, 503, b"The subscribers cannot be read.\n")
-        else:
-            await respond_json(send, answer)
+        await respond_with(send, "subscribers", self._answer(scope, receive))
 
     async def _answer(self, scope: Scope, receive: Receive) -> Mapping[str, object]:
         path = path_of(scope)

@@ -56,6 +56,21 @@ GAUGES: Final[Mapping[str, Described]] = {
     "certificate_not_after_seconds": Described("end of a certificate, seconds since the epoch", ("name", "role")),
 }
 
+ALARMED: Final[Mapping[str, tuple[str, ...]]] = {
+    "agent_failed": ("store", "internal-error"),
+    "as_pushes_refused": (
+        "pusher", "peer", "as", "kid", "seal", "plain", "expires", "impu", "realm", "key-id", "rebound", "lifetime",
+        "unprotected", "unreadable",
+    ),
+    "door": ("store",),
+    "hss_auts_rejected": ("",),
+    "scscf_capability_lost": ("",),
+    "scscf_push_failed": ("unprotected",),
+    "sip_untrusted": ("",),
+}  # fmt: skip
+"""Counters of which one alone is an alarm, with their reasons: shown at zero from the start, as Prometheus sees no increase in a series
+that begins with 1."""
+
 
 @dataclass(slots=True)
 class Histogram:
@@ -92,7 +107,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(self)
-        self._counts: dict[tuple[str, str], int] = {}
+        self._counts: dict[tuple[str, str], int] = {(name, reason): 0 for name, reasons in ALARMED.items() for reason in reasons}
         self._labelled: dict[str, dict[Labels, Count]] = {name: {} for name in COUNTERS}
         self._histograms: dict[str, dict[Labels, Histogram]] = {name: {} for name in HISTOGRAMS}
         self._gauges: dict[str, dict[Labels, float]] = {name: {} for name in GAUGES}
