@@ -30,7 +30,7 @@ from system.serving import EXAMPLES, Served, free_port, keyferry, serving, until
 IMPI, IMPU, REALM, AS_ID = Impi("user1_private@home1.net"), "sip:user1_public1@home1.net", "home1.net", AsId("xcap.home1.net")
 K = Secret(bytes.fromhex("465b5ce8b199b49faa5f0a2ee238a6bc"))
 OPC = Secret(bytes.fromhex("cd63cb71954a9f4e48a5994e37a02baf"))
-PORTS = ("5060", "5062", "6060", "8080", "5090", "8443", "3868")
+PORTS = ("5060", "5062", "6060", "8080", "5090", "8443", "3868", "HSS")
 START_LIMIT = 30.0  # seconds
 
 
@@ -138,7 +138,9 @@ def network(
     checked = subprocess.run(["kamailio", "-c", "-f", file], capture_output=True, check=False)
     assert checked.returncode == 0, checked.stderr.decode()
     with ExitStack() as stack:
-        stack.enter_context(serving(config, state, "--role", "hss"))
+        at_hss = folder / "hss.toml"  # its operator's listener is its own
+        at_hss.write_text(config.read_text("utf-8").replace(f":{ports['8080']}", f":{ports['HSS']}"), "utf-8")
+        stack.enter_context(serving(at_hss, state, "--role", "hss", "--role", "admin"))
         others = folder / "parts"
         others.symlink_to(state)
         roles = [word for role in ("pcscf", "icscf", "as", "admin") for word in ("--role", role)]

@@ -248,3 +248,19 @@ def settled(make: Callable[[], str]) -> str:
     """Give ims_auth the moment between its 401 and the storing of the vector; a UE, whose card takes 50 ms, does too."""
     time.sleep(0.1)
     return make()
+
+
+def test_an_rtr_of_our_hss_ends_a_registration_at_kamailio(running: Network) -> None:
+    """TS 29.228 §6.1.3: Kamailio answers none that names no public identity, so our HSS asks again, and knows from then on."""
+    log = running.folder / "state.log"
+    for _ in range(2):
+        asyncio.run(_registered_once(running))
+        ended = keyferry("subscriber", "terminate", IMPI, "--admin", f"127.0.0.1:{running.ports['HSS']}", "--json")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert msgspec.json.decode(ended.stdout)["told"] is True
+    assert log.read_text("utf-8").count("diameter-no-answer") == 1
+
+
+async def _registered_once(running: Network) -> None:
+    async with ue_session(load_ue_config(running.ue), running.folder / "rtr", StructLog("none")) as session:
+        await _registered(session.client)

@@ -21,7 +21,7 @@ from keyferry.stores.memory import MemorySubscriberStore
 from roles.home import NOTES, SCSCF, SIP_OF, XCAP, criterion, open_home, subscriber
 from roles.network import FakeClock, RecordingCounter, RecordingLog, SeededRandom, settle
 
-ALICE, ALICE_SIP = Impi("alice@home1.net"), Impu("sip:alice@home1.net")
+ALICE, ALICE_SIP, ALICE_TEL = Impi("alice@home1.net"), Impu("sip:alice@home1.net"), Impu("tel:+15550510")
 OTHER = "sip:scscf2.home1.net"
 BASIC: dict[str, Sequence[InitialFilterCriteria]] = {"default": [criterion(XCAP), criterion(NOTES)], "basic": [criterion(XCAP)], "none": []}
 
@@ -228,8 +228,17 @@ class TestTerminate:
     @pytest.mark.parametrize("reason", list(DeregistrationReason))
     async def test_the_s_cscf_is_told_and_its_assignment_ends(self, network: Network, scscf: Asked, reason: DeregistrationReason) -> None:
         assert await network.hss.terminate(ALICE, reason, "why") == SCSCF
-        assert scscf.terminations == [((), reason, "why")]
+        impus = (ALICE_SIP, ALICE_TEL) if reason is DeregistrationReason.NEW_SERVER_ASSIGNED else ()
+        assert scscf.terminations == [(impus, reason, "why")]
         assert await network.assigned is None
+
+    async def test_one_that_answers_nothing_without_public_identities_is_asked_with_them(self, network: Network, scscf: Asked) -> None:
+        """Kamailio 5.6; from then on at once."""
+        for number in (1, 2):
+            scscf.answers = [CxError(3002, "DIAMETER_UNABLE_TO_DELIVER")] * (number == 1)
+            assert await network.hss.terminate(ALICE, DeregistrationReason.PERMANENT_TERMINATION) == SCSCF
+            assert [impus for impus, _, _ in scscf.terminations] == [(), *[(ALICE_SIP, ALICE_TEL)] * number]
+            await network.sar()
 
     async def test_a_ue_that_is_back_before_the_answer_keeps_its_new_assignment(self, network: Network, scscf: Asked) -> None:
         """It was told to register anew, and is quick."""
@@ -245,7 +254,7 @@ class TestTerminate:
 
     @pytest.mark.parametrize("code", [3002, 5012])
     async def test_an_s_cscf_that_fails_stays_assigned(self, network: Network, scscf: Asked, code: int) -> None:
-        scscf.answers = [CxError(code, "X")]
+        scscf.answers = [CxError(code, "X") for _ in range(2)]
         with pytest.raises(CxError) as caught:
             await network.hss.terminate(ALICE, DeregistrationReason.PERMANENT_TERMINATION)
         assert (caught.value.code, await network.assigned) == (code, SCSCF)
@@ -350,7 +359,7 @@ class TestFormerServer:
         assert scscf.terminations == []
         await network.sar(OTHER)
         await settle()
-        assert scscf.terminations == [((), DeregistrationReason.NEW_SERVER_ASSIGNED, "")]
+        assert scscf.terminations == [((ALICE_SIP, ALICE_TEL), DeregistrationReason.NEW_SERVER_ASSIGNED, "")]
         assert await network.store.assignment(ALICE) == Assignment(OTHER, OTHER)
 
     async def test_the_answer_does_not_wait_for_it(self, network: Network, scscf: Asked) -> None:
@@ -384,7 +393,7 @@ class TestFormerServer:
         assert scscf.terminations == []
         network.scscfs[SCSCF] = scscf
         await network.later()
-        assert scscf.terminations == [((), DeregistrationReason.NEW_SERVER_ASSIGNED, "")]
+        assert scscf.terminations == [((ALICE_SIP, ALICE_TEL), DeregistrationReason.NEW_SERVER_ASSIGNED, "")]
         await network.later()
         assert len(scscf.terminations) == 1
 

@@ -54,7 +54,8 @@ ENDS: Mapping[ServerAssignment, Callable[[Assignment, str], Assignment]] = {
 }
 USER_UNKNOWN = 5001
 TOO_MUCH_DATA = 5008
-UNREACHABLE = {3002, 3004}  # UNABLE_TO_DELIVER, TOO_BUSY: true for the next RTR, too
+NO_ANSWER = 3002
+UNREACHABLE = {NO_ANSWER, 3004}  # UNABLE_TO_DELIVER, TOO_BUSY: true for the next RTR, too
 
 
 def user_unknown() -> CxError:
@@ -110,6 +111,7 @@ class Hss:
     _former: set[asyncio.Task[None]] = field(default_factory=set)  # words to S-CSCFs that serve a user no longer
     _counters: OrderedDict[Impi, _Counter] = field(default_factory=OrderedDict)
     _changing: Tally[Impi] = field(default_factory=Tally)  # whose assignment is being written
+    _want_impus: set[str] = field(default_factory=set)  # S-CSCFs that leave a RTR without public identities unanswered
     _telling: set[tuple[Impi, str]] = field(default_factory=set)  # S-CSCFs that are being sent an RTR for a user
 
     async def user_authorization(
@@ -312,7 +314,7 @@ class Hss:
     async def _end(self, impi: Impi, owed: OwedTermination, told: list[str]) -> CxError | None:
         """Send one RTR; return what the S-CSCF, then not among `told`, refuses it with."""
         try:
-            await self._serving(owed.server_name).registration_termination(impi, (), owed.reason, owed.info)
+            await self._ask_to_end(impi, owed)
         except CxError as problem:
             if not _says(problem, USER_UNKNOWN):  # who is unknown there has nothing left to end
                 self.counter.count("hss_terminations", "not-told")
@@ -321,6 +323,23 @@ class Hss:
         told.append(owed.server_name)
         self.counter.count("hss_terminations", "told")
         return None
+
+    async def _ask_to_end(self, impi: Impi, owed: OwedTermination) -> None:
+        """Name the private identity alone (§6.1.3.1), which ends what is of public identities that the user has no more, too.
+
+        With NEW_SERVER_ASSIGNED public identities are wanted (table 6.1.3.1). Kamailio 5.6 wants them always, and answers nothing without.
+        """
+        serving = self._serving(owed.server_name)
+        if owed.reason is not DeregistrationReason.NEW_SERVER_ASSIGNED and owed.server_name not in self._want_impus:
+            try:
+                return await serving.registration_termination(impi, (), owed.reason, owed.info)
+            except CxError as problem:
+                if problem.experimental or problem.code != NO_ANSWER:
+                    raise
+        impus = [subscribed.impu for subscribed in (await self._known(impi)).impus]
+        await serving.registration_termination(impi, impus, owed.reason, owed.info)
+        if owed.reason is not DeregistrationReason.NEW_SERVER_ASSIGNED:
+            self._want_impus.add(owed.server_name)
 
     def _release(self, impi: Impi, owed: OwedTermination) -> None:
         """Tell the former S-CSCF that another serves the user now; in its own time, as that one may be waiting for our answer."""
