@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two I-CSCFs, Kamailio's and ours, each with a P-CSCF of ours; behind both two S-CSCFs, Kamailio's and ours; our HSS and AS."""
+"""Two I-CSCFs, Kamailio's and ours, each with a P-CSCF of ours, the first with one of Kamailio's, too; two S-CSCFs, Kamailio's and ours."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Network:
         return int(self.parts.health()["keys"][AS_ID])
 
     def ue(self, number: int, icscf: str, **more: object) -> UeConfig:
-        """Return the configuration of a user's UE, at the P-CSCF before an I-CSCF."""
+        """Return the configuration of a user's UE, at the P-CSCF before an I-CSCF; "all": at Kamailio's."""
         config = load_ue_config(self.folder / "ue.toml")
         own = {
             "impi": _impi(number), "impu": _impu(number), "k": Secret(_k(number)), "opc": Secret(bytes.fromhex(OPC)),
@@ -115,13 +115,15 @@ def network(folder: Path) -> Iterator[Network]:
     """Start everything, and end it; each Kamailio must end without a process that died."""
     program("kamailio")
     python = kamailio_python()
-    names = ("pcscf-kamailio", "pcscf-ours", "kamailio", "ours", KAMAILIO, OURS, "hss", "as", "https", "admin")
+    names = ("pcscf-kamailio", "pcscf-ours", "pcscf-all", "kamailio", "ours", KAMAILIO, OURS, "hss", "as", "https", "admin")
     ports = {name: free_port() for name in names}
     files, state, directory = _files(folder, ports), folder / "state", folder / "kamailio"
     common = ("--config", files["kamailio"], "--state", state, "--role", "scscf", "--role", "icscf")
     written = keyferry("kamailio", directory, *common, "--python", python, "--stderr", "--json")
     if written.returncode == 2 and "apt install" in written.stderr:
         pytest.skip(written.stderr)
+    assert written.returncode == 0, written.stderr
+    written = keyferry("kamailio", directory, "--config", files["pcscf"], "--role", "pcscf", "--stderr", "--json")
     assert written.returncode == 0, written.stderr
     with ExitStack() as stack:
         hss = stack.enter_context(serving(files["kamailio"], state, "--role", "hss"))
@@ -130,7 +132,7 @@ def network(folder: Path) -> Iterator[Network]:
         parts = stack.enter_context(serving(files["kamailio"], folder / "parts", "--role", "pcscf", "--role", "as", "--role", "admin"))
         scscf = stack.enter_context(serving(files["scscf"], folder / "scscf", "--role", "scscf"))
         stack.enter_context(serving(files["ours"], folder / "ours", "--role", "pcscf", "--role", "icscf"))
-        kamailios = {name: stack.enter_context(_kamailio(folder, name)) for name in ("scscf", "icscf")}
+        kamailios = {name: stack.enter_context(_kamailio(folder, name)) for name in ("scscf", "icscf", "pcscf")}
         found = Network(folder, ports, parts, hss, scscf, kamailios)
         for peer in (KAMAILIO, OURS, "icscf.home1.net", "icscf2.home1.net"):
             until(lambda: f"peer={peer}" in hss.log.read_text(), seconds=START_LIMIT, what=f"{peer} is connected to the HSS")  # noqa: B023
@@ -177,9 +179,10 @@ def _files(folder: Path, ports: dict[str, int]) -> dict[str, Path]:
     own = re.sub(r"(?m)^\[scscf\][^\[]*", f"[scscf]\n{second}\n", text)
     ours = both.replace("[icscf]", '[icscf]\nname = "icscf2.home1.net"').replace("icscf.home1.net:", "icscf2.home1.net:")
     ours = ours.replace(f":{ports['kamailio']}", f":{ports['ours']}").replace(f":{ports['pcscf-kamailio']}", f":{ports['pcscf-ours']}")
+    pcscf = both.replace(f":{ports['pcscf-kamailio']}", f":{ports['pcscf-all']}")
     ue = (EXAMPLES / "ue.toml").read_text("utf-8").replace('gm = "required"', 'gm = "off"')
     written = {}
-    for name, content in {"kamailio": both, "scscf": own, "ours": ours, "ue": ue}.items():
+    for name, content in {"kamailio": both, "scscf": own, "ours": ours, "pcscf": pcscf, "ue": ue}.items():
         written[name] = folder / f"{name}.toml"
         written[name].write_text(content, "utf-8")
     return written

@@ -11,9 +11,11 @@ import typer
 
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
 from keyferry.config import Config, load_config
+from keyferry.errors import ConfigError
 from keyferry.wiring.kamailio import SHARE, Written, write_kamailio
 from keyferry.wiring.kamailio_check import check_kamailio
 from keyferry.wiring.kamailio_icscf import WrittenIcscf, write_icscf
+from keyferry.wiring.kamailio_pcscf import WrittenPcscf, write_pcscf
 
 
 class Role(StrEnum):
@@ -21,6 +23,7 @@ class Role(StrEnum):
 
     SCSCF = "scscf"
     ICSCF = "icscf"
+    PCSCF = "pcscf"
 
 
 def kamailio(
@@ -28,7 +31,7 @@ def kamailio(
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file with [kamailio], as for `keyferry serve`.")],
     role: Annotated[
         list[Role] | None,
-        typer.Option("--role", help="What Kamailio is to be; may be given twice, for two Kamailios. Default: scscf."),
+        typer.Option("--role", help="What Kamailio is to be; repeatable, each is a process of its own. Default: scscf."),
     ] = None,
     python: Annotated[
         str | None,
@@ -45,23 +48,30 @@ def kamailio(
 ) -> None:
     """Write a complete configuration with which a stock Kamailio 5.6 is the S-CSCF, keys pushed by a script of ours inside it.
 
-    With --role icscf it is the I-CSCF, without any script. Run it again after a change; keys of Kamailio's own state, local.cfg, calls.cfg,
-    icscf-local.cfg and the table of capabilities stay. The README there says how to go on. With --check it exits with 1 where something is
-    amiss; run that where Kamailio runs, as root or as Kamailio's user.
+    With --role icscf it is the I-CSCF, with --role pcscf a P-CSCF for REGISTER alone without protection of Gm; both without any script.
+    Run it again after a change; keys of Kamailio's own state, local.cfg, calls.cfg, icscf-local.cfg, pcscf-local.cfg and the table of
+    capabilities stay. The README of each role says how to go on. With --check it exits with 1 where something is amiss; run
+    that where Kamailio runs, as root or as Kamailio's user.
 
     Example: keyferry kamailio /etc/kamailio/keyferry --config examples/kamailio.toml --role scscf --role icscf
     """
     settings = load_config(config)
+    roles = list(dict.fromkeys(role or [Role.SCSCF]))
     if check:
+        if roles != [Role.SCSCF]:
+            raise ConfigError("--check", "looks at the S-CSCF alone", "Leave --role out; for the others: kamailio -c -f DIR/icscf.cfg")
         _check(settings, directory, as_json=as_json)
         return
     shown: dict[str, Any] = {}
-    for each in dict.fromkeys(role or [Role.SCSCF]):
+    for each in roles:
         if each is Role.SCSCF:
             written = write_kamailio(settings, state, directory, python=python, modules=modules, share=share, log_stderror=stderr)
-            shown |= _show_scscf(written, quiet=as_json)
+            found = _show_scscf(written, quiet=as_json)
+        elif each is Role.PCSCF:
+            found = _show_pcscf(write_pcscf(settings, directory, modules=modules, log_stderror=stderr), quiet=as_json)
         else:
-            shown |= _show_icscf(write_icscf(settings, directory, modules=modules, log_stderror=stderr), quiet=as_json)
+            found = _show_icscf(write_icscf(settings, directory, modules=modules, log_stderror=stderr), quiet=as_json)
+        shown |= found | {"trusts_loopback": shown.get("trusts_loopback", False) or found["trusts_loopback"]}
     if as_json:
         show_json({"ok": True} | shown)
 
@@ -100,6 +110,13 @@ def _show_icscf(written: WrittenIcscf, *, quiet: bool) -> dict[str, Any]:
     return {
         "directory": str(written.directory), "hss": written.hss, "scscfs": list(written.scscfs), "trusts_loopback": written.trusts_loopback,
     }  # fmt: skip
+
+
+def _show_pcscf(written: WrittenPcscf, *, quiet: bool) -> dict[str, Any]:
+    if not quiet:
+        console.print(f"P-CSCF written to {written.directory}; I-CSCF {written.icscf}; Gm is not protected", markup=False)
+        console.print(f"next: kamailio -c -f {written.directory}/pcscf.cfg, and see README.pcscf there", markup=False)
+    return {"directory": str(written.directory), "icscf": written.icscf, "trusts_loopback": False}
 
 
 def _warn(*, loopback: bool) -> None:

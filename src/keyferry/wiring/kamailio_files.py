@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from keyferry.config import Config, Icscf, Scscf, split_address
+from keyferry.config import Config, Icscf, Pcscf, Scscf, split_address
 from keyferry.errors import ConfigError, StateError
 
 MODULES: Final = (
@@ -21,8 +21,7 @@ MODULES: Final = (
     Path("/usr/lib/kamailio/modules"),
 )
 """Where packages put Kamailio's modules; Debian's other architectures are found by their pattern."""
-Role = Literal["scscf", "icscf"]
-_BEFORE: Final[dict[Role, str]] = {"scscf": "the P- and I-CSCFs", "icscf": "the P-CSCFs"}
+Role = Literal["scscf", "icscf", "pcscf"]
 _LOCAL: Final = """
   # WARNING: loopback is listed, so every process of this machine is taken for a P-CSCF (docs/kamailio.md, "Who may ask")"""
 _PLACE: Final = re.compile(r"@([A-Z_]+)@")
@@ -51,7 +50,8 @@ def fill(name: str, values: Mapping[str, str]) -> str:
 
 def common_values(config: Config, role: Role, directory: Path, modules: Path, *, log_stderror: bool) -> dict[str, str]:
     """Return what every template has places for. Raises ConfigError."""
-    section, kamailio = _section(config, role), config.kamailio
+    sections: dict[Role, Scscf | Icscf | Pcscf] = {"scscf": config.scscf, "icscf": config.icscf, "pcscf": config.pcscf}
+    section, kamailio = sections[role], config.kamailio
     host, port = split_address(section.listen, f"{role}.listen")
     if port == 0:
         raise ConfigError(f"{role}.listen", "names no port, and Kamailio needs one", 'Write for example "127.0.0.1:6060"')
@@ -59,7 +59,7 @@ def common_values(config: Config, role: Role, directory: Path, modules: Path, *,
         "DIR": str(directory), "MODULES": f"{modules}/", "REALM": config.network.home_domain, "NAME": section.name, "USER": kamailio.user,
         "HSS": kamailio.hss or config.hss.name, "HSS_PORT": str(kamailio.hss_port or _hss_port(config)), "VERSION": "5.6",
     }  # fmt: skip
-    trusted = trusted_peers(config, role)
+    trusted = [] if role == "pcscf" else trusted_peers(config, role)  # UEs come from anywhere
     return checked_words(words) | {
         "LOG_STDERROR": "yes" if log_stderror else "no",
         "CHILDREN": str(kamailio.children),
@@ -124,9 +124,10 @@ def _hss_port(config: Config) -> int:
 
 def trusted_peers(config: Config, role: Role) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
     """Return the addresses that may send Kamailio requests: what is listed, and no other. Raises ConfigError."""
-    texts = config.kamailio.trusted_peers + _section(config, role).trusted_peers
+    before, section = ("the P- and I-CSCFs", config.scscf) if role == "scscf" else ("the P-CSCFs", config.icscf)
+    texts = config.kamailio.trusted_peers + section.trusted_peers
     if not texts:
-        remedy = f'Write the addresses of {_BEFORE[role]}; ["127.0.0.1"] trusts every process of this machine'
+        remedy = f'Write the addresses of {before}; ["127.0.0.1"] trusts every process of this machine'
         raise ConfigError("kamailio.trusted_peers", "lists nobody, so Kamailio would answer nobody", remedy)
     try:
         if any("%" in text for text in texts):
@@ -134,7 +135,3 @@ def trusted_peers(config: Config, role: Role) -> list[ipaddress.IPv4Address | ip
         return [ipaddress.ip_address(text) for text in dict.fromkeys(texts)]
     except ValueError as problem:
         raise ConfigError("kamailio.trusted_peers", f"holds what is no IP address: {problem}", 'Write for example "192.0.2.7"') from None
-
-
-def _section(config: Config, role: Role) -> Scscf | Icscf:
-    return config.scscf if role == "scscf" else config.icscf

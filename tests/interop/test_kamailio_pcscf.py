@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stock Kamailio is the P-CSCF of UEs without protection of Gm: between a UE and a home network of hand-made octets."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from interop.peers import program
+from system.serving import EXAMPLES, free_port, keyferry, until
+
+pytestmark = pytest.mark.interop
+CK, IK = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
+NONCE = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAIk="  # that ends in Ik= is chance, and no ik
+CREDENTIALS = 'Digest username="u@home1.net", realm="home1.net", nonce="", uri="sip:home1.net", response=""'
+
+
+class Between:
+    """A UE, a home network, and Kamailio between them."""
+
+    def __init__(self, port: int, ue: socket.socket, home: socket.socket) -> None:
+        self.port, self.ue, self.home = port, ue, home
+        self._count = 0
+
+    def ask(self, *headers: str, authorization: str = CREDENTIALS) -> None:
+        """Send a REGISTER."""
+        self._count += 1
+        me = "{}:{}".format(*self.ue.getsockname())
+        lines = [
+            "REGISTER sip:home1.net SIP/2.0", f"Via: SIP/2.0/UDP {me};branch=z9hG4bK{self._count}x", "Max-Forwards: 70",
+            "From: <sip:u@home1.net>;tag=1", "To: <sip:u@home1.net>", f"Call-ID: {self._count}", "CSeq: 1 REGISTER",
+            f"Contact: <sip:u@{me}>", f"Authorization: {authorization}", *headers, "Content-Length: 0", "", "",
+        ]  # fmt: skip
+        self.ue.sendto("\r\n".join(lines).encode(), ("127.0.0.1", self.port))
+
+    def at_home(self) -> str:
+        """Return what the home network gets."""
+        return self.home.recv(65535).decode()
+
+    def answered(self, request: str, status: str, *headers: str) -> str:
+        """Answer at home; return what the UE gets."""
+        vias = re.findall(r"(?m)^Via: .*?\r$", request)
+        kept = [line for name in ("From", "To", "Call-ID", "CSeq") for line in re.findall(rf"(?m)^{name}: .*?\r$", request)]
+        lines = [f"SIP/2.0 {status}", *(line.rstrip("\r") for line in (*vias, *kept)), *headers, "Content-Length: 0", "", ""]
+        self.home.sendto(
+            "\r\n".join(lines).replace("To: <sip:u@home1.net>", "To: <sip:u@home1.net>;tag=2").encode(), ("127.0.0.1", self.port)
+        )
+        return self.at_ue()
+
+    def at_ue(self) -> str:
+        """Return the next final response."""
+        while True:
+            data = self.ue.recv(65535).decode()
+            if not data.startswith("SIP/2.0 1"):
+                return data
+
+
+@pytest.fixture(name="between", scope="module")
+def between_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Between]:
+    """Start a Kamailio."""
+    program("kamailio")
+    folder, port = tmp_path_factory.mktemp("pcscf"), free_port()
+    with ExitStack() as stack:
+        ue, home = (stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2))
+        for one in (ue, home):
+            one.bind(("127.0.0.1", 0))
+            one.settimeout(10)
+        config = folder / "network.toml"
+        text = (EXAMPLES / "kamailio.toml").read_text("utf-8").replace(":5060", f":{port}")
+        config.write_text(text.replace("[hosts]", f'[hosts]\n"icscf.home1.net" = "127.0.0.1:{home.getsockname()[1]}"\n'))
+        written = keyferry("kamailio", folder / "k", "--config", config, "--role", "pcscf", "--stderr", "--json")
+        assert written.returncode == 0, written.stderr
+        log = folder / "kamailio.log"
+        command = ["kamailio", "-DD", "-E", "-f", str(folder / "k/pcscf.cfg"), "-m", "64", "-M", "8", "-w", str(folder / "k")]
+        with log.open("wb") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
+            try:
+                until(lambda: _answers(port), seconds=30, what="Kamailio listens")
+                yield Between(port, ue, home)
+                assert process.poll() is None
+                said = log.read_text("utf-8", "replace")
+                assert "exited by a signal" not in said
+                assert CK not in said
+            finally:
+                process.send_signal(signal.SIGTERM)
+                process.wait(20)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        probe.settimeout(0.2)
+        me = "{}:{}".format(*probe.getsockname())
+        probe.sendto(
+            f"OPTIONS sip:127.0.0.1:{port} SIP/2.0\r\nVia: SIP/2.0/UDP {me};branch=z9hG4bKp\r\nMax-Forwards: 1\r\nFrom: <sip:p>;tag=1\r\n"
+            f"To: <sip:p>\r\nCall-ID: p\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n".encode(), ("127.0.0.1", port),
+        )  # fmt: skip
+        try:
+            return probe.recv(65535).startswith(b"SIP/2.0 200")
+        except TimeoutError:
+            return False
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    [
+        f'Digest realm="home1.net", nonce="{NONCE}", algorithm=AKAv1-MD5, ck="{CK}", ik="{IK}", qop="auth,auth-int"',
+        f'Digest ck="{CK}", ik="{IK}", realm="home1.net", nonce="{NONCE}", algorithm=AKAv1-MD5, qop="auth,auth-int"',
+        f'Digest IK="{IK.upper()}",realm="home1.net",nonce="{NONCE}",Ck="{CK}",algorithm=AKAv1-MD5,qop="auth,auth-int"',
+        f'Digest realm="home1.net", nonce="{NONCE}",\r\n  ck = "{CK}" ,\r\n\tik="{IK}", algorithm=AKAv1-MD5, qop="auth,auth-int"',
+    ],
+)
+def test_keys_stay_here_in_any_order_case_and_folding_and_the_challenge_goes_on(between: Between, challenge: str) -> None:
+    """TS 33.203 §6.1: SM6 holds RAND and AUTN only."""
+    between.ask()
+    got = between.answered(between.at_home(), "401 Unauthorized", f"WWW-Authenticate: {challenge}", "P-Charging-Vector: icid-value=1")
+    assert CK not in got.lower()
+    assert IK not in got.lower()
+    assert "P-Charging-Vector" not in got
+    (said,) = re.findall(r"(?m)^WWW-Authenticate: (.*)\r$", got)
+    assert set(re.split(r", *(?=[a-z]+=)", said.removeprefix("Digest").strip())) == {
+        'realm="home1.net"', f'nonce="{NONCE}"', "algorithm=AKAv1-MD5", 'qop="auth,auth-int"',
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "challenges",
+    [
+        [f'Digest realm="a", nonce="{NONCE}", ck={CK}, ik={IK}'],
+        [f'Digest realm="a", nonce="{NONCE}", ck="{CK}" ik="{IK}"'],
+        [f'Digest realm="a", nonce="{NONCE}", c\\k="{CK}", i\\k="{IK}"'],
+        [f'Digest realm="a\\", ck=\\"{CK}", nonce="{NONCE}"'],
+        [f'Digest realm="a", nonce="{NONCE}", ck="{CK}", ck="x{IK}"'],
+        [f'Digest realm="a", nonce="{NONCE}", ck="{CK}"', f'Digest realm="b", nonce="{NONCE}", ik="{IK}"'],
+        [f'Digest realm="a", nonce="{NONCE}", ck="{CK},{IK}"'],
+        [f'AKA ck="{CK}", ik="{IK}"'],
+    ],
+)
+def test_what_cannot_be_read_for_certain_goes_on_without_a_challenge(between: Between, challenges: list[str]) -> None:
+    between.ask()
+    got = between.answered(between.at_home(), "401 Unauthorized", *(f"WWW-Authenticate: {each}" for each in challenges))
+    assert got.startswith("SIP/2.0 401")
+    assert CK not in got.lower()
+    assert IK not in got.lower()
+    assert "WWW-Authenticate" not in got
+
+
+@pytest.mark.parametrize("status", ["200 OK", "407 Proxy Authentication Required", "403 Forbidden"])
+def test_other_responses_carry_no_challenge(between: Between, status: str) -> None:
+    between.ask()
+    keys = f'Digest realm="a", ck="{CK}", ik="{IK}"'
+    info = 'Authentication-Info: rspauth="1"'
+    got = between.answered(between.at_home(), status, f"WWW-Authenticate: {keys}", f"Proxy-Authenticate: {keys}", info)
+    assert CK not in got
+    assert info in got
+
+
+def test_the_home_network_gets_our_word_and_not_the_ues(between: Between) -> None:
+    """TS 24.229 §5.2.2.1: what the home network believes of a P-CSCF it gets of no UE."""
+    forged = (
+        "Path: <sip:evil.example;lr>", "P-Visited-Network-ID: evil", "P-Charging-Vector: icid-value=evil",
+        "P-Asserted-Identity: <sip:evil@x>",
+        "Route: <sip:evil.example;lr>", "Service-Route: <sip:evil.example>", "Security-Client: evil",
+    )  # fmt: skip
+    between.ask(*forged, *(header.replace(": ", " : ").swapcase() for header in forged))
+    got = between.at_home()
+    assert "evil" not in got.lower()
+    assert re.search(r"(?m)^Authorization: Digest .*, integrity-protected=\"no\"\r$", got)
+    assert re.findall(r"(?m)^(Path|P-Visited-Network-ID|Require): (.*)\r$", got) == [
+        ("Path", f"<sip:pcscf1.home1.net:{between.port};lr>"), ("Require", "path"), ("P-Visited-Network-ID", '"home1.net"'),
+    ]  # fmt: skip
+    assert re.search(r'(?m)^P-Charging-Vector: icid-value="[0-9a-f]{32}"\r$', got)
+    between.answered(got, "403 Forbidden")
+
+
+@pytest.mark.parametrize(
+    ("headers", "authorization", "status"),
+    [
+        ((), CREDENTIALS + ', integrity-protected="yes"', "400"),
+        ((), CREDENTIALS + ", Integrity-Protected = yes", "400"),
+        ((f'Authorization: {CREDENTIALS}, integrity-protected="yes"',), CREDENTIALS, "400"),
+        ((f"Authorization: {CREDENTIALS}",), CREDENTIALS, "400"),
+        ((f'AUTHORIZATION\t: {CREDENTIALS}, INTEGRITY-PROTECTED="yes"',), "Basic x", "400"),
+        (("Via: SIP/2.0/UDP 192.0.2.1;branch=z9hG4bKy",), CREDENTIALS, "400"),
+        (("Require: sec-agree", "Security-Client: x"), CREDENTIALS, "420"),
+        (("Proxy-Require: sec-agree",), CREDENTIALS, "420"),
+        (("Proxy-Require: other",), CREDENTIALS, "420"),
+    ],
+)
+def test_who_speaks_as_a_p_cscf_or_demands_what_is_not_there_is_refused(
+    between: Between, headers: tuple[str, ...], authorization: str, status: str
+) -> None:
+    between.ask(*headers, authorization=authorization)
+    got = between.at_ue()
+    assert got.startswith(f"SIP/2.0 {status} "), got
+    assert (status == "420") == ("\r\nUnsupported: " in got)
