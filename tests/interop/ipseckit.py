@@ -430,6 +430,14 @@ def short(text: str) -> str:
     return text
 
 
+def six(text: str) -> str:
+    """Write a file for IPv6 before and between the two machines; the door stays where it is."""
+    core = ((f"127.0.0.1:{port}", f"[::1]:{port}") for port in (5060, 5062))
+    for old, new in ((f"{S}:6060", f"[{S6}]:6060"), (f'["{S}"]', f'["{S6}"]'), (f"{A}:5090", f"[{A6}]:5090"), *core):
+        text = text.replace(f'"xcap-as.home1.net" = "{A}:5090"', f'"xcap-as.home1.net" = "{A6}"').replace(old, new)
+    return text
+
+
 def _serve(stack: ExitStack, namespace: Namespace, folder: Path, name: str, roles: Sequence[str]) -> Process:
     config = folder / ("serve-as.toml" if "as" in roles else "serve.toml")
     log = folder / f"{name}.log"

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from interop.ipseckit import LIMIT, Process, World, captured, in_clear, needed, protected, short, vici_package, world, write
+from interop.ipseckit import A6, LIMIT, Process, World, captured, in_clear, needed, protected, short, six, vici_package, world, write
 from interop.ipsecpush import sealed_push, sends
 from keyferry.protocol.security_association import child_sas
 from keyferry.protocol.vici import Section
@@ -65,6 +65,21 @@ def test_the_wire_shows_esp_in_udp_and_ike_alone(place: Path, more: list[str]) -
         assert here.scscf.metric("scscf_push_failed", "unprotected") == 0
     nothing_in_clear(wire)
     assert protected(wire) > 8
+
+
+def test_over_ipv6_as_well(place: Path) -> None:
+    """The first packet of all has to find its neighbour: by ICMPv6 between the two addresses, through the rules."""
+    with world(place, edit=six) as here, captured(here.home.namespace, place / "wire.pcap") as wire:
+        here.up()
+        here.ue("register")
+        once(here)
+        assert json.loads(here.check().stdout)["pairs"][0]["server_address"] == A6
+        here.home.dies_before_the_body(here.relay, tcp=True)
+        here.ue("register")
+        until(lambda: here.home.dropped() > 0, seconds=LIMIT, what="the kernel has stopped what the policy let through")
+        assert here.server.metric("as_pushes", "stored") == 1
+    nothing_in_clear(wire)
+    assert protected(wire) > 4
 
 
 CBC = {"aes128gcm16-prfsha256-ecp256, aes128-sha256-ecp256, ": "", "aes128gcm16-ecp256, aes128-sha256-ecp256, ": ""}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -98,6 +99,19 @@ async def test_where_no_charon_is_the_error_says_so(tmp_path: Path) -> None:
         with pytest.raises(TransportError, match="charon is not there"):
             await vici.list_sas()
         assert heard.names == []
+    async with client(tmp_path / ("long" * 30)) as (vici, _):
+        with pytest.raises(TransportError, match="path too long"):
+            await vici.list_sas()
+
+
+async def test_a_socket_that_is_not_ours_to_use_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*_arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", refused)  # root, as whom tests may run, may use every socket
+    async with client(tmp_path / "charon.vici") as (vici, _):
+        with pytest.raises(TransportError, match=r"may not ask charon.*--group"):
+            await vici.list_sas()
 
 
 async def test_a_charon_that_does_not_answer_costs_one_time_out() -> None:

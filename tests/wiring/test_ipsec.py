@@ -84,6 +84,23 @@ async def test_a_charon_that_dies_and_comes_back_is_told_once_each() -> None:
         assert here.abandoned == ["10.99.0.2"]  # no connection waits for TCP, which tries ever more rarely
 
 
+async def test_a_failure_of_ours_ends_no_watch() -> None:
+    async with charon() as served, watching(served) as here:
+
+        def fails(_name: str) -> None:
+            here.watch.release = here.released.put_nowait
+            raise RuntimeError("a bug")
+
+        here.watch.release = fails
+        served.sas = [sa()]
+        served.say("child-updown")
+        while here.watch.release is fails or not here.watch.view.events:
+            await asyncio.sleep(0)
+        served.say("child-updown")
+        assert await patiently(here.released.get()) == NAME
+        assert "ipsec-watch-failed" in [event for event, _ in here.tallies.events]
+
+
 async def test_an_sa_of_another_identity_releases_nothing_and_says_so() -> None:
     async with charon(sa("evil.home1.net")) as served, watching(served) as here:
         assert here.told() == [f"a CHILD_SA of another identity than {IDENTITY!r} covers the address"]
@@ -125,8 +142,20 @@ async def test_nothing_that_came_in_clear_is_heard_by_an_application_server(tmp_
                 assert heard == [(sender._replace(name="scscf1.home1.net"), ICID)]
                 assert services.metrics.value("as_pushes_refused", "unprotected") == 3
                 assert protected(services, None, handler) is handler
+                for _ in range(1000):
+                    await take(REGISTER, SipPeer("UDP", "10.99.0.3", 6060))
     correlate("")
-    assert [event for event, _ in log.events] == ["request-unprotected"] * 3
+    assert [event for event, _ in log.events].count("request-unprotected") < 20  # a flood in clear fills no disk
+
+
+async def test_an_application_server_without_charon_says_so_when_it_starts(tmp_path: Path) -> None:
+    log, clock = Tallies(), SystemClock()
+    with open_state(tmp_path / "state", random=SystemRandom()) as state:
+        services = Services(Config(ipsec=Ipsec(vici=str(tmp_path / "no"))), state, clock, SystemRandom(), log, Metrics())
+        async with services.exit:
+            await ipsec_source(services, "10.99.0.2:5090")
+    ((event, fields),) = log.events
+    assert (event, fields["listen"], "charon is not there" in str(fields["problem"])) == ("ipsec-unmet", "10.99.0.2:5090", True)
 
 
 async def test_an_as_that_no_table_knows_is_a_problem_that_is_told() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from keyferry.config import load_config
 from keyferry.errors import ConfigError, StateError
+from keyferry.wiring import ipsec_files
 from keyferry.wiring.ipsec_files import Choices, pairs_of, psk_file, strongswan_conf, swanctl_conf, write_all
 from keyferry.wiring.ipsec_rules import Pair
 from keyferry.wiring.protection import opened_state
@@ -175,6 +176,17 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, mode: int)
         write_all(folder, tmp_path / "state", [PAIR], SCSCF)
     assert list(folder.iterdir()) == []
     assert stat.S_IMODE(folder.stat().st_mode) == mode
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns it may replace every file in it."""
+    folder = tmp_path / "out"
+    folder.mkdir(mode=0o700)
+    owner = folder.stat().st_uid
+    with pytest.raises(StateError, match="others may write to it"), monkeypatch.context() as patched:
+        patched.setattr(ipsec_files, "_owners", lambda: {owner + 1})
+        write_all(folder, tmp_path / "state", [PAIR], SCSCF)
+    assert list(folder.iterdir()) == []
 
 
 def test_the_kek_of_the_service_manager_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,8 +179,10 @@ class Vici:
                 self.problem = f"charon did not answer within {self._limit:g} s"
             except TransportError as problem:
                 self.problem = problem.problem
+            except PermissionError:
+                self.problem = "this user may not ask charon. Give the socket to a group of its (`keyferry ipsec write --group`)"
             except OSError as problem:
-                self.problem = f"charon is not there ({problem.strerror}). Start it, or correct ipsec.vici"
+                self.problem = f"charon is not there ({problem.strerror or problem}). Start it, or correct ipsec.vici"
             else:
                 self.heard("connected")
                 first.set()

@@ -11,15 +11,17 @@ from pathlib import Path
 
 from keyferry.config import Scscf, split_address
 from keyferry.config.ipsec import child_of, identity_of
-from keyferry.errors import KeyferryError, ProtectionUnmet, PushRefused
+from keyferry.errors import KeyferryError, ProtectionUnmet, PushRefused, TransportError
 from keyferry.ports import Counter, Log, Resolver, SipHandler, SipPeer
 from keyferry.ports.correlation import correlate
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.ims.charging import correlation_of
+from keyferry.protocol.repeats import WINDOW, Repeats
 from keyferry.protocol.security_association import Wanted
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.transports.ipsec import IpsecPolicy, IpsecSource, SaView
+from keyferry.transports.sip_tcp import source_of
 from keyferry.transports.vici import Vici
 from keyferry.wiring.services import Services
 
@@ -57,7 +59,10 @@ class IpsecWatch:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await self._look()
+            try:
+                await self._look()
+            except Exception as problem:  # the shell's last line: one failure must not leave what is owed unsent for ever, in silence
+                self.log.warning("ipsec-watch-failed", problem=type(problem).__name__)
 
     async def _look(self) -> None:
         for server_name, policy in self.policies.items():
@@ -115,6 +120,10 @@ async def ipsec_source(services: Services, listen: str) -> IpsecSource:
     view = SaView(Vici(Path(services.config.ipsec.vici)), services.clock)
     services.exit.push_async_callback(view.aclose)
     await view.start()
+    try:
+        await view.look()
+    except TransportError as problem:
+        services.log.warning("ipsec-unmet", listen=listen, problem=f"charon cannot be asked at {problem}")
     return IpsecSource(view, host, port)
 
 
@@ -125,6 +134,13 @@ def protected(services: Services, source: IpsecSource | None, handler: SipHandle
     """
     if source is None:
         return handler
+    repeats = Repeats()
+
+    async def tell_again() -> None:
+        for host, count in ((each.kind[0], each.number) for each in repeats.over(services.clock.monotonic())):
+            services.log.warning("request-unprotected-again", peer=host, count=count)
+
+    services.every(WINDOW, tell_again)
 
     async def handle(request: Request, peer: SipPeer) -> Response:
         try:
@@ -132,7 +148,8 @@ def protected(services: Services, source: IpsecSource | None, handler: SipHandle
         except ProtectionUnmet as problem:
             refusal = PushRefused("unprotected", 480)
             services.metrics.count("as_pushes_refused", refusal.reason)
-            services.log.warning("request-unprotected", method=request.method, peer=str(peer), problem=problem.problem)
+            if repeats.take((source_of(peer.host),), ("others",), services.clock.now(), services.clock.monotonic()):
+                services.log.warning("request-unprotected", method=request.method, peer=str(peer), problem=problem.problem)
             return make_response(request, refusal.status)
         correlate(correlation_of(request.get("P-Charging-Vector")))
         return await handler(request, named)

@@ -124,12 +124,18 @@ def write_all(folder: Path, state: Path, pairs: Sequence[Pair], choices: Choices
         ) from problem
 
 
+def _owners() -> set[int]:
+    """Return who may own what charon is told: root, and whoever writes it."""
+    return {0, os.geteuid()}
+
+
 def _make_folder(folder: Path) -> None:
     """Make it, or take it as it is: its mode is its owner's to say. Raises OSError, StateError."""
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError:
-        if folder.is_dir() and modes_of_others(folder) & 0o022:
+        strange = folder.is_dir() and folder.stat().st_uid not in _owners()
+        if strange or (folder.is_dir() and modes_of_others(folder) & 0o022):
             problem = "others may write to it, and put their own configuration in place of this one"
             raise StateError(str(folder), problem, f"Name a new folder, or run: chmod go-w {folder}") from None
 
@@ -245,7 +251,7 @@ def strongswan_conf(choices: Choices) -> str:
 
 charon-systemd {{
   load_modular = yes
-{group}  # A peer that is gone is known to be so within 8 s (1 + 1.4 + 2 + 2.7), not within three minutes.
+{group}  # A peer that is gone is known to be so within 10 s (dpd_delay, then 1 + 1.4 + 2 + 2.7), not within three minutes.
   retransmit_timeout = 1.0
   retransmit_base = 1.4
   retransmit_tries = 3
