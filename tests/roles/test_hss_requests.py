@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from keyferry.ports import Assignment, CxServing, DeregistrationReason, OwedTerm
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.ifc import InitialFilterCriteria
 from keyferry.protocol.ims.user_profile import parse_user_profile
-from keyferry.roles.hss import OWED_AGAIN, OWED_FOR, Hss
+from keyferry.roles.hss import OWED_AGAIN, OWED_BATCH, OWED_FOR, Hss
 from keyferry.roles.scscf.profile_update import ScscfServing
 from keyferry.stores.memory import MemorySubscriberStore
 from roles.home import NOTES, SCSCF, SIP_OF, XCAP, criterion, open_home, subscriber
@@ -426,6 +426,21 @@ class TestFormerServer:
         await network.later()
         assert len(scscf.terminations) == 1
         assert len(await network.store.owed_to(SCSCF, 9)) == 2
+
+    async def test_one_that_is_back_after_long_is_told_of_everybody_at_once(self, network: Network, scscf: Asked) -> None:
+        """And one that refuses is asked about a batch, not without end."""
+        owed = OwedTermination(SCSCF, DeregistrationReason.SERVER_CHANGE, "", network.clock.now())
+        for number in range(OWED_BATCH + 1):
+            each = replace(subscriber("alice"), impi=Impi(f"{number}@home1.net"), impus=())
+            await network.store.add(each)
+            await network.store.reassign(each.impi, lambda found: found._replace(owed=(owed,)))
+        scscf.answers = [CxError(5012, "DIAMETER_UNABLE_TO_COMPLY")]
+        await network.later()
+        assert len(scscf.terminations) == OWED_BATCH
+        for number in range(OWED_BATCH):
+            await network.store.reassign(Impi(f"{number}@home1.net"), lambda found: found._replace(owed=(owed,)))
+        await network.later()
+        assert (len(scscf.terminations), await network.store.owing()) == (2 * OWED_BATCH + 1, {})
 
     async def test_a_store_that_fails_ends_nothing(self, network: Network, scscf: Asked) -> None:
         async def fails(impi: Impi) -> Assignment:

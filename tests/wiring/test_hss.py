@@ -3,15 +3,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from keyferry.config import Subscriber
+from keyferry.config import Config, Subscriber
+from keyferry.ports import DeregistrationReason, ServerAssignment
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi
+from keyferry.roles.hss import OWED_AGAIN
 from keyferry.roles.scscf.profile_update import ScscfServing
 from keyferry.stores.memory import MemorySubscriberStore
-from keyferry.wiring.hss import Servings, provision
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemRandom
+from keyferry.wiring.hss import Servings, provision, start_hss
+from keyferry.wiring.metrics import Metrics
+from keyferry.wiring.observability import StructLog
+from keyferry.wiring.services import Services
 from roles.home import SCSCF, open_home
+from roles.network import FakeClock, settle
+from roles.test_hss import ALICE_SIP, OTHER
+from roles.test_hss_requests import ALICE, Asked
 
 IMPI = Impi("a@home1.net")
 
@@ -47,3 +60,41 @@ async def test_s_cscfs_of_the_process_are_found_by_their_server_name() -> None:
         servings = Servings({SCSCF: serving})
         assert servings.at(SCSCF) is serving
         assert servings.at("sip:scscf2.home1.net") is None
+
+
+@dataclass(slots=True)
+class Process(Services):
+    """What a process of a state directory has; its periodic work is done when a test says so."""
+
+    works: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
+
+    def every(self, seconds: float, work: Callable[[], Awaitable[object]], *, first: float | None = None) -> None:
+        assert (seconds, first) == (OWED_AGAIN, None)
+        self.works.append(work)
+
+
+async def test_an_s_cscf_of_another_process_is_told_by_that_process(tmp_path: Path) -> None:
+    """TS 29.228 §8.1.1: each has an HSS of its own, over one store, and reaches the S-CSCF that it plays itself."""
+    clock = FakeClock()
+    config = Config(subscribers=[settings_of(ALICE, ALICE_SIP)])
+    with open_state(tmp_path / "state", random=SystemRandom()) as state:
+        async with AsyncExitStack() as stack:
+            former, later = [Process(config, state, clock, SystemRandom(), StructLog("none"), Metrics()) for _ in range(2)]
+            for each in (former, later):
+                stack.push_async_exit(each.exit)
+            asked, parts = Asked(), await start_hss(former)
+            parts.servings.by_name[SCSCF] = asked
+            await parts.hss.server_assignment(ALICE, ALICE_SIP, SCSCF, ServerAssignment.REGISTRATION)
+            hss = (await start_hss(later)).hss
+            await hss.multimedia_auth(ALICE, ALICE_SIP, OTHER)
+            await hss.server_assignment(ALICE, ALICE_SIP, OTHER, ServerAssignment.REGISTRATION)
+            await settle()
+            clock.time += OWED_AGAIN + 1
+            for each in (later, former):
+                await each.works[0]()
+            assert asked.terminations == [((ALICE_SIP,), DeregistrationReason.NEW_SERVER_ASSIGNED, "")]
+            assert await hss.subscribers.owing() == {}
+
+
+def settings_of(impi: str, impu: str) -> Subscriber:
+    return Subscriber(impi=impi, impus=[impu], k=Secret(bytes(16)), opc=Secret(bytes(16)))

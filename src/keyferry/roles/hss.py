@@ -43,7 +43,7 @@ SEQ_RESERVE = 64  # values one durable write allows; a crash skips at most these
 MAX_COUNTERS = 65_536  # subscribers whose SEQ is held in memory; the others start again from the stored ceiling
 OWED_AGAIN = 30.0  # seconds after which an RTR that nobody took is sent again: whoever owed it has had its answer by then, or is gone
 OWED_FOR = 604_800.0  # seconds that an RTR is kept: a registration that no REGISTER renews has ended by itself, in 600,000 s at the latest
-OWED_BATCH = 500  # RTRs sent to one S-CSCF in a sweep; more wait for the next
+OWED_BATCH = 500  # RTRs read at a time; where an S-CSCF refuses one, the next have to wait for the next sweep
 
 ENDS: Mapping[ServerAssignment, Callable[[Assignment, str], Assignment]] = {
     ServerAssignment.TIMEOUT_DEREGISTRATION: ended,
@@ -266,14 +266,22 @@ class Hss:
             self.log.warning("s-cscf-never-told", users=count)
             self.counter.count("hss_terminations", "given-up")
         for server_name in sorted(owing):
-            if self.servings is None or self.servings.at(server_name) is None:
-                continue
-            for impi, owed in await self.subscribers.owed_to(server_name, OWED_BATCH):
-                if owed.since > now - OWED_AGAIN:
-                    break  # the rest is younger
-                problem = await self._tell(impi, owed)
-                if problem is not None and problem.code in UNREACHABLE:
-                    break
+            if self.servings is not None and self.servings.at(server_name) is not None:
+                while await self._catch_up(server_name, now - OWED_AGAIN):
+                    pass
+
+    async def _catch_up(self, server_name: str, before: float) -> bool:
+        """Send an S-CSCF some of the RTRs that are older; return whether it took each, and there may be more."""
+        owed, problem = await self.subscribers.owed_to(server_name, OWED_BATCH), None
+        if any((impi, server_name) in self._telling for impi, _ in owed):
+            return False
+        for impi, each in owed:
+            if each.since > before:
+                return False  # so is the rest
+            problem = await self._tell(impi, each) or problem
+            if problem is not None and problem.code in UNREACHABLE:
+                break
+        return len(owed) == OWED_BATCH and problem is None
 
     async def aclose(self) -> None:
         """Leave unsaid what S-CSCFs were not told yet."""
