@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from keyferry.protocol.ims.verdicts import Reason
 from system.serving import Lab, Served, free_port, in_clear, make_lab, serving, ue, until
 
 FUNCTIONS = ("pcscf", "icscf", "scscf", "as", "hss")
@@ -125,6 +126,8 @@ def test_metrics_of_every_function(network: tuple[Lab, dict[str, Served]]) -> No
         assert shown[role][f'keyferry_sip_shedding{{function="{name}"}}'] == 0
     scscf, appserver = shown["scscf"], shown["as"]
     assert scscf['keyferry_registrations{scscf="scscf1.home1.net"}'] == 1
+    failures = {name: value for name, value in scscf.items() if name.startswith("keyferry_scscf_failures_total")}
+    assert failures == {f'keyferry_scscf_failures_total{{reason="{reason.value}"}}': 0 for reason in Reason}
     for role in ("scscf", "hss"):
         assert shown[role]['keyferry_cx_seconds_count{command="MAR",outcome="success"}'] == 1
     for server in (name for name in scscf if name.startswith("keyferry_isc_pushes_pending")):

@@ -77,8 +77,9 @@ class RegisterLines:
     def tell(self, peer: SipPeer, status: int, seconds: float) -> None:
         """Write the line, or count it."""
         if not 200 <= status < 300:
-            repeats, kind = self.of_peers if self.trusts(peer) else self.of_strangers, str(status)
-            if not repeats.take((kind, bucket_name(peer.host)), (kind, SEVERAL), self.clock.now(), self.clock.monotonic()):
+            kind = str(status)
+            repeats, source = (self.of_peers, peer.host) if self.trusts(peer) else (self.of_strangers, bucket_name(peer.host))
+            if not repeats.take((kind, source), (kind, SEVERAL), self.clock.now(), self.clock.monotonic()):
                 return
         self.log.info("register", function=self.function, status=status, ms=int(seconds * 10_000) / 10)
 

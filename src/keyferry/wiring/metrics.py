@@ -107,7 +107,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(self)
-        self._counts: dict[tuple[str, str], int] = {(name, reason): 0 for name, reasons in ALARMED.items() for reason in reasons}
+        self._counts: dict[tuple[str, str], int] = {}
+        for name, reasons in ALARMED.items():
+            self.expect(name, reasons)
         self._labelled: dict[str, dict[Labels, Count]] = {name: {} for name in COUNTERS}
         self._histograms: dict[str, dict[Labels, Histogram]] = {name: {} for name in HISTOGRAMS}
         self._gauges: dict[str, dict[Labels, float]] = {name: {} for name in GAUGES}
@@ -123,6 +125,11 @@ class Metrics:
     def count(self, name: str, reason: str = "") -> None:
         """Add one."""
         self._counts[name, reason] = self._counts.get((name, reason), 0) + 1
+
+    def expect(self, name: str, reasons: Iterable[str]) -> None:
+        """Show these at zero from now on."""
+        for reason in reasons:
+            self._counts.setdefault((name, reason), 0)
 
     def counter(self, name: str, *labels: str) -> Count:
         """Return the counter of COUNTERS with these label values, which whoever counts keeps."""

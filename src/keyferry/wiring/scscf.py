@@ -9,6 +9,7 @@ from keyferry.config import Scscf as Settings
 from keyferry.ports import CxClient, PeerCheck, RegistrationStore
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.ims.user_profile import cached_user_profile
+from keyferry.protocol.ims.verdicts import Reason
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
@@ -42,6 +43,7 @@ class ScscfParts(NamedTuple):
 async def start_scscf(services: Services, cx: CxClient, settings: Settings, diagnosis: Diagnosis) -> ScscfParts:
     """Start one S-CSCF. Raises ConfigError, StateError, TransportError."""
     first = settings.name == services.config.scscf.name
+    services.metrics.expect("scscf_failures", [reason.value for reason in Reason])
     trusted = settings.trusted_peers
     handler = services.trusting(trusted, lambda request, peer: scscf.handle(request, peer))
     node = services.node("S-CSCF" if first else f"S-CSCF {short_name(settings.name)}", handler, sheds=True, trusted=trusted)
