@@ -81,7 +81,7 @@ def kamailio_config(setup: RegisterSetup, scscf: str, hss: str, folder: Path) ->
         base,
         scscf=Scscf(listen=scscf),
         hss=msgspec.structs.replace(base.hss, name="localhost", listen_diameter=hss, marker_for=[name]),
-        kamailio=Kamailio(user=str(os.geteuid()), rspauth_socket=str(folder / "r.sock")),
+        kamailio=Kamailio(user=str(os.geteuid()), rspauth_socket=str(folder / "r.sock"), trusted_peers=["127.0.0.1"]),
         application_servers=servers,
         hosts={name: scscf},
     )
