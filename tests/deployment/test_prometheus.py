@@ -80,7 +80,7 @@ def test_what_raises_an_alarm_by_one_event_is_shown_before_it_happens() -> None:
     """A series that begins with 1 has no increase: the first stranger, the first forged AUTS would raise no alarm."""
     shown = generate_latest(Metrics().registry).decode()
     alarmed = [rule["expr"] for rule in rules() if re.search(r"(increase|rate)\(keyferry_\w+_total.*> 0'?$", rule["expr"])]
-    assert len(alarmed) == 7
+    assert len(alarmed) == 8
     for expression in alarmed:
         for name, reasons in re.findall(r"(keyferry_\w+_total)(?:\{reason=~?\"([^\"]+)\"\})?", expression):
             for reason in reasons.split("|") if reasons else ("",):

@@ -8,7 +8,7 @@ from typing import Final
 
 TRIAL_FIRST: Final = 30.0
 """Seconds that a peer which left a request unanswered gets no other, while there is one to ask instead; then it gets one."""
-TRIAL_MOST: Final = 300.0
+TRIAL_MOST: Final = 240.0
 """Seconds, doubled each time: a trial costs one request half of its time."""
 
 

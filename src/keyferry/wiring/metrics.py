@@ -62,6 +62,7 @@ ALARMED: Final[Mapping[str, tuple[str, ...]]] = {
         "pusher", "peer", "as", "kid", "seal", "plain", "expires", "impu", "realm", "key-id", "rebound", "lifetime",
         "unprotected", "unreadable",
     ),
+    "diameter_peer": ("suspect", "timeout", "unreachable", "watchdog"),
     "door": ("store",),
     "hss_auts_rejected": ("",),
     "scscf_capability_lost": ("",),
