@@ -85,6 +85,13 @@ def test_a_key_agent_takes_pushes_through_ipsec(tmp_path: Path) -> None:
     assert load_agent_config(file).ipsec.vici == "/var/run/charon.vici"
     file.write_text(file.read_text() + '[ipsec]\nvici = "/run/x"\n')
     assert load_agent_config(file).ipsec.vici == "/run/x"
-    file.write_text(file.read_text().replace("10.99.0.2:0", "a.net:5090"))
+    text = file.read_text()
+    file.write_text(text.replace("[ipsec]", 'ipsec_child = "a b"\n[ipsec]'))
+    with pytest.raises(ConfigError, match=r"agent\.ipsec_child: is nothing that swanctl\.conf could hold"):
+        load_agent_config(file)
+    file.write_text(text.replace("[ipsec]", 'ipsec_child = "isc"\n[ipsec]').replace('"ipsec"', '"loopback"'))
+    with pytest.raises(ConfigError, match=r"agent\.ipsec_child: is not used with protection 'loopback'"):
+        load_agent_config(file)
+    file.write_text(text.replace("10.99.0.2:0", "a.net:5090"))
     with pytest.raises(ConfigError, match=r"agent\.listen_sip: a security association is between two addresses"):
         load_agent_config(file)

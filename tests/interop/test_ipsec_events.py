@@ -42,7 +42,7 @@ async def test_rekeying_has_no_gap_and_refuses_nobody(place: Path) -> None:
     with world(place) as here:
         here.up()
         home, far = SaView(Vici(here.home.socket), SystemClock()), SaView(Vici(here.far.socket), SystemClock())
-        policy, source = IpsecPolicy(home, WANTED, S, 6060), IpsecSource(far, A, 5090)
+        policy, source = IpsecPolicy(home, WANTED, S, 6060), IpsecSource(far, WANTED.child, A, 5090)
         for view in (home, far):
             await view.start()
 

@@ -148,10 +148,10 @@ async def test_who_gives_up_does_not_take_the_question_from_the_others() -> None
 
 async def test_what_came_in_is_of_whom_its_sa_says() -> None:
     """DESIGN §6, who may push: at the application server."""
-    theirs = sa("scscf1.home1.net", name="as-they-call-it", local="10.99.0.2/32", remote="10.99.0.1/32")
+    theirs = sa("scscf1.home1.net", local="10.99.0.2/32", remote="10.99.0.1/32")
     sender, neighbour = SipPeer("TCP", "10.99.0.1", 40_000), SipPeer("UDP", "10.99.0.3", 6060)
     async with world(theirs) as here:
-        source = IpsecSource(here.view, "10.99.0.2", 5090)
+        source = IpsecSource(here.view, CHILD, "10.99.0.2", 5090)
         assert await source.authenticated(sender) == sender._replace(name="scscf1.home1.net")
         with pytest.raises(ProtectionUnmet, match="no CHILD_SA covers"):
             await source.authenticated(neighbour)

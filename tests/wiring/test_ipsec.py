@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from keyferry.config import Config, Ipsec
+from keyferry.config import ApplicationServer, Config, Ipsec
 from keyferry.ports import SipPeer
 from keyferry.ports.correlation import correlate, correlation
 from keyferry.protocol.security_association import Wanted
@@ -112,6 +112,7 @@ async def test_selectors_for_tcp_alone_are_enough_to_go_on() -> None:
         assert await patiently(here.released.get()) == NAME
 
 
+SERVER = ApplicationServer(as_id="xcap.home1.net", sip_uri=NAME, protection="ipsec", listen_sip="10.99.0.2:5090")
 ICID = "0123456789abcdef" * 2
 REGISTER = Request(
     "REGISTER", "sip:xcap-as.home1.net", (("Via", "SIP/2.0/UDP 10.99.0.1;branch=z9hG4bKx"), ("From", "<sip:scscf1.home1.net>;tag=1"),
@@ -132,7 +133,7 @@ async def test_nothing_that_came_in_clear_is_heard_by_an_application_server(tmp_
         with open_state(tmp_path / "state", random=SystemRandom()) as state:
             services = Services(Config(ipsec=Ipsec(vici=str(served.path))), state, clock, SystemRandom(), log, Metrics())
             async with services.exit:
-                take = protected(services, await ipsec_source(services, "10.99.0.2:5090"), handler)
+                take = protected(services, await ipsec_source(services, SERVER), handler)
                 sender = SipPeer("UDP", "10.99.0.1", 6060)
                 assert (await take(REGISTER, sender)).status == 200
                 for stranger in (SipPeer("UDP", "10.99.0.3", 6060), SipPeer("TCP", "127.0.0.1", 6060)):
@@ -153,7 +154,7 @@ async def test_an_application_server_without_charon_says_so_when_it_starts(tmp_p
     with open_state(tmp_path / "state", random=SystemRandom()) as state:
         services = Services(Config(ipsec=Ipsec(vici=str(tmp_path / "no"))), state, clock, SystemRandom(), log, Metrics())
         async with services.exit:
-            await ipsec_source(services, "10.99.0.2:5090")
+            await ipsec_source(services, SERVER)
     ((event, fields),) = log.events
     assert (event, fields["listen"], "charon is not there" in str(fields["problem"])) == ("ipsec-unmet", "10.99.0.2:5090", True)
 

@@ -24,7 +24,7 @@ from keyferry.transports.vici import Vici
 from keyferry.wiring.key_agent import is_scscf
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.services import Services, only_loopback, only_tls
-from transports.vicikit import charon, sa
+from transports.vicikit import CHILD, charon, sa
 
 AS = "as1.home1.net"
 ICID = "0123456789abcdef" * 2
@@ -138,7 +138,7 @@ async def test_an_as_believes_what_is_an_scscf_by_the_protection_of_isc(protecti
     async with charon(sa("scscf1.home1.net", local="10.99.0.2/32", remote="10.99.0.1/32")) as served:
         if protection == "ipsec":
             view = SaView(Vici(served.path), SystemClock())
-            source = IpsecSource(view, "10.99.0.2", 5090)
+            source = IpsecSource(view, CHILD, "10.99.0.2", 5090)
             await view.start()
             with contextlib.suppress(ProtectionUnmet):
                 await source.authenticated(peer)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from keyferry.config.ipsec import Ipsec, check_numeric
+from keyferry.config.ipsec import Child, Ipsec, check_receiving
 from keyferry.config.reading import Section, check_protection, checked, load_file, split_address
 from keyferry.errors import ConfigError
 from keyferry.protocol.identity import parse_as_id
@@ -40,6 +40,7 @@ class Agent(Section, frozen=True, kw_only=True):
             "security association of IPsec whose other end is the pusher, as charon says of each request ([IPsec](ipsec.md))"
         ),
     ] = "loopback"
+    ipsec_child: Child = None
     listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback` and `ipsec`")] = None
     listen_sips: Annotated[str | None, Meta(description="`HOST:PORT` for pushes over TLS; needed with `tls`")] = None
     unsealed_ends: Annotated[
@@ -81,8 +82,7 @@ class AgentConfig(Section, frozen=True, kw_only=True):
 
 def _check_listeners(path: Path, agent: Agent) -> None:
     check_protection(f"{path}: agent", agent)
-    if agent.protection == "ipsec":
-        check_numeric(f"{path}: agent.listen_sip", agent.listen_sip or "")
+    check_receiving(f"{path}: agent", agent)
     if agent.listen_admin is not None:
         split_address(agent.listen_admin, f"{path}: agent.listen_admin")
 

@@ -31,7 +31,10 @@ class Ipsec(Section, frozen=True, kw_only=True):
 
 Child = Annotated[
     str | None,
-    Meta(description="CHILD_SA that pushes must go through, with `ipsec`; default: `isc-` and the host in `sip_uri`, its dots as hyphens"),
+    Meta(
+        description="CHILD_SA that pushes must go, and come, through, with `ipsec`; default: `isc-` and the host in `sip_uri`, "
+        "its dots as hyphens"
+    ),
 ]
 Identity = Annotated[
     str | None,
@@ -39,12 +42,16 @@ Identity = Annotated[
 ]
 
 
-class IpsecSide(SipSide, Protocol):
-    """Settings of an application server that this looks at."""
+class ReceivingSide(SipSide, Protocol):
+    """Settings of a function that takes pushes, through a security association with `ipsec`."""
 
     @property
     def ipsec_child(self) -> str | None:
         """Name of the CHILD_SA."""
+
+
+class IpsecSide(ReceivingSide, Protocol):
+    """Settings of an application server, as those know it who push to it."""
 
     @property
     def ipsec_identity(self) -> str | None:
@@ -63,7 +70,7 @@ class Listening(Protocol):
         """`HOST:PORT`."""
 
 
-def child_of(server: IpsecSide) -> str:
+def child_of(server: ReceivingSide) -> str:
     """Return the name of the CHILD_SA that pushes to this application server go through."""
     return server.ipsec_child or "isc-" + re.sub("[^a-z0-9]+", "-", parse_sip_uri(server.sip_uri).host.strip("[]").lower())
 
@@ -90,16 +97,28 @@ def check_ipsec(path: Path, servers: Sequence[IpsecSide], scscfs: Sequence[Liste
 
 def _check_server(where: str, server: IpsecSide) -> None:
     uri = parse_sip_uri(server.sip_uri)
-    for name, pattern in (("ipsec_child", _NAME), ("ipsec_identity", _IDENTITY)):
-        text = getattr(server, name)
-        if text is not None and not pattern.fullmatch(text):
-            raise ConfigError(f"{where}.{name}", "is nothing that swanctl.conf could hold", "Letters, digits and hyphens will do")
+    _check_text(f"{where}.ipsec_child", server.ipsec_child, _NAME)
+    _check_text(f"{where}.ipsec_identity", server.ipsec_identity, _IDENTITY)
     if server.ipsec_identity is None and address_of(uri.host.strip("[]")) is not None:
         raise ConfigError(f"{where}.sip_uri", "has an address, and certificates name hosts", "Set ipsec_identity, or write a host name")
     if uri.port in IKE_PORTS:
         raise ConfigError(f"{where}.sip_uri", f"port {uri.port} is IKE's, which goes in clear", "Take another port")
     if server.listen_sip is not None:
         check_numeric(f"{where}.listen_sip", server.listen_sip)
+
+
+def check_receiving(where: str, server: ReceivingSide) -> None:
+    """Refuse what no SA could protect as written, of who takes pushes and knows nothing of who pushes. Raises ConfigError."""
+    if server.protection == "ipsec":
+        check_numeric(f"{where}.listen_sip", server.listen_sip or "")
+        _check_text(f"{where}.ipsec_child", server.ipsec_child, _NAME)
+    elif server.ipsec_child is not None:
+        raise ConfigError(f"{where}.ipsec_child", f"is not used with protection {server.protection!r}", "Leave it out")
+
+
+def _check_text(where: str, text: str | None, pattern: re.Pattern[str]) -> None:
+    if text is not None and not pattern.fullmatch(text):
+        raise ConfigError(where, "is nothing that swanctl.conf could hold", "Letters, digits and hyphens will do")
 
 
 def unfit(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:

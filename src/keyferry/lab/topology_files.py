@@ -36,6 +36,8 @@ SIMSERVS: Final = """<?xml version="1.0" encoding="UTF-8"?>
 </simservs>
 """
 HTTPS: Final = 8443
+ISC_CHILD: Final = "isc-" + AS_SIP.replace(".", "-")
+"""The CHILD_SA of ISC, as it is called where the ServerName is a host name."""
 
 
 class Card(NamedTuple):
@@ -259,7 +261,11 @@ def _server(part: Part, plan: Plan) -> str:
     if plan.kamailio:  # it checks nothing before it sends: the drop rules of IPsec keep everything else in
         isc = f'sip_uri = "sip:{address}:5090;transport=tcp"\nlisten_sip = "{address}:5090"\n'
         # The AS, which does check, takes nothing that did not come through IPsec.
-        isc += f'protection = "ipsec"\nipsec_identity = "{AS_SIP}"\n' if part.name == "as" else 'protection = "loopback"\n'
+        isc += (
+            f'protection = "ipsec"\nipsec_child = "{ISC_CHILD}"\nipsec_identity = "{AS_SIP}"\n'
+            if part.name == "as"
+            else 'protection = "loopback"\n'
+        )
     elif plan.isc == "ipsec":
         isc = f'sip_uri = "sip:{AS_SIP}:5090"\nprotection = "ipsec"\nlisten_sip = "{address}:5090"\n'
     else:

@@ -91,15 +91,16 @@ def check_way(sas: Sequence[ChildSa], wanted: Wanted, way: Way) -> None:
         raise ProtectionUnmet(f"{way.transport.lower()}:{way.remote}:{way.remote_port}", problem or _why(sas, wanted, way))
 
 
-def who_is_behind(sas: Sequence[ChildSa], way: Way) -> str:
-    """Return the identity that the other end of a way has proven, whatever the CHILD_SA is called. Raises ProtectionUnmet.
+def who_is_behind(sas: Sequence[ChildSa], child: str, way: Way) -> str:
+    """Return the identity that the other end of a way has proven, by a CHILD_SA of a name. Raises ProtectionUnmet.
 
-    As for `check_way`, every CHILD_SA that covers any of these packets has to be of that identity, and protect.
+    As for `check_way`, every CHILD_SA that covers any of these packets has to be of that name and that identity, and protect: who may
+    claim which identity is another thing in another connection.
     """
     sa = next((sa for sa in sas if sa.state in UP and _covers(sa, way, whole=True)), None)
     if sa is None:
         raise ProtectionUnmet(f"{way.transport.lower()}:{way.remote}:{way.remote_port}", "no CHILD_SA covers what comes from there")
-    check_way(sas, Wanted(sa.name, sa.identity), way)
+    check_way(sas, Wanted(child, sa.identity), way)
     return sa.identity
 
 

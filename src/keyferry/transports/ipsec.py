@@ -114,6 +114,7 @@ class IpsecSource:
     """Say who sent what came in, by the security association that covers it; for those who take pushes."""
 
     view: SaView
+    child: str  # name of the CHILD_SA
     local: str  # numeric: where we listen
     local_port: int  # 0: any
     _known: set[str] = field(default_factory=set)  # hosts that were behind one when last looked at
@@ -125,7 +126,7 @@ class IpsecSource:
         """
         way = Way(peer.transport, self.local, self.local_port, peer.host, peer.port)
         try:
-            name = await _settled(self.view, peer, lambda view: who_is_behind(view.sas, way))
+            name = await _settled(self.view, peer, lambda view: who_is_behind(view.sas, self.child, way))
         except ProtectionUnmet:
             self._known.discard(peer.host)
             raise

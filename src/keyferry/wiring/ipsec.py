@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from keyferry.config import Scscf, split_address
-from keyferry.config.ipsec import child_of, identity_of
+from keyferry.config.ipsec import ReceivingSide, child_of, identity_of
 from keyferry.errors import KeyferryError, ProtectionUnmet, PushRefused, TransportError
 from keyferry.ports import Counter, Log, Resolver, SipHandler, SipPeer
 from keyferry.ports.correlation import correlate
@@ -114,8 +114,9 @@ def ipsec_watch(services: Services, settings: Scscf) -> IpsecWatch | None:
     return IpsecWatch(view, policies, services.resolver, services.log, services.metrics) if policies else None
 
 
-async def ipsec_source(services: Services, listen: str) -> IpsecSource:
-    """Return what says who sends to an application server that listens there; it is connected to charon. Raises ConfigError."""
+async def ipsec_source(services: Services, settings: ReceivingSide) -> IpsecSource:
+    """Return what says who sends to an application server; it is connected to charon. Raises ConfigError."""
+    listen = settings.listen_sip or ""
     host, port = split_address(listen, "listen_sip")
     view = SaView(Vici(Path(services.config.ipsec.vici)), services.clock)
     services.exit.push_async_callback(view.aclose)
@@ -124,7 +125,7 @@ async def ipsec_source(services: Services, listen: str) -> IpsecSource:
         await view.look()
     except TransportError as problem:
         services.log.warning("ipsec-unmet", listen=listen, problem=f"charon cannot be asked at {problem}")
-    return IpsecSource(view, host, port)
+    return IpsecSource(view, child_of(settings), host, port)
 
 
 def protected(services: Services, source: IpsecSource | None, handler: SipHandler) -> SipHandler:

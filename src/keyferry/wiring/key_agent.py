@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from keyferry.config.ipsec import ReceivingSide
 from keyferry.config.reading import SipSide
 from keyferry.ports import KeyStore, SipPeer
 from keyferry.protocol.identity import AsId
@@ -26,11 +27,11 @@ def skew_of(pushers: Iterable[str], ours: Iterable[str]) -> float:
 
 
 async def start_key_agent(
-    services: Services, settings: SipSide, as_ids: Sequence[AsId], keys: KeyStore, pushers: Iterable[str], *, shown: str
+    services: Services, settings: ReceivingSide, as_ids: Sequence[AsId], keys: KeyStore, pushers: Iterable[str], *, shown: str
 ) -> KeyAgent:  # fmt: skip
     """Listen for pushes of keys for these AS_IDs, and keep them. Raises ConfigError, StateError, TransportError."""
     over_tls = settings.protection == "tls"
-    source = await ipsec_source(services, settings.listen_sip or "") if settings.protection == "ipsec" else None
+    source = await ipsec_source(services, settings) if settings.protection == "ipsec" else None
     agent = KeyAgent(
         frozenset(as_ids), {name: _pusher(services, name, as_ids, settings) for name in pushers}, keys, services.clock, services.log,
         services.metrics, over_tls=over_tls, through_ipsec=source is not None,
