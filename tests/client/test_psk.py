@@ -178,5 +178,7 @@ def test_what_cannot_be_said_in_tls_is_said_at_once() -> None:
     long = KeyId("x" * 24 + "@" + "a" * (MAX_IDENTITY - 46) + ".net")
     with pytest.raises(LocalProtocolError, match="home realm is too long"):
         psk_transport(credentials()._replace(username=long))
+    with pytest.raises(ConfigError, match=r"did not prove \(ue\.rspauth\)"):
+        psk_transport(credentials()._replace(proven=False))  # DESIGN §10
     with pytest.raises(LocalProtocolError, match="not a suite"):
         psk_transport(credentials(), "1.2", suite="PSK-NULL-SHA")

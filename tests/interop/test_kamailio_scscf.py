@@ -82,31 +82,32 @@ def _nonces(capture: Path) -> list[str]:
     return [nonce.decode() for nonce in dict.fromkeys(found)]
 
 
-async def life(running: Network, state: Path) -> list[str]:
+async def life(running: Network, folder: Path) -> list[str]:
     """Register four times, log in with the key of each, and leave; return the fingerprints."""
     found = []
     path = f"simservs.ngn.etsi.org/users/{IMPU}/simservs.xml"
     ue = load_ue_config(running.ue)
     ca = msgspec.structs.replace(ue, ue=msgspec.structs.replace(ue.ue, ca=str(running.parts.ca)))
-    async with ue_session(ca, state, StructLog("none")) as session:
+    async with ue_session(ca, folder, StructLog("none")) as session:
         for turn in range(4):
             before = len(running.pushed())
-            registered = await _registered(session.client)
-            assert registered.rspauth
-            assert registered.masked
-            k_as = http_credentials(registered, AS_ID).k_as.fingerprint()
-            await _until(partial(running.has_pushed, before), "the AS has a key")
+            state = await registered(session.client)
+            assert state.rspauth
+            assert state.masked
+            k_as = http_credentials(state, AS_ID).k_as.fingerprint()
+            await eventually(partial(running.has_pushed, before), "the AS has a key")
             assert running.pushed()[-1] == [k_as]
             assert await asyncio.to_thread(running.keys_at_as) == (2 if turn else 1)  # the older one lives until the newer is used:
             async with session.http(f"https://{AS_ID}:{running.ports['8443']}/", base=True) as client:
                 assert (await client.get(path)).status_code == 200
-            await _until(lambda: running.keys_at_as() == 1, "the older key is gone")
+            await eventually(lambda: running.keys_at_as() == 1, "the older key is gone")
             found.append(k_as)
         await session.client.deregister()
     return found
 
 
-async def _registered(client: UeClient) -> UeState:
+async def registered(client: UeClient) -> UeState:
+    """Register, once more where ims_auth was slow."""
     for _ in range(RACES):
         try:
             return await client.register()
@@ -115,7 +116,8 @@ async def _registered(client: UeClient) -> UeState:
     return await client.register()
 
 
-async def _until(wanted: Callable[[], bool], what: str) -> None:
+async def eventually(wanted: Callable[[], bool], what: str) -> None:
+    """Wait for it."""
     await asyncio.to_thread(until, wanted, seconds=5, what=what)
 
 
@@ -131,11 +133,11 @@ async def _leave_all(running: Network) -> None:
     ):
         for session in (first, second):
             before = len(running.pushed())
-            await _registered(session.client)
-            await _until(partial(running.has_pushed, before), "the AS has a key")
+            await registered(session.client)
+            await eventually(partial(running.has_pushed, before), "the AS has a key")
         assert await asyncio.to_thread(running.keys_at_as) == 2
         await second.client.deregister(every=True)
-        await _until(lambda: running.keys_at_as() == 0, "no key is left")
+        await eventually(lambda: running.keys_at_as() == 0, "no key is left")
 
 
 def _second_device(file: Path) -> UeConfig:

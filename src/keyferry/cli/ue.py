@@ -129,7 +129,7 @@ def _show(state: UeState | None, as_json: bool) -> None:
         "expires_at": datetime.fromtimestamp(state.expires_at, UTC).isoformat() if state.expires_at else None,
         "release": marker.release if marker else 5,
         "masked": state.masked,
-        "rspauth": "verified" if state.rspauth else "not verified",
+        "rspauth": "verified" if state.rspauth else "left to each server" if state.k_m else "not verified",
         "keys": state.k_m is not None,
         "no_keys_because": state.no_keys_because,
         "gm_fingerprint": state.gm_keys.fingerprint() if state.gm_keys else None,

@@ -85,5 +85,8 @@ def open_http(
     auth = None
     if state is not None:
         credentials = http_credentials(state, as_id_of(target))
-        auth = SimDigest(key_id=credentials.username, as_id=credentials.as_id, k_ua=credentials.k_ua, random=random, waits=waits)
+        auth = SimDigest(
+            key_id=credentials.username, as_id=credentials.as_id, k_ua=credentials.k_ua, random=random, waits=waits,
+            proven=credentials.proven,
+        )  # fmt: skip
     return open_client(auth, hosts=hosts, tls=trust(ca))

@@ -127,12 +127,14 @@ class SimDigest(httpx.Auth):
         waits: Sequence[float] = WAITS,
         claim_first: Callable[[], Awaitable[bool]] | None = None,
         integrity: bool = False,
+        proven: bool = True,
     ) -> None:
         """Take the key id, the AS_ID, K_UA for HTTP Digest (32 octets), and the seconds to wait before each new try.
 
         `claim_first` notes durably that the first nonce of this key is used now, and returns false if it was before; without it, and
         with httpx.Client, the first request asks for a nonce. `integrity` signs the bodies of all requests (qop auth-int), and takes no
-        answer whose body is not signed, but those that need no proof; the first nonce, which is of qop auth, is not used.
+        answer whose body is not signed, but those that need no proof; the first nonce, which is of qop auth, is not used. Without `proven`
+        nobody has proved this key yet (DESIGN §10): no body goes out until the server has, and a HEAD asks it to.
         """
         self._key_id = key_id
         self._as_id = as_id
@@ -144,6 +146,7 @@ class SimDigest(httpx.Auth):
         self._waits = tuple(waits)
         self._claim_first = claim_first
         self._integrity = integrity
+        self._proven = proven
         self._qops = frozenset({"auth-int"} if integrity else {"auth", "auth-int"})
         self._first_nonce = ims_keys.first_nonce(k_ua) if claim_first is not None and not integrity else None
         self._session: _Session | None = None
@@ -188,10 +191,10 @@ class SimDigest(httpx.Auth):
         body = request.extensions.get(BODY)
         if body is None:
             yield _Read(request)  # it may have to be sent again
-        elif body == ONCE:
+        if body == ONCE or not (self._proven or _is_empty(request)):
             head = _head(request)
             response = yield from self._attempts(head, watch)
-            if "authentication-info" not in response.headers:
+            if "authentication-info" not in response.headers or not self._proven:
                 return response  # refused; what is proven may be any status, an application need not know HEAD
         return (yield from self._attempts(request, watch))
 
@@ -357,6 +360,7 @@ class SimDigest(httpx.Auth):
         body = (yield _Read(response)) if (session.qop, info.qop) == ("auth-int", "auth-int") else b""
         digest.check_rspauth(info, self._ha1, credentials, algorithm=ALGORITHM, body=body, integrity=self._integrity)
         response.extensions[QOP] = info.qop
+        self._proven = True
         self._certificate = session.certificate
         if info.nextnonce and self._session is (None if session.first else session):
             self._session = _Session(info.nextnonce, session.qop, session.certificate)
@@ -419,6 +423,10 @@ def _head(request: httpx.Request) -> httpx.Request:
     """Return a request that learns what the server wants to know, and tells it nothing."""
     extensions = {name: value for name, value in request.extensions.items() if name != BODY}
     return httpx.Request("HEAD", request.url, headers=_without_body(request.headers), extensions=extensions)
+
+
+def _is_empty(request: httpx.Request) -> bool:
+    return BODY not in request.extensions and not request.content
 
 
 def _without_body(headers: httpx.Headers) -> list[tuple[str, str]]:

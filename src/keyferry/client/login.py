@@ -127,6 +127,6 @@ class UeLogin(httpx.Auth):
             store, clock = self._client.store, self._client.clock
             self._sim = SimDigest(
                 key_id=key_id, as_id=self._as_id, k_ua=found.k_ua, random=self._random, waits=self._waits,
-                claim_first=lambda: store.claim_first(key_id, clock.now()), integrity=self._integrity,
+                claim_first=lambda: store.claim_first(key_id, clock.now()), integrity=self._integrity, proven=found.proven,
             )  # fmt: skip
         return self._sim

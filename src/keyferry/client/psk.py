@@ -14,7 +14,7 @@ import sys
 import httpx
 
 from keyferry.client.ue import HttpCredentials
-from keyferry.errors import LocalProtocolError, ParseError
+from keyferry.errors import ConfigError, LocalProtocolError, ParseError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.ims.keys import psk_identity, ua_key
@@ -78,9 +78,13 @@ class PskTransport(httpx.AsyncBaseTransport):
 def psk_transport(credentials: HttpCredentials, version: PskVersion = "1.3", *, suite: str = DEFAULT_SUITE) -> PskTransport:
     """Return a transport for the application server of these credentials; `suite` is for TLS 1.2, as OpenSSL names it.
 
-    Raises ConfigError below Python 3.13, LocalProtocolError for a suite or a home realm that cannot be used so.
+    Raises ConfigError below Python 3.13 and for a key that the S-CSCF did not prove, LocalProtocolError for a suite or a home realm that
+    cannot be used so.
     """
     check_psk(f"TLS-PSK to {credentials.as_id}")
+    if not credentials.proven:
+        remedy = "Let such a key go as Digest over a certificate"
+        raise ConfigError(f"TLS-PSK to {credentials.as_id}", "is not for a key that the S-CSCF did not prove (ue.rspauth)", remedy)
     ua_id = ua_id_of(version, suite)
     return PskTransport(
         credentials.as_id, _context(psk_identity(ua_id, credentials.username), ua_key(credentials.k_as, ua_id), version, suite)

@@ -21,7 +21,7 @@ from keyferry.client.proxy import UeProxy
 from keyferry.client.stay import Stay, Tell
 from keyferry.client.ue import HttpCredentials, Isim, UeClient, http_credentials, open_ue, registered
 from keyferry.config import UeConfig, split_address
-from keyferry.errors import ConfigError
+from keyferry.errors import ConfigError, RegistrationFailed
 from keyferry.ports import Log, RandomSource, SipObserver, SipPeer, UeState
 from keyferry.protocol.aka import opc_of
 from keyferry.protocol.identity import AsId, parse_as_id, parse_impi, parse_impu
@@ -66,8 +66,13 @@ class UeSession:
             await stay.leave()
 
     def credentials(self, state: UeState, as_id: str) -> HttpCredentials:
-        """Derive the HTTP credentials for an AS. Raises ParseError, RegistrationFailed."""
-        return http_credentials(state, parse_as_id(as_id))
+        """Derive the HTTP credentials for an AS, for a client that is not ours. Raises ParseError, RegistrationFailed."""
+        found = http_credentials(state, parse_as_id(as_id))
+        if not found.proven:
+            raise RegistrationFailed(
+                "only clients that check the server's rspauth may have these keys: take `keyferry ue get`, or its proxy"
+            )
+        return found
 
     def url(self, target: str) -> str:
         """Return a URL; a path is relative to the XCAP root. Raises ConfigError."""
@@ -134,6 +139,7 @@ async def ue_session(config: UeConfig, state_path: Path, log: Log, *, observer: 
     profile = UeProfile(
         impi=parse_impi(settings.impi), impu=parse_impu(settings.impu), home_domain=settings.home_domain, expires=settings.expires,
         release=settings.release if settings.release >= 6 else None, require_keys=settings.require_keys, amf_bit=settings.amf_bit,
+        rspauth=settings.rspauth,
     )  # fmt: skip
     host, port = split_address(settings.pcscf, "ue.pcscf")
     gm = split_address(settings.pcscf_gm, "ue.pcscf_gm")

@@ -44,6 +44,8 @@ class HttpCredentials(NamedTuple):
     algorithm: str
     k_as: Secret
     k_ua: Secret
+    proven: bool = True
+    """The S-CSCF has proved itself; else the AS has to, by rspauth over a verified certificate, before a body goes to it (DESIGN §10)."""
 
 
 def http_credentials(state: UeState, as_id: AsId) -> HttpCredentials:
@@ -52,7 +54,8 @@ def http_credentials(state: UeState, as_id: AsId) -> HttpCredentials:
         raise RegistrationFailed(f"no AS keys: {state.no_keys_because}")
     k_as = as_key(state.k_m, as_id)
     k_ua = ua_key(k_as)
-    return HttpCredentials(as_id, key_id(k_as, state.realm), digest_password(k_ua), digest_realm(as_id), "SHA-256", k_as, k_ua)
+    username, password = key_id(k_as, state.realm), digest_password(k_ua)
+    return HttpCredentials(as_id, username, password, digest_realm(as_id), "SHA-256", k_as, k_ua, state.rspauth)
 
 
 def registered(state: UeState | None, now: float) -> UeState:

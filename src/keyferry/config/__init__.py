@@ -306,6 +306,10 @@ class Ue(_Section, frozen=True, kw_only=True):
     release: Annotated[int, Meta(ge=5, le=255, description="3GPP release to state; 5 states none")] = 6
     expires: Annotated[int, Meta(ge=1, description="seconds of registration to ask for")] = 600_000
     require_keys: Annotated[bool, Meta(description="fail where the network gives no AS keys")] = False
+    rspauth: Annotated[
+        Literal["scscf", "as"],
+        Meta(description="who must prove that AS keys are good; `as`: where the S-CSCF promises no rspauth, each AS"),
+    ] = "scscf"
     amf_bit: Annotated[
         Literal["ignored", "required"],
         Meta(description="activate AS keys only where AUTN's AMF says that the HSS meant the vector for them"),

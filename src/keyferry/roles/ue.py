@@ -22,7 +22,7 @@ from keyferry.protocol.digest import (
 )
 from keyferry.protocol.esp import ENCRYPTION, INTEGRITY, expand_keys
 from keyferry.protocol.identity import Impi, Impu
-from keyferry.protocol.ims.activation import Activation, AkaRun, AmfBit, activate
+from keyferry.protocol.ims.activation import Activation, AkaRun, AmfBit, ProofBy, activate
 from keyferry.protocol.ims.autn_trial import explain_sqn
 from keyferry.protocol.ims.gm_association import AssociationSet, Endpoint
 from keyferry.protocol.ims.keys import AccessKeys
@@ -55,6 +55,7 @@ class UeProfile:
     release: int | None = 6  # what to state; None is a Release 5 UE
     expires: int = 600_000  # seconds to ask for
     require_keys: bool = False  # refuse to be registered without AS keys
+    rspauth: ProofBy = "scscf"  # "as": keys of an S-CSCF that promises no rspauth, too; each AS has to prove them (DESIGN §10)
     amf_bit: AmfBit = "ignored"  # "required": AUTN's AMF must say that the HSS meant the vector for AS keys (DESIGN §4)
 
 
@@ -350,7 +351,7 @@ class Ue:
         else:
             info = response.all("Authentication-Info")
             outcome = activate(run, answer, home_realm=self.profile.home_domain, authentication_info=info, elapsed=elapsed,
-                amf_bit=self.profile.amf_bit,
+                amf_bit=self.profile.amf_bit, rspauth=self.profile.rspauth,
             )  # fmt: skip
             pair = run.gm_keys()
             gm_keys, marker = Secret(pair.ck.reveal() + pair.ik.reveal()), run.marker
@@ -380,12 +381,14 @@ class Ue:
 
     def _pin(self, state: UeState, marker: Marker | None) -> UeState:
         """Remember a home network that proved flags 7, and say so when it no longer does (DESIGN §4)."""
-        if state.k_m is not None and state.realm not in state.pinned:
-            return replace(state, pinned=(*state.pinned, state.realm))
-        if state.k_m is None and state.expires_at and state.realm in state.pinned and self.profile.release is not None:
+        if state.k_m is not None and not state.rspauth and state.realm in state.pinned:
+            state = replace(state, k_m=None, no_keys_because="the S-CSCF no longer promises rspauth")
+        if state.k_m is not None:
+            return replace(state, pinned=(*state.pinned, state.realm)) if state.rspauth and state.realm not in state.pinned else state
+        if state.expires_at and state.realm in state.pinned and self.profile.release is not None:
             self.log.warning("downgraded", realm=state.realm, marker=marker is not None)
             state = replace(state, no_keys_because=f"downgraded: {state.no_keys_because}")
-        if state.k_m is None and state.expires_at and self.profile.require_keys:
+        if state.expires_at and self.profile.require_keys:
             raise RegistrationFailed(f"registered, but without AS keys, which this UE requires: {state.no_keys_because}")
         return state
 

@@ -120,6 +120,37 @@ def test_rspauth_must_verify_for_this_very_answer(info: list[str]) -> None:
     assert not done.rspauth
 
 
+THREE = replace(FULL, rspauth=False)
+
+
+@pytest.mark.parametrize(
+    ("marker", "info", "activated"),
+    [(THREE, [], True), (THREE, [proof()], True), (FULL, [proof()], True), (FULL, [], False), (replace(THREE, as_keys=False), [], False)],
+    ids=["flags 3", "flags 3 and a proof", "flags 7", "flags 7 without a proof", "no promise of keys"],
+)
+def test_the_proof_may_be_left_to_each_as_where_the_marker_promises_none(marker: Marker, info: list[str], activated: bool) -> None:
+    """DESIGN §10: an S-CSCF that promises rspauth has to give it all the same."""
+    run = replace(RUN, marker=marker)
+    done = activate(run, ANSWER, home_realm=REALM, authentication_info=info, elapsed=0.2, rspauth="as")
+    assert (done.k_m is not None) is activated
+    assert done.rspauth is bool(info)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run: replace(run, stated_release=None), lambda run: replace(run, res=Secret(b"r" * 7)),
+        lambda run: replace(run, challenge=replace(run.challenge, qop=())),
+        lambda run: replace(run, challenge=replace(run.challenge, realm="visited1.net")),
+    ],
+)  # fmt: skip
+def test_every_other_condition_is_needed_then_too(change: Change) -> None:
+    run = change(replace(RUN, marker=THREE))
+    assert activate(run, ANSWER, home_realm=REALM, authentication_info=[], elapsed=0.2, rspauth="as").k_m is None
+    late = replace(RUN, marker=THREE)
+    assert activate(late, ANSWER, home_realm=REALM, authentication_info=[], elapsed=MAX_ANSWER_TIME + 1, rspauth="as").k_m is None
+
+
 def test_a_nextnonce_beside_the_proof_is_ignored() -> None:
     """DESIGN §5 step 5: SIP nextnonce is ignored."""
     assert outcome(info=[proof(nextnonce="another")]).k_m is not None

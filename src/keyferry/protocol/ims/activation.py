@@ -15,6 +15,8 @@ from keyferry.protocol.ims.marker import Marker
 from keyferry.protocol.ims.registration import AKA_ALGORITHM, MIN_MASKED_RES, has_amf_bit
 
 AmfBit: TypeAlias = Literal["ignored", "required"]
+ProofBy: TypeAlias = Literal["scscf", "as"]
+"""Who proves to the UE that its keys are good: the S-CSCF alone; or, where that promises no rspauth, each AS over HTTP (DESIGN §10)."""
 MAX_ANSWER_TIME = 32.0  # seconds from sending SM7 to its 2xx; 64*T1 of RFC 3261
 
 
@@ -52,14 +54,17 @@ class Activation:
 
 
 def activate(
-    run: AkaRun, answer: Credentials, *, home_realm: str, authentication_info: list[str], elapsed: float, amf_bit: AmfBit = "ignored"
-) -> Activation:
+    run: AkaRun, answer: Credentials, *, home_realm: str, authentication_info: list[str], elapsed: float, amf_bit: AmfBit = "ignored",
+    rspauth: ProofBy = "scscf",
+) -> Activation:  # fmt: skip
     """Decide after the 2xx whether this run yields AS keys; never later (S2).
 
-    `answer` is what SM7 carried, `authentication_info` every such header of the 2xx, `elapsed` seconds since SM7 was sent.
+    `answer` is what SM7 carried, `authentication_info` every such header of the 2xx, `elapsed` seconds since SM7 was sent. With `rspauth`
+    "as" a marker with flags 3 is enough: who uses the keys then has to see the AS prove them, over a verified certificate.
     """
     proven = _rspauth_verifies(run, answer, authentication_info)
-    reason = _refusal(run, answer, home_realm=home_realm, elapsed=elapsed, proven=proven)
+    left_to_as = rspauth == "as" and run.marker is not None and not run.marker.rspauth
+    reason = _refusal(run, answer, home_realm=home_realm, elapsed=elapsed, proven=proven, left_to_as=left_to_as)
     if not reason and amf_bit == "required" and not has_amf_bit(run.amf):
         reason = "AUTN's AMF does not say that the HSS meant this authentication for AS keys"
     if reason:
@@ -67,19 +72,20 @@ def activate(
     return Activation(application_master_key(run.ck, run.ik, run.rand, run.impi), "", proven)
 
 
-def _refusal(run: AkaRun, answer: Credentials, *, home_realm: str, elapsed: float, proven: bool) -> str:
+def _refusal(run: AkaRun, answer: Credentials, *, home_realm: str, elapsed: float, proven: bool, left_to_as: bool) -> str:
     if run.stated_release is None:
         return "this UE states no release, so the network ferries no keys (Release 5 behaviour)"
     if run.marker is None:
         return "the S-CSCF shows no release marker: it is Release 5, AS keys are not available here"
     marker = run.marker
     checks = (
-        (marker.access_keys and marker.as_keys and marker.rspauth, "the S-CSCF's marker does not promise keys for this authentication"),
+        (marker.access_keys and marker.as_keys, "the S-CSCF's marker does not promise keys for this authentication"),
+        (marker.rspauth or left_to_as, "the S-CSCF's marker does not promise rspauth, which this UE wants: see ue.rspauth"),
         (len(run.res) >= MIN_MASKED_RES, "RES is shorter than 8 octets"),
         ("auth" in run.challenge.qop and answer.qop == "auth", "qop auth was not offered and used"),
         (run.challenge.realm == home_realm, "the challenge is not from the home realm"),
         (elapsed <= MAX_ANSWER_TIME, "the 2xx came too late"),
-        (proven, "the 2xx carries no rspauth that verifies: the S-CSCF did not prove itself"),
+        (proven or left_to_as, "the 2xx carries no rspauth that verifies: the S-CSCF did not prove itself"),
     )
     return next((reason for passed, reason in checks if not passed), "")
 
