@@ -265,4 +265,4 @@ def test_an_rtr_of_our_hss_ends_a_registration_at_kamailio(running: Network) -> 
 
 async def _registered_once(running: Network) -> None:
     async with ue_session(load_ue_config(running.ue), running.folder / "rtr", StructLog("none")) as session:
-        await _registered(session.client)
+        await registered(session.client)
