@@ -465,20 +465,6 @@ class TestPinning:
         assert not (await bench.register(before)).no_keys_because.startswith("downgraded")
         assert bench.log.warnings == []
 
-    async def test_keys_may_be_left_to_each_as_to_prove_and_pin_nothing(self) -> None:
-        """DESIGN §10."""
-        three = replace(FULL, rspauth=False)
-        assert (await Bench(*ladder(marker=three, proof=False)).register()).k_m is None
-        state = await Bench(*ladder(marker=three, proof=False), rspauth="as").register()
-        assert (state.k_m is not None, state.rspauth, state.masked, state.pinned) == (True, False, True, ())
-
-    async def test_a_network_that_proved_flags_7_may_not_leave_the_proof_to_each_as_later(self) -> None:
-        bench = Bench(*ladder(), *ladder(seq=2, marker=replace(FULL, rspauth=False), proof=False), rspauth="as")
-        state = await bench.register(await bench.register())
-        assert state.k_m is None
-        assert state.no_keys_because == "downgraded: the S-CSCF no longer promises rspauth"
-        assert bench.log.warnings == ["downgraded"]
-
     async def test_require_keys_refuses_to_go_on(self) -> None:
         failure = await fails(Bench(*ladder(marker=None), require_keys=True))
         assert "requires" in str(failure)
