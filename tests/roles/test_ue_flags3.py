@@ -8,7 +8,7 @@ from dataclasses import replace
 from roles.test_ue import FULL, Bench, ladder
 
 
-async def test_keys_may_be_left_to_each_as_to_prove_and_pin_nothing(self) -> None:
+async def test_keys_may_be_left_to_each_as_to_prove_and_pin_nothing() -> None:
     """DESIGN §10."""
     three = replace(FULL, rspauth=False)
     assert (await Bench(*ladder(marker=three, proof=False)).register()).k_m is None
@@ -16,7 +16,7 @@ async def test_keys_may_be_left_to_each_as_to_prove_and_pin_nothing(self) -> Non
     assert (state.k_m is not None, state.rspauth, state.masked, state.pinned) == (True, False, True, ())
 
 
-async def test_a_network_that_proved_flags_7_may_not_leave_the_proof_to_each_as_later(self) -> None:
+async def test_a_network_that_proved_flags_7_may_not_leave_the_proof_to_each_as_later() -> None:
     bench = Bench(*ladder(), *ladder(seq=2, marker=replace(FULL, rspauth=False), proof=False), rspauth="as")
     state = await bench.register(await bench.register())
     assert state.k_m is None
