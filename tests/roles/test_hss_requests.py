@@ -442,6 +442,24 @@ class TestFormerServer:
         await network.later()
         assert (len(scscf.terminations), await network.store.owing()) == (2 * OWED_BATCH + 1, {})
 
+    async def test_one_that_is_being_told_keeps_no_other_waiting(self, network: Network, scscf: Asked) -> None:
+        gate, owed = asyncio.Event(), OwedTermination(SCSCF, DeregistrationReason.NEW_SERVER_ASSIGNED, "", network.clock.now())
+
+        async def meanwhile() -> None:
+            await gate.wait()
+
+        scscf.meanwhile = meanwhile
+        await network.move(OTHER)
+        await settle()
+        bobby = subscriber("bobby")
+        await network.store.add(bobby)
+        await network.store.reassign(bobby.impi, lambda found: found._replace(owed=(owed,)))
+        await network.later()
+        assert [impus[0] for impus, _, _ in scscf.terminations] == [ALICE_SIP, bobby.impus[0].impu]
+        gate.set()
+        await settle()
+        assert await network.store.owing() == {}
+
     async def test_a_store_that_fails_ends_nothing(self, network: Network, scscf: Asked) -> None:
         async def fails(impi: Impi) -> Assignment:
             raise StoreError("the disk is full")

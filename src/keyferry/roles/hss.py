@@ -272,16 +272,15 @@ class Hss:
 
     async def _catch_up(self, server_name: str, before: float) -> bool:
         """Send an S-CSCF some of the RTRs that are older; return whether it took each, and there may be more."""
-        owed, problem = await self.subscribers.owed_to(server_name, OWED_BATCH), None
-        if any((impi, server_name) in self._telling for impi, _ in owed):
-            return False
+        owed = [each for each in await self.subscribers.owed_to(server_name, OWED_BATCH) if each[1].since <= before]
+        whole = len(owed) == OWED_BATCH and not any((impi, server_name) in self._telling for impi, _ in owed)
         for impi, each in owed:
-            if each.since > before:
-                return False  # so is the rest
-            problem = await self._tell(impi, each) or problem
-            if problem is not None and problem.code in UNREACHABLE:
-                break
-        return len(owed) == OWED_BATCH and problem is None
+            problem = await self._tell(impi, each)
+            if problem is not None:
+                whole = False
+                if problem.code in UNREACHABLE:
+                    break
+        return whole
 
     async def aclose(self) -> None:
         """Leave unsaid what S-CSCFs were not told yet."""
