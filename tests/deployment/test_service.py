@@ -24,6 +24,7 @@ from deployment.units import PACKAGING
 from system.serving import Lab, environment, keyferry, make_lab, ready_line, ue
 
 LIMIT: Final = 30.0  # seconds
+UNITS: Final = {"agent": "keyferry-agent.service", "proxy": "keyferry-proxy@.service"}
 KEK = "0a1b2c3d " + "QUFB" * 21 + "QQ==\n"
 
 
@@ -78,7 +79,7 @@ class Managed(NamedTuple):
 @contextmanager
 def managed(manager: Manager, folder: Path, *words: str | Path) -> Iterator[Managed]:
     """Run a command as its unit does, as confined as can be here; end it as systemctl stop does."""
-    unit = PACKAGING / "systemd" / ("keyferry-agent.service" if words[0] == "agent" else "keyferry.service")
+    unit = PACKAGING / "systemd" / UNITS.get(str(words[0]), "keyferry.service")
     command = [sys.executable, confined.__file__, str(unit), "-m", "keyferry", *(str(word) for word in words)]
     log = folder / "service.log"
     with (
@@ -134,6 +135,19 @@ def test_an_agent_is_a_service_too_and_answers_its_operator(manager: Manager, la
     assert json.loads(answers["health"]) == {"ok": True, "keys": {"wiki.home1.net": 0}}
     assert json.loads(answers["ready"]) == {"ready": True}
     assert b'keyferry_as_keys{as_id="wiki.home1.net"} 0.0' in answers["metrics"]
+
+
+def test_a_proxy_is_a_service_with_nothing_of_the_others(manager: Manager, tmp_path: Path) -> None:
+    """Its unit gives it no credential, and a new directory; it makes what it needs there, and listens for users and for nginx."""
+    del manager.variables["CREDENTIALS_DIRECTORY"]
+    state = tmp_path / "of-its-own"
+    options = ("--upstream", "notes.home1.net=http://127.0.0.1:9", "--listen", "127.0.0.1:0", "--agent", f"unix:{tmp_path}/agent.sock",
+               "--auth-request", f"unix:{tmp_path}/auth.sock", "--name", "wiki.home1.net")  # fmt: skip
+    with managed(manager, tmp_path, "proxy", "--state", state, "--log", "json", *options) as running:
+        manager.told("READY=1")
+        assert [listener["proto"] for listener in running.told["listen"]] == ["https", "unix"]
+        assert (state / "kek").stat().st_mode & 0o777 == 0o600
+    assert not list(state.glob("*.db"))
 
 
 def test_the_administrator_needs_the_same_kek(manager: Manager, lab: Lab) -> None:
