@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
 from keyferry.config import Config, Subscriber
 from keyferry.ports import DeregistrationReason, ServerAssignment
+from keyferry.ports import Subscriber as PortSubscriber
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi
 from keyferry.roles.hss import OWED_AGAIN
@@ -31,6 +35,30 @@ IMPI = Impi("a@home1.net")
 
 def settings(profile: str | None = None, amf: str = "8000") -> Subscriber:
     return Subscriber(impi=IMPI, impus=["sip:a@home1.net"], k=Secret(bytes(16)), opc=Secret(bytes(16)), amf=amf, profile=profile)
+
+
+class Counting(MemorySubscriberStore):
+    """A store that notes how many writes wait for the disk together."""
+
+    waiting = most = 0
+
+    async def replace(self, subscriber: PortSubscriber) -> None:
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        await asyncio.sleep(0)
+        self.waiting -= 1
+        await super().replace(subscriber)
+
+
+async def test_the_subscribers_of_a_file_are_stored_together() -> None:
+    """A transaction for each of thousands would keep a start waiting for a minute."""
+    one, store = settings(), Counting()
+    many = [msgspec.structs.replace(one, impi=f"user{number}@home1.net", impus=[f"sip:user{number}@home1.net"]) for number in range(1_100)]
+    await provision(store, many)
+    assert (len(await store.all()), store.most) == (1_100, 500)
+    store.most = 0
+    await provision(store, many)
+    assert store.most == 0  # they are there
 
 
 async def test_a_profile_given_by_command_outlives_a_start_with_a_file_that_names_none() -> None:

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the file says of Cx over Diameter is what the nodes do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from keyferry.config import Config
+from keyferry.config.cx import Cx
+from keyferry.config.cx import Hss as Settings
+from keyferry.roles.cx_client import DiameterCx
+from keyferry.stores.state_dir import open_state
+from keyferry.transports.clock import SystemClock, SystemRandom
+from keyferry.wiring.cx import HELLO, start_cx_client, start_cx_server
+from keyferry.wiring.hss import start_hss
+from keyferry.wiring.observability import Metrics, StructLog
+from keyferry.wiring.services import Services
+
+
+async def test_times_and_bounds_are_those_of_the_file(tmp_path: Path) -> None:
+    """The HSS and who asks it, in one process over a real connection."""
+    hss = Settings(listen_diameter="127.0.0.1:0", connections=3, peers=["scscf1.home1.net"])
+    with open_state(tmp_path / "state", random=SystemRandom()) as state:
+        services = Services(Config(hss=hss, cx=Cx(watchdog=7.5)), state, SystemClock(), SystemRandom(), StructLog("none"), Metrics())
+        async with services.exit:
+            servings = await start_cx_server(services, (await start_hss(services)).hss)
+            (door,) = services.listeners
+            services.config = Config(hss=hss, cx=Cx(watchdog=7.5, timeout=3.0, peers=[f"aaa://{door.host}:{door.port}"]))
+            asking = await start_cx_client(services, "SCSCF1.home1.net", "scscf")
+            await asking.node.ready()
+            served, context = servings.asker.context, asking.node.context  # type: ignore[attr-defined]
+            assert (served.limits.connections, served.timers.watchdog, served.timers.capabilities) == (3, 7.5, HELLO)
+            assert context.timers.watchdog == 7.5
+            assert isinstance(asking.cx, DiameterCx)
+            assert asking.cx.timeout == 3.0
+            assert [peer.origin_host for peer in asking.node.connected()] == ["hss.home1.net"]
