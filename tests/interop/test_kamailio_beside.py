@@ -135,6 +135,16 @@ def test_a_register_that_can_be_read_in_two_ways_is_refused(running: Network) ->
     ue.close()
 
 
+def test_what_is_no_registration_passes_the_script_untouched(running: Network) -> None:
+    """Every message on its way out meets it: those of calls, too."""
+    ue = RawUe(running.ports["6060"])
+    register = ue.request("Digest").partition("Contact:")[0].replace("REGISTER", "OPTIONS")
+    response = ue.send(f"{register}Content-Length: 0\r\n\r\n".replace(f"sip:{REALM} ", f"sip:scscf1.{REALM}:{running.ports['6060']} "))
+    assert re.match(r"SIP/2\.0 (200|405) ", response), response
+    assert response.count("CSeq: ") == 1
+    ue.close()
+
+
 def test_a_phone_of_release_5_is_none_the_wiser_and_ims_isc_pushes_by_itself(running: Network) -> None:
     """Its nonce has no marker, its P-CSCF gets raw keys; what ims_isc makes of the profile's ServiceInfo is a push like any other.
 
