@@ -160,6 +160,24 @@ def test_a_namespace_that_somebody_else_makes_meanwhile_is_not_touched_either(ma
 
 
 @root
+@pytest.mark.parametrize(("mode", "user"), [(0o777, 0), (0o755, 65534)])
+def test_a_lab_is_not_made_where_another_user_could_change_its_files(machine: Machine, mode: int, user: int) -> None:
+    """Root would follow what is put in the place of its directory."""
+    machine.labs.mkdir()
+    machine.labs.chmod(mode)
+    os.chown(machine.labs, user, -1)
+    with pytest.raises(LabFailed, match="can be changed by others than root"):
+        machine.up()
+    assert machine.is_clean()
+
+
+def test_pushes_are_counted_by_their_end() -> None:
+    """An end that none came to is not told."""
+    text = 'keyferry_as_pushes_total{reason="stored"} 2.0\nkeyferry_as_pushes_refused_total{reason="kid"} 0.0\nkeyferry_ready 1.0\n'
+    assert topology_run.pushes_of(text) == {"stored": 2}
+
+
+@root
 def test_a_lab_of_this_name_is_not_made_twice(machine: Machine) -> None:
     files = LabFiles(machine.labs / "t1")
     files.root.mkdir(parents=True)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -389,13 +390,18 @@ class _Up:
     def _pushes(self) -> dict[str, int]:
         """Return what became of the pushes at the application server, by its metrics."""
         (metrics,) = ask(self.plan, "as", [f"{self.plan.part('as').admin}/metrics"])
-        found: dict[str, int] = {}
-        for line in (metrics or "").splitlines():
-            name, _, rest = line.partition('_total{reason="')
-            if name in {"keyferry_as_pushes", "keyferry_as_pushes_refused"}:
-                reason, _, number = rest.partition('"} ')
-                found[reason] = found.get(reason, 0) + int(float(number))
-        return found
+        return pushes_of(metrics or "")
+
+
+def pushes_of(metrics: str) -> dict[str, int]:
+    """Return how many pushes came to what end, by an application server's /metrics."""
+    found: dict[str, int] = {}
+    for line in metrics.splitlines():
+        name, _, rest = line.partition('_total{reason="')
+        reason, _, number = rest.partition('"} ')
+        if name in {"keyferry_as_pushes", "keyferry_as_pushes_refused"} and float(number):
+            found[reason] = found.get(reason, 0) + int(float(number))
+    return found
 
 
 def _refuse(options: UpOptions) -> None:
@@ -430,6 +436,9 @@ def _new_id(random: RandomSource, labs: Path) -> str:
 def _make_root(files: LabFiles) -> None:
     try:
         files.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = files.root.parent.stat()
+        if status.st_uid not in {0, os.geteuid()} or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
+            raise LabFailed(f"{files.root.parent} can be changed by others than root", "Give a directory of root's: --state DIR")
         files.root.mkdir(mode=0o700)
     except FileExistsError:
         raise LabFailed(f"a lab {files.root.name} is there already", f"End it: keyferry lab down {files.root.name}") from None
