@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
-from keyferry.errors import KeyferryError, StateError, TransportError
+from keyferry.errors import KeyferryError, ParseError, StateError, TransportError
 from keyferry.kemi.push import CONTENT_TYPE, Seal
 from keyferry.kemi.rspauth import RspauthSocket
 from keyferry.kemi.scscf import NOTHING, KemiPolicy, KemiScscf
@@ -133,7 +133,10 @@ class Script:
         return self._safely(lambda scscf: self._set_body(scscf.third_party(self._message())))
 
     def _message(self) -> bytes:
-        return bytes.fromhex(self._ksr.pv.get(_MESSAGE))
+        text = self._ksr.pv.get(_MESSAGE)
+        if not text:  # Kamailio has 65,535 characters for it, and takes longer messages
+            raise ParseError("message", "is longer than 32,767 octets")
+        return bytes.fromhex(text)
 
     def _leave(self, data: bytes | None) -> bool:
         if data is None:
@@ -150,6 +153,9 @@ class Script:
     def _safely(self, work: Callable[[KemiScscf], bool], refused: int = FAILED) -> int:
         try:
             return DONE if work(self._opened()) else refused
+        except ParseError as problem:
+            self._warn(str(problem))
+            return refused
         except KeyferryError as problem:
             self._warn(str(problem))
         except Exception as problem:  # the shell's last line: Kamailio would print what is in a traceback
