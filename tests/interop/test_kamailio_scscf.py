@@ -213,6 +213,21 @@ def test_the_key_pushed_is_of_the_challenge_that_was_answered(running: Network) 
     ue.close()
 
 
+def test_an_rtr_erases_the_keys_at_the_as(running: Network) -> None:
+    """TS 29.228 §6.1.3: Kamailio tells no script of it, so the script learns it from the HSS; who registers again has keys again."""
+    for _ in range(2):
+        before, ue = len(running.pushed()), RawUe(running.ports["6060"])
+        run = run_of(nonce_of(ue.challenged()))
+        assert ue.send(settled(partial(ue.answer, run))).startswith("SIP/2.0 200")
+        until(partial(running.has_pushed, before), seconds=5, what="the AS has a key")
+        assert running.keys_at_as() >= 1
+        admin = f"127.0.0.1:{running.ports['HSS']}"
+        done = keyferry("subscriber", "terminate", IMPI, "--admin", admin, "--state", running.folder / "state", "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        until(lambda: running.keys_at_as() == 0, seconds=10, what="no key is left at the AS")
+        ue.close()
+
+
 def test_the_check_says_what_works_and_what_does_not(running: Network) -> None:
     """`--check`: Kamailio's own look at its file, the script inside its Python, the state, the HSS's socket, HSS and AS."""
     command = ("kamailio", running.folder / "kamailio", "--config", running.config, "--check", "--json")

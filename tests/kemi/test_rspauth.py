@@ -85,6 +85,27 @@ def test_the_start_says_no_to_anything_else(tmp_path: Path, said: bytes) -> None
         RspauthSocket(str(tmp_path / "s")).check("home1.net")
 
 
+def test_who_was_ended_is_asked_for(tmp_path: Path) -> None:
+    asked: list[bytes] = []
+
+    def reply(question: bytes) -> bytes:
+        asked.append(question)
+        return b'{"ended": [[5, "u@home1.net"], [6, "v@home1.net"]]}\n'
+
+    serve(tmp_path / "s", reply)
+    assert RspauthSocket(str(tmp_path / "s")).ended("s1", 4) == [(5, "u@home1.net"), (6, "v@home1.net")]
+    assert json.loads(asked[0]) == {"ended": "s1", "since": 4}
+
+
+@pytest.mark.parametrize(
+    "said", [b'{"error": "x"}\n', b'{"ended": [5]}\n', b'{"ended": [[5, "no impi"]]}\n', b'{"ended": [["x", "u@home1.net"]]}\n']
+)
+def test_an_hss_that_cannot_say_it_is_a_failure(tmp_path: Path, said: bytes) -> None:
+    serve(tmp_path / "s", lambda _: said)
+    with pytest.raises(TransportError):
+        RspauthSocket(str(tmp_path / "s")).ended("s1", 4)
+
+
 def test_nobody_there_is_a_failure_at_once(tmp_path: Path) -> None:
     with pytest.raises(TransportError):
         RspauthSocket(str(tmp_path / "none")).ask(CREDENTIALS)

@@ -16,7 +16,8 @@ from kemi.kemikit import CK, IMPI, NONCE, REALM, SERVER, answer, challenge, empt
 from keyferry.errors import ConfigError, StateError
 from keyferry.kemi.script import DONE, FAILED, REFUSED, Script
 from keyferry.kemi.settings import KemiSettings, build_settings, load_settings
-from keyferry.protocol.identity import AsId
+from keyferry.kemi.store import Held
+from keyferry.protocol.identity import AsId, Impi, Impu, Reg
 
 
 class Ksr:
@@ -30,6 +31,7 @@ class Ksr:
         self.body: tuple[str, str] | None = None
         self.log: list[str] = []
         self.has_memory = True
+        self.request: dict[str, str] = {}
 
     def get(self, name: str) -> str:
         """Return a pseudo-variable."""
@@ -42,6 +44,9 @@ class Ksr:
         """Set one."""
         if name == "$avp(g.kf_out)":
             self.held = value if self.has_memory else ""
+            return 1
+        if name.startswith("$uac_req("):
+            self.request[name[9:-1]] = value
             return 1
         assert name == "$avp(fr.kf_hex)"
         self.avp = value
@@ -220,3 +225,23 @@ def test_the_first_worker_says_at_the_start_what_does_not_work(ksr: Ksr, setting
     (settings.parent / "state").chmod(0o755)
     assert Script(ksr, str(settings), reset_avps=lambda: None).child_init(1) == 0
     assert "chmod 700" in ksr.log[1]
+
+
+def test_an_end_that_the_hss_tells_of_becomes_a_request(ksr: Ksr, settings: Path, tmp_path: Path) -> None:
+    found = load_settings(settings)
+    with running(ksr, settings) as script:
+        assert script.ended(None) == FAILED  # without our HSS there is nobody to ask
+    settings.write_text(build_settings(dataclasses.replace(found, rspauth=str(tmp_path / "hss"))))
+    with running(ksr, settings) as script:
+        assert script.ended(None) == FAILED
+        assert "hss" in ksr.log[-1]
+        ended = script._ended
+        assert ended is not None
+        ended._left = [Held(Impi(IMPI), AsId("xcap.home1.net"), Reg("AAAAAAAAAAAA"), Impu("sip:u@home1.net"))]
+        assert script.ended(None) == script.next_end(None) == DONE
+        assert script.next_end(None) == FAILED
+    assert ksr.request.pop("body").startswith("<")
+    headers = ksr.request.pop("hdrs")
+    assert "\r\nExpires: 0\r\n" in headers
+    assert "Content-Type: application/3gpp-ims+xml\r\n" in headers
+    assert ksr.request == {"method": "REGISTER", "ruri": SERVER, "furi": "sip:scscf1.home1.net", "turi": "sip:u@home1.net"}

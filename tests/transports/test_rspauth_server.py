@@ -92,10 +92,26 @@ async def test_a_question_without_end_is_cut_off(tmp_path: Path) -> None:
         assert ("hss_rspauth", "broken") in book.counted
 
 
+async def test_who_was_ended_is_told(tmp_path: Path) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def ended(scscf: str, since: int) -> list[tuple[int, str]]:
+        asked.append((scscf, since))
+        return [(5, "u@home1.net")]
+
+    server = RspauthServer(prove, {os.geteuid()}, Book(), Book(), ended)
+    await server.listen(tmp_path / "s")
+    assert json.loads(await ask(tmp_path / "s", b'{"ended": "s1", "since": 4}\n')) == {"ended": [[5, "u@home1.net"]]}
+    for bad in (b'{"ended": "s1"}\n', b'{"ended": "s1", "since": []}\n', b'{"ended": "s1", "since": "x"}\n'):
+        assert json.loads(await ask(tmp_path / "s", bad)) == {"error": "not a question"}
+    assert asked == [("s1", 4)]
+    await server.aclose()
+
+
 async def test_others_cannot_even_connect(tmp_path: Path) -> None:
     async with listening(tmp_path / "s", {os.geteuid()}):
         assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
-    server = RspauthServer(prove, {os.geteuid()}, Book(), Book(), os.getegid())
+    server = RspauthServer(prove, {os.geteuid()}, Book(), Book(), group=os.getegid())
     await server.listen(tmp_path / "s")
     found = (tmp_path / "s").stat()
     assert (found.st_mode & 0o777, found.st_gid) == (0o660, os.getegid())

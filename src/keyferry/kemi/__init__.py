@@ -7,6 +7,7 @@ push.py         the body of a third-party REGISTER with the sealed key block
 store.py        {nonce → K_M sealed, IMPI, IMPU, state}, shared between Kamailio's processes and kept over restarts
 rspauth.py      ask our HSS for the rspauth of an accepted answer
 settings.py     the file that `keyferry kamailio` writes for the script
+ended.py        whom the HSS has ended, and what is sent to erase their keys
 scscf.py        the decisions, without Kamailio
 script.py       the thin part that Kamailio calls
 """

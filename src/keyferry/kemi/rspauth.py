@@ -10,10 +10,11 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from keyferry.errors import TransportError
+from keyferry.errors import ParseError, TransportError
 from keyferry.protocol.digest import Credentials, build_credentials
+from keyferry.protocol.identity import Impi, parse_impi
 
 PATIENCE: Final = 0.5
 """Seconds in all; a worker of Kamailio waits meanwhile, and the UE's T1 is as long."""
@@ -45,8 +46,19 @@ class RspauthSocket:
         if not isinstance(said.get("error"), str) or "rspauth" in said:
             raise TransportError(self.path, "whoever listens there is no HSS of ours: it does not refuse what it cannot know")
 
+    def ended(self, scscf: str, since: int) -> list[tuple[int, Impi]]:
+        """Return whose registrations at an S-CSCF the HSS has ended after `since`, milliseconds since the epoch. Raises TransportError."""
+        found = self._asked({"ended": scscf, "since": since}).get("ended")
+        try:
+            return [(int(at), parse_impi(impi)) for at, impi in cast("list[Any]", found)]
+        except (TypeError, ValueError, ParseError):
+            raise TransportError(self.path, "the HSS does not say who was ended") from None
+
     def _said(self, credentials: Credentials) -> dict[str, Any]:
-        question = json.dumps({"authorization": build_credentials(credentials)}).encode() + b"\n"
+        return self._asked({"authorization": build_credentials(credentials)})
+
+    def _asked(self, words: dict[str, object]) -> dict[str, Any]:
+        question = json.dumps(words).encode() + b"\n"
         deadline = self.monotonic() + self.patience
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

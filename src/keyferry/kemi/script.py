@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from keyferry.errors import KeyferryError, ParseError, StateError, TransportError
+from keyferry.kemi.ended import Erasing, KemiEnded
 from keyferry.kemi.push import CONTENT_TYPE, Seal
 from keyferry.kemi.rspauth import RspauthSocket
 from keyferry.kemi.scscf import NOTHING, KemiPolicy, KemiScscf
@@ -50,6 +51,7 @@ class Script:
         self._reset_avps = reset_avps or _reset_avps()
         self._settings = load_settings(Path(settings))
         self._scscf: KemiScscf | None = None
+        self._ended: KemiEnded | None = None
         self._pid = 0
         ksr.pv.sets(_HELD, NOTHING.decode())
         if ksr.pv.get(_HELD) != NOTHING.decode():
@@ -117,6 +119,16 @@ class Script:
         del msg, argument
         return self._safely(lambda scscf: scscf.pushed())
 
+    def ended(self, msg: object, argument: str = "") -> int:
+        """Look whom the HSS has ended; FAILED: there is nothing to erase."""
+        del msg, argument
+        return self._safely(lambda _: self._ended is not None and self._ended.look())
+
+    def next_end(self, msg: object, argument: str = "") -> int:
+        """Make a third-party REGISTER that erases of $uac_req; FAILED after the last."""
+        del msg, argument
+        return self._safely(lambda _: self._send(self._ended.next() if self._ended is not None else None))
+
     def challenge(self, msg: object, argument: str = "") -> int:
         """Leave in $avp(kf_hex) what shall be sent in place of a 401; FAILED: nothing may be."""
         del msg, argument
@@ -150,6 +162,20 @@ class Script:
         self._ksr.textops.set_body(body.decode("utf-8"), CONTENT_TYPE)
         return True
 
+    def _send(self, request: Erasing | None) -> bool:
+        if request is None:
+            return False
+        headers = (
+            f"Max-Forwards: 70\r\nContact: <{request.from_uri}>\r\nEvent: registration\r\nExpires: 0\r\nContent-Type: {CONTENT_TYPE}\r\n"
+        )
+        values = {
+            "method": "REGISTER", "ruri": request.uri, "furi": request.from_uri, "turi": request.to_uri, "hdrs": headers,
+            "body": request.body.decode("utf-8"),
+        }  # fmt: skip
+        for name, value in values.items():
+            self._ksr.pv.sets(f"$uac_req({name})", value)
+        return True
+
     def _safely(self, work: Callable[[KemiScscf], bool], refused: int = FAILED) -> int:
         try:
             return DONE if work(self._opened()) else refused
@@ -170,6 +196,7 @@ class Script:
     def _opened(self) -> KemiScscf:
         if self._scscf is None or self._pid != os.getpid():
             self._scscf, self._pid = open_scscf(self._settings, self._warn), os.getpid()
+            self._ended = ended_of(self._settings, self._scscf)
         return self._scscf
 
 
@@ -196,6 +223,13 @@ def open_scscf(settings: KemiSettings, warn: Callable[[str], None]) -> KemiScscf
     policy = KemiPolicy(settings.realm, settings.servers, partial(_seal, settings.scscf, live), settings.max_expires, settings.key_max_age)
     rspauth = RspauthSocket(settings.rspauth) if settings.rspauth else None
     return KemiScscf(policy, store, clock.now, warn, rspauth)
+
+
+def ended_of(settings: KemiSettings, scscf: KemiScscf) -> KemiEnded | None:
+    """Return what asks whom the HSS has ended; None without our HSS."""
+    if not isinstance(scscf.rspauth, RspauthSocket):
+        return None
+    return KemiEnded(scscf.policy, settings.scscf, scscf.store, scscf.rspauth)
 
 
 def _seal(scscf: str, live: dict[AsId, LiveIscKeys], as_id: AsId) -> Seal:

@@ -61,6 +61,15 @@ class Challenged(NamedTuple):
     k_m: Secret
 
 
+class Held(NamedTuple):
+    """A device of which an AS may hold a key."""
+
+    impi: Impi
+    as_id: AsId
+    reg: Reg
+    impu: Impu
+
+
 _COLUMNS: Final = ("nonce", "impi", "impu", "realm", "state", "reg", "aka_time", "expires_at")
 K_M: Final = SealedColumn("challenge", "k_m", _COLUMNS)
 SCHEMA: Final = (
@@ -179,6 +188,17 @@ class KemiStore:
         """Drop the keys of one device, or of all."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM challenge WHERE impi = ? AND state = 1 AND reg = ifnull(?, reg)", (impi, reg))
+
+    def end(self, impi: Impi, at: int) -> list[Held]:
+        """Drop the keys that a user had at `at`, milliseconds since the epoch; return where they were pushed to. Newer ones stay."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT push_seq.as_id, push_seq.reg, challenge.impu FROM push_seq JOIN challenge USING (impi, reg)"
+                " WHERE impi = ? AND state = 1 AND aka_time * 1000 <= ? AND seq <= ?",
+                (impi, at, at),
+            ).fetchall()
+            connection.execute("DELETE FROM challenge WHERE impi = ? AND state = 1 AND aka_time * 1000 <= ?", (impi, at))
+        return [Held(impi, AsId(as_id), Reg(reg), Impu(impu)) for as_id, reg, impu in rows]
 
     def answer(self, key: str, info: str) -> None:
         """Keep the Authentication-Info of a 200 for as long as that may be sent again."""

@@ -7,7 +7,7 @@ TS 29.228 §6, TS 29.229 §6, Release 17; the marker for S-CSCFs that are not ou
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -211,7 +211,7 @@ class DiameterServing:
     servings: DiameterServings
     host: str
 
-    async def registration_termination(self, impi: Impi, impus: tuple[Impu, ...], reason: DeregistrationReason, info: str) -> None:
+    async def registration_termination(self, impi: Impi, impus: Sequence[Impu], reason: DeregistrationReason, info: str) -> None:
         """RTR (TS 29.228 §6.1.3). Raises CxError."""
         rtr = cx.Rtr(impi, tuple(impus), cx.ReasonCode(reason), info)
         await self._ask("RTR", cx.build_rtr(rtr, self._route()), cx.parse_rta)

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A UNIX socket that answers the line {"authorization": …} with {"rspauth": …} or {"error": …}; only listed users may ask."""
+"""A UNIX socket for a script of Kamailio's; only listed users may ask.
+
+{"authorization": …} is answered by {"rspauth": …}; {"ended": S-CSCF, "since": milliseconds} by {"ended": [[milliseconds, IMPI], …]};
+either by {"error": …}.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -30,6 +34,7 @@ class RspauthServer:
     users: Collection[int]
     log: Log
     counter: Counter
+    ended: Callable[[str, int], Sequence[tuple[int, str]]] | None = None  # by S-CSCF and milliseconds: who was ended since
     group: int | None = None  # whose members may open the socket; None: processes of this user alone, and root's
     _path: Path | None = None
     _inode: int = 0
@@ -72,14 +77,16 @@ class RspauthServer:
                 writer.close()
                 await writer.wait_closed()
 
-    def _answer(self, line: bytes) -> dict[str, str]:
+    def _answer(self, line: bytes) -> dict[str, object]:
         try:
             found = json.loads(line)
+            if self.ended is not None and isinstance(found, dict) and "ended" in found:
+                return {"ended": self.ended(str(found["ended"]), int(found["since"]))}
             authorization = found.get("authorization") if isinstance(found, dict) else None
             if not isinstance(authorization, str):
                 raise ValueError("no authorization")
             rspauth = self.prove(authorization)
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             return {"error": "not a question"}
         except KeyferryError as problem:
             self.counter.count("hss_rspauth", "rejected")

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 from keyferry.config import split_address
 from keyferry.config.cx import CxPeer, cx_peers
+from keyferry.ports import CxServings
 from keyferry.protocol.diameter.base import DiameterIdentity
 from keyferry.protocol.diameter.peer import PeerTimers
 from keyferry.roles.cx_client import CxListener, DiameterCx
+from keyferry.roles.cx_ended import NotingServings
 from keyferry.roles.cx_exchange import Sessions
 from keyferry.roles.cx_server import CxPolicy, CxServer, DiameterServings
 from keyferry.roles.hss import Hss
@@ -27,7 +29,7 @@ HELLO = 5.0
 """Seconds that who connects to the HSS may take for TLS and its CER."""
 
 
-async def start_cx_server(services: Services, hss: Hss) -> DiameterServings:
+async def start_cx_server(services: Services, hss: Hss) -> CxServings:
     """Let the HSS be asked over Diameter; return how it finds S-CSCFs that have asked. Raises ConfigError, StateError, TransportError."""
     settings = services.config.hss
     identity = _identity(services, settings.name)
@@ -36,7 +38,8 @@ async def start_cx_server(services: Services, hss: Hss) -> DiameterServings:
         rspauth=settings.marker_flags == 7,
     )  # fmt: skip
     measured = MeasuredCx(hss, services.metrics, services.clock, services.log)
-    server = CxServer(measured, hss, identity, services.log, services.metrics, policy, await start_rspauth(services))
+    script = await start_rspauth(services)
+    server = CxServer(measured, hss, identity, services.log, services.metrics, policy, script.remember if script else None)
     node = DiameterServer(
         identity, server.handle, allowed=Admission.of(settings.peers, ASKERS, (*LOOPBACK, *settings.networks)), clock=services.clock,
         random=services.random, log=services.log, counter=services.metrics,
@@ -47,11 +50,12 @@ async def start_cx_server(services: Services, hss: Hss) -> DiameterServings:
         await _listen(services, node, settings.listen_diameter, None)
     if settings.listen_diameters is not None:
         await _listen(services, node, settings.listen_diameters, _certificate(services, settings.name, "hss"))
-    return DiameterServings(
+    servings = DiameterServings(
         node, lambda: frozenset(peer.origin_host for peer in node.connected()), server.origin_of, identity,
         Sessions(identity.origin_host, services.clock, services.random), services.log, services.metrics,
         services.config.cx.timeout,
     )  # fmt: skip
+    return NotingServings(servings, script.ended, policy.marker_for) if script else servings
 
 
 class CxParts(NamedTuple):

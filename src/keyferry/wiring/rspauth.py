@@ -1,33 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The socket where the script of a Kamailio gets rspauth from our HSS, if one is configured."""
+"""The socket where the script of a Kamailio gets rspauth, and who was ended, from our HSS, if one is configured."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from keyferry.config.kamailio import Kamailio
 from keyferry.errors import StateError
 from keyferry.protocol.aka import AuthVector
 from keyferry.protocol.identity import Impi
+from keyferry.roles.cx_ended import EndedBook
 from keyferry.roles.cx_rspauth import RspauthBook
 from keyferry.transports.rspauth_server import RspauthServer
 from keyferry.transports.unix_socket import group_id, main_group, user_id
 from keyferry.wiring.services import Services
 
 
-async def start_rspauth(services: Services) -> Callable[[Impi, AuthVector, bytes], None] | None:
-    """Listen, and return what is to be told of every vector with a marker. Raises StateError."""
+class ScriptParts(NamedTuple):
+    """What is to be told what the script may ask for."""
+
+    remember: Callable[[Impi, AuthVector, bytes], None]  # every vector with a marker
+    ended: EndedBook
+
+
+async def start_rspauth(services: Services) -> ScriptParts | None:
+    """Listen, if a socket is configured. Raises StateError."""
     settings = services.config.kamailio
     if settings.rspauth_socket is None:
         return None
-    book = RspauthBook(services.clock)
+    book, ended = RspauthBook(services.clock), EndedBook(services.clock)
     user = user_id(settings.user)
-    server = RspauthServer(book.prove, {0, os.geteuid(), user}, services.log, services.metrics, _group(settings, user))
+    users = {0, os.geteuid(), user}
+    server = RspauthServer(book.prove, users, services.log, services.metrics, ended.since, _group(settings, user))
     services.exit.push_async_callback(server.aclose)
     await server.listen(Path(settings.rspauth_socket))
-    return book.remember
+    return ScriptParts(book.remember, ended)
 
 
 def _group(settings: Kamailio, user: int) -> int | None:
