@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from interop.kamailio_kit import AS_ID, START_LIMIT, kamailio_python
+from interop.peer_table import meet
 from interop.peers import program
 from keyferry.client.session import UeSession, ue_session
 from keyferry.client.ue import http_credentials
@@ -114,6 +115,8 @@ def _k(number: int) -> bytes:
 def network(folder: Path) -> Iterator[Network]:
     """Start everything, and end it; each Kamailio must end without a process that died."""
     program("kamailio")
+    for role in ("I-CSCF", "P-CSCF"):
+        meet(f"kamailio ({role})")
     python = kamailio_python()
     names = ("pcscf-kamailio", "pcscf-ours", "pcscf-all", "kamailio", "ours", KAMAILIO, OURS, "hss", "as", "https", "admin")
     ports = {name: free_port() for name in names}
@@ -188,13 +191,13 @@ def _files(folder: Path, ports: dict[str, int]) -> dict[str, Path]:
     return written
 
 
-async def registered(session: UeSession, attempts: int = 2) -> UeState:
-    """Register; one retry, as ims_auth sends the 401 before it stores the vector."""
-    for _ in range(attempts - 1):
-        try:
-            return await session.client.register()
-        except RegistrationFailed:
-            continue
+async def registered(session: UeSession) -> UeState:
+    """Register; one retry where Kamailio challenged once more, as ims_auth sends the 401 before it stores the vector."""
+    try:
+        return await session.client.register()
+    except RegistrationFailed as problem:
+        if problem.status != 401:
+            raise
     return await session.client.register()
 
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 VERSIONS: dict[str, tuple[str, ...]] = {
-    "kamailio": ("-v",), "sipp": ("-v",), "PJSIP": (), "PyHSS": (), "docker_open5gs": (),
-    "freeDiameterd": ("--version",), "charon-systemd": ("--version",),
+    "kamailio": ("-v",), "kamailio (I-CSCF)": ("-v",), "kamailio (P-CSCF)": ("-v",), "sipp": ("-v",), "PJSIP": (),
+    "PyHSS": (), "docker_open5gs": (), "freeDiameterd": ("--version",), "charon-systemd": ("--version",),
     "tshark": ("--version",), "dumpcap": ("--version",), "curl": ("--version",), "openssl": ("version",), "gnutls-cli": ("--version",),
     "chromium": ("--version",), "nginx": ("-v",),
 }  # fmt: skip
-"""How each says its version; in the order of the table. Other programs that tests use (ip, nft) are no peers."""
+"""How each says its version, and in brackets what it is where it can be several; in the order of the table.
+
+Other programs that tests use (ip, nft) are no peers."""
 NO_PROGRAM = "Python's own clients, or ours"
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
 LIMIT = 10.0  # seconds that a version may take
@@ -46,7 +48,7 @@ def meet(name: str) -> None:
 
 def version_of(name: str) -> str:
     """Return the version that a program says, "absent" without one."""
-    path = shutil.which(name, path=SEARCH)
+    path = shutil.which(name.partition(" ")[0], path=SEARCH)
     if path is None:
         return "own build" if os.environ.get(f"KEYFERRY_{name.upper()}") else "absent"
     try:

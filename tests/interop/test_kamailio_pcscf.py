@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from interop.peer_table import meet
 from interop.peers import program
 from system.serving import EXAMPLES, free_port, keyferry, until
 
@@ -45,13 +46,17 @@ class Between:
 
     def answered(self, request: str, status: str, *headers: str) -> str:
         """Answer at home; return what the UE gets."""
+        self.answer(request, status, *headers)
+        return self.at_ue()
+
+    def answer(self, request: str, status: str, *headers: str) -> None:
+        """Answer at home."""
         vias = re.findall(r"(?m)^Via: .*?\r$", request)
         kept = [line for name in ("From", "To", "Call-ID", "CSeq") for line in re.findall(rf"(?m)^{name}: .*?\r$", request)]
         lines = [f"SIP/2.0 {status}", *(line.rstrip("\r") for line in (*vias, *kept)), *headers, "Content-Length: 0", "", ""]
         self.home.sendto(
             "\r\n".join(lines).replace("To: <sip:u@home1.net>", "To: <sip:u@home1.net>;tag=2").encode(), ("127.0.0.1", self.port)
         )
-        return self.at_ue()
 
     def at_ue(self) -> str:
         """Return the next final response."""
@@ -65,6 +70,7 @@ class Between:
 def between_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Between]:
     """Start a Kamailio."""
     program("kamailio")
+    meet("kamailio (P-CSCF)")
     folder, port = tmp_path_factory.mktemp("pcscf"), free_port()
     with ExitStack() as stack:
         ue, home = (stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2))
@@ -148,6 +154,16 @@ def test_what_cannot_be_read_for_certain_goes_on_without_a_challenge(between: Be
     assert CK not in got.lower()
     assert IK not in got.lower()
     assert "WWW-Authenticate" not in got
+
+
+def test_a_challenge_of_no_transaction_goes_no_further(between: Between) -> None:
+    """One that is late, or sent again later: Kamailio's core would send it on as it is, by what Via says."""
+    between.ask()
+    request = between.at_home()
+    other = re.sub(r"branch=z9hG4bK", "branch=z9hG4bKx", request, count=1)
+    challenge = f'WWW-Authenticate: Digest realm="home1.net", nonce="{NONCE}", algorithm=AKAv1-MD5, ck="{CK}", ik="{IK}"'
+    between.answer(other, "401 Unauthorized", challenge)
+    assert between.answered(request, "403 Forbidden").startswith("SIP/2.0 403")
 
 
 @pytest.mark.parametrize("status", ["200 OK", "407 Proxy Authentication Required", "403 Forbidden"])
