@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from keyferry.errors import CxError
 from keyferry.ports import Assignment, DeregistrationReason, OwedTermination
@@ -12,6 +17,7 @@ from keyferry.roles.hss_assignment import MAX_OWED, concluded, delivered, ended,
 A, B, C = "sip:a.home1.net", "sip:b.home1.net", "sip:c.home1.net"
 NOBODY, AT_A, AT_B = Assignment(), Assignment(A, A), Assignment(B, B)
 MOVING = Assignment(B, A)  # registered at A, challenged by B
+NAMES = st.sampled_from((A, B, C))
 NEW, END = DeregistrationReason.NEW_SERVER_ASSIGNED, DeregistrationReason.PERMANENT_TERMINATION
 
 
@@ -101,7 +107,74 @@ class TestTermination:
         assert concluded(back, MOVING, found.owed, (B,)) == Assignment(C, C, (owed(A, END, 9.0),))
         assert concluded(registered(found, A, 10.0), MOVING, found.owed, (B,)) == AT_A
 
+    def test_one_that_the_user_has_left_since_does_not_get_him_back(self) -> None:
+        found = terminated(AT_A, END, "", 9.0)
+        left = ended(registered(registered(found, A, 10.0)._replace(server_name=C), C, 11.0), C)
+        assert left == concluded(left, AT_A, found.owed, ()) == Assignment(None, None, (owed(A, since=11.0),))
+
 
 def test_an_rtr_that_was_taken_is_owed_no_more_and_a_later_one_is() -> None:
     assert delivered(AT_B._replace(owed=(owed(A), owed(C))), owed(A)) == AT_B._replace(owed=(owed(C),))
     assert delivered(AT_B._replace(owed=(owed(A, since=8.0),)), owed(A)).owed == (owed(A, since=8.0),)
+
+
+class Steps(RuleBasedStateMachine):
+    """Any order of what S-CSCFs and operators do; several terminations may wait for their answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found, self.now = NOBODY, 0.0
+        self.waiting: list[tuple[Assignment, tuple[OwedTermination, ...]]] = []
+
+    @rule(name=NAMES)
+    def mar(self, name: str) -> None:
+        self.found = self.found._replace(server_name=name)
+
+    @rule(name=NAMES)
+    def sar(self, name: str) -> None:
+        self.now += 1
+        before = self.found
+        try:
+            self.found = registered(before, name, self.now)
+        except CxError:
+            assert name not in before[:2]
+            return
+        assert self.found[:2] == (name, name)
+        left = {before.serving, *(each.server_name for each in before.owed)} - {None, name}
+        assert {each.server_name for each in self.found.owed} == left  # nobody who may have the user is forgotten
+
+    @rule(name=NAMES, end=st.sampled_from([ended, unproven]))
+    def leave(self, name: str, end: Callable[[Assignment, str], Assignment]) -> None:
+        self.found = end(self.found, name)
+        assert end is unproven or self.found.serving != name
+
+    @rule(reason=st.sampled_from(DeregistrationReason))
+    def terminate(self, reason: DeregistrationReason) -> None:
+        self.now += 1
+        before, names = self.found, serving_names(*self.found[:2])
+        self.found = terminated(before, reason, "", self.now)
+        self.waiting.append((before, tuple([each for each in self.found.owed if each.server_name in names])))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def conclude(self, data: st.DataObject) -> None:
+        before, ours = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        told = data.draw(st.lists(st.sampled_from([each.server_name for each in ours]), unique=True)) if ours else []
+        self.found = concluded(self.found, before, ours, told)
+
+    @precondition(lambda self: self.found.owed)
+    @rule(data=st.data())
+    def deliver(self, data: st.DataObject) -> None:
+        self.found = delivered(self.found, data.draw(st.sampled_from(self.found.owed)))
+
+    @invariant()
+    def each_s_cscf_has_one_part(self) -> None:
+        """A store keeps one row for each; and who serves is assigned unless another challenges."""
+        names = [each.server_name for each in self.found.owed]
+        assert len(set(names)) == len(names)
+        assert self.found.serving not in names
+        assert self.found.serving is None or self.found.server_name is not None
+
+
+TestSteps = Steps.TestCase
+TestSteps.settings = settings(max_examples=150, stateful_step_count=30)

@@ -64,7 +64,8 @@ def concluded(found: Assignment, before: Assignment, ours: Collection[OwedTermin
     left = tuple([each for each in found.owed if each not in ours or each.server_name not in told])
     if found.server_name is not None or found.serving is not None:
         return found._replace(owed=left)
-    untold = {each.server_name for each in ours} - set(told)
+    # What came of one whose RTR is not the one owed any more is known better by now.
+    untold = {each.server_name for each in ours if each in found.owed} - set(told)
     serving = before.serving if before.serving in untold else None
     assigned = before.server_name if before.server_name in untold else serving
     earlier = [each for each in before.owed if each.server_name in untold]
