@@ -41,9 +41,9 @@ class Here:
 
 
 @asynccontextmanager
-async def watching(served: Charon, hosts: str = "10.99.0.2") -> AsyncIterator[Here]:
+async def watching(served: Charon, hosts: str = "10.99.0.2", local: str = "10.99.0.1") -> AsyncIterator[Here]:
     view = SaView(Vici(served.path, limit=5.0, sleep=lambda _seconds: asyncio.sleep(0.001)), FakeClock())
-    policy = IpsecPolicy(view, Wanted(CHILD, IDENTITY), "10.99.0.1", 6060)
+    policy = IpsecPolicy(view, Wanted(CHILD, IDENTITY), local, 6060)
     tallies = Tallies()
     resolver = TableResolver({"xcap-as.home1.net": hosts} if hosts else {})
     here = Here(served, IpsecWatch(view, {NAME: policy}, resolver, tallies, tallies), tallies)
@@ -82,6 +82,16 @@ async def test_a_charon_that_dies_and_comes_back_is_told_once_each() -> None:
         assert await patiently(here.released.get()) == NAME
         assert here.tallies.counts == {("ipsec_policy", "met"): 2, ("ipsec_policy", "unmet"): 1}
         assert here.abandoned == ["10.99.0.2"]  # no connection waits for TCP, which tries ever more rarely
+
+
+async def test_an_address_of_ipv6_may_be_written_in_any_way() -> None:
+    """RFC 5952; and in brackets, as in a URI. charon writes it in one."""
+    there = sa(local="2001:db8::1/128", remote="2001:db8::2/128")
+    async with charon(there) as served, watching(served, "[2001:DB8:0:0::2]", "2001:DB8:0::1") as here:
+        assert await patiently(here.released.get()) == NAME
+        await served.kill()
+        await here.tallies.until("ipsec_policy", "unmet")
+        assert here.abandoned == ["2001:DB8:0:0::2"]  # as the connections have it
 
 
 async def test_a_failure_of_ours_ends_no_watch() -> None:

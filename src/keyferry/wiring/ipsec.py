@@ -76,7 +76,7 @@ class IpsecWatch:
     async def _problem(self, server_name: str, policy: IpsecPolicy) -> str:
         """Return why no push could go there, over UDP or over TCP; "" where one could."""
         try:
-            hop = self.resolver.resolve(parse_sip_uri(server_name))
+            hop = self._hop(server_name)
             try:
                 await policy(hop)
             except ProtectionUnmet:
@@ -86,6 +86,11 @@ class IpsecWatch:
         except KeyferryError as problem:
             return str(problem)
         return ""
+
+    def _hop(self, server_name: str) -> SipPeer:
+        """Return where pushes go, as the node that sends them writes it."""
+        hop = self.resolver.resolve(parse_sip_uri(server_name))
+        return hop._replace(host=hop.host.strip("[]"))
 
     def _tell(self, server_name: str, policy: IpsecPolicy, problem: str) -> None:
         self.counter.count("ipsec_policy", "unmet" if problem else "met")
@@ -98,8 +103,7 @@ class IpsecWatch:
     def _give_up(self, server_name: str) -> None:
         """Break connections through an SA that is gone: TCP tries again ever more rarely, also long after there is another SA."""
         with contextlib.suppress(KeyferryError):
-            hop = self.resolver.resolve(parse_sip_uri(server_name))
-            self.abandon(hop.host, "the security association that it went through is gone")
+            self.abandon(self._hop(server_name).host, "the security association that it went through is gone")
 
 
 def ipsec_watch(services: Services, settings: Scscf) -> IpsecWatch | None:
