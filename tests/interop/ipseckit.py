@@ -24,6 +24,7 @@ import pytest
 
 from interop.peer_table import meet
 from keyferry.protocol.vici import Kind, parse_packet, split
+from keyferry.transports.vici import STREAMED
 from system.serving import environment, keyferry, ready_line, until
 
 LIMIT = 30.0  # seconds
@@ -173,7 +174,7 @@ class Charon:
 
         Over TCP the question before that is whether there may be a connection.
         """
-        relay.passing = 1 if tcp else 0
+        relay.passing = 3 if tcp else 1  # a question has two parts: of SAs, and of policies past them
         relay.hides_the_end = True
         relay.before_answer = self.kill
 
@@ -302,7 +303,7 @@ class Relay:
                     parsed = parse_packet(packet)
                     if parsed.kind is Kind.CMD_RESPONSE:
                         self._before()
-                    if not (parsed.kind is Kind.EVENT and parsed.name == "list-sa"):
+                    if not (parsed.kind is Kind.EVENT and parsed.name in STREAMED):
                         near.sendall(held)
                         held = b""
         with contextlib.suppress(OSError):
@@ -394,18 +395,8 @@ class World:
     def check(self, charon: Charon | None = None) -> subprocess.CompletedProcess[str]:
         """Run `keyferry ipsec check`."""
         path = str((charon or self.home).socket)
-        command = [
-            sys.executable,
-            "-m",
-            "keyferry",
-            "ipsec",
-            "check",
-            "--config",
-            str(self.folder / "serve.toml"),
-            "--vici",
-            path,
-            "--json",
-        ]
+        config = str(self.folder / "serve.toml")
+        command = [sys.executable, "-m", "keyferry", "ipsec", "check", "--config", config, "--vici", path, "--json"]
         return run(*self.home.namespace.inside(*command), check=False, env=environment())
 
     def ue(self, *words: str, stdin: str | None = None, check: bool = True) -> dict[str, Any]:

@@ -86,6 +86,39 @@ def test_a_child_sa_that_is_deleted_stops_pushes_until_there_is_another(place: P
     assert in_clear(wire) == ""
 
 
+PAST = """connections {
+  past {
+    remote_addrs = 127.0.0.1
+    children {
+      past {
+        mode = pass
+        local_ts = 10.99.0.0/24
+        remote_ts = 10.99.0.0/24
+        start_action = trap
+      }
+    }
+  }
+"""
+
+
+def test_a_policy_that_lets_packets_past_the_sa_stops_pushes(place: Path) -> None:
+    """What the plugin bypass-lan does for every local network, an administrator may do by hand; the SA is there all the time."""
+    with world(place) as here:
+        here.up()
+        file = here.home.folder / "swanctl.conf"
+        honest = file.read_text()
+        file.write_text(honest.replace("connections {\n", PAST, 1))
+        here.home.load()
+        assert "lets it past every CHILD_SA" in here.check().stdout
+        assert here.ue("register")["keys"]
+        until(lambda: here.scscf.metric("scscf_push_failed", "unprotected") > 0, seconds=LIMIT, what="the policy has stopped the push")
+        assert here.server.keys() == 0
+        file.write_text(honest)
+        here.home.load()
+        here.met()
+        delivered(here, 1)
+
+
 def test_a_charon_that_hangs_lets_nothing_through_and_keeps_no_registration_up(place: Path) -> None:
     """SIGSTOP: its socket takes the question and never answers; the TUN device is there and takes packets."""
     with world(place) as here, captured(here.home.namespace, place / "wire.pcap") as wire:

@@ -17,7 +17,7 @@ from keyferry.protocol.vici import Section
 from keyferry.transports.ipsec import MAX_AGE, IpsecPolicy, IpsecSource, SaView
 from keyferry.transports.vici import Vici
 from transports.sipkit import FakeClock, Lab, UdpPeer, patiently, request, turns
-from transports.vicikit import CHILD, IDENTITY, Charon, charon, sa
+from transports.vicikit import CHILD, IDENTITY, Charon, charon, sa, shunt
 
 UDP = SipPeer("UDP", "10.99.0.2", 5090)
 
@@ -62,6 +62,20 @@ async def test_the_configured_sa_lets_through_and_no_other() -> None:
         here.charon.sas = []
         assert "no CHILD_SA" in await here.refused()
         assert "UDP and TCP" in await here.refused(UDP._replace(transport="TLS"))
+
+
+async def test_a_policy_that_lets_packets_past_lets_none_through() -> None:
+    """strongSwan's bypass-lan, or `mode = pass`: the SA is there, and the kernel takes it for other packets."""
+    async with world(sa()) as here:
+        source = IpsecSource(here.view, CHILD, "10.99.0.1", 6060)
+        await source.authenticated(UDP)
+        here.charon.passes = [shunt("10.99.0.2/32[ipv6-icmp/135]"), shunt("192.0.2.0/24")]
+        await here.policy(UDP)
+        for remote in ("10.99.0.0/24", "0.0.0.0/0", "10.99.0.2/32[udp/5090]", "rubbish"):
+            here.charon.passes = [shunt(), shunt(remote)] if remote == "rubbish" else [shunt(remote)]
+            assert "lets it past every CHILD_SA" in await here.refused()
+            with pytest.raises(ProtectionUnmet, match="lets it past"):
+                await source.authenticated(UDP)
 
 
 async def test_charon_is_asked_for_every_transmission() -> None:

@@ -29,17 +29,23 @@ def sa(
     return {f"isc-{number}": ike}
 
 
+def shunt(remote: str = "10.99.0.0/24", local: str = "10.99.0.0/24") -> Section:
+    """Return a policy that lets packets past, as list-policies streams it of the plugin bypass-lan."""
+    return {"bypass-lan/x": {"child": "x", "ike": "bypass-lan", "mode": "PASS", "local-ts": [local], "remote-ts": [remote]}}
+
+
 @dataclass
 class Charon:
     """Serve vici; `sas` is what list-sas streams."""
 
     path: Path
     sas: list[Section] = field(default_factory=list)
+    passes: list[Section] = field(default_factory=list)  # what list-policies streams
     asked: list[str] = field(default_factory=list)
     silent: bool = False
     before_answer: Callable[[], None] = lambda: None  # called when list-sas was asked, before anything is said
     raw: bytes = b""  # sent in place of an answer
-    knows: frozenset[str] = frozenset({"list-sas", "version"})
+    knows: frozenset[str] = frozenset({"list-sas", "list-policies", "version"})
     has_events: bool = True
     connections: int = 0
     _writers: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -85,6 +91,11 @@ class Charon:
         self.asked.append(packet.name)
         if packet.kind is Kind.EVENT_REGISTER:
             writer.write(build_packet(Kind.EVENT_CONFIRM if self.has_events else Kind.EVENT_UNKNOWN))
+            return
+        if packet.name == "list-policies" and packet.message == {"pass": "yes"} and not self.silent:
+            for each in self.passes:
+                writer.write(build_packet(Kind.EVENT, "list-policy", each))
+            writer.write(build_packet(Kind.CMD_RESPONSE))
             return
         self.before_answer()
         if self.silent:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keyferry.wiring.ipsec_check import check_pairs
 from keyferry.wiring.ipsec_rules import Pair
-from transports.vicikit import CHILD, IDENTITY, charon, sa
+from transports.vicikit import CHILD, IDENTITY, charon, sa, shunt
 
 PAIR = Pair(CHILD, "scscf1.home1.net", "10.99.0.1", 6060, IDENTITY, "10.99.0.2", 5090)
 OTHER = PAIR._replace(server_address="10.99.0.3")
@@ -24,6 +24,12 @@ async def test_each_pair_is_protected_or_has_a_reason() -> None:
 async def test_selectors_for_one_transport_alone_are_a_problem() -> None:
     async with charon(sa(remote="10.99.0.2/32[udp/5090]")) as served:
         assert "does not cover TCP" in (await check_pairs([PAIR], served.path, "scscf"))[0].problem
+
+
+async def test_a_policy_that_lets_packets_past_is_a_problem() -> None:
+    async with charon(sa()) as served:
+        served.passes = [shunt()]
+        assert "lets it past every CHILD_SA" in (await check_pairs([PAIR], served.path, "scscf"))[0].problem
 
 
 async def test_the_other_side_sees_the_s_cscf() -> None:

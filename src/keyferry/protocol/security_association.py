@@ -50,6 +50,13 @@ class ChildSa(NamedTuple):
     apart: tuple[str, ...] = ()  # what packets need besides, to go through it
 
 
+class Pass(NamedTuple):
+    """A policy of charon's that lets packets past every SA (`mode = pass`; those of its plugin bypass-lan)."""
+
+    local: tuple[str, ...]  # traffic selectors
+    remote: tuple[str, ...]
+
+
 class Wanted(NamedTuple):
     """What the configuration demands."""
 
@@ -75,6 +82,17 @@ def child_sas(event: Section) -> list[ChildSa]:
         if isinstance(ike, dict) and isinstance(children, dict):
             found += [_child(ike, child) for child in children.values() if isinstance(child, dict)]
     return found
+
+
+def passes(event: Section) -> list[Pass]:
+    """Read one list-policy event."""
+    return [Pass(_list(each.get("local-ts")), _list(each.get("remote-ts"))) for each in event.values() if isinstance(each, dict)]
+
+
+def check_passes(found: Sequence[Pass], way: Way) -> None:
+    """Raise ProtectionUnmet where a policy lets any of these packets out, or in, in clear."""
+    if any(_covers(each, way, whole=False) for each in found):
+        raise ProtectionUnmet(f"{way.transport.lower()}:{way.remote}:{way.remote_port}", "a policy of charon's lets it past every CHILD_SA")
 
 
 def check_way(sas: Sequence[ChildSa], wanted: Wanted, way: Way) -> None:
@@ -154,7 +172,7 @@ def _weak(sa: ChildSa) -> str:
     return ""
 
 
-def _covers(sa: ChildSa, way: Way, *, whole: bool) -> bool:
+def _covers(sa: ChildSa | Pass, way: Way, *, whole: bool) -> bool:
     """Tell whether a CHILD_SA carries all of these packets (`whole`), or some of them.
 
     What cannot be read covers not all of anything, and may cover some of everything.

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeVar
 
 from keyferry.errors import ProtectionUnmet, TransportError
 from keyferry.ports import Clock, SipPeer
-from keyferry.protocol.security_association import ChildSa, Wanted, Way, check_way, child_sas, who_is_behind
+from keyferry.protocol.security_association import ChildSa, Pass, Wanted, Way, check_passes, check_way, child_sas, passes, who_is_behind
 from keyferry.transports.vici import Vici
 
 _T = TypeVar("_T")
@@ -24,6 +24,7 @@ class View(NamedTuple):
     """What charon said, when, and after how many events."""
 
     sas: tuple[ChildSa, ...]
+    passes: tuple[Pass, ...]
     at: float  # monotonic seconds
     events: int
 
@@ -71,7 +72,11 @@ class SaView:
             self._next = None  # whoever comes from now on asks after this question was put
             events = self.events
             listed = await self.vici.list_sas()
-            return View(tuple(sa for each in listed for sa in child_sas(each)), self.clock.monotonic(), events)
+            past = await self.vici.list_passes()
+            return View(
+                tuple(sa for each in listed for sa in child_sas(each)), tuple(found for each in past for found in passes(each)),
+                self.clock.monotonic(), events,
+            )  # fmt: skip
 
     def _heard(self, _name: str) -> None:
         self.events += 1
@@ -79,14 +84,15 @@ class SaView:
             changed()
 
 
-async def _settled(view: SaView, peer: SipPeer, judge: Callable[[View], _T]) -> _T:
-    """Return what `judge` makes of what charon says, when nothing happened to an SA meanwhile. Raises ProtectionUnmet."""
+async def _settled(view: SaView, peer: SipPeer, way: Way, judge: Callable[[Sequence[ChildSa]], _T]) -> _T:
+    """Return what `judge` makes of the SAs that charon has, when nothing happened to one meanwhile. Raises ProtectionUnmet."""
     for _ in range(ATTEMPTS):
         try:
             found = await view.look()
         except TransportError as problem:
             raise ProtectionUnmet(str(peer), f"charon cannot be asked at {problem.peer}: {problem.problem}") from problem
-        judged = judge(found)
+        check_passes(found.passes, way)
+        judged = judge(found.sas)
         if view.is_current(found):
             return judged
     raise ProtectionUnmet(str(peer), "the SAs change faster than charon can be asked")
@@ -106,7 +112,7 @@ class IpsecPolicy:
         if peer.transport not in {"UDP", "TCP"}:
             raise ProtectionUnmet(str(peer), "the policy `ipsec` is for UDP and TCP within the SA")
         way = Way(peer.transport, self.local, self.local_port if peer.transport == "UDP" else 0, peer.host, peer.port)
-        await _settled(self.view, peer, lambda view: check_way(view.sas, self.wanted, way))
+        await _settled(self.view, peer, way, lambda sas: check_way(sas, self.wanted, way))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,7 @@ class IpsecSource:
         """
         way = Way(peer.transport, self.local, self.local_port, peer.host, peer.port)
         try:
-            name = await _settled(self.view, peer, lambda view: who_is_behind(view.sas, self.child, way))
+            name = await _settled(self.view, peer, way, lambda sas: who_is_behind(sas, self.child, way))
         except ProtectionUnmet:
             self._known.discard(peer.host)
             raise

@@ -21,7 +21,7 @@ AGAIN: Final = 0.25
 """Seconds until a connection that ended, or could not be made, is tried again."""
 MAX_STREAMED: Final = 10_000
 """Events of one answer: as many IKE_SAs."""
-STREAMED: Final = "list-sa"
+STREAMED: Final = ("list-sa", "list-policy")
 EVENTS: Final = ("child-updown", "child-rekey", "ike-updown")
 
 Heard = Callable[[str], None]
@@ -88,10 +88,10 @@ class ViciLink(asyncio.Protocol):
         self.end("charon ended the connection")
 
     def _received(self, packet: Packet) -> None:
-        if packet.kind is Kind.EVENT and packet.name == STREAMED:
+        if packet.kind is Kind.EVENT and packet.name in STREAMED:
             self._streamed.append(packet.message)
             if len(self._streamed) > MAX_STREAMED:
-                self.end(f"charon lists over {MAX_STREAMED} IKE_SAs")
+                self.end(f"charon lists over {MAX_STREAMED} IKE_SAs or policies")
         elif packet.kind is Kind.EVENT:
             self._heard(packet.name)
         elif self._waiting is not None and not self._waiting.done():
@@ -167,6 +167,10 @@ class Vici:
         """Return every IKE_SA with its CHILD_SAs, as charon has them now. Raises TransportError."""
         return (await self.ask("list-sas")).streamed
 
+    async def list_passes(self) -> Sequence[Section]:
+        """Return the policies that let packets past every SA. Raises TransportError."""
+        return (await self.ask("list-policies", {"pass": "yes"})).streamed
+
     # ---- inside
 
     async def _keep(self, first: asyncio.Event) -> None:
@@ -201,7 +205,7 @@ class Vici:
             await loop.sock_connect(sock, os.fspath(self.path))
             self._check_owner(sock)
             await loop.create_unix_connection(lambda: link, sock=sock)
-            for name in (STREAMED, *EVENTS):
+            for name in (*STREAMED, *EVENTS):
                 packet, _ = await link.exchange(Kind.EVENT_REGISTER, name)
                 if packet.kind is not Kind.EVENT_CONFIRM:
                     raise TransportError(str(self.path), f"charon has no event {name}: it is too old")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keyferry.errors import ProtectionUnmet, TransportError
-from keyferry.protocol.security_association import Wanted, Way, check_way, child_sas
+from keyferry.protocol.security_association import Wanted, Way, check_passes, check_way, child_sas, passes
 from keyferry.transports.vici import Vici
 from keyferry.wiring.ipsec_rules import Pair, Side
 
@@ -26,6 +26,7 @@ async def check_pairs(pairs: Sequence[Pair], vici_path: Path, side: Side) -> lis
     await vici.start()
     try:
         listed = await vici.list_sas()
+        past = [found for each in await vici.list_passes() for found in passes(each)]
     except TransportError as problem:
         return [Checked(pair, f"charon cannot be asked at {problem}") for pair in pairs]
     finally:
@@ -35,6 +36,7 @@ async def check_pairs(pairs: Sequence[Pair], vici_path: Path, side: Side) -> lis
     for pair in pairs:
         try:
             for way in _ways(pair, side):
+                check_passes(past, way)
                 check_way(sas, Wanted(pair.child, pair.ends(side)[2]), way)
         except ProtectionUnmet as problem:
             found.append(Checked(pair, problem.problem))
