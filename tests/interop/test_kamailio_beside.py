@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from docs.console import ROOT, commands
-from interop.kamailio_kit import AS_ID, IMPI, REALM, Network, RawUe, keys_of, network, nonce_of, run_of
-from interop.peers import docker_open5gs
+from docs.console import ROOT, blocks, commands
+from interop.kamailio_kit import AS_ID, IMPI, REALM, Network, RawUe, kamailio_python, keys_of, network, nonce_of, run_of
+from interop.peers import docker_open5gs, program
 from interop.test_kamailio_scscf import life, settled
 from keyferry.protocol.crypto.milenage import derive_opc
 from keyferry.protocol.crypto.secret import Secret
@@ -31,7 +31,7 @@ from keyferry.protocol.ims.keys import key_id
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemRandom
 from system.key_search import KeySearch
-from system.serving import until
+from system.serving import keyferry, until
 from system.staying import metric
 
 pytestmark = pytest.mark.interop
@@ -133,6 +133,18 @@ def test_a_register_that_can_be_read_in_two_ways_is_refused(running: Network) ->
     ue = RawUe(running.ports["6060"])
     assert ue.send(ue.request(good + "\r\nAuthorization: " + good.replace("user1", "user2"))).startswith("SIP/2.0 400")
     ue.close()
+
+
+def test_the_guides_own_settings_can_be_written(tmp_path: Path) -> None:
+    """What is not run of the guide: its addresses are containers'. Kamailio answers the lab's I- and P-CSCF, and nobody else."""
+    program("kamailio")
+    config = tmp_path / "network.toml"
+    config.write_text(next(block.body for block in blocks(GUIDE) if block.file == config.name), "utf-8")
+    words = ("--config", config, "--state", tmp_path / "state", "--python", kamailio_python(), "--stderr")
+    written = keyferry("kamailio", tmp_path / "kamailio", *words)
+    assert written.returncode == 0, written.stderr
+    text = (tmp_path / "kamailio/beside.cfg").read_text("utf-8")
+    assert "if (!(src_ip == 172.22.0.19 || src_ip == 172.22.0.21))" in text
 
 
 def test_what_is_no_registration_passes_the_script_untouched(running: Network) -> None:

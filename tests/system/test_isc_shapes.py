@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 import secrets
 import socket
@@ -53,6 +54,11 @@ class Behind:
 
     def send(self, shape: dict[str, Any], impu: Impu, block: str, proto: str) -> int:
         """Send a shape as it stands there, and return the status."""
+        answer = _exchange(self.octets(shape, impu, block, proto), self.served.port("as", AS_ID, proto.lower()), proto)
+        return int(answer.split(b" ", 2)[1])
+
+    def octets(self, shape: dict[str, Any], impu: Impu, block: str, proto: str) -> bytes:
+        """Return what an S-CSCF would send."""
         words = {"block": block, "escaped": escape(block), "impu": impu}
         body = _filled(shape["body"].removeprefix("\n"), words).rstrip("\n").replace("\n", "\r\n").encode()
         words |= {
@@ -60,8 +66,7 @@ class Behind:
             "length": str(len(body)),
         }  # fmt: skip
         head = _filled(shape["head"].removeprefix("\n"), words).replace("\n", "\r\n").encode()
-        answer = _exchange(head + b"\r\n" + body, self.served.port("as", AS_ID, proto.lower()), proto)
-        return int(answer.split(b" ", 2)[1])
+        return head + b"\r\n" + body
 
     def state(self, effect: str) -> tuple[int, int]:
         """Return how often the AS has counted an effect, and how many keys it has."""
@@ -105,6 +110,27 @@ def test_each_shape_has_its_effect_and_no_other(behind: Behind, shape: dict[str,
     assert behind.send(shape, impu, block, proto) == (400 if effect == "unreadable" else 200)
     change = {"stored": 1, "ended": -1}.get(effect, 0)
     assert behind.state(effect) == (counted + 1, keys + change)
+
+
+def test_no_damage_of_a_shape_stops_the_as(behind: Behind) -> None:
+    """Octets that are lost, doubled or others: each costs its message, and changes no key of anybody else."""
+    chance, (impu, block) = random.Random(24_229), behind.user()
+    assert behind.send(SHAPES[0], impu, block, "TCP") == 200
+    keys = behind.state("stored")[1]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        for turn in range(20):
+            for shape in SHAPES:
+                data = behind.octets(shape, Impu("sip:nobody@home1.net"), block, "UDP")
+                place = chance.randrange(len(data))
+                noise = chance.choice((b"", chance.randbytes(3), data[place : place + 40] * 2, b"<", b"\r\n", b"\0"))
+                own.sendto(
+                    data[:place] + noise + data[place + chance.randrange(40) :], ("127.0.0.1", behind.served.port("as", AS_ID, "udp"))
+                )
+            if turn % 5 == 0:
+                assert behind.state("stored")[1] == keys  # and it has time to read them
+    assert behind.send(SHAPES[0], *behind.user(), "UDP") == 200
+    assert behind.state("stored")[1] == keys + 1
+    assert not re.search(r"internal-error[^\n]* [1-9]", behind.served.admin("/metrics")[1])
 
 
 def test_an_end_without_a_seal_ends_nothing_where_the_s_cscf_can_seal(tmp_path: Path) -> None:
