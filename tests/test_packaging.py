@@ -116,3 +116,16 @@ def test_the_command_says_what_to_install() -> None:
     assert "Traceback" not in done.stderr
     broken = with_only(BASE | PARTS | OF_HTTPX, "import keyferry.__main__ as command; command.PARTS = frozenset(); command.main()")
     assert "Traceback" in broken.stderr
+
+
+def test_ctrl_c_while_the_command_is_loaded_is_no_traceback() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'keyferry.cli.app': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "import keyferry.__main__ as command; command.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")

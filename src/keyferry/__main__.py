@@ -20,6 +20,8 @@ def main() -> None:
         remedy = 'Install it with the extra "server": pip install "keyferry[server]". An application behind SimLogin needs neither.'
         sys.stderr.write(f"keyferry: the command needs {missing}, which is not installed. {remedy}\n")
         sys.exit(1)
+    except KeyboardInterrupt:  # while the parts are loaded, which takes a second on a slow machine
+        sys.exit(130)
     run()
 
 
