@@ -256,6 +256,11 @@ class RawUe:
             f"Authorization: {authorization}\r\nContent-Length: 0\r\n\r\n"
         )
 
+    def moved(self, request: str) -> str:
+        """Return another UE's request in a transaction of this one's."""
+        via = f"SIP/2.0/UDP 127.0.0.1:{self._port};branch=z9hG4bK{secrets.token_hex(8)}"
+        return re.sub(r"SIP/2\.0/UDP 127\.0\.0\.1:\d+;branch=\w+", via, request, count=1)
+
     def send(self, request: str) -> str:
         """Send, and return the final response."""
         self._socket.sendto(request.encode(), self._to)

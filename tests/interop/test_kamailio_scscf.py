@@ -7,9 +7,11 @@ import asyncio
 import base64
 import json
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -225,6 +227,36 @@ def test_an_rtr_erases_the_keys_at_the_as(running: Network) -> None:
         done = keyferry("subscriber", "terminate", IMPI, "--admin", admin, "--state", running.folder / "state", "--json")
         assert done.returncode == 0, done.stdout + done.stderr
         until(lambda: running.keys_at_as() == 0, seconds=10, what="no key is left at the AS")
+        ue.close()
+
+
+def test_a_state_that_is_locked_is_answered_503(running: Network) -> None:
+    """400 would say that the UE is wrong, and it would not come again."""
+    ue = RawUe(running.ports["6060"])
+    with closing(sqlite3.connect(running.folder / "kamailio/state/kemi.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = ue.challenged()
+    assert answer.startswith("SIP/2.0 503"), answer
+    assert "\r\nRetry-After: 5\r\n" in answer
+    assert ue.challenged().startswith("SIP/2.0 401")
+    ue.close()
+
+
+def test_an_answer_that_comes_twice_registers_and_pushes_once(running: Network) -> None:
+    """Two workers take the same answer in two transactions at the same time; and it comes later from another Contact."""
+    first, second = RawUe(running.ports["6060"]), RawUe(running.ports["6060"])
+    run = run_of(nonce_of(first.challenged()))
+    request = settled(partial(first.answer, run))
+    before = len(running.pushed())
+    with ThreadPoolExecutor(2) as pool:
+        again = second.moved(request)
+        statuses = sorted(found[8:11] for found in pool.map(lambda sent: sent[0].send(sent[1]), ((first, request), (second, again))))
+    assert statuses == ["200", "401"]
+    other = second.moved(request).replace("<sip:raw@", "<sip:other@")
+    assert second.send(other).startswith("SIP/2.0 401")
+    until(partial(running.has_pushed, before), seconds=5, what="the AS has a key")
+    assert running.pushed()[before:] == [[run.k_as.fingerprint()]]
+    for ue in (first, second):
         ue.close()
 
 
