@@ -15,10 +15,9 @@ from keyferry.ports import Assignment, CxServing, DeregistrationReason, OwedTerm
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.ifc import InitialFilterCriteria
 from keyferry.protocol.ims.user_profile import parse_user_profile
-from keyferry.roles.hss import OWED_AGAIN, OWED_BATCH, OWED_FOR, Hss
-from keyferry.roles.scscf.profile_update import ScscfServing
+from keyferry.roles.hss import MAX_UNANSWERED, OWED_AGAIN, OWED_AT_ONCE, OWED_BATCH, OWED_FOR, Hss
 from keyferry.stores.memory import MemorySubscriberStore
-from roles.home import NOTES, SCSCF, SIP_OF, XCAP, criterion, open_home, subscriber
+from roles.home import NOTES, SCSCF, SIP_OF, XCAP, criterion, subscriber
 from roles.network import FakeClock, RecordingCounter, RecordingLog, SeededRandom, settle
 
 ALICE, ALICE_SIP, ALICE_TEL = Impi("alice@home1.net"), Impu("sip:alice@home1.net"), Impu("tel:+15550510")
@@ -417,23 +416,35 @@ class TestFormerServer:
 
     async def test_one_that_is_lost_on_the_way_is_asked_no_more_in_this_sweep(self, network: Network, scscf: Asked) -> None:
         """Each question would wait for its time-out."""
-        bobby = subscriber("bobby")
-        await network.store.add(bobby)
-        owed = OwedTermination(SCSCF, DeregistrationReason.NEW_SERVER_ASSIGNED, "", network.clock.now())
-        for impi in (ALICE, bobby.impi):
-            await network.store.reassign(impi, lambda found: found._replace(owed=(owed,)))
-        scscf.answers = [CxError(3002, "DIAMETER_UNABLE_TO_DELIVER")]
+        await self.owe(network, OWED_AT_ONCE + 1)
+        scscf.answers = [CxError(3002, "DIAMETER_UNABLE_TO_DELIVER")] * OWED_AT_ONCE
         await network.later()
-        assert len(scscf.terminations) == 1
-        assert len(await network.store.owed_to(SCSCF, 9)) == 2
+        assert len(scscf.terminations) == OWED_AT_ONCE
+        assert len(await network.store.owed_to(SCSCF, 99)) == OWED_AT_ONCE + 1
 
-    async def test_one_that_is_back_after_long_is_told_of_everybody_at_once(self, network: Network, scscf: Asked) -> None:
-        """And one that refuses is asked about a batch, not without end."""
-        owed = OwedTermination(SCSCF, DeregistrationReason.SERVER_CHANGE, "", network.clock.now())
-        for number in range(OWED_BATCH + 1):
+    async def test_one_that_leaves_some_unanswered_is_asked_of_the_others_and_of_these_some_times(
+        self, network: Network, scscf: Asked
+    ) -> None:
+        """Kamailio, of users who are not registered there any more."""
+        await self.owe(network, 3)
+        for _ in range(MAX_UNANSWERED):
+            assert len(await network.store.owing()) == 1
+            scscf.answers = [CxError(3002, "DIAMETER_UNABLE_TO_DELIVER")]
+            await network.later()
+        assert (len(scscf.terminations), await network.store.owing()) == (3 + MAX_UNANSWERED - 1, {})
+        assert network.log.fields("s-cscf-never-told") == {"impi": "0@home1.net", "server": SCSCF}
+
+    async def owe(self, network: Network, users: int) -> None:
+        owed = OwedTermination(SCSCF, DeregistrationReason.NEW_SERVER_ASSIGNED, "", network.clock.now())
+        for number in range(users):
             each = replace(subscriber("alice"), impi=Impi(f"{number}@home1.net"), impus=())
             await network.store.add(each)
             await network.store.reassign(each.impi, lambda found: found._replace(owed=(owed,)))
+
+    async def test_one_that_is_back_after_long_is_told_of_everybody_at_once(self, network: Network, scscf: Asked) -> None:
+        """And one that refuses is asked about a batch, not without end."""
+        owed = OwedTermination(SCSCF, DeregistrationReason.NEW_SERVER_ASSIGNED, "", network.clock.now())
+        await self.owe(network, OWED_BATCH + 1)
         scscf.answers = [CxError(5012, "DIAMETER_UNABLE_TO_COMPLY")]
         await network.later()
         assert len(scscf.terminations) == OWED_BATCH
@@ -475,22 +486,3 @@ class TestFormerServer:
         await network.sar(assignment=assignment)
         await settle()
         assert scscf.terminations == []
-
-
-async def test_a_whole_network_changes_a_profile_and_ends_a_user() -> None:
-    """§6.1.3, §6.2.2: HSS, S-CSCF and AS together; the S-CSCF tells the HSS nothing of its own."""
-    async with open_home(criteria=[criterion(XCAP)]) as home:
-        network = Network()
-        home.hss.servings = network
-        network.scscfs[SCSCF] = ScscfServing(home.scscf, home.reg_event.forget)
-        alice = home.device()
-        await alice.register()
-        home.profiles["default"] = [criterion(XCAP), criterion(NOTES)]
-        assert await home.hss.update_profile(ALICE) == SCSCF
-        await settle()
-        assert await home.key_of(alice, NOTES) is not None
-        assert await home.hss.terminate(ALICE, DeregistrationReason.SERVER_CHANGE) == SCSCF
-        await settle()
-        assert (await home.keys_at(XCAP), await home.keys_at(NOTES), await home.subscribers.server_name(ALICE)) == (0, 0, None)
-        await alice.register()
-        assert await home.key_of(alice, NOTES) is not None

@@ -44,6 +44,8 @@ MAX_COUNTERS = 65_536  # subscribers whose SEQ is held in memory; the others sta
 OWED_AGAIN = 30.0  # seconds after which an RTR that nobody took is sent again: whoever owed it has had its answer by then, or is gone
 OWED_FOR = 604_800.0  # seconds that an RTR is kept: a registration that no REGISTER renews has ended by itself, in 600,000 s at the latest
 OWED_BATCH = 500  # RTRs read at a time; where an S-CSCF refuses one, the next have to wait for the next sweep
+OWED_AT_ONCE = 20  # of these, sent together: one that is not answered in its time holds up no other
+MAX_UNANSWERED = 3  # attempts: Kamailio leaves a RTR for a user who is not registered there, any more, unanswered
 
 ENDS: Mapping[ServerAssignment, Callable[[Assignment, str], Assignment]] = {
     ServerAssignment.TIMEOUT_DEREGISTRATION: ended,
@@ -112,6 +114,7 @@ class Hss:
     _counters: OrderedDict[Impi, _Counter] = field(default_factory=OrderedDict)
     _changing: Tally[Impi] = field(default_factory=Tally)  # whose assignment is being written
     _want_impus: set[str] = field(default_factory=set)  # S-CSCFs that leave a RTR without public identities unanswered
+    _unanswered: Tally[tuple[Impi, str]] = field(default_factory=Tally)  # attempts to tell an S-CSCF that is there
     _telling: set[tuple[Impi, str]] = field(default_factory=set)  # S-CSCFs that are being sent an RTR for a user
 
     async def user_authorization(
@@ -274,12 +277,11 @@ class Hss:
         """Send an S-CSCF some of the RTRs that are older; return whether it took each, and there may be more."""
         owed = [each for each in await self.subscribers.owed_to(server_name, OWED_BATCH) if each[1].since <= before]
         whole = len(owed) == OWED_BATCH and not any((impi, server_name) in self._telling for impi, _ in owed)
-        for impi, each in owed:
-            problem = await self._tell(impi, each)
-            if problem is not None:
-                whole = False
-                if problem.code in UNREACHABLE:
-                    break
+        for start in range(0, len(owed), OWED_AT_ONCE):
+            problems = await asyncio.gather(*[self._tell(impi, each) for impi, each in owed[start : start + OWED_AT_ONCE]])
+            whole = whole and not any(problems)
+            if all(problem is not None and problem.code in UNREACHABLE for problem in problems):
+                break
         return whole
 
     async def aclose(self) -> None:
@@ -370,11 +372,26 @@ class Hss:
             if owed not in (await self.subscribers.assignment(impi)).owed:
                 return None  # the user is back there
             problem = await self._end(impi, owed, [])
-            if problem is None:
+            if problem is None or self._is_in_vain(key, problem):
+                self._unanswered.pop(key, None)
                 await self._reassign(impi, lambda found: delivered(found, owed))
             return problem
         finally:
             self._telling.discard(key)
+
+    def _is_in_vain(self, key: tuple[Impi, str], problem: CxError) -> bool:
+        """Count what a S-CSCF that is there does not answer."""
+        impi, server_name = key
+        if problem.experimental or problem.code != NO_ANSWER or self.servings is None or self.servings.at(server_name) is None:
+            return False
+        self._unanswered[key] += 1
+        if len(self._unanswered) > self.max_counters:
+            self._unanswered.clear()
+        if self._unanswered[key] < MAX_UNANSWERED:
+            return False
+        self.log.warning("s-cscf-never-told", impi=impi, server=server_name)
+        self.counter.count("hss_terminations", "given-up")
+        return True
 
     async def explain_answer(self, answer: WrongAnswer) -> Analysis | None:
         """Try the usual mistakes with K (ports.CxAnalyst); nothing but a verdict is returned."""
