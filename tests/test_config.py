@@ -71,6 +71,10 @@ def test_a_door_without_tls_is_for_named_networks(tmp_path: Path) -> None:
         (TLS_SERVER.replace("listen_sips", "listen_sip"), "application_servers[0].listen_sip: is not used with protection 'tls'"),
         (TLS_SERVER.replace("listen_sips", "# "), "application_servers[0]: protection 'tls' needs listen_sips"),
         (TLS_SERVER + "reg_event = true\n", "application_servers[0].reg_event: is not there with protection 'tls'"),
+        (
+            TLS_SERVER + 'pushers = ["s1.home1.net"]\nunsealed_ends = ["s2.home1.net"]\n',
+            "application_servers[0].unsealed_ends: names s2.home1.net, which may not push here",
+        ),
         (TLS_SERVER.replace("127.0.0.1:5090", "5090"), "application_servers[0].listen_sips: '5090' is not HOST:PORT"),
         (TLS_SERVER.replace("sips:as.home1.net", "sip:as.home1.net"), "application_servers[0].sip_uri: does not go with protection 'tls'"),
         (TLS_SERVER.replace("sips:as.home1.net", "sips:192.0.2.1"), "application_servers[0].sip_uri: does not go with protection 'tls'"),
