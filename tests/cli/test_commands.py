@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,16 @@ def test_check_tells_a_good_file_from_a_bad_one(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert json.loads(done.stdout)["ok"] is False
     assert "Did you mean `release`?" in done.stderr
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = keyferry("check", pipe)
+    assert (done.returncode, done.stdout) == (2, ""), "the second reading of a pipe finds an empty file, which is a good one"
+    assert "pipe" in done.stderr
+
+
+def test_the_version_is_told() -> None:
+    done = keyferry("--version")
+    assert (done.returncode, done.stdout) == (0, f"keyferry {metadata.version('keyferry')}\n")
 
 
 @pytest.mark.parametrize("names", ["short", "3gpp"])

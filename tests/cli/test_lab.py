@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 
+from keyferry.cli import lab_network
 from system.serving import keyferry
 
 
@@ -30,3 +31,9 @@ def test_a_name_that_is_no_attack_is_refused_with_the_names_there_are() -> None:
     assert done.returncode == 2
     assert "guess-keys" in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_lab_tells_of_pushes_what_there_were_and_not_what_there_were_none_of() -> None:
+    done = {"impu": "sip:a@home1.net", "url": "https://x", "seconds": 1.0, "rspauth": "verified", "status": 200}
+    lab = {"registration": done, "document": done, "isc": "tls", "pushes": {"stored": 2, "seal": 0, "kid": 1}}
+    assert lab_network._done(lab)[1] == ("pushes", "", "", "", "2 stored, 1 kid", "over tls")

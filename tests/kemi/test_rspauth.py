@@ -61,7 +61,7 @@ def test_anything_else_is_a_failure(tmp_path: Path, said: bytes) -> None:
 def test_the_whole_answer_has_half_a_second_not_each_octet(tmp_path: Path) -> None:
     ticks = iter(range(100))
     thread = serve(tmp_path / "s", lambda _: b'{"rspauth": "abc123"')  # and never the end of the line
-    with pytest.raises(TransportError, match="TimeoutError"):
+    with pytest.raises(TransportError, match="nothing in 1 s"):
         RspauthSocket(str(tmp_path / "s"), patience=1, monotonic=lambda: next(ticks) / 2).ask(CREDENTIALS)
     thread.join(5)
 
@@ -107,5 +107,12 @@ def test_an_hss_that_cannot_say_it_is_a_failure(tmp_path: Path, said: bytes) -> 
 
 
 def test_nobody_there_is_a_failure_at_once(tmp_path: Path) -> None:
-    with pytest.raises(TransportError):
+    with pytest.raises(TransportError, match="does not answer: No such file or directory"):
         RspauthSocket(str(tmp_path / "none")).ask(CREDENTIALS)
+
+
+def test_who_may_not_ask_is_told_so(tmp_path: Path) -> None:
+    """The HSS closes at once on a user that is not `kamailio.user`."""
+    serve(tmp_path / "s", lambda _: b"")
+    with pytest.raises(TransportError, match="this user may not ask"):
+        RspauthSocket(str(tmp_path / "s")).ask(CREDENTIALS)

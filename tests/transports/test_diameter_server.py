@@ -319,7 +319,7 @@ async def test_a_peer_that_leaves_gets_its_answers(net: Net) -> None:
 
 async def test_a_port_in_use_is_said(net: Net) -> None:
     server, port = await net.server()
-    with pytest.raises(TransportError, match="cannot listen"):
+    with pytest.raises(TransportError, match="cannot listen: port in use; stop the program"):
         await server.listen("127.0.0.1", port)
 
 

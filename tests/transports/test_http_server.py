@@ -49,7 +49,7 @@ async def test_a_port_in_use_is_said_with_what_to_do() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(TransportError, match="configure another"):
+        with pytest.raises(TransportError, match="choose another port"):
             await HttpServer(echo).listen("127.0.0.1", taken.getsockname()[1])
 
 

@@ -238,6 +238,17 @@ def test_a_python_of_another_version_is_refused_with_the_way_to_make_one(tmp_pat
     assert find_python(sys.version_info[:2], sys.executable, tmp_path).executable == sys.executable
 
 
+def test_a_python_is_found_from_where_the_operator_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the guide has it: `keyferry kamailio kamailio`, beside kamailio/venv."""
+    program = tmp_path / "kamailio/venv/bin/python"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho '[[3, 4], []]'\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    assert find_python((3, 4), None, Path("kamailio")).executable == str(program)
+    assert find_python((3, 4), "kamailio/venv/bin/python", Path("elsewhere")).executable == str(program)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run something as another user")
 def test_root_runs_no_python_of_kamailios_user_but_as_that_user(tmp_path: Path) -> None:
     """DIR/venv is that user's, who could put any program there."""

@@ -88,7 +88,7 @@ def test_without_kamailio_or_its_files_it_is_said(directory: Path, monkeypatch: 
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     found = {each.what: each for each in check_kamailio(changed(kamailio={"hss": "127.0.0.1", "hss_port": 1})(example()), directory)}
     assert "apt install" in found["kamailio"].remedy
-    assert found["HSS"].problem == "Connection refused"
+    assert found["HSS"].problem == "127.0.0.1:1: Connection refused"
     (only,) = check_kamailio(example(), tmp_path)
     assert "scscf.cfg" in only.problem
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -94,6 +95,13 @@ async def test_an_end_names_the_s_cscf_and_the_number_of_devices(home: Home) -> 
     }  # fmt: skip
     await settle()
     assert await home.keys_at() == 0
+
+
+async def test_of_how_many_devices_an_s_cscf_of_another_process_does_not_say(home: Home) -> None:
+    own = replace(operations(home), scscfs=[])
+    await home.device().register()
+    for shown in (await push(home, own, "both"), dict(await own.terminate(ALICE, DeregistrationReason.SERVER_CHANGE, ""))):
+        assert (shown["told"], shown["server"], shown["devices"]) == (True, SCSCF, None)
 
 
 async def test_an_s_cscf_of_another_process_is_named_with_what_to_do(home: Home) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -33,12 +35,26 @@ from keyferry.wiring.protection import keep_memory_private
 
 app = typer.Typer(
     name="keyferry",
-    help="SIM-based login for HTTP: a phone registers with IMS AKA, its S-CSCF pushes a key to each application server.",
     epilog="Begin with: keyferry demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"keyferry {metadata.version('keyferry')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    """SIM-based login for HTTP: a phone registers with IMS AKA, its S-CSCF pushes a key to each application server."""
+
+
 app.command("demo")(demo.demo)
 app.command("dev")(dev.dev)
 app.command("serve")(serve.serve)

@@ -12,7 +12,7 @@ import typer
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, fail, show_json
 from keyferry.config import load_config, load_ue_config
 from keyferry.config.agent import load_agent_config
-from keyferry.errors import KeyferryError
+from keyferry.errors import ConfigError, KeyferryError
 from keyferry.wiring.hss import subscriber_of
 from keyferry.wiring.ipsec_files import pairs_of
 
@@ -38,6 +38,8 @@ def check(
 
 
 def _check(file: Path) -> str:
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise ConfigError(str(file), "is no file", "It is read twice, and a pipe can be read once: give the path of a file")
     try:
         tables = set(tomllib.loads(file.read_text("utf-8")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):

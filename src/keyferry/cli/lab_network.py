@@ -147,7 +147,7 @@ def _done(lab: Mapping[str, Any]) -> list[tuple[str, ...]]:
     if "registration" not in lab:
         return [("nothing done yet", "", "", "", "", "")]
     registration, document = lab["registration"], lab["document"]
-    pushed = ", ".join(f"{count} {what}" for what, count in lab["pushes"].items())
+    pushed = ", ".join(f"{count} {what}" for what, count in lab["pushes"].items() if count) or "none"
     return [
         ("registered", registration["impu"], "", "", f"after {registration['seconds']:g} s", f"rspauth {registration['rspauth']}"),
         ("pushes", "", "", "", pushed, f"over {lab['isc']}"),

@@ -94,6 +94,7 @@ def terminate(
     nothing. The subscription stays: `keyferry subscriber remove` keeps the subscriber out.
 
     --json prints {"ok", "impi", "told", "server", "devices"}, and "error" if not ok. "server" is the S-CSCF; null where none was.
+    "devices" is null where the S-CSCF is another process.
 
     Example: keyferry subscriber terminate user1_private@home1.net --reason server-change
     """
@@ -146,7 +147,9 @@ def _problem_of(shown: Mapping[str, Any]) -> str:
     return f"{shown['problem']}. {shown.get('remedy', '')}".rstrip(". ")
 
 
-def _devices(number: int) -> str:
+def _devices(number: int | None) -> str:
+    if number is None:
+        return "what it had of it; how many registrations, its log says"
     return "a registration" if number == 1 else f"{number} registrations"
 
 

@@ -39,7 +39,7 @@ def run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]
         ):  # shown on a terminal only; a dead network takes 32 s to be sure of
             return asyncio.run(opened())
     except TransportError as problem:
-        hint = "is it running (`keyferry serve`), and are ue.pcscf and [hosts] right?"
+        hint = "does it run (`keyferry serve`), and what is behind it (/ready says so), and are ue.pcscf and [hosts] right?"
         raise TransportError(problem.peer, f"{problem.problem}: {hint}") from problem
 
 

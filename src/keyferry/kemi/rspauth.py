@@ -67,7 +67,15 @@ class RspauthSocket:
                 connection.sendall(question)
                 return self._line(connection, deadline)
         except (OSError, ValueError) as problem:
-            raise TransportError(self.path, f"the HSS's socket does not answer: {type(problem).__name__}") from None
+            raise TransportError(self.path, f"the HSS's socket does not answer: {self._why(problem)}") from None
+
+    def _why(self, problem: OSError | ValueError) -> str:
+        """Say it in words; of a line that cannot be read no octet."""
+        if isinstance(problem, TimeoutError):
+            return f"nothing in {self.patience:g} s"
+        if isinstance(problem, OSError) and problem.strerror:
+            return problem.strerror
+        return str(problem) if type(problem) is ValueError else type(problem).__name__
 
     def _line(self, connection: socket.socket, deadline: float) -> dict[str, Any]:
         said = b""

@@ -16,6 +16,7 @@ from keyferry.transports.diameter_context import Admission, DiameterContext, Dia
 from keyferry.transports.diameter_exchange import Exchange
 from keyferry.transports.diameter_requests import DiameterRequests
 from keyferry.transports.pki import MutualTls
+from keyferry.transports.sip_udp import listen_remedy
 from keyferry.transports.tls_stream import TlsStream
 
 
@@ -52,7 +53,7 @@ class DiameterServer:
         try:
             server = await loop.create_server(lambda: self._connection(tls), host, port)
         except OSError as problem:
-            raise TransportError(f"{host}:{port}", f"cannot listen: {problem.strerror or type(problem).__name__}") from problem
+            raise TransportError(f"{host}:{port}", f"cannot listen: {listen_remedy(problem)}") from problem
         self._servers.append(server)
         found = server.sockets[0].getsockname()
         return found[0], found[1]

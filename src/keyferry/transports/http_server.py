@@ -16,6 +16,7 @@ import uvicorn
 
 from keyferry.errors import TransportError
 from keyferry.transports.http_bounds import BoundedHttp
+from keyferry.transports.sip_udp import listen_remedy
 
 AsgiApp: TypeAlias = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[MutableMapping[str, Any]]], Callable[[MutableMapping[str, Any]], Awaitable[None]]],
@@ -80,9 +81,7 @@ class HttpServer:
             sock.setblocking(False)
         except OSError as problem:
             sock.close()
-            raise TransportError(
-                f"http:{host}:{port}", f"cannot listen: {problem.strerror}; end what uses the port, or configure another"
-            ) from None
+            raise TransportError(f"http:{host}:{port}", f"cannot listen: {listen_remedy(problem)}") from None
         await self._start(sock, f"http:{host}:{port}")
         address: tuple[str, int] = sock.getsockname()[:2]
         return address

@@ -182,7 +182,7 @@ def bind(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
             sock.listen(1024)
     except OSError as problem:
         sock.close()
-        raise TransportError(where, _remedy(problem)) from problem
+        raise TransportError(where, listen_remedy(problem)) from problem
     return sock
 
 
@@ -208,7 +208,8 @@ def _numeric(host: str, port: int, where: str) -> tuple[socket.AddressFamily, An
     return found[0], found[4]
 
 
-def _remedy(problem: OSError) -> str:
+def listen_remedy(problem: OSError) -> str:
+    """Say why a port cannot be listened on, and what to do."""
     if problem.errno == errno.EADDRINUSE:
         return "port in use; stop the program that has it or choose another port"
     if problem.errno == errno.EADDRNOTAVAIL:

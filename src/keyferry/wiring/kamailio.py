@@ -89,8 +89,8 @@ def write_kamailio(
     What is there already of state, local.cfg and calls.cfg stays. Raises ConfigError, StateError.
     """
     installed = find_kamailio(modules, share)
-    interpreter = find_python(installed.python, python, directory)
     directory = directory.absolute()
+    interpreter = find_python(installed.python, python, directory)
     _check_flags(config)
     servers = servers_of(config)
     make_folder(directory)
@@ -128,6 +128,9 @@ def find_python(version: tuple[int, int], wanted: str | None, directory: Path) -
     Raises ConfigError that says how to make one: compiled modules of another version cannot be imported by Kamailio's.
     """
     name = f"python{version[0]}.{version[1]}"
+    directory = directory.absolute()  # interpreters are asked in another working directory
+    if wanted and "/" in wanted:
+        wanted = str(Path(wanted).absolute())
     places = [wanted] if wanted else [str(directory / "venv/bin/python"), sys.executable, shutil.which(name) or ""]
     for place in places:
         found = _probe(place, None if wanted else directory) if place else None

@@ -53,10 +53,11 @@ def mod_init():
     os.write(2, ("\\n" + {says} + json.dumps(found) + "\\n").encode())
     os._exit(0)
 """
+SERVE_HSS: Final = "keyferry serve --role hss"
 _REMEDIES: Final = {
     "script": "Write everything again: keyferry kamailio; where a package is missing, make DIR/venv as its message says",
     "state": "Everything in DIR belongs to Kamailio's user: chown -R; or write it again: keyferry kamailio",
-    "rspauth": "Start the HSS (keyferry serve --role hss), and see that kamailio.user and rspauth_group are Kamailio's",
+    "rspauth": f"Start the HSS ({SERVE_HSS}), and see that kamailio.user and rspauth_group are Kamailio's",
 }
 
 
@@ -113,11 +114,15 @@ def _inside(program: str, directory: Path) -> dict[str, Any]:
 def _of_neighbours(config: Config, directory: Path) -> Iterator[Checked]:
     values = common_values(config, "scscf", directory, directory, log_stderror=False)
     hss = values["HSS"], int(values["HSS_PORT"])
-    yield Checked("HSS", _connect(*hss), f"{hss[0]} must resolve here, and hss.listen_diameter be served there")
+    yield Checked("HSS", _at(hss, _connect(*hss)), f"{hss[0]} must resolve here, and hss.listen_diameter be served there: {SERVE_HSS}")
     for server in servers_of(config):
         uri = parse_sip_uri(server)
         problem = _connect(uri.host, uri.port or 5060) if "transport=tcp" in server.lower() else _resolve(uri.host)
         yield Checked(f"application server {server}", problem, "The host in sip_uri must resolve here, and the server listen there")
+
+
+def _at(where: tuple[str, int], problem: str) -> str:
+    return f"{where[0]}:{where[1]}: {problem}" if problem else ""
 
 
 def _resolve(host: str) -> str:

@@ -91,7 +91,9 @@ class HssOperations:
 
 
 def _told(server: str | None, noted: Sequence[Served]) -> dict[str, object]:
-    return {"told": server is not None, "server": server, "devices": max((each.devices for each in noted), default=0), "problem": ""}
+    """Say what became of it; of how many devices an S-CSCF of another process does not say: None."""
+    devices = max((each.devices for each in noted), default=None if server is not None else 0)
+    return {"told": server is not None, "server": server, "devices": devices, "problem": ""}
 
 
 def _untold(server: str | None, problem: str, remedy: str) -> dict[str, object]:
