@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pytest
 from kemi.kemikit import AS_ID, IMPI, IMPU, NONCE, REALM, SCSCF, SERVER, TRANSPORT_KEY, Clock, opened, scscf
 from keyferry.errors import TransportError
 from keyferry.kemi.ended import KemiEnded
+from keyferry.kemi.rspauth import MAX_LINE
 from keyferry.kemi.store import KemiStore
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.identity import AsId, Impi, Reg
+from keyferry.protocol.identity import AsId, Impi, Reg, parse_impi
 from keyferry.protocol.ims.keypush import SealedPush, open_push, parse_service_info
 from keyferry.protocol.ims.third_party import parse_ims_body
+from keyferry.roles.cx_ended import MAX_TOLD, EndedBook
+from keyferry.transports.clock import SystemClock
 
 REG, OTHER = Reg("AAAAAAAAAAAA"), Reg("BBBBBBBBBBBB")
 
@@ -106,6 +110,15 @@ def test_what_is_left_is_gone_on_with_before_more_is_asked(ended: KemiEnded, sto
     assert len(hss.asked) == 1
     assert ended.next() is not None
     assert ended.next() is None
+
+
+def test_an_answer_of_the_hss_is_never_too_long_for_the_script() -> None:
+    book = EndedBook(SystemClock())
+    for number in range(MAX_TOLD + 1):
+        book.note(SCSCF, parse_impi(f"{number:03}{'u' * 120}@{'a' * 60}.{'b' * 60}.net"))
+    told = book.since(SCSCF, 0)
+    assert len(told) == MAX_TOLD
+    assert len(json.dumps({"ended": told})) < MAX_LINE
 
 
 def test_an_hss_that_is_away_is_asked_again(ended: KemiEnded, store: KemiStore, clock: Clock, hss: Hss) -> None:

@@ -20,8 +20,8 @@ LIFE: Final = 3600.0
 """Seconds that an end is told of: an S-CSCF that was away asks when it is back."""
 MAX_ENDS: Final = 10_000
 """1 MB; the oldest goes, and its key lives to its own end."""
-MAX_TOLD: Final = 100
-"""Ends in one answer."""
+MAX_TOLD: Final = 50
+"""Ends in one answer, which has 16,384 octets (kemi/rspauth): an IMPI has 255 at most."""
 
 
 class _End(NamedTuple):
