@@ -118,7 +118,7 @@ def test_what_lies_beside_another_configuration_keeps_keys_in_too(tmp_path: Path
     assert len(own) > 10
     assert own <= set(kept.findall(beside))
     assert beside.endswith(whole[whole.index("# A third-party REGISTER: the sealed") :])
-    loaded = ["app_python3", "uac", "rtimer"]
+    loaded = ["app_python3", "rtimer"]
     assert re.findall(r"^loadmodule .*$", beside, re.MULTILINE) == [f'loadmodule "{name}.so"' for name in loaded]
     routes = set(re.findall(r"^route\[(\w+)\]", beside, re.MULTILINE))
     assert routes == {name for name in re.findall(r"route[(=](\w+)", beside)}
