@@ -13,7 +13,7 @@ help:
 	@echo "make demo     a phone registers, its keys are ferried, its data is managed over HTTPS (one command, no root)"
 	@echo "make test     the fast tests, with branch coverage"
 	@echo "make check    format, lint, types (3.11 and the newest Python), layers, the core's tests on the oldest Python"
-	@echo "make interop  against sipp, tshark, curl, Chromium, PJSIP and PyHSS if you have them; ends with a table of peers, versions, and what was skipped why"
+	@echo "make interop  against Kamailio, strongSwan, PyHSS, freeDiameter, sipp, tshark, curl, nginx, Chromium, PJSIP if you have them; ends with a table of peers, versions, and what was skipped why"
 	@echo "make bench    registrations/s and authenticated GET/s, a table and build/bench.json"
 	@echo "make docs     the documentation, warnings are errors"
 	@echo "make fuzz     hypothesis, deep profile: a million steps of the state machine that attacks a network"

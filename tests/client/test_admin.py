@@ -43,6 +43,12 @@ async def test_a_refusal_is_told_without_control_characters() -> None:
     assert str(caught.value).endswith("answered 403: not?[2J you")
 
 
+async def test_a_process_that_plays_another_function_is_not_the_one_to_ask() -> None:
+    """In a lab whose S-CSCF is Kamailio, or whose HSS is PyHSS, there is none of ours to ask."""
+    with pytest.raises(ConfigError, match=r"has no HSS\. Ask the process that plays it"):
+        await answered(b"This process has no HSS.\n", "404 Not Found")
+
+
 async def test_an_answer_without_an_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admin, "MAX_ANSWER", 10)
     with pytest.raises(TransportError, match="without an end"):

@@ -69,3 +69,9 @@ def test_a_run_breaks_a_copy_and_mends_it(tmp_path: Path) -> None:
     caught = mutate.attempt(mutation, tree)
     assert (caught.by, caught.missed) == (mutation.catchers, [])
     assert (tree / mutation.file).read_bytes() == before == (ROOT / mutation.file).read_bytes()
+
+
+def test_the_readme_counts_attacks_and_mutations() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert f"[{len(ATTACKS)} attacks](docs/attacks.md)" in text
+    assert f"[{len(MUTATIONS)} ways to break the code](docs/mutations.md)" in text

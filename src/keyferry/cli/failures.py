@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json, whole
 from keyferry.client.admin import ask
 from keyferry.protocol.identity import parse_impi
 
@@ -63,7 +63,7 @@ def _show_failures(found: Objects) -> None:
     if not found:
         console.print("no failure is remembered")
         return
-    table = Table("last", "times", "IMPI", "reason", "what, and what to do")
+    table = Table("last", "times", whole("IMPI"), "reason", whole("what, and what to do"))
     for one in found:
         what = f"{one['because']}{f' ({_told(one)})' if _told(one) else ''}\nto do: {one['remedy']}"
         table.add_row(*(Text(str(each)) for each in (one["at"][:19], one["count"], one["impi"], "\n".join(one["reasons"]), what)))
@@ -71,4 +71,5 @@ def _show_failures(found: Objects) -> None:
 
 
 def _told(failure: Mapping[str, Any]) -> str:
-    return ", ".join(str(each) for each in (failure["server"], failure["problem"]) if each)
+    told = (str(failure[name]) for name in ("server", "problem") if failure[name])
+    return ", ".join(each for each in told if each not in failure["because"])

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Column
 
 StateOption = Annotated[
     Path, typer.Option("--state", envvar="KEYFERRY_STATE", metavar="DIR", help="State directory: keys, databases, certificates. Mode 0700.")
@@ -26,6 +27,11 @@ if not console.is_terminal:
 def show_json(data: Mapping[str, Any]) -> None:
     """Print one JSON object on one line, nothing escaped that need not be."""
     typer.echo(json.dumps(data, ensure_ascii=False))
+
+
+def whole(heading: str) -> Column:
+    """Return a column of a table that breaks what is too long for it: an identity cut short cannot be given to the next command."""
+    return Column(heading, overflow="fold")
 
 
 def fail(problem: str, *, as_json: bool, status: int) -> typer.Exit:

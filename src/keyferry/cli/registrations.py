@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json, whole
 from keyferry.client.admin import ask
 from keyferry.protocol.identity import parse_impi
 
@@ -44,7 +44,7 @@ def registrations(
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    table = Table("IMPI", "contact", "keys", "release", "until", "S-CSCF")
+    table = Table(whole("IMPI"), whole("contact"), "keys", "release", "until", whole("S-CSCF"))
     for one in found["registrations"]:
         keys, release = "yes" if one["keys"] else "no", "-" if one["release"] is None else one["release"]
         row = (one["impi"], one["contact"].partition(";")[0], keys, release, one["expires"][:19], one["server"])

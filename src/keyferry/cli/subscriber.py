@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from keyferry.cli import subscriber_served
-from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, fail, show_json
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, fail, show_json, whole
 from keyferry.cli.subscriber_served import ImpiArgument
 from keyferry.config import Subscriber, decode_secret
 from keyferry.errors import ConfigError, StoreError
@@ -74,7 +74,7 @@ def list_(state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> No
     if as_json:
         show_json({"subscribers": [_public(subscriber) for subscriber in found]})
         return
-    table = Table("IMPI", "public identities", "AKA", "AMF", "profile")
+    table = Table(whole("IMPI"), whole("public identities"), "AKA", "AMF", "profile")
     for subscriber in found:
         table.add_row(
             subscriber.impi, "\n".join(one.impu for one in subscriber.impus), subscriber.algorithm, subscriber.amf.hex(), subscriber.profile

@@ -17,7 +17,7 @@ from keyferry.cli.output import console, errors, show_json
 from keyferry.client.session import UeSession, ue_session
 from keyferry.client.stay import Tell
 from keyferry.config import load_ue_config
-from keyferry.errors import TransportError
+from keyferry.errors import RegistrationFailed, TransportError
 from keyferry.wiring.observability import StructLog
 
 ConfigOption = Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file, for example examples/ue.toml.")]
@@ -38,6 +38,10 @@ def run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]
             nullcontext() if quiet else errors.status("waiting for the network")
         ):  # shown on a terminal only; a dead network takes 32 s to be sure of
             return asyncio.run(opened())
+    except RegistrationFailed as problem:
+        if problem.status >= 500 and not problem.remedy:
+            problem.remedy = f"the network knows why: `keyferry failures --impi {loaded.ue.impi}` and /ready there"
+        raise
     except TransportError as problem:
         hint = "does it run (`keyferry serve`), and what is behind it (/ready says so), and are ue.pcscf and [hosts] right?"
         raise TransportError(problem.peer, f"{problem.problem}: {hint}") from problem

@@ -14,6 +14,7 @@ from keyferry.errors import ConfigError, TransportError
 SECONDS: Final = 5.0
 COMMAND_SECONDS: Final = 15.0
 """A command may wait for an S-CSCF on another machine."""
+ELSEWHERE: Final = "Ask the process that plays it (--admin); one that is not ours (Kamailio, PyHSS) by its own commands"
 MAX_ANSWER: Final = 8_000_000
 """Octets; a thousand failures are one million."""
 
@@ -50,7 +51,8 @@ async def _exchange(
         raise TransportError(f"http:{admin}", f"{what}: is `keyferry serve` running, and its [admin] listen this address?") from problem
     if response.status_code != 200:
         said = "".join(c if c.isprintable() else "?" for c in body[:200].decode("latin-1").strip())
-        raise ConfigError("--admin", f"{admin} answered {response.status_code}: {said}")
+        remedy = ELSEWHERE if said.startswith("This process has no ") else ""
+        raise ConfigError("--admin", f"{admin} answered {response.status_code}: {said.rstrip('.')}", remedy)
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
