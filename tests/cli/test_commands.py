@@ -125,6 +125,13 @@ def test_the_key_encryption_key_is_rotated_and_the_rows_still_open(state: Path) 
     assert run("subscriber", "show", "a@home1.net", "--state", state)["impi"] == "a@home1.net"
 
 
+def test_a_backup_of_nothing_is_none(tmp_path: Path) -> None:
+    """A name that is wrong by a letter must not look like a backup every night."""
+    done = keyferry("backup", tmp_path / "b", "--state", tmp_path / "sate")
+    assert (done.returncode, done.stderr.startswith("keyferry: ") and "is no state directory" in done.stderr) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_transport_keys_are_rotated_and_the_older_one_retired(state: Path) -> None:
     none = keyferry("keys", "rotate-isc", "--state", state)
     assert (none.returncode, "no such transport key" in none.stderr) == (1, True)

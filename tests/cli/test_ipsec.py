@@ -41,6 +41,10 @@ def test_both_sides_are_written_and_said(config: Path, tmp_path: Path) -> None:
         "ipsec", "write", tmp_path / "as", *place, "--side", "as", "--as", "xcap-as.home1.net", "--psk", "--vici", "/run/x", "--group", "kf"
     )
     assert (text.returncode, text.stderr) == (0, "")
+    assert printed["made"] == [str(tmp_path / "state/ca.pem")], "an AS's machine without the S-CSCF's CA makes one that nobody believes"
+    assert f"{tmp_path}/state/ipsec/scscf1.home1.net+xcap-as.home1.net.psk was made here, and the other machine needs" in text.stdout
+    again = keyferry("ipsec", "write", tmp_path / "isc", *place, "--side", "scscf", "--esp", "userspace", "--json")
+    assert json.loads(again.stdout)["made"] == []
     assert f"nft -f {tmp_path}/as/isc.nft" in text.stdout
     assert "unix:///run/x" in text.stdout
     assert (tmp_path / "state" / "ipsec").is_dir()

@@ -47,6 +47,8 @@ def write(
 ) -> None:
     """Write swanctl.conf, strongswan.conf, certificate and key, and rules for nftables that keep everything else from going out in clear.
 
+    It says what it made that the other machine must have, too: a CA, or the keys of pairs (with --json in "made").
+
     On the application server's machine, STATE must hold what `keyferry pki issue HOST --role as` made (docs/ipsec.md), or with --psk the
     file of STATE/ipsec.
 
@@ -59,12 +61,16 @@ def write(
     if group is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,31}", group):
         raise ConfigError("--group", f"{group!r} is no name of a group")
     choices = Choices(_side(side), cast("ipsec_files.Esp", chosen), "psk" if psk else "certificate", vici or loaded.ipsec.vici, group)
+    made = _to_be_made(state, pairs, choices)
     files = ipsec_files.write_all(folder, state, pairs, choices)
     if as_json:
-        show_json({"ok": True, "esp": chosen, "files": [str(file) for file in files], "pairs": [pair._asdict() for pair in pairs]})
+        shown = {"esp": chosen, "files": [str(file) for file in files], "made": [str(file) for file in made]}
+        show_json({"ok": True, **shown, "pairs": [pair._asdict() for pair in pairs]})
         return
     for file in files:
         console.print(str(file), markup=False)
+    for file in made:
+        console.print(f"\n{file} was made here, and the other machine needs the same: carry it there, or that one here.", markup=False)
     if ipsec_files.modes_of_others(folder):
         console.print(f"\nOthers may look into {folder}, whose mode is left as it was; the files are for you alone.", markup=False)
     place = folder.resolve()
@@ -116,6 +122,12 @@ def _one_of(option: str, text: str, words: tuple[str, ...]) -> str:
     if text not in words:
         raise ConfigError(option, f"{text!r} is not one of {', '.join(words)}")
     return text
+
+
+def _to_be_made(state: Path, pairs: list[Pair], choices: Choices) -> list[Path]:
+    """Return what both machines have to have in common and is not there yet."""
+    common = [ipsec_files.psk_file(state, pair) for pair in pairs] if choices.authentication == "psk" else [state / "ca.pem"]
+    return [file for file in common if not file.exists()]
 
 
 def _pairs(pairs: list[Pair], names: list[str] | None) -> list[Pair]:

@@ -23,6 +23,8 @@ from keyferry.wiring.observability import StructLog
 ConfigOption = Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file, for example examples/ue.toml.")]
 
 Result = TypeVar("Result")
+SIP = frozenset({"udp", "tcp", "tls", "esp"})
+"""What the name of a peer begins with that is the P-CSCF."""
 
 
 def run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]], *, quiet: bool = False) -> Result:
@@ -43,7 +45,10 @@ def run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]
             problem.remedy = f"the network knows why: `keyferry failures --impi {loaded.ue.impi}` and /ready there"
         raise
     except TransportError as problem:
-        hint = "does it run (`keyferry serve`), and what is behind it (/ready says so), and are ue.pcscf and [hosts] right?"
+        if problem.peer.startswith("proxy:"):
+            raise  # the user's own door: nothing of the network is amiss
+        where = "ue.pcscf" if problem.peer.partition(":")[0] in SIP else "its line in [hosts]"
+        hint = f"does it run (`keyferry serve`), and what is behind it (/ready says so), and is {where} right?"
         raise TransportError(problem.peer, f"{problem.problem}: {hint}") from problem
 
 

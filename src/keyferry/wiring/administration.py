@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from keyferry.config import Subscriber
+from keyferry.errors import StateError
 from keyferry.ports import Subscriber as StoredSubscriber
 from keyferry.ports import SubscriberStore
 from keyferry.protocol.crypto.secret import Secret
@@ -131,6 +132,8 @@ def derive_keys(*, ck: Secret, ik: Secret, rand: bytes, impi: Impi, as_id: AsId,
 
 def back_up_state(state_path: Path, target: Path) -> list[str]:
     """Copy what a state directory cannot get again to a new directory; return its files. Raises StateError, StoreError."""
+    if not state_path.is_dir():
+        raise StateError(str(state_path), "is no state directory, so there is nothing to save", "Give --state the one of `keyferry serve`")
     with opened_state(state_path) as state:
         return back_up(state, target)
 
