@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from interop.kamailio_kit import RawUe, network, nonce_of, run_of
+from interop.kamailio_kit import RawUe, keys_of, network, nonce_of, run_of
 from system.key_search import KeySearch
 
 pytestmark = pytest.mark.interop
-_ROUTE = "  $var(kf_start) = $(mb{s.substr,0,11});\n"
+_ROUTE = '  python_exec("reserve", "");\n'
+_IS_401 = '  if ($(mb{s.substr,0,11}) == "SIP/2.0 401") {\n'
 _EATEN = (
     _ROUTE
-    + '  if ($var(kf_start) == "SIP/2.0 401") {\n'
+    + _IS_401
     + "".join(
-        f'    $var(n) = 0; while ($var(n) < {times}) {{ $avp(fr.eaten) = "{"x" * size}"; $var(n) = $var(n) + 1; }}\n'
+        f'    $var(n) = 0; while ($var(n) < {times}) {{ $avp(g.eaten) = "{"x" * size}"; $var(n) = $var(n) + 1; }}\n'
         for size, times in ((60_000, 2000), (1_000, 400), (100, 4000), (8, 4000), (1, 4000))
     )
     + "  }\n"
@@ -29,6 +30,34 @@ def _eats(text: str) -> str:
     """Take all shared memory at the very moment of a 401, as other processes could."""
     assert text.count(_ROUTE) == 1
     return text.replace(_ROUTE, _EATEN).replace("request_route {", "max_while_loops=10000\nrequest_route {", 1)
+
+
+_TIGHT = (
+    _ROUTE
+    + _IS_401
+    + "".join(
+        f'    $var(e{place}) = "{"x" * 16}"; $var(n) = 0;\n'
+        f"    while ($var(n) < 20) {{ $var(e{place}) = $var(e{place}) + $var(e{place}); $var(n) = $var(n) + 1; }}\n"
+        for place in range(40)
+    )
+    + "".join(f'    $var(f{size}_{place}) = "{"x" * size}";\n' for size in (1000, 300) for place in range(150))
+    + "  }\n"
+)
+
+
+def _is_tight(text: str) -> str:
+    """Take all private memory of the process at the very moment of a 401."""
+    assert text.count(_ROUTE) == 1
+    return text.replace(_ROUTE, _TIGHT)
+
+
+def test_a_401_without_private_memory_leaves_masked_or_not_at_all(tmp_path: Path) -> None:
+    """corex would send it as it was: so each process has some put aside, which is given back for this."""
+    with network(tmp_path, change=_is_tight) as running, closing(RawUe(running.ports["6060"])) as ue:
+        answer = ue.challenged()
+        log = running.kamailio_log.read_text("utf-8", "replace")
+    assert "could not allocate private memory" in log or "pkg_malloc" in log or "no more private" in log.lower(), log[-3000:]
+    assert answer == "\r\n\r\n" or keys_of(answer) == run_of(nonce_of(answer)).masked
 
 
 def _keeps(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,7 +15,7 @@ import pytest
 
 from kemi.kemikit import CK, IMPI, NONCE, REALM, SERVER, answer, challenge, empty, register, response, third_party
 from keyferry.errors import ConfigError, StateError
-from keyferry.kemi.script import DONE, FAILED, REFUSED, Script
+from keyferry.kemi.script import DONE, FAILED, REFUSED, RESERVED, Script
 from keyferry.kemi.settings import KemiSettings, build_settings, load_settings
 from keyferry.kemi.store import Held
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
@@ -28,6 +29,7 @@ class Ksr:
         self.message = b""
         self.avp = ""
         self.held = ""
+        self.reserve = ""
         self.body: tuple[str, str] | None = None
         self.log: list[str] = []
         self.has_memory = True
@@ -35,8 +37,10 @@ class Ksr:
 
     def get(self, name: str) -> str:
         """Return a pseudo-variable."""
-        if name == "$avp(g.kf_out)":
-            return self.held
+        if name in ("$avp(g.kf_out)", "$var(kf_reserve)"):
+            return self.held if name == "$avp(g.kf_out)" else self.reserve
+        if name == "$(mb{s.substr,0,11})":
+            return self.message[:11].decode("latin-1")
         assert name == "$(mb{s.encode.hexa})"
         return self.message.hex() if len(self.message) < 32_768 else ""
 
@@ -44,6 +48,9 @@ class Ksr:
         """Set one."""
         if name == "$avp(g.kf_out)":
             self.held = value if self.has_memory else ""
+            return 1
+        if name == "$var(kf_reserve)":
+            self.reserve = value if self.has_memory else ""
             return 1
         if name.startswith("$uac_req("):
             self.request[name[9:-1]] = value
@@ -98,7 +105,7 @@ def test_a_registration_goes_through(script: Script, ksr: Ksr) -> None:
     ksr.message = register(empty())
     assert script.register(None) == DONE
     ksr.message = challenge()
-    assert script.challenge(None) == DONE
+    assert script.reserve(None) == script.challenge(None) == DONE
     assert bytes.fromhex(ksr.avp).startswith(b"SIP/2.0 401")
     ksr.message = register(answer(), cseq=2, branch="z9hG4bK2")
     assert script.register(None) == script.accepted(None) == script.pushing(None) == script.next_device(None) == DONE
@@ -120,7 +127,7 @@ def test_octets_that_are_no_utf_8_survive(script: Script, ksr: Ksr) -> None:
     ksr.message = register(empty()).replace(b"From: <", b'From: "\xff\xfe" <')
     assert script.register(None) == DONE
     ksr.message = challenge().replace(b"From: <", b'From: "\xff\xfe" <')
-    assert script.challenge(None) == DONE
+    assert script.reserve(None) == script.challenge(None) == DONE
     assert b'"\xff\xfe"' in bytes.fromhex(ksr.avp)
 
 
@@ -133,6 +140,7 @@ def test_nothing_that_goes_wrong_is_raised_or_told_with_its_values(script: Scrip
     other = Script(ksr, str(settings), reset_avps=lambda: None)
     ksr.message = challenge()
     ksr.avp = ""
+    assert other.reserve(None) == DONE
     assert other.challenge(None) == FAILED
     assert ksr.avp == ""  # so the configuration sends nothing of it
     assert not any(CK.reveal().hex() in words for words in ksr.log)
@@ -245,3 +253,30 @@ def test_an_end_that_the_hss_tells_of_becomes_a_request(ksr: Ksr, settings: Path
     assert "\r\nExpires: 0\r\n" in headers
     assert "Content-Type: application/3gpp-ims+xml\r\n" in headers
     assert ksr.request == {"method": "REGISTER", "ruri": SERVER, "furi": "sip:scscf1.home1.net", "turi": "sip:u@home1.net"}
+
+
+def test_private_memory_is_put_aside_and_a_process_without_any_ends(script: Script, ksr: Ksr) -> None:
+    """What corex does without any is to send the 401 with CK, IK."""
+    assert script.reserve(None) == DONE
+    assert len(ksr.reserve) == RESERVED
+    ksr.message = challenge()
+    assert script.challenge(None) == DONE  # a 500, since nobody asked
+    ksr.has_memory = False
+    assert script.reserve(None) == FAILED
+    child = os.fork()
+    if child == 0:
+        script.challenge(None)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def test_only_what_is_seen_to_be_no_challenge_passes(script: Script, ksr: Ksr) -> None:
+    starts = [f"SIP/2.0 {status}" for status in range(100, 700)] + ["REGISTER sip", "OPTIONS sip:", "0", "", "SIP/2.0 4", "SIP/2.0 "]
+    held = []
+    for start in starts:
+        ksr.message = start.encode()
+        if script.passes(None) == FAILED:
+            held.append(start)
+    assert held == ["SIP/2.0 401", "SIP/2.0 407", "0", "", "SIP/2.0 4", "SIP/2.0 "]
+    ksr.pv = None  # type: ignore[assignment]
+    assert script.passes(None) == FAILED

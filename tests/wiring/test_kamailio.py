@@ -104,6 +104,9 @@ def test_the_settings_that_keep_keys_in_are_there(tmp_path: Path, modules: Path,
         assert f'modparam("{module}", "{name}", {value})' in text
     assert text.index('ims_www_authenticate("$td")') < text.index('python_exec("accepted"') < text.index('save("SAR"')
     assert 'modparam("corex", "nio_msg_avp", "$avp(kf_out)")' in text  # of whatever class: where nothing is decided, what the script holds
+    assert (
+        text.index('if (!python_exec("passes", ""))') < text.index('python_exec("challenge", "")') < text.index("$avp(fr.kf_out) = 0;\n}")
+    )
     assert not re.search(r"\$avp\(kf_out\)[^\n]* = ", text)  # which would take that away, if it were set to $null
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,7 +36,12 @@ FAILED: Final = -1
 REFUSED: Final = -2
 """What the UE sent must be answered 400; FAILED is our own fault: 503."""
 _MESSAGE: Final = "$(mb{s.encode.hexa})"
+_START: Final = "$(mb{s.substr,0,11})"
+_NO_CHALLENGE: Final = re.compile(r"SIP/2\.0 (?:[12356]|4[1-9]|40[^17])|[A-Z]+ ")
 _RESULT: Final = "$avp(fr.kf_hex)"
+_RESERVE: Final = "$var(kf_reserve)"
+RESERVED: Final = 32_768
+"""Octets: a message and its copy, and what rewriting takes meanwhile."""
 _HELD: Final = "$avp(g.kf_out)"
 """Of every process, and for good: what leaves in place of a message for which the configuration could not decide."""
 
@@ -52,6 +59,7 @@ class Script:
         self._settings = load_settings(Path(settings))
         self._scscf: KemiScscf | None = None
         self._ended: KemiEnded | None = None
+        self._reserved_by = 0  # the process that has memory put aside
         self._pid = 0
         ksr.pv.sets(_HELD, NOTHING.decode())
         if ksr.pv.get(_HELD) != NOTHING.decode():
@@ -88,6 +96,22 @@ class Script:
         del msg, argument
         self._reset_avps()
         return DONE
+
+    def reserve(self, msg: object, argument: str = "") -> int:
+        """Put private memory of this process aside, which is given back before a challenge is sent; FAILED: there is none."""
+        del msg, argument
+        if self._reserved_by != os.getpid():
+            with contextlib.suppress(Exception):
+                self._ksr.pv.sets(_RESERVE, "x" * RESERVED)
+                self._reserved_by = os.getpid() if len(self._ksr.pv.get(_RESERVE)) == RESERVED else 0
+        return DONE if self._reserved_by == os.getpid() else FAILED
+
+    def passes(self, msg: object, argument: str = "") -> int:
+        """Tell whether a message on its way out is seen to be no challenge; FAILED also where it cannot be seen."""
+        del msg, argument
+        with contextlib.suppress(Exception):
+            return DONE if _NO_CHALLENGE.match(self._ksr.pv.get(_START)) else FAILED
+        return FAILED
 
     def leaving(self, msg: object, argument: str = "") -> int:
         """Tell whether a REGISTER that was accepted ends a registration."""
@@ -130,8 +154,16 @@ class Script:
         return self._safely(lambda _: self._send(self._ended.next() if self._ended is not None else None))
 
     def challenge(self, msg: object, argument: str = "") -> int:
-        """Leave in $avp(kf_hex) what shall be sent in place of a 401; FAILED: nothing may be."""
+        """Leave in $avp(kf_hex) what shall be sent in place of a 401; FAILED: nothing may be.
+
+        A process that could put no memory aside ends, and Kamailio with it: corex would send the 401 as it was.
+        """
         del msg, argument
+        if self._reserved_by != os.getpid():
+            self._warn("no private memory is left (-M): this process ends, so that no key leaves")
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._reserved_by = 0
+        self._reset_avps()
         return self._safely(lambda scscf: self._leave(scscf.challenge(self._message())))
 
     def answered(self, msg: object, argument: str = "") -> int:
