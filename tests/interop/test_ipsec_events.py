@@ -93,7 +93,7 @@ PAST = """connections {
       past {
         mode = pass
         local_ts = 10.99.0.0/24
-        remote_ts = 10.99.0.0/24
+        remote_ts = 10.99.0.0/24[/5090]
         start_action = trap
       }
     }
@@ -102,7 +102,9 @@ PAST = """connections {
 
 
 def test_a_policy_that_lets_packets_past_the_sa_stops_pushes(place: Path) -> None:
-    """What the plugin bypass-lan does for every local network, an administrator may do by hand; the SA is there all the time."""
+    """What the plugin bypass-lan does for every local network, an administrator may do by hand, also for ports of any protocol, which
+    charon lists as `[0/5090]`; the SA is there all the time.
+    """
     with world(place) as here:
         here.up()
         file = here.home.folder / "swanctl.conf"

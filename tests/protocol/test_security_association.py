@@ -117,7 +117,9 @@ def test_an_sa_that_does_not(change: dict[str, Any], why: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["INSTALLED", "REKEYING", "REKEYED", "DELETING", "UPDATING"])
-@pytest.mark.parametrize("selector", ["10.99.0.2/32", "0.0.0.0/0", "10.99.0.2/32[udp/5090]", "10.99.0.2/32[udp/OPAQUE]", "rubbish"])
+@pytest.mark.parametrize(
+    "selector", ["10.99.0.2/32", "0.0.0.0/0", "10.99.0.2/32[udp/5090]", "10.99.0.2/32[0/5090]", "10.99.0.2/32[udp/OPAQUE]", "rubbish"]
+)
 def test_a_good_sa_beside_one_of_another_identity_does_not_satisfy(state: str, selector: str) -> None:
     """Nobody but the kernel knows which one a packet takes; what cannot be read may be one that covers it."""
     evil = GOOD._replace(identity="evil.home1.net", state=state, remote=(selector,))
@@ -126,7 +128,19 @@ def test_a_good_sa_beside_one_of_another_identity_does_not_satisfy(state: str, s
             check_way(sas, WANTED, UDP)
 
 
-@pytest.mark.parametrize("selector", ["10.99.0.3/32", "10.99.0.2/32[tcp]", "10.99.0.2/32[udp/5091]", "10.99.0.2/32[icmp]", "::/0"])
+@pytest.mark.parametrize(
+    "selector",
+    [
+        "10.99.0.3/32",
+        "10.99.0.2/32[tcp]",
+        "10.99.0.2/32[udp/5091]",
+        "10.99.0.2/32[icmp]",
+        "10.99.0.2/32[icmp/3(1)]",
+        "10.99.0.3/32[tcp/ssh]",
+        "10.99.0.2/32[0/5091-5099]",
+        "::/0",
+    ],
+)
 def test_one_of_another_identity_for_other_packets_does_no_harm(selector: str) -> None:
     check_way([GOOD, GOOD._replace(identity="other.home1.net", remote=(selector,))], WANTED, UDP)
 

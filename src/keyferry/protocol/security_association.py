@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from keyferry.errors import ProtectionUnmet
@@ -24,13 +25,27 @@ IKE_UP: Final = frozenset({"ESTABLISHED", "REKEYING"})
 """States of an IKE_SA in which both sides are authenticated."""
 SERVICES: Final = {"sip": 5060, "sip-tls": 5061, "sips": 5061, "http-alt": 8080, "http": 80, "https": 443, "diameter": 3868}
 """charon writes a port by its name in /etc/services. A name that is not here covers nothing."""
-PROTOCOLS: Final = {"tcp": "TCP", "6": "TCP", "udp": "UDP", "17": "UDP"}
+PROTOCOLS: Final = {"tcp": "TCP", "6": "TCP", "udp": "UDP", "17": "UDP", "0": "", "ip": ""}
+"""charon's names of those that SIP goes over; "" any, which it writes where a selector has ports and no protocol."""
 
 APART: Final = ("if-id-in", "if-id-out", "mark-in", "mark-out", "label")
 """Who sends through a CHILD_SA with one of these does so by an interface, a firewall mark or a label of its own: our packets have none."""
 
-_SELECTOR = re.compile(r"([0-9a-fA-F.:]+)(?:/(\d{1,3})|\.\.([0-9a-fA-F.:]+))(?:\[([a-z0-9-]+)(?:/([a-z0-9-]+))?\])?", re.ASCII)
+ALL_PORTS: Final = (0, 65_535)
+OTHER: Final = "other"
+"""A protocol that SIP does not go over."""
+
+_SELECTOR = re.compile(r"([0-9a-fA-F.:]+)(?:/(\d{1,3})|\.\.([0-9a-fA-F.:]+))(?:\[([a-z0-9-]+)(?:/([a-z0-9()-]+))?\])?", re.ASCII)
 _RANGE = re.compile(r"(\d{1,5})-(\d{1,5})", re.ASCII)
+
+
+class _Selector(NamedTuple):
+    """A traffic selector."""
+
+    first: tuple[int, int]  # version of IP and address
+    last: tuple[int, int]
+    transport: str  # "" any
+    ports: tuple[int, int] | None  # the first and the last; None: nobody can read which
 
 
 class ChildSa(NamedTuple):
@@ -183,37 +198,46 @@ def _covers(sa: ChildSa | Pass, way: Way, *, whole: bool) -> bool:
 
 def _selects(text: str, transport: str, address: str, port: int, *, whole: bool) -> bool:
     """Tell whether a traffic selector, as charon writes it, takes in a port of an address; 0: every port if `whole`, else one."""
-    match = _SELECTOR.fullmatch(text)
     try:
-        if match is None or not _contains(match, ipaddress.ip_address(address)):
-            return match is None and not whole
-        if match[4] is not None and PROTOCOLS.get(match[4]) != transport:
-            return False
-        if match[5] is None:
-            return True
-        first, last = _ports(match[5])
+        selector, number = _selector(text), _number(address)
     except ValueError:
         return not whole
-    if not port:
-        return not whole or (first, last) == (0, 65_535)
-    return first <= port <= last
+    if not selector.first <= number <= selector.last or selector.transport not in {"", transport}:
+        return False
+    if selector.ports is None or not port:
+        return not whole or selector.ports == ALL_PORTS
+    return selector.ports[0] <= port <= selector.ports[1]
 
 
-def _contains(match: re.Match[str], address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Tell whether the addresses of a selector contain one. Raises ValueError."""
+@lru_cache(maxsize=4_096)  # a packet is compared with every SA, which are the same as for the packet before
+def _selector(text: str) -> _Selector:
+    """Read one. Raises ValueError."""
+    match = _SELECTOR.fullmatch(text)
+    if match is None:
+        raise ValueError("a form that is not known")
     if match[2] is not None:
-        return address in ipaddress.ip_network(f"{match[1]}/{match[2]}", strict=False)
-    first, last = ipaddress.ip_address(match[1]), ipaddress.ip_address(match[3])
-    return first.version == last.version == address.version and int(first) <= int(address) <= int(last)
+        network = ipaddress.ip_network(f"{match[1]}/{match[2]}", strict=False)
+        first, last = network[0], network[-1]
+    else:
+        first, last = ipaddress.ip_address(match[1]), ipaddress.ip_address(match[3])
+    if first.version != last.version:
+        raise ValueError("a range of two versions of IP")
+    transport = "" if match[4] is None else PROTOCOLS.get(match[4], OTHER)
+    ports = ALL_PORTS if match[5] is None else _ports(match[5])
+    return _Selector((first.version, int(first)), (last.version, int(last)), transport, ports)
 
 
-def _ports(text: str) -> tuple[int, int]:
-    """Return the first and the last port. Raises ValueError."""
+@lru_cache(maxsize=1_024)
+def _number(address: str) -> tuple[int, int]:
+    """Return what compares addresses of one version. Raises ValueError."""
+    found = ipaddress.ip_address(address)
+    return found.version, int(found)
+
+
+def _ports(text: str) -> tuple[int, int] | None:
+    """Return the first and the last port, None for what is none that is known."""
     among = _RANGE.fullmatch(text)
     if among is not None:
         return int(among[1]), int(among[2])
-    if text.isdigit():
-        return int(text), int(text)
-    if text not in SERVICES:
-        raise ValueError("a service that is not known")
-    return SERVICES[text], SERVICES[text]
+    found = int(text) if text.isdigit() else SERVICES.get(text)
+    return None if found is None else (found, found)
