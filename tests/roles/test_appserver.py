@@ -265,6 +265,15 @@ class TestRefusals:
         assert await bench.valid(FIRST) == [False]
         assert bench.taken == {"stored": 1, "erased": 1}
 
+    async def test_keys_are_not_ended_by_what_another_s_cscf_could_not_have_sealed(self, bench: Bench) -> None:
+        """On one machine a copy of a sealed push says who sealed it; an end without a seal is believed of those alone who cannot seal."""
+        pushers = {**bench.agent.pushers, "scscf1.home1.net": replace(bench.agent.pushers["scscf1.home1.net"], unsealed_end=False)}
+        bench.network.attach("AS", "as1.home1.net", replace(bench.agent, pushers=pushers).handle)
+        assert await bench.push() == 200
+        copy = seal_push(PUSH, transport_key=T1, scscf="scscf1.home1.net", kid="t1")
+        assert await bench.send(register(copy, expires=0, scscf="sip:plain.home1.net")) == 403
+        assert await bench.valid(FIRST) == [True]
+
     async def test_a_life_that_is_too_long(self, bench: Bench) -> None:
         await self.check(bench, await bench.push(replace(PUSH, keys=(pushed(until=NOW + 8 * 86_400),))), "lifetime")
 

@@ -22,3 +22,13 @@ async def test_a_network_that_proved_flags_7_may_not_leave_the_proof_to_each_as_
     assert state.k_m is None
     assert state.no_keys_because == "downgraded: the S-CSCF no longer promises rspauth"
     assert bench.log.warnings == ["downgraded"]
+
+
+async def test_flags_3_pin_nothing_where_the_s_cscf_proves_itself_by_accident() -> None:
+    """DESIGN §4: flags 7 are pinned, which promise it; who has promised nothing may leave it out the next time."""
+    three = replace(FULL, rspauth=False)
+    bench = Bench(*ladder(marker=three), *ladder(seq=2, marker=three, proof=False), rspauth="as")
+    first = await bench.register()
+    assert (first.rspauth, first.pinned) == (True, ())
+    second = await bench.register(first)
+    assert (second.k_m is not None, second.rspauth, second.no_keys_because) == (True, False, "")

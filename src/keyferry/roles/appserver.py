@@ -97,7 +97,7 @@ class KeyAgent:
             return False
         pusher, push = self._opened(block, register, peer)
         if push.keys and register.expires == 0:
-            if self._ending(register, peer) is None:
+            if self._ending(register, peer) is not pusher:  # the block may be a copy of what another has sealed
                 raise PushRefused("expires")
             await self._end(register, pusher)  # ims_isc copies the profile's ServiceInfo into an end, too
             return True

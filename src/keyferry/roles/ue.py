@@ -384,7 +384,8 @@ class Ue:
         if state.k_m is not None and not state.rspauth and state.realm in state.pinned:
             state = replace(state, k_m=None, no_keys_because="the S-CSCF no longer promises rspauth")
         if state.k_m is not None:
-            return replace(state, pinned=(*state.pinned, state.realm)) if state.rspauth and state.realm not in state.pinned else state
+            new = state.rspauth and marker is not None and marker.complete and state.realm not in state.pinned
+            return replace(state, pinned=(*state.pinned, state.realm)) if new else state
         if state.expires_at and state.realm in state.pinned and self.profile.release is not None:
             self.log.warning("downgraded", realm=state.realm, marker=marker is not None)
             state = replace(state, no_keys_because=f"downgraded: {state.no_keys_because}")
