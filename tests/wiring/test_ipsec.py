@@ -157,6 +157,8 @@ async def test_nothing_that_came_in_clear_is_heard_by_an_application_server(tmp_
                     await take(REGISTER, SipPeer("UDP", "10.99.0.3", 6060))
     correlate("")
     assert [event for event, _ in log.events].count("request-unprotected") < 20  # a flood in clear fills no disk
+    told = [fields for event, fields in log.events if event == "request-unprotected-again"]  # nor is it forgotten at the end
+    assert [(fields["peer"], fields["count"]) for fields in told] == [("10.99.0.3", 996)]
 
 
 async def test_an_application_server_without_charon_says_so_when_it_starts(tmp_path: Path) -> None:

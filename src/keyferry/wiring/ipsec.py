@@ -141,11 +141,15 @@ def protected(services: Services, source: IpsecSource | None, handler: SipHandle
         return handler
     repeats = Repeats()
 
-    async def tell_again() -> None:
-        for host, count in ((each.kind[0], each.number) for each in repeats.over(services.clock.monotonic())):
-            services.log.warning("request-unprotected-again", peer=host, count=count)
+    def tell_counts(*, final: bool = False) -> None:
+        for each in repeats.over(services.clock.monotonic(), final=final):
+            services.log.warning("request-unprotected-again", peer=each.kind[0], count=each.number)
 
-    services.every(WINDOW, tell_again)
+    async def tell() -> None:
+        tell_counts()
+
+    services.exit.callback(tell_counts, final=True)
+    services.every(WINDOW, tell)
 
     async def handle(request: Request, peer: SipPeer) -> Response:
         try:
