@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from prometheus_client import generate_latest
 
 from deployment.units import PACKAGING, ROOT
-from keyferry.wiring.measuring import CLASSES, CX_OUTCOMES, PUSH_OUTCOMES, REGISTER_OUTCOMES
+from keyferry.wiring.measuring import CLASSES, CX_OUTCOMES, GONE, PUSH_OUTCOMES, REGISTER_OUTCOMES
 from keyferry.wiring.metrics import ALARMED, COUNTERS, GAUGES, HISTOGRAMS, Metrics
 
 ERRORS = (ROOT / "docs" / "errors.md").read_text("utf-8")
@@ -71,7 +71,7 @@ def test_every_metric_label_and_value_exists(expression: str) -> None:
     for values in re.findall(r"outcome(?:=~|!=|=)\"([^\"]+)\"", expression):
         assert set(values.split("|")) <= OUTCOMES
     for values in re.findall(r"class(?:=~|!=|=)\"([^\"]+)\"", expression):
-        assert set(values.split("|")) <= set(CLASSES)
+        assert set(values.split("|")) <= {*CLASSES, GONE}
     for values in re.findall(r"reason(?:=~|!=|=)\"([^\"]+)\"", expression):
         assert all(f"`{value}`" in ERRORS for value in values.split("|"))
 
@@ -87,6 +87,15 @@ def test_what_raises_an_alarm_by_one_event_is_shown_before_it_happens() -> None:
                 assert f'\n{name}{{reason="{reason}' in shown, expression
     table = re.findall(r"^\| `([a-z-]+)` \|", ERRORS.partition("### Refused pushes\n")[2].partition("\n### ")[0], re.MULTILINE)
     assert sorted(table) == sorted(ALARMED["as_pushes_refused"])
+
+
+def test_a_server_that_stands_still_raises_an_alarm_though_its_clients_leave_before_the_504() -> None:
+    """Who leaves is no 5xx; nor may those who leave on purpose hide the 5xx of others among them."""
+    raised = {rule["alert"]: rule["expr"] for rule in rules()}
+    assert f'rate(keyferry_http_responses_total{{class="{GONE}"}}[5m])' in raised["KeyferryClientsLeave"]
+    for alert, expression in raised.items():
+        if 'class="5xx"' in expression:
+            assert all(GONE in labels or "5xx" in labels for labels in re.findall(r"http_responses_total(\S*)\[", expression)), alert
 
 
 def test_quantiles_are_taken_of_buckets_by_le() -> None:
