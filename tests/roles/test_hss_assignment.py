@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from keyferry.errors import CxError
 from keyferry.ports import Assignment, DeregistrationReason, OwedTermination
-from keyferry.roles.hss_assignment import MAX_OWED, concluded, delivered, ended, registered, serving_names, terminated, unproven
+from keyferry.roles.hss_assignment import MAX_OWED, challenged, concluded, delivered, ended, registered, serving_names, terminated, unproven
 
 A, B, C = "sip:a.home1.net", "sip:b.home1.net", "sip:c.home1.net"
 NOBODY, AT_A, AT_B = Assignment(), Assignment(A, A), Assignment(B, B)
@@ -178,3 +178,8 @@ class Steps(RuleBasedStateMachine):
 
 TestSteps = Steps.TestCase
 TestSteps.settings = settings(max_examples=150, stateful_step_count=30)
+
+
+@pytest.mark.parametrize(("assigned", "again", "after"), [(None, False, B), (A, False, B), (None, True, B), (A, True, A), (B, True, B)])
+def test_a_challenge(assigned: str | None, again: bool, after: str) -> None:
+    assert challenged(Assignment(assigned, A), B, again=again) == Assignment(after, A)

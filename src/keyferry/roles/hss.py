@@ -36,7 +36,7 @@ from keyferry.protocol.ims.response_trial import WrongAnswer, explain_response, 
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization, ranked
 from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
 from keyferry.protocol.ims.verdicts import Analysis
-from keyferry.roles.hss_assignment import concluded, delivered, ended, registered, serving_names, terminated, unproven
+from keyferry.roles.hss_assignment import challenged, concluded, delivered, ended, registered, serving_names, terminated, unproven
 
 IND_COUNT = 32  # TS 33.102 annex C.3: five bits
 SEQ_RESERVE = 64  # values one durable write allows; a crash skips at most these, far under Delta = 2^28
@@ -149,8 +149,8 @@ class Hss:
         subscriber, assigned = found
         _check_pair(subscriber.impus, impu)
         algorithm = algorithm_of(subscriber.algorithm, subscriber.k, subscriber.opc)
-        if assigned != server_name and (resync is None or assigned is None):  # §8.1: what an AUTS answers was asked before
-            await self.subscribers.set_server_name(impi, server_name)
+        if assigned != server_name or impi in self._changing:
+            await self._reassign(impi, lambda found: challenged(found, server_name, again=resync is not None))
         if resync is not None:
             await self._resynchronise(impi, algorithm, resync)
         seq = await self._next_seq(impi)

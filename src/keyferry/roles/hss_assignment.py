@@ -26,6 +26,11 @@ def serving_names(assigned: str | None, serving: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys([name for name in (serving, assigned) if name is not None]))
 
 
+def challenged(found: Assignment, server_name: str, *, again: bool) -> Assignment:
+    """MAR: the S-CSCF that challenges may register the user (§8.1); what an AUTS answers, `again`, was asked before, by whoever it was."""
+    return found if again and found.server_name is not None else found._replace(server_name=server_name)
+
+
 def registered(found: Assignment, server_name: str, now: float) -> Assignment:
     """SAR REGISTRATION, RE_REGISTRATION: the user is this S-CSCF's, and another that had it is owed an RTR.
 

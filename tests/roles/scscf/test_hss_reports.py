@@ -144,3 +144,25 @@ async def test_closing_ends_what_is_under_way(told: Told) -> None:
     await settle()
     await told.reports.aclose()
     assert told.seen == []
+
+
+async def test_an_end_that_could_not_be_told_is_not_replaced_by_a_failure_that_came_meanwhile(told: Told) -> None:
+    told.away = True
+    told.owe(1)
+    await settle()
+    told.gate.clear()
+    await told.clock.advance(1)
+    told.owe(1, FAILURE)
+    told.gate.set()
+    await settle()
+    told.away = False
+    await told.clock.advance(2)
+    assert [assignment for _, assignment in told.seen] == [END]
+
+
+async def test_after_closing_nothing_is_begun(told: Told) -> None:
+    """The sockets close later, and a REGISTER may still come."""
+    await told.reports.aclose()
+    told.owe(1)
+    await settle()
+    assert told.tries == []

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
 from keyferry.errors import CxError
 from keyferry.ports import ServerAssignment
+from keyferry.protocol.aka import AuthVector
 from keyferry.protocol.digest import Credentials, parse_aka_nonce, parse_challenge
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.marker import parse_marker
@@ -175,3 +178,27 @@ async def test_the_hss_is_told_which_vectors_will_be_masked(home: Home) -> None:
     for contact, amf in ((DEVICE, b"\x80\x01"), (OLD, b"\x80\x00")):
         challenged = await Manual(home).send(contact=contact)
         assert parse_aka_nonce(parse_challenge(challenged.get("WWW-Authenticate") or "").nonce).autn[6:8] == amf
+
+
+async def test_a_failure_that_waits_is_not_told_past_a_challenge_that_is_being_made(home: Home) -> None:
+    """The HSS has assigned the user again by then: the SAR would take that back, and who moves could not register."""
+    told, ue, gate = watch(home), Manual(home), asyncio.Event()
+    told.broken = True
+    assert await wrong(ue) == 403
+    await settle()
+    asked = home.hss.multimedia_auth
+
+    async def slowly(*arguments: Any, **options: Any) -> AuthVector:
+        vector = await asked(*arguments, **options)
+        await gate.wait()
+        return vector
+
+    told.multimedia_auth = slowly  # type: ignore[attr-defined]
+    object.__setattr__(home.scscf.authenticator, "cx", told)
+    sending = asyncio.ensure_future(ue.send())
+    await settle()
+    told.broken = False
+    await home.clock.advance(1)
+    gate.set()
+    assert (await sending).status == 401
+    assert told.seen == [ServerAssignment.AUTHENTICATION_FAILURE]  # the first attempt

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,6 +14,7 @@ from keyferry.ports import Clock, Counter, CxClient, Log, Registration, Resync
 from keyferry.protocol.aka import AuthVector
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import Credentials, aka_nonce, decode_base64, parse_aka_nonce
+from keyferry.protocol.identity import Impi
 from keyferry.protocol.ims.bare_nonce import BareNonces
 from keyferry.protocol.ims.challenges import PendingChallenges
 from keyferry.protocol.ims.keys import AccessKeys, access_keys, application_master_key
@@ -75,6 +79,7 @@ class Authenticator:
     diagnosis: Diagnosis
     challenges: PendingChallenges = field(default_factory=PendingChallenges)
     bare: BareNonces = field(default_factory=BareNonces)
+    _asking: Tally[Impi] = field(default_factory=Tally)  # MARs under way
 
     async def authenticate(self, view: RegisterView) -> Proven | Challenged | Refused:
         """Decide about one REGISTER. Raises CxError."""
@@ -96,6 +101,20 @@ class Authenticator:
         """Tell whether a REGISTER answers a challenge, rightly or not."""
         credentials = view.credentials
         return credentials is not None and (credentials.auts is not None or credentials.nonce in self.challenges)
+
+    def is_challenging(self, impi: Impi) -> bool:
+        """Tell whether a challenge of a user waits for its answer, or is being made: the HSS has assigned the user to us for it."""
+        return bool(self._asking[impi] or self.challenges.of_impi(impi))
+
+    @contextmanager
+    def _making(self, impi: Impi) -> Iterator[None]:
+        self._asking[impi] += 1
+        try:
+            yield
+        finally:
+            self._asking[impi] -= 1
+            if not self._asking[impi]:
+                del self._asking[impi]
 
     async def _verify(self, view: RegisterView, pending: PendingChallenge, credentials: Credentials) -> Proven | Refused:
         try:
@@ -146,7 +165,8 @@ class Authenticator:
         """§5.4.1.2.1, DESIGN §5 steps 1 and 2: one AV, in exactly one 401."""
         policy = self.policy
         meant = policy.mask and policy.release >= 6 and view.release is not None
-        vector = await self.cx.multimedia_auth(view.impi, view.impu, policy.server_name, resync, masked=meant)
+        with self._making(view.impi):
+            vector = await self.cx.multimedia_auth(view.impi, view.impu, policy.server_name, resync, masked=meant)
         masked = masks(stated=view.release, own_release=policy.release, policy=policy.mask, xres=vector.xres)
         marker = marker_for(masked=masked, stated=view.release, own_release=policy.release, release_info=policy.release_info)
         bare = marker is not None and view.release is None and self.bare.take(view.impi, view.reg, self.clock.now())

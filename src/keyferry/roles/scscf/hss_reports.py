@@ -43,6 +43,7 @@ class HssReports:
     _owed: dict[Impi, tuple[Impu, ServerAssignment]] = field(default_factory=dict)
     _workers: set[asyncio.Task[None]] = field(default_factory=set)
     _pause: float = 0.0  # seconds; 0: the HSS answers
+    _closed: bool = False
 
     def __len__(self) -> int:
         return len(self._owed)
@@ -58,13 +59,14 @@ class HssReports:
         self._hire()
 
     async def aclose(self) -> None:
-        """Stop."""
+        """Stop; what is still owed stays unsaid."""
+        self._closed = True
         for worker in tuple(self._workers):
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
 
     def _hire(self) -> None:
-        if self._owed and len(self._workers) < (1 if self._pause else AT_ONCE):
+        if self._owed and not self._closed and len(self._workers) < (1 if self._pause else AT_ONCE):
             worker = asyncio.get_running_loop().create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
@@ -78,7 +80,9 @@ class HssReports:
                     self._pause = 0.0
                     self._hire()
                     continue
-                self._owed.setdefault(impi, (impu, assignment))
+                newer = self._owed.get(impi)
+                if newer is None or (newer[1] in FAILURES and assignment not in FAILURES):
+                    self._owed[impi] = impu, assignment
                 if len(self._workers) > 1:
                     return  # one is enough to find out when the HSS is back
                 self._pause = min(max(RETRY_FIRST, 2 * self._pause), RETRY_MOST)

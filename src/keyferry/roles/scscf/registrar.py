@@ -238,7 +238,7 @@ class Registrar:
         those. Raises CxError.
         """
         async with self.turns.turn(impi):
-            challenged = assignment in FAILURES and self.authenticator.challenges.of_impi(impi)
+            challenged = assignment in FAILURES and self.authenticator.is_challenging(impi)
             if not challenged and not await self.registrations.of_impi(impi):
                 await self.cx.server_assignment(impi, impu, self.authenticator.policy.server_name, assignment)
 
