@@ -163,6 +163,16 @@ class TestMultimediaAuth:
 class TestServerAssignment:
     """TS 29.228 §6.1.2."""
 
+    @pytest.mark.parametrize(
+        ("kind", "code"), [(Type.USER_DEREGISTRATION, 3004), (Type.AUTHENTICATION_FAILURE, 3004), (Type.RE_REGISTRATION, 2001)]
+    )
+    async def test_an_end_that_may_be_from_before_we_stood_still_is_not_carried_out(self, kind: Type, code: int) -> None:
+        server = await a_server()
+        assert (await result(server, a_sar())) == (2001, False)
+        server.stood_still = lambda: True
+        assert (await result(server, a_sar(kind))) == (code, False)
+        assert await server.hss.location_info(ALICE_SIP) == SERVER_NAME
+
     async def test_a_profile_that_is_there_already_is_not_sent(self) -> None:
         server = await a_server()
         assert cx.parse_saa(await server.handle(a_sar(), Peer())).user_data

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from keyferry.config import load_config
+from keyferry.ports import ServerAssignment
 from keyferry.protocol.aka import algorithm_of, split_sqn
 from keyferry.protocol.diameter.base import DiameterIdentity
 from keyferry.protocol.identity import Impi, Impu
@@ -147,9 +148,7 @@ def test_where_one_of_two_hss_processes_freezes_or_dies_the_other_goes_on_and_no
     """TS 33.102 annex C.1: the card accepts every vector, whoever gives it. Who freezes keeps its sockets, and says nothing."""
     first, second = free_port(), free_port()
     lab = make_lab(tmp_path, lambda text: text + over_tcp(first, second, timeout=2.0))
-    other = lab.serve.with_name("other.toml")
-    other.write_text(lab.serve.read_text().replace(f'listen_diameter = "127.0.0.1:{first}"', f'listen_diameter = "127.0.0.1:{second}"'))
-    state = tmp_path / "hss"
+    other, state = other_hss(lab, first, second), tmp_path / "hss"
     with ExitStack() as stack:
         one = stack.enter_context(serving(lab.serve, state, "--role", "hss"))
         stack.enter_context(serving(other, state, "--role", "hss"))
@@ -175,11 +174,34 @@ def test_where_one_of_two_hss_processes_freezes_or_dies_the_other_goes_on_and_no
         assert "resynchronised" not in one.log.read_text()
 
 
+async def test_an_hss_that_thaws_does_not_end_what_has_begun_again_at_the_other(tmp_path: Path) -> None:
+    """What waited in its socket was asked of the other meanwhile, and the user has registered again since."""
+    ports = free_port(), free_port()
+    lab = make_lab(tmp_path, lambda text: text + over_tcp(*ports, timeout=1.0))
+    other, state, name = other_hss(lab, *ports), tmp_path / "hss", "sip:scscf1.home1.net:6060"
+    with serving(lab.serve, state, "--role", "hss") as one, serving(other, state, "--role", "hss"):
+        cx, client = await asking(*ports, timeout=1.0)
+        await cx.multimedia_auth(IMPI, IMPU, name)
+        await cx.server_assignment(IMPI, IMPU, name, ServerAssignment.REGISTRATION)
+        one.process.send_signal(signal.SIGSTOP)
+        for _ in range(2):
+            await cx.server_assignment(IMPI, IMPU, name, ServerAssignment.USER_DEREGISTRATION)
+        await cx.multimedia_auth(IMPI, IMPU, name)
+        await cx.server_assignment(IMPI, IMPU, name, ServerAssignment.REGISTRATION)
+        one.process.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(LIMIT):
+            while "stood-still" not in one.log.read_text():
+                await asyncio.sleep(0.01)
+        again, third = await asking(ports[0])
+        assert await again.location_info(IMPU) == name
+        for each in (client, third):
+            await each.aclose()
+
+
 async def test_two_hss_processes_asked_at_the_same_time_give_no_seq_twice(tmp_path: Path) -> None:
     first, second = free_port(), free_port()
     lab = make_lab(tmp_path, lambda text: text + over_tcp(first, second))
-    other = lab.serve.with_name("other.toml")
-    other.write_text(lab.serve.read_text().replace(f'listen_diameter = "127.0.0.1:{first}"', f'listen_diameter = "127.0.0.1:{second}"'))
+    other = other_hss(lab, first, second)
     own = load_config(lab.serve).subscribers[0]
     assert own.opc is not None
     algorithm = algorithm_of(own.algorithm, own.k, own.opc)
@@ -199,14 +221,23 @@ async def test_two_hss_processes_asked_at_the_same_time_give_no_seq_twice(tmp_pa
     assert len(set(seqs)) == len(seqs) == 400
 
 
-async def asking(port: int) -> tuple[DiameterCx, DiameterClient]:
+def other_hss(lab: Lab, first: int, second: int) -> Path:
+    """Return the file of an HSS that listens at the second port."""
+    other = lab.serve.with_name("other.toml")
+    other.write_text(lab.serve.read_text().replace(f'listen_diameter = "127.0.0.1:{first}"', f'listen_diameter = "127.0.0.1:{second}"'))
+    return other
+
+
+async def asking(*ports: int, timeout: float = 5.0) -> tuple[DiameterCx, DiameterClient]:
     """Be an S-CSCF."""
     clock, random, log, metrics = SystemClock(), SystemRandom(), StructLog("none"), Metrics()
     identity = DiameterIdentity("scscf1.home1.net", "home1.net")
-    client = DiameterClient([DiameterPeer("127.0.0.1", port)], identity, clock=clock, random=random, log=log)
+    client = DiameterClient([DiameterPeer("127.0.0.1", port) for port in ports], identity, clock=clock, random=random, log=log)
     await client.start()
-    await client.ready()
-    return DiameterCx(client, identity, "home1.net", clock, random, log, metrics), client
+    async with asyncio.timeout(LIMIT):
+        while len(client.connected()) < len(ports):
+            await asyncio.sleep(0.01)
+    return DiameterCx(client, identity, "home1.net", clock, random, log, metrics, timeout), client
 
 
 def test_an_hss_that_nobody_could_ask_does_not_start(lab: Lab) -> None:

@@ -74,6 +74,7 @@ class CxServer:
     counter: Counter
     policy: CxPolicy = field(default_factory=CxPolicy)
     gave: Callable[[Impi, AuthVector, bytes], None] | None = None  # told of each vector with a marker: S-CSCFs that lose rspauth ask for it
+    stood_still: Callable[[], bool] = lambda: False  # what is read may be old: its sender has asked another HSS, and gone on from there
     _servers: OrderedDict[str, str] = field(default_factory=OrderedDict)  # Server-Name → Origin-Host that uses it
 
     async def handle(self, request: DiameterMessage, peer: DiameterRemote) -> DiameterMessage:
@@ -157,6 +158,8 @@ class CxServer:
         if assignment in _OF_ONE and len(sar.impus) > 1:
             second = make_avp(PUBLIC_IDENTITY, VENDOR_3GPP, sar.impus[1])
             raise AvpFault(ResultCode.AVP_OCCURS_TOO_MANY_TIMES, "a registration is of one Public-Identity", second)
+        if assignment not in _OF_ONE and self.stood_still():
+            raise cx.error_for(ResultCode.TOO_BUSY)  # the user may be back by now; who still means it asks again
         impi, impu = await self.directory.identities(sar.impi, sar.impus)
         user_data = await self.hss.server_assignment(impi, impu, sar.server_name, assignment)
         self._remember(sar.server_name, peer)

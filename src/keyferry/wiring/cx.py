@@ -19,6 +19,7 @@ from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
 from keyferry.transports.diameter_context import LOOPBACK, Admission, DiameterLimits
 from keyferry.transports.diameter_server import DiameterServer
 from keyferry.transports.pki import MutualTls, mutual_tls
+from keyferry.transports.pulse import Pulse
 from keyferry.wiring.measuring import MeasuredCx
 from keyferry.wiring.rspauth import start_rspauth
 from keyferry.wiring.services import Listener, Role, Services
@@ -39,7 +40,10 @@ async def start_cx_server(services: Services, hss: Hss) -> CxServings:
     )  # fmt: skip
     measured = MeasuredCx(hss, services.metrics, services.clock, services.log)
     script = await start_rspauth(services)
-    server = CxServer(measured, hss, identity, services.log, services.metrics, policy, script.remember if script else None)
+    pulse = Pulse(services.clock, services.log, services.config.cx.timeout / 2)  # who asks waits for so long before asking another HSS
+    services.every(pulse.limit / 4, pulse.beat)
+    remember = script.remember if script else None
+    server = CxServer(measured, hss, identity, services.log, services.metrics, policy, remember, pulse.stood_still)
     node = DiameterServer(
         identity, server.handle, allowed=Admission.of(settings.peers, ASKERS, (*LOOPBACK, *settings.networks)), clock=services.clock,
         random=services.random, log=services.log, counter=services.metrics,
