@@ -147,7 +147,14 @@ def test_root_writes_again_what_kamailios_user_reads(tmp_path: Path, modules: Pa
         Path(place).chmod(0o755)
         directory, nobody = Path(place) / "k", 65_534
         for turn in range(2):
-            write_kamailio(example(), tmp_path / "state", directory, python=sys.executable, modules=modules, share=share)
+            write_kamailio(
+                changed(kamailio={"user": str(nobody)})(example()),
+                tmp_path / "state",
+                directory,
+                python=sys.executable,
+                modules=modules,
+                share=share,
+            )
             if turn == 0:
                 for path in (directory, *directory.rglob("*")):
                     os.chown(path, nobody, nobody)

@@ -128,5 +128,5 @@ def test_root_writes_what_kamailios_user_reads(tmp_path: Path, modules: Path) ->
         directory, nobody = Path(place) / "k", 65_534
         directory.mkdir()
         os.chown(directory, nobody, nobody)
-        written(directory, modules)
+        written(directory, modules, changed(kamailio={"user": str(nobody)}))
         assert {path.stat().st_uid for path in directory.rglob("*")} == {nobody}

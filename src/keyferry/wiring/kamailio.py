@@ -27,6 +27,7 @@ from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemRandom
 from keyferry.wiring.kamailio_files import (
     as_owner,
+    check_folder,
     checked_words,
     common_values,
     fill,
@@ -90,10 +91,11 @@ def write_kamailio(
     """
     installed = find_kamailio(modules, share)
     directory = directory.absolute()
+    check_folder(directory, config.kamailio.user)  # before anything in it is run
     interpreter = find_python(installed.python, python, directory)
     _check_flags(config)
     servers = servers_of(config)
-    make_folder(directory)
+    make_folder(directory, config.kamailio.user)
     values = _values(config, directory, installed, interpreter, log_stderror=log_stderror)
     settings = KemiSettings(
         directory / "state", config.scscf.name, config.network.home_domain, servers, config.scscf.max_expires, config.scscf.key_max_age,

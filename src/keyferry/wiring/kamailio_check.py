@@ -19,7 +19,7 @@ from keyferry.config import Config
 from keyferry.errors import ConfigError
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.wiring.kamailio import servers_of
-from keyferry.wiring.kamailio_files import common_values
+from keyferry.wiring.kamailio_files import check_folder, common_values
 
 PATIENCE: Final = 20.0
 """Seconds for Kamailio to load two modules."""
@@ -70,8 +70,9 @@ class Checked(NamedTuple):
 
 
 def check_kamailio(config: Config, directory: Path) -> list[Checked]:
-    """Look at everything, and go on after what does not work."""
+    """Look at everything, and go on after what does not work. Raises StateError where others could have put there what is run."""
     directory = directory.absolute()
+    check_folder(directory, config.kamailio.user)
     missing = [name for name in _FILES if not (directory / name).exists()]
     if missing:
         return [Checked("files", f"{directory} has no {', '.join(missing)}", "Write them: keyferry kamailio without --check")]

@@ -8,12 +8,14 @@ import importlib.resources
 import ipaddress
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 from keyferry.config import Config, Icscf, Pcscf, Scscf, split_address
 from keyferry.errors import ConfigError, StateError
+from keyferry.transports.unix_socket import user_id
 
 MODULES: Final = (
     Path("/usr/lib/x86_64-linux-gnu/kamailio/modules"),
@@ -89,6 +91,8 @@ def as_owner(directory: Path) -> Iterator[None]:
     if os.geteuid() != 0 or owner.st_uid == 0:
         yield
         return
+    groups = os.getgroups()
+    os.setgroups([owner.st_gid])
     os.setegid(owner.st_gid)
     os.seteuid(owner.st_uid)
     try:
@@ -96,14 +100,42 @@ def as_owner(directory: Path) -> Iterator[None]:
     finally:
         os.seteuid(0)
         os.setegid(0)
+        os.setgroups(groups)
 
 
-def make_folder(directory: Path) -> None:
-    """Make a folder that its owner alone may enter, if it is not there. Raises StateError."""
+def make_folder(directory: Path, user: str) -> None:
+    """Make a folder that its owner alone may enter, if it is not there. Raises StateError, as `check_folder` does, too."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as problem:
         raise StateError(str(directory), f"cannot be made: {problem.strerror}", "Choose another directory") from problem
+    check_folder(directory, user)
+
+
+def check_folder(directory: Path, user: str) -> None:
+    """Refuse a folder that others than root, us and Kamailio's `user` could change: they would have the transport keys in it.
+
+    And they would say what runs, here and in Kamailio: DIR/venv, the script. Raises StateError.
+    """
+    try:
+        status = directory.stat()
+    except FileNotFoundError:
+        return
+    except OSError as problem:
+        raise StateError(str(directory), f"cannot be read: {problem.strerror}", "Choose another directory") from problem
+    if status.st_uid not in {0, os.geteuid(), _number_of(user)}:
+        remedy = f"Choose another directory, or run: chown {user} {directory}"
+        raise StateError(str(directory), f"belongs to the user {status.st_uid}, who is not kamailio.user", remedy)
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        raise StateError(str(directory), "may be written to by other users", f"Run: chmod go-w {directory}")
+
+
+def _number_of(user: str) -> int | None:
+    """Return the number of a user, None where there is none, as on a machine on which Kamailio is not to run."""
+    try:
+        return user_id(user)
+    except StateError:
+        return None
 
 
 def write_file(file: Path, text: str) -> None:

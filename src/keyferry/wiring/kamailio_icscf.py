@@ -52,9 +52,9 @@ def write_icscf(config: Config, directory: Path, *, modules: Path | None = None,
     texts = {name: fill(name, values) for name in FILES} | _tables(config, scscfs)
     if (directory / CAPABILITIES).exists():
         del texts[CAPABILITIES]
-    make_folder(directory)
+    make_folder(directory, config.kamailio.user)
     with as_owner(directory):
-        make_folder(directory / "icscf")
+        make_folder(directory / "icscf", config.kamailio.user)
         for name, text in texts.items():
             write_file(directory / name, text)
     local = any(each.is_loopback for each in trusted_peers(config, "icscf"))

@@ -35,7 +35,7 @@ def write_pcscf(config: Config, directory: Path, *, modules: Path | None = None,
     port = split_address(config.pcscf.listen, "pcscf.listen")[1]
     own = checked_words({"NAME_PORT": f"{config.pcscf.name}:{port}", "ICSCF": _icscf(config)})
     values = common_values(config, "pcscf", directory, found, log_stderror=log_stderror) | own
-    make_folder(directory)
+    make_folder(directory, config.kamailio.user)
     with as_owner(directory):
         for name in FILES:
             write_file(directory / name, fill(name, values))
