@@ -62,6 +62,7 @@ def test_the_names_come_from_the_uri_where_none_are_given(tmp_path: Path) -> Non
         (SERVER + 'ipsec_child = "a b {"\n', "[0].ipsec_child: is nothing that swanctl.conf could hold"),
         (SERVER + 'ipsec_child = "a.b"\n', "[0].ipsec_child: is nothing that swanctl.conf could hold"),
         (SERVER + 'ipsec_identity = "a\\nb"\n', "[0].ipsec_identity: is nothing that swanctl.conf could hold"),
+        (SERVER.replace("[scscf]", "[scscf]\nname = 's\" }'"), "name: is nothing that swanctl.conf could hold"),
         (SERVER + "[ipsec]\nvicci = 1\n", "ipsec: unknown key `vicci`. Did you mean `vici`?"),
     ],
 )

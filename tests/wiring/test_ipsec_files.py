@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import shutil
 import stat
@@ -187,6 +188,31 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest
         patched.setattr(ipsec_files, "_owners", lambda: {owner + 1})
         write_all(folder, tmp_path / "state", [PAIR], SCSCF)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["private", "x509ca"])
+def test_a_folder_in_it_that_others_may_write_to_is_refused(tmp_path: Path, name: str) -> None:
+    """They could put their own CA, or a key that they know, in place of ours."""
+    folder = tmp_path / "out"
+    (folder / name).mkdir(parents=True)
+    (folder / name).chmod(0o777)
+    with pytest.raises(StateError, match=f"{name}: others may write to it"):
+        write_all(folder, tmp_path / "state", [PAIR], SCSCF)
+    assert list((folder / name).iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_link_of_another_user_is_refused(tmp_path: Path) -> None:
+    """In /tmp anybody may have put one in the place of the new folder."""
+    folder, link = tmp_path / "etc", tmp_path / "out"
+    folder.mkdir(mode=0o755)
+    link.symlink_to(folder)
+    os.lchown(link, 12_345, 12_345)
+    with pytest.raises(StateError, match="others may write to it"):
+        write_all(link, tmp_path / "state", [PAIR], SCSCF)
+    assert list(folder.iterdir()) == []
+    os.lchown(link, os.geteuid(), -1)
+    assert write_all(link, tmp_path / "state", [PAIR], SCSCF)
 
 
 def test_the_kek_of_the_service_manager_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

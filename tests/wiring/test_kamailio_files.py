@@ -31,8 +31,12 @@ def place_fixture() -> Iterator[Path]:
 
 @ROOT
 def test_a_stranger_who_made_the_folder_first_gets_no_transport_key(place: Path, tmp_path: Path, modules: Path, share: Path) -> None:
-    directory = place / "k"
+    directory, link = place / "k", place / "link"
     directory.mkdir()
+    link.symlink_to(directory)
+    os.lchown(link, STRANGER, STRANGER)
+    with pytest.raises(StateError, match=f"belongs to the user {STRANGER}"):  # it may lead elsewhere in a moment
+        write_kamailio(example(), tmp_path / "state", link, python=sys.executable, modules=modules, share=share)
     os.chown(directory, STRANGER, STRANGER)
     with pytest.raises(StateError, match=f"belongs to the user {STRANGER}"):
         write_kamailio(example(), tmp_path / "state", directory, python=sys.executable, modules=modules, share=share)

@@ -92,6 +92,7 @@ def check_ipsec(path: Path, servers: Sequence[IpsecSide], scscfs: Sequence[Liste
             name = "ipsec_child" if server.ipsec_child is not None else "ipsec_identity"
             raise ConfigError(f"{where}.{name}", f"is not used with protection {server.protection!r}", "Leave it out")
     for scscf in scscfs if some else ():
+        _check_text(f"{path}: {scscf.name!r}.name", scscf.name, _IDENTITY)
         check_numeric(f"{path}: {scscf.name}.listen", scscf.listen)
 
 

@@ -134,7 +134,8 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError:
-        strange = folder.is_dir() and folder.stat().st_uid not in _owners()
+        # A link, too, is its owner's: to where root's files lie, and nobody wants these.
+        strange = folder.is_dir() and not {folder.stat().st_uid, folder.lstat().st_uid} <= _owners()
         if strange or (folder.is_dir() and modes_of_others(folder) & 0o022):
             problem = "others may write to it, and put their own configuration in place of this one"
             raise StateError(str(folder), problem, f"Name a new folder, or run: chmod go-w {folder}") from None
@@ -159,7 +160,7 @@ def _written(folder: Path, state: Path, pairs: Sequence[Pair], choices: Choices)
         copies["x509ca/keyferry-ca.pem"] = pki.ca_file
     files["swanctl.conf"] = swanctl_conf(pairs, choices, secrets)
     for name in SWANCTL_FOLDERS:
-        (folder / name).mkdir(mode=0o700, exist_ok=True)
+        _make_folder(folder / name)
     for name, source in copies.items():
         files[name] = source.read_text("ascii")
     for name, text in files.items():

@@ -119,13 +119,15 @@ def check_folder(directory: Path, user: str) -> None:
     """
     try:
         status = directory.stat()
+        owners = {status.st_uid, directory.lstat().st_uid}  # a link, too, is its owner's
     except FileNotFoundError:
         return
     except OSError as problem:
         raise StateError(str(directory), f"cannot be read: {problem.strerror}", "Choose another directory") from problem
-    if status.st_uid not in {0, os.geteuid(), _number_of(user)}:
+    strangers = owners - {0, os.geteuid(), _number_of(user)}
+    if strangers:
         remedy = f"Choose another directory, or run: chown {user} {directory}"
-        raise StateError(str(directory), f"belongs to the user {status.st_uid}, who is not kamailio.user", remedy)
+        raise StateError(str(directory), f"belongs to the user {min(strangers)}, who is not kamailio.user", remedy)
     if stat.S_IMODE(status.st_mode) & 0o022:
         raise StateError(str(directory), "may be written to by other users", f"Run: chmod go-w {directory}")
 
