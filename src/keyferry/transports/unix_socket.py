@@ -136,7 +136,7 @@ def user_id(name: str) -> int:
     try:
         return int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid
     except (KeyError, ValueError) as problem:
-        raise StateError(f"user {name}", "is not known on this machine", "Make it with useradd") from problem
+        raise StateError(f"user {name}", "is not known on this machine", "Make it with useradd, or correct the configuration") from problem
 
 
 def main_group(user: int) -> int:

@@ -157,7 +157,7 @@ ADVICE: Mapping[Reason, Advice] = {
     ),
     Reason.REFUSED: Advice(
         "the network refused the registration",
-        "the network knows why: `keyferry failures --impi IMPI` there",
+        "the network knows why: `keyferry failures --impi IMPI` there, /ready, and the log of an S-CSCF that is not ours",
     ),
     Reason.PUSH: Advice(
         "an application server did not take its key, or the word of the registration",
