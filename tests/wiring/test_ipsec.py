@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from keyferry.config import ApplicationServer, Config, Ipsec
@@ -92,6 +92,22 @@ async def test_an_address_of_ipv6_may_be_written_in_any_way() -> None:
         await served.kill()
         await here.tallies.until("ipsec_policy", "unmet")
         assert here.abandoned == ["2001:DB8:0:0::2"]  # as the connections have it
+
+
+async def test_charon_is_asked_once_for_all_policies_when_something_happens() -> None:
+    """Whoever is at the other end of one SA can make things happen to it all the time; a question a policy would be a load squared."""
+    there = [sa(f"as{each}.home1.net", remote=f"10.99.0.{each}/32", number=each) for each in range(2, 42)]
+    async with charon(*there) as served, watching(served) as here:
+        view, policy = here.watch.view, here.watch.policies[NAME]
+        here.watch.policies = {
+            f"sip:10.99.0.{each}:5090": replace(policy, wanted=Wanted(CHILD, f"as{each}.home1.net")) for each in range(2, 42)
+        }
+        served.asked.clear()
+        view.events += 1
+        here.watch._changed.set()
+        released = {await patiently(here.released.get()) for _ in here.watch.policies}
+        assert released == set(here.watch.policies)
+        assert served.asked.count("list-sas") == 1
 
 
 async def test_a_failure_of_ours_ends_no_watch() -> None:

@@ -65,8 +65,8 @@ class IpsecWatch:
                 self.log.warning("ipsec-watch-failed", problem=type(problem).__name__)
 
     async def _look(self) -> None:
-        for server_name, policy in self.policies.items():
-            problem = await self._problem(server_name, policy)
+        problems = await asyncio.gather(*(self._problem(*each) for each in self.policies.items()))  # together they share one question
+        for (server_name, policy), problem in zip(self.policies.items(), problems, strict=True):
             if self._problems.get(server_name) != problem:
                 self._problems[server_name] = problem
                 self._tell(server_name, policy, problem)
