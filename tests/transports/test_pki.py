@@ -312,3 +312,12 @@ def test_a_key_that_does_not_fit_is_an_error_that_says_what_to_do(pki: Pki) -> N
     one.key.write_bytes(other.key.read_bytes())
     with pytest.raises(StateError, match="made again"):
         mutual_tls(one, pki.ca_file)
+
+
+def test_it_is_told_how_long_a_certificate_is_good_for(pki: Pki, clock: SettableClock) -> None:
+    made = pki.ensure("xcap.home1.net", "as")
+    end = made.not_after.timestamp()
+    left = []
+    for clock.time in (end - DAY, end - 1, end + 1):
+        left.append(pki.days_left(made))
+    assert left == [1, 0, -1]

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json, whole
 from keyferry.protocol.identity import parse_as_id
 from keyferry.wiring import administration
 
@@ -42,16 +42,22 @@ def issue(
 def show(state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> None:
     """List the certificates and when they end; those of `serve` are renewed at its start, those of SIP also once a day.
 
+    --json prints {"ca", "certificates": [{"name", "role", "not_after", "days", "sha256"}]}; "days" under 0 is expired.
+
     Example: keyferry pki show
     """
     store = administration.open_pki(state)
-    found = [
-        {"name": one.name, "role": one.role, "not_after": one.not_after.isoformat(), "sha256": one.sha256.hex()} for one in store.all()
+    found: list[dict[str, Any]] = [
+        {
+            "name": one.name, "role": one.role, "not_after": one.not_after.isoformat(), "days": store.days_left(one),
+            "sha256": one.sha256.hex(),
+        }
+        for one in store.all()
     ]  # fmt: skip
     if as_json:
         show_json({"ca": str(store.ca_file), "certificates": found})
         return
-    table = Table("name", "role", "valid until")
+    table = Table(whole("name"), "role", "valid until", "days left")
     for one in found:
-        table.add_row(one["name"], one["role"], one["not_after"])
+        table.add_row(one["name"], one["role"], one["not_after"], "EXPIRED" if one["days"] < 0 else str(one["days"]))
     console.print(table)

@@ -47,6 +47,11 @@ def run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]
     except TransportError as problem:
         if problem.peer.startswith("proxy:"):
             raise  # the user's own door: nothing of the network is amiss
+        if "CERTIFICATE_VERIFY_FAILED" in problem.problem:
+            hint = (
+                "`keyferry pki show` there says until when it is valid, `pki issue` makes it anew; else compare clocks, and the CA (ue.ca)"
+            )
+            raise TransportError(problem.peer, f"{problem.problem}: {hint}") from problem
         where = "ue.pcscf" if problem.peer.partition(":")[0] in SIP else "its line in [hosts]"
         hint = f"does it run (`keyferry serve`), and what is behind it (/ready says so), and is {where} right?"
         raise TransportError(problem.peer, f"{problem.problem}: {hint}") from problem

@@ -93,6 +93,10 @@ class Pki:
         """Return where the CA certificate lies."""
         return self._state / self._ca
 
+    def days_left(self, certificate: Certificate) -> int:
+        """Return how many whole days a certificate is good for; under 0 when it has expired."""
+        return (certificate.not_after - self._now()).days
+
     def ensure(self, name: str, role: str, *, also: Sequence[str] = ()) -> Certificate:
         """Return the certificate of a role, made (again) if there is none, it is near its end, or its names differ.
 
