@@ -144,6 +144,7 @@ def test_a_tortuous_message_is_understood() -> None:
         (b"SIP/2.0 4294967301 better not break the receiver\r\n\r\n", 400),  # §3.1.2.19
         (b"SIP/2.0 700 OK\r\n\r\n", 400),
         (b"REGISTER sip:" + b"a" * 2_100 + b" SIP/2.0\r\n\r\n", 414),
+        (b"M" * 65 + b" sip:a SIP/2.0\r\n\r\n", 400),  # whoever is refused is logged, with the method
         (b"REGISTER sip:a SIP/2.0\r\nContent-Length: -999\r\n\r\n", 400),  # §3.1.2.3
         (b"REGISTER sip:a SIP/2.0\r\nContent-Length: 9999999999999\r\n\r\n", 400),
         (b"REGISTER sip:a SIP/2.0\r\nContent-Length: 0\r\nl: 1\r\n\r\nab", 400),

@@ -18,6 +18,8 @@ MAX_HEADERS = 256
 """Header fields of one message; a REGISTER has about 20."""
 MAX_VALUE = 8_192
 """Characters of one header field, unfolded; the longest we know (a Digest with server data) has under 1,000."""
+MAX_METHOD = 64
+"""Characters of a method, which logs show; the longest of RFC 4475 has 44."""
 MAX_URI = 2_048
 """Characters of one URI."""
 MAX_PARAMETERS = 64

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Self, TypeAlias
 
 from keyferry.errors import LocalProtocolError, ParseError
-from keyferry.protocol.sip.grammar import MAX_HEADERS, MAX_MESSAGE, MAX_URI, MAX_VALUE, TOKEN, is_token
+from keyferry.protocol.sip.grammar import MAX_HEADERS, MAX_MESSAGE, MAX_METHOD, MAX_URI, MAX_VALUE, TOKEN, is_token
 from keyferry.protocol.sip.headers import NameAddr, Via, parse_cseq, parse_name_addr, top_via
 from keyferry.protocol.sip.names import CANONICAL, KNOWN, METHODS, REASONS, canonical_name, lookup_key
 
@@ -342,6 +342,8 @@ def _started(line: str, headers: Headers, body: bytes) -> Message:
         method, uri, version = found.groups()
         if version != "2.0":
             raise ParseError("SIP version", "not 2.0", 505)
+        if len(method) > MAX_METHOD:
+            raise ParseError("method", f"longer than {MAX_METHOD} characters")
         if len(uri) > MAX_URI:
             raise ParseError("Request-URI", f"longer than {MAX_URI} characters", 414)
         return Request(method, uri, headers, body)
