@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from keyferry.asgi.auth import SimLogin
 from keyferry.asgi.notes import Notes
@@ -15,7 +15,7 @@ from keyferry.asgi.static_keys import load_static_keys
 from keyferry.asgi.xcap import XcapApp
 from keyferry.config import AGENT, ApplicationServer
 from keyferry.errors import ConfigError
-from keyferry.ports import KeySource, KeyStore
+from keyferry.ports import KeySource, KeyStore, Log
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.appserver import KeyAgent, PushedKeys
@@ -24,10 +24,14 @@ from keyferry.stores.database import Database
 from keyferry.stores.sqlite.documents import SqliteDocumentStore
 from keyferry.stores.sqlite.keys import SqliteKeyStore
 from keyferry.transports.http_server import AsgiApp, tls_context
+from keyferry.transports.pki import Certificate, Pki
 from keyferry.transports.tls_psk import PskDoor, PskVersion, psk_context
 from keyferry.wiring.key_agent import skew_of, start_key_agent
 from keyferry.wiring.measuring import MeasuredDoor
 from keyferry.wiring.services import Services
+
+WARNING_DAYS: Final = 14
+"""As of a certificate of SIP; one of ours is renewed at 30 where the CA's key is."""
 
 
 @dataclass(slots=True)
@@ -63,8 +67,17 @@ async def start_appservers(services: Services, group: Sequence[ApplicationServer
     return [AsParts(settings, as_id, keys, agent) for settings, as_id in zip(group, as_ids, strict=True)]
 
 
+def door_certificate(pki: Pki, log: Log, as_id: AsId) -> Certificate:
+    """Return what a door shows, and warn where users will soon refuse it, or do so already. Raises StateError."""
+    certificate = pki.ensure(as_id, "as")
+    left = pki.days_left(certificate)
+    if left < WARNING_DAYS:
+        log.warning("door-certificate-expiring", as_id=as_id, days_left=left, remedy="issue it anew where the CA is, and start this again")
+    return certificate
+
+
 async def _open_door(services: Services, settings: ApplicationServer, as_id: AsId, keys: KeyStore, database: Database) -> None:
-    certificate = services.pki.ensure(as_id, "as")
+    certificate = door_certificate(services.pki, services.log, as_id)
     static = [load_static_keys(Path(settings.static_keys))] if settings.static_keys else []
     sources: list[KeySource | str] = [PushedKeys(keys, services.clock, services.state.user_id_key), *static]
     ours: dict[str, Any] = {
