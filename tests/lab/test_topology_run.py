@@ -188,7 +188,7 @@ def test_a_lab_of_this_name_is_not_made_twice(machine: Machine) -> None:
 
 
 def test_what_cannot_be_is_refused_before_anything_is_made(machine: Machine) -> None:
-    with pytest.raises(LabFailed, match="--isc tls: Kamailio checks no peer"):
+    with pytest.raises(ConfigError, match="--isc tls: Kamailio checks no peer"):
         machine.up(kamailio=True, isc="tls")
     with pytest.raises(ConfigError, match="--shaping: 'magic' is not auto, netem or relay"):
         machine.up(shaping="magic")

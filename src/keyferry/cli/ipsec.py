@@ -18,7 +18,11 @@ from keyferry.wiring import ipsec_check, ipsec_files, ipsec_rules
 from keyferry.wiring.ipsec_files import Choices
 from keyferry.wiring.ipsec_rules import Pair, Side
 
-app = typer.Typer(help="IPsec between S-CSCF and application servers, by strongSwan.", no_args_is_help=True)
+app = typer.Typer(
+    help="IPsec between S-CSCF and application servers, by strongSwan.",
+    epilog="Begin with: keyferry ipsec write ./isc --config lab.toml --side scscf",
+    no_args_is_help=True,
+)
 
 ConfigOption = Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file of `keyferry serve`; the same on both machines.")]
 SideOption = Annotated[str, typer.Option("--side", help="scscf or as: which machine this is.")]

@@ -13,7 +13,9 @@ from keyferry.cli import lab_network
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
 from keyferry.lab.attacks.run import run_attacks
 
-app = typer.Typer(help="Experiments, each on a network of its own.", no_args_is_help=True)
+app = typer.Typer(
+    help="Networks in namespaces, and attacks on a network on loopback.", epilog="Begin with: keyferry lab up", no_args_is_help=True
+)
 
 
 @app.callback()

@@ -21,7 +21,7 @@ from keyferry.ports import Subscriber as StoredSubscriber
 from keyferry.protocol.identity import parse_impi
 from keyferry.wiring import administration
 
-app = typer.Typer(help="Provision subscribers.", no_args_is_help=True)
+app = typer.Typer(help="Provision subscribers.", epilog="Begin with: keyferry subscriber list", no_args_is_help=True)
 
 
 @app.command()

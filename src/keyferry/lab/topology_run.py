@@ -414,8 +414,8 @@ def _refuse(options: UpOptions) -> None:
             raise ConfigError(option, f"{value!r} is not {', '.join(known[:-1])} or {known[-1]}")
     _need_root()
     if options.kamailio and options.isc == "tls":
-        raise LabFailed(
-            "--isc tls: Kamailio checks no peer before it pushes a key", "Leave it out: IPsec and its drop rules protect ISC then"
+        raise ConfigError(
+            "--isc tls", "Kamailio checks no peer before it pushes a key", "Leave it out: IPsec and its drop rules protect ISC"
         )
     if options.isc == "ipsec" or options.kamailio:
         need_programs()
