@@ -37,6 +37,8 @@ async def test_the_other_side_sees_the_s_cscf() -> None:
         assert (await check_pairs([PAIR], served.path, "as"))[0].problem == ""
         served.sas = [sa("evil.home1.net", local="10.99.0.2/32", remote="10.99.0.1/32")]
         assert "another identity" in (await check_pairs([PAIR], served.path, "as"))[0].problem
+        served.sas = [sa("scscf1.home1.net", local="10.99.0.2/32[udp]", remote="10.99.0.1/32[udp]")]  # pushes are over 1,300 octets
+        assert "does not cover TCP" in (await check_pairs([PAIR], served.path, "as"))[0].problem
 
 
 async def test_without_charon_no_pair_is_protected(tmp_path: Path) -> None:

@@ -50,4 +50,5 @@ def _ways(pair: Pair, side: Side) -> list[Way]:
     if side == "scscf":
         udp = Way("UDP", pair.scscf_address, pair.scscf_port, pair.server_address, pair.server_port)
         return [udp, udp._replace(transport="TCP", local_port=0)]
-    return [Way("UDP", pair.server_address, pair.server_port, pair.scscf_address, pair.scscf_port)]
+    udp = Way("UDP", pair.server_address, pair.server_port, pair.scscf_address, pair.scscf_port)
+    return [udp, udp._replace(transport="TCP", remote_port=0)]
