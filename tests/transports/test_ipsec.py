@@ -119,6 +119,21 @@ async def test_sas_that_change_all_the_time_let_nothing_through() -> None:
         assert "change faster" in await here.refused()
 
 
+async def test_who_rekeys_all_the_time_keeps_no_push_to_others_up() -> None:
+    """An application server is at the other end of its own SAs alone, and can make things happen to them as often as it likes."""
+    async with world(sa()) as here:
+        left = 6
+
+        def rekeyed() -> None:
+            nonlocal left
+            left -= 1
+            here.view.events += left > 0
+
+        here.charon.before_answer = rekeyed
+        await here.policy(UDP)
+        assert left == 0
+
+
 async def test_an_answer_that_came_long_ago_is_none() -> None:
     """Our own loop may have stood still between the answer and now."""
     async with world(sa()) as here:

@@ -16,8 +16,9 @@ from keyferry.transports.vici import Vici
 _T = TypeVar("_T")
 MAX_AGE: Final = 1.0
 """Seconds after which an answer of charon's is none: our own loop may have stood still."""
-ATTEMPTS: Final = 3
-"""How often charon is asked again for one transmission, where something happened to an SA while it answered."""
+ATTEMPTS: Final = 10
+"""How often charon is asked for one transmission, where something happened to an SA while it answered: whoever is at the other end of one
+can make it happen some hundred times a second, and must not keep up what goes through others."""
 
 
 class View(NamedTuple):
