@@ -83,7 +83,7 @@ async def _serve(net: Wired, exit_: AsyncExitStack, policy: CxPolicy, tls: Mutua
     )
     exit_.push_async_callback(server.aclose)
     net.servings = DiameterServings(
-        server, lambda: frozenset(peer.origin_host for peer in server.connected()), cx_server.origin_of, HSS,
+        server, lambda: {peer.origin_host: peer.origin_realm for peer in server.connected()}, cx_server.origin_of, HSS,
         Sessions(HSS.origin_host, clock, random), net.log, net.counter,
     )  # fmt: skip
     return (await server.listen("127.0.0.1", 0, tls=tls))[1]

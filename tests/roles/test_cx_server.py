@@ -14,7 +14,7 @@ from contract.wires import HSS, SCSCF, SERVER_NAME, WAYS, Way, an_hss, wired
 from keyferry.errors import CxError, TransportError
 from keyferry.ports import DeregistrationReason
 from keyferry.protocol.diameter import base, cx
-from keyferry.protocol.diameter.base import Result
+from keyferry.protocol.diameter.base import DiameterIdentity, Result
 from keyferry.protocol.diameter.cx_fields import SERVER_NAME as SERVER_NAME_AVP
 from keyferry.protocol.diameter.message import VENDOR_3GPP, DiameterMessage
 from keyferry.protocol.identity import Impi, Impu
@@ -253,6 +253,16 @@ class TestWhatTheHssAsks:
                 await found.registration_termination(ALICE, (), DeregistrationReason.PERMANENT_TERMINATION, "")
             assert (caught.value.code, caught.value.experimental) == (5001, True)
 
+    async def test_an_s_cscf_of_another_realm_is_asked_in_its_own(self, tmp_path: Path) -> None:
+        """RFC 6733 §6.1.1; it would refuse what is for another realm."""
+        serving = Serving()
+        async with wired("tcp", tmp_path, serving=serving, asker=DiameterIdentity(SCSCF.origin_host, "ims.home1.net")) as net:
+            assert net.servings is not None
+            found = net.servings.at(SERVER_NAME)
+            assert found is not None
+            await found.registration_termination(ALICE, (), DeregistrationReason.REMOVE_S_CSCF, "")
+            assert len(serving.asked) == 1
+
     async def test_who_is_not_connected_cannot_be_asked(self, tmp_path: Path) -> None:
         async with wired("tcp", tmp_path) as net:
             assert net.servings is not None
@@ -267,8 +277,8 @@ class TestWhatTheHssAsks:
                 raise TransportError(origin_host, f"no answer in {timeout:g} s")
 
         servings = DiameterServings(
-            Silent(), lambda: frozenset({SCSCF.origin_host}), lambda _: SCSCF.origin_host, HSS, Sessions("hss", clock, SeededRandom()),
-            log, counter,
+            Silent(), lambda: {SCSCF.origin_host: SCSCF.origin_realm}, lambda _: SCSCF.origin_host, HSS,
+            Sessions("hss", clock, SeededRandom()), log, counter,
         )  # fmt: skip
         found = servings.at(SERVER_NAME)
         assert found is not None

@@ -16,6 +16,7 @@ from keyferry.transports.pki import MutualTls, Pki
 from protocol.diameter.cxkit import HSS, SCSCF
 from transports.diameterkit import HSS2, Answering, Net, a_mar, an_rtr, asking
 from transports.diameterkit import net_fixture as net_fixture
+from transports.sipkit import PATIENCE
 from transports.tlskit import foreign_fixture as foreign_fixture
 from transports.tlskit import pki_fixture as pki_fixture
 from transports.tlskit import tls_of
@@ -201,6 +202,24 @@ async def test_a_peer_with_a_certificate_has_a_place_whoever_of_this_machine_has
     assert result_of(await client.send(a_mar(), timeout=30.0)).success
     await squatters[0].closed()
     assert len(server.connected()) == 2
+
+
+@pytest.mark.parametrize("connections", [2, 64])
+async def test_who_says_a_name_displaces_nobody_who_has_proven_it(net: Net, pki: Pki, connections: int) -> None:
+    """A process of this machine may connect without TLS; what the HSS asks of an S-CSCF goes to the one with the certificate."""
+    limits = DiameterLimits(connections=connections, per_peer=2)
+    server, port = await net.server(allowed=CALLERS, tls=tls_of(pki, HSS.origin_host, "hss"), limits=limits)
+    _, plain = await server.listen("127.0.0.1", 0)
+    handler = Answering(SCSCF)
+    client = await net.client(at(port, tls_of(pki, SCSCF.origin_host, "scscf")), handler=handler)
+    await net.until(server.connected)
+    for _ in range(4):
+        await (await net.wire(plain)).hello()
+    async with asyncio.timeout(PATIENCE):
+        assert result_of(await server.send_to(SCSCF.origin_host, an_rtr(), timeout=5.0)).success
+        assert result_of(await client.send(a_mar(), timeout=5.0)).success
+    assert (len(handler.asked), len(server._of_host[SCSCF.origin_host])) == (1, 2)
+    assert [peer.protected for peer in server._of_host[SCSCF.origin_host]] == [True, False]
 
 
 async def test_a_flood_from_one_address_keeps_no_stranger_of_another_out(net: Net) -> None:

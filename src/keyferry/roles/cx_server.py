@@ -190,7 +190,7 @@ class DiameterServings:
     """Find S-CSCFs that are connected (ports.CxServings)."""
 
     asker: DiameterAsker
-    connected: Callable[[], frozenset[str]]  # Origin-Hosts that can be asked
+    connected: Callable[[], Mapping[str, str]]  # Origin-Hosts that can be asked, and their Origin-Realms
     origin_of: Callable[[str], str]  # Server-Name → Origin-Host; raises ParseError
     identity: DiameterIdentity
     sessions: Sessions
@@ -204,7 +204,8 @@ class DiameterServings:
             host = self.origin_of(server_name)
         except ParseError:
             return None
-        return DiameterServing(self, host) if host in self.connected() else None
+        realm = self.connected().get(host)
+        return None if realm is None else DiameterServing(self, host, realm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,7 @@ class DiameterServing:
 
     servings: DiameterServings
     host: str
+    realm: str
 
     async def registration_termination(self, impi: Impi, impus: Sequence[Impu], reason: DeregistrationReason, info: str) -> None:
         """RTR (TS 29.228 §6.1.3). Raises CxError."""
@@ -225,7 +227,7 @@ class DiameterServing:
 
     def _route(self) -> cx.Route:
         servings = self.servings
-        return cx.Route(servings.identity, servings.sessions.next(), servings.identity.origin_realm, self.host)
+        return cx.Route(servings.identity, servings.sessions.next(), self.realm, self.host)
 
     async def _ask(self, command: str, request: DiameterMessage, read: Callable[[DiameterMessage], object]) -> None:
         servings = self.servings

@@ -119,14 +119,14 @@ class DiameterServer:
         return True
 
     def opened(self, connection: DiameterConnection) -> None:
-        """Ask the peer over its newest connection from now on; of too many the oldest ends."""
+        """Ask the peer over its newest connection from now on; of too many the oldest ends, of those without a certificate first."""
         self._strangers.pop(connection, None)
         if not self._has_room(connection):
             return
         found = self._of_host.setdefault(connection.peer.origin_host, [])
         found.append(connection)
         if len(found) > self.context.limits.per_peer:
-            found[0].abort("displaced", "the peer has opened others")
+            min(found, key=_is_proven).abort("displaced", "the peer has opened others")
 
     def suspended(self, connection: DiameterConnection) -> None:
         """Wait: nobody else can answer for that peer."""
@@ -169,9 +169,9 @@ class DiameterServer:
         taken = sum([len(found) for found in self._of_host.values()])
         if taken < limit:
             return True
-        own = self._of_host.get(connection.peer.origin_host, [])
+        own = [each for each in self._of_host.get(connection.peer.origin_host, ()) if connection.protected or not each.protected]
         if own:  # it may have come again before we notice that this one is dead
-            own[0].abort("displaced", "the peer has opened another, and all connections are taken")
+            min(own, key=_is_proven).abort("displaced", "the peer has opened another, and all connections are taken")
             return True
         unproven = (each for found in self._of_host.values() for each in found if not each.protected)
         displaced = next(unproven, None) if connection.protected else None
@@ -198,8 +198,8 @@ class DiameterServer:
         return DiameterConnection(self.context, self, self._allowed, dials=False, stream=stream)
 
     def _usable(self, name: str) -> DiameterConnection | None:
-        found = self._of_host.get(name, ())
-        return next((connection for connection in reversed(found) if connection.usable), None)
+        usable = [connection for connection in reversed(self._of_host.get(name, ())) if connection.usable]
+        return max(usable, key=_is_proven, default=None)
 
     def _late(self, exchange: Exchange, name: str, seconds: float) -> None:
         if not exchange.future.done():
@@ -208,3 +208,8 @@ class DiameterServer:
                 "diameter-no-answer", peer=name, command=command_of(exchange.request), end_to_end=exchange.request.end_to_end
             )
             exchange.fail(name, f"no answer in {seconds:g} s")
+
+
+def _is_proven(connection: DiameterConnection) -> bool:
+    """Tell whether a certificate has shown whose connection it is: where one is there, who only says the name is somebody else."""
+    return connection.protected

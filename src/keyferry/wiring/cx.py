@@ -55,7 +55,7 @@ async def start_cx_server(services: Services, hss: Hss) -> CxServings:
     if settings.listen_diameters is not None:
         await _listen(services, node, settings.listen_diameters, _certificate(services, settings.name, "hss"))
     servings = DiameterServings(
-        node, lambda: frozenset(peer.origin_host for peer in node.connected()), server.origin_of, identity,
+        node, lambda: {peer.origin_host: peer.origin_realm for peer in node.connected()}, server.origin_of, identity,
         Sessions(identity.origin_host, services.clock, services.random), services.log, services.metrics,
         services.config.cx.timeout,
     )  # fmt: skip
