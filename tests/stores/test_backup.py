@@ -75,6 +75,16 @@ async def test_nothing_is_written_over(tmp_path: Path) -> None:
             back_up(state, tmp_path / "no" / "such" / "place")
 
 
+async def test_a_copy_within_what_is_copied_is_refused(tmp_path: Path) -> None:
+    """It would go into itself for ever. Beside it, as `keyferry-admin backup NAME` has it, is another thing."""
+    with open_state(tmp_path / "state", random=CountedRandom()) as state:
+        state.isc_keys("scscf1.home1.net", "xcap.home1.net")
+        with pytest.raises(StateError, match="is within what is to be copied"):
+            back_up(state, state.root / "isc" / "copy")
+        assert back_up(state, state.root / "copy") == ["isc/scscf1.home1.net--xcap.home1.net", "version"]
+    assert [entry.name for entry in (tmp_path / "state" / "isc").iterdir()] == ["scscf1.home1.net--xcap.home1.net"]
+
+
 async def test_a_copy_that_fails_leaves_no_secret_behind(tmp_path: Path) -> None:
     """Transport keys and private keys are copied first; a database that is none comes last. The next attempt finds its place free."""
     with open_state(tmp_path / "state", random=CountedRandom()) as state:

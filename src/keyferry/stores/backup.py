@@ -30,6 +30,9 @@ def back_up(state: StateDir, target: Path) -> list[str]:
     The KEK is not among it: what is sealed and what opens it are kept apart. A copy that fails, or is broken off, leaves nothing behind.
     Raises StateError, StoreError.
     """
+    place = target.resolve()
+    if any(place.is_relative_to(state.root.resolve() / name) for name in FILES):
+        raise StateError(str(target), "is within what is to be copied", "Name a new directory elsewhere")
     try:
         target.mkdir(mode=0o700)
     except FileExistsError as problem:
