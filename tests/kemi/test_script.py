@@ -15,7 +15,7 @@ import pytest
 
 from kemi.kemikit import CK, IMPI, NONCE, REALM, SERVER, answer, challenge, empty, register, response, third_party
 from keyferry.errors import ConfigError, StateError
-from keyferry.kemi.script import DONE, FAILED, REFUSED, RESERVED, Script
+from keyferry.kemi.script import DONE, FAILED, REFUSED, RESERVED, SHM_MARGIN, Script
 from keyferry.kemi.settings import KemiSettings, build_settings, load_settings
 from keyferry.kemi.store import Held
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
@@ -88,7 +88,7 @@ def settings_fixture(tmp_path: Path) -> Path:
 @contextmanager
 def running(ksr: Ksr, settings: Path) -> Iterator[Script]:
     """Run the script in one process, and close its store."""
-    script = Script(ksr, str(settings), reset_avps=lambda: None)
+    script = Script(ksr, str(settings), reset_avps=lambda: None, free_memory=lambda: SHM_MARGIN)
     yield script
     if script._scscf is not None:
         script._scscf.store.close()
@@ -137,7 +137,7 @@ def test_nothing_that_goes_wrong_is_raised_or_told_with_its_values(script: Scrip
     for call in (script.accepted, script.pushing, script.leaving, script.answered, script.third_party):
         assert call(None) == FAILED
     (settings.parent / "state").chmod(0o755)
-    other = Script(ksr, str(settings), reset_avps=lambda: None)
+    other = Script(ksr, str(settings), reset_avps=lambda: None, free_memory=lambda: SHM_MARGIN)
     ksr.message = challenge()
     ksr.avp = ""
     assert other.reserve(None) == DONE
@@ -160,10 +160,22 @@ def test_each_process_opens_for_itself(script: Script, ksr: Ksr) -> None:
 
 def test_own_avps_are_asked_for(ksr: Ksr, settings: Path) -> None:
     calls: list[int] = []
-    assert Script(ksr, str(settings), reset_avps=lambda: calls.append(1)).own_avps(None) == DONE
+    assert Script(ksr, str(settings), reset_avps=lambda: calls.append(1), free_memory=lambda: SHM_MARGIN).own_avps(None) == DONE
     assert calls == [1]
     with pytest.raises(AttributeError):  # outside Kamailio: it says so at its start, not at the first 401
         Script(ksr, str(settings))
+
+
+def test_with_little_shared_memory_no_registration_is_begun(ksr: Ksr, settings: Path) -> None:
+    """And a moment later, when transactions were freed, one is."""
+    free = [SHM_MARGIN, SHM_MARGIN - 1]
+    script = Script(ksr, str(settings), reset_avps=lambda: None, free_memory=lambda: free.pop())
+    ksr.message = register(empty())
+    assert script.register(None) == FAILED
+    assert "give more with -m" in ksr.log[0]
+    assert not (settings.parent / "state").exists()
+    assert script.register(None) == DONE
+    script._opened().store.close()
 
 
 def test_settings_that_cannot_be_read_say_what_to_do(tmp_path: Path, settings: Path) -> None:
@@ -191,14 +203,14 @@ def test_what_a_ue_sent_and_what_is_our_own_fault_are_told_apart(script: Script,
         assert script.register(None) == script.pushing(None) == FAILED
     assert script.register(None) == DONE
     (settings.parent / "state").chmod(0o755)
-    other_process = Script(ksr, str(settings), reset_avps=lambda: None)
+    other_process = Script(ksr, str(settings), reset_avps=lambda: None, free_memory=lambda: SHM_MARGIN)
     assert other_process.register(None) == FAILED
 
 
 def test_a_state_that_cannot_be_opened_leaves_nothing_open(ksr: Ksr, settings: Path) -> None:
     """Each REGISTER tries again, and a process has 1,024 descriptors."""
     state = settings.parent / "state"
-    script = Script(ksr, str(settings), reset_avps=lambda: None)
+    script = Script(ksr, str(settings), reset_avps=lambda: None, free_memory=lambda: SHM_MARGIN)
     ksr.message = register(empty())
     state.mkdir(mode=0o700)
     (state / "kemi.db").mkdir()
@@ -211,11 +223,11 @@ def test_a_state_that_cannot_be_opened_leaves_nothing_open(ksr: Ksr, settings: P
 
 
 def test_what_leaves_without_a_decision_is_there_before_anything_is_sent(ksr: Ksr, settings: Path) -> None:
-    Script(ksr, str(settings), reset_avps=lambda: None)
+    Script(ksr, str(settings), reset_avps=lambda: None, free_memory=lambda: SHM_MARGIN)
     assert ksr.held == "\r\n\r\n"
     ksr.has_memory = False
     with pytest.raises(StateError, match="-m"):
-        Script(ksr, str(settings), reset_avps=lambda: None)
+        Script(ksr, str(settings), reset_avps=lambda: None, free_memory=lambda: SHM_MARGIN)
 
 
 def test_the_first_worker_says_at_the_start_what_does_not_work(ksr: Ksr, settings: Path, tmp_path: Path) -> None:
@@ -231,7 +243,7 @@ def test_the_first_worker_says_at_the_start_what_does_not_work(ksr: Ksr, setting
         assert script.child_init(1) == 0
     assert "rspauth" in ksr.log[0]
     (settings.parent / "state").chmod(0o755)
-    assert Script(ksr, str(settings), reset_avps=lambda: None).child_init(1) == 0
+    assert Script(ksr, str(settings), reset_avps=lambda: None, free_memory=lambda: SHM_MARGIN).child_init(1) == 0
     assert "chmod 700" in ksr.log[1]
 
 

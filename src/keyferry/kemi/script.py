@@ -42,6 +42,9 @@ _RESULT: Final = "$avp(fr.kf_hex)"
 _RESERVE: Final = "$var(kf_reserve)"
 RESERVED: Final = 32_768
 """Octets: a message and its copy, and what rewriting takes meanwhile."""
+SHM_MARGIN: Final = 4_194_304
+"""Octets of shared memory that must be free for a registration to begin; one takes some 25,000."""
+_MANAGERS: Final = {b"q_malloc": "qm", b"f_malloc": "fm", b"tlsf_malloc": "tlsf"}
 _HELD: Final = "$avp(g.kf_out)"
 """Of every process, and for good: what leaves in place of a message for which the configuration could not decide."""
 
@@ -49,13 +52,16 @@ _HELD: Final = "$avp(g.kf_out)"
 class Script:
     """The object whose methods `python_exec` calls; `ksr` is Kamailio's module KSR."""
 
-    def __init__(self, ksr: Any, settings: str, reset_avps: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, ksr: Any, settings: str, reset_avps: Callable[[], object] | None = None, free_memory: Callable[[], int] | None = None
+    ) -> None:
         """Read the settings; the state is opened by each process.
 
         Raises ConfigError, StateError, and OSError or AttributeError outside Kamailio.
         """
         self._ksr = ksr
         self._reset_avps = reset_avps or _reset_avps()
+        self._free_memory = free_memory or _free_memory()
         self._settings = load_settings(Path(settings))
         self._scscf: KemiScscf | None = None
         self._ended: KemiEnded | None = None
@@ -121,6 +127,10 @@ class Script:
     def register(self, msg: object, argument: str = "") -> int:
         """Take a REGISTER before anything else does; REFUSED: answer 400, FAILED: 503."""
         del msg, argument
+        free = self._free_memory()
+        if free < SHM_MARGIN:  # without any, Kamailio's modules answer nothing
+            self._warn(f"REGISTER answered 503: only {free} octets of shared memory are free, give more with -m")
+            return FAILED
         return self._safely(lambda scscf: scscf.asked(self._message()), REFUSED)
 
     def accepted(self, msg: object, argument: str = "") -> int:
@@ -238,6 +248,22 @@ def _reset_avps() -> Callable[[], object]:
     function.restype = None
     function.argtypes = ()
     return cast("Callable[[], object]", function)
+
+
+def _free_memory() -> Callable[[], int]:
+    """Return what tells how much shared memory is free now, whichever of its three managers Kamailio has.
+
+    Raises StateError where it has another.
+    """
+    core = ctypes.CDLL(None)
+    name, _, block = (ctypes.c_void_p * 3).in_dll(core, "_shm_root")
+    manager = _MANAGERS.get(ctypes.string_at(name or b""))
+    if manager is None or not block:
+        raise StateError("kamailio", "has shared memory of a kind that is not known here", "Start it without -x and -X")
+    function = core[f"{manager}_shm_available"]
+    function.restype = ctypes.c_ulong
+    function.argtypes = (ctypes.c_void_p,)
+    return cast("Callable[[], int]", partial(function, block))
 
 
 def open_scscf(settings: KemiSettings, warn: Callable[[str], None]) -> KemiScscf:

@@ -36,6 +36,8 @@ MAX_DEVICES: Final = 64
 silent longest goes, and its key at an AS lives to its own end."""
 BUSY_MS: Final = 1_000
 """Milliseconds that a worker of Kamailio waits for the others' transactions: each is short, and the UE sends again after 500."""
+CHECKPOINT_PAGES: Final = 500
+"""2 MB of kemi.db-wal."""
 SEQ_MEMORY: Final = 10 * 86_400.0
 """Seconds: a sequence number is at least the clock's milliseconds, so an older one need not be remembered (stores/sqlite/registrations)."""
 
@@ -123,6 +125,8 @@ class KemiStore:
         # A crash of Kamailio loses nothing; a power cut the last moments, whose challenges are made again, and seq follows the clock.
         self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        # Many processes write at once: a short checkpoint ends between two of their commits, a long one never, and kemi.db-wal would grow.
+        self._connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         with self._transaction() as connection:
             for statement in SCHEMA:
                 connection.execute(statement)

@@ -49,8 +49,6 @@ _PACKAGES: Final = "apt install kamailio kamailio-ims-modules kamailio-python3-m
 _LIBPYTHON: Final = re.compile(rb"libpython3\.(\d+)")
 _PROBE: Final = "import json, sys, cryptography; print(json.dumps([sys.version_info[:2], [p for p in sys.path if p]]))"
 _DEFAULT_EXPIRES: Final = 3600
-SHM_MARGIN: Final = 4_194_304
-"""Octets of shared memory that must be free for a registration to begin. One takes some 25,000; Kamailio looks once a second."""
 
 
 class Installed(NamedTuple):
@@ -171,7 +169,6 @@ def _values(config: Config, directory: Path, installed: Installed, interpreter: 
     common = common_values(config, "scscf", directory, installed.modules, log_stderror=log_stderror) | checked_words(words)
     socket = _socket_of(config)
     return common | {
-        "SHM_MARGIN": str(SHM_MARGIN),
         "DEFAULT_EXPIRES": str(min(_DEFAULT_EXPIRES, scscf.max_expires)),
         "MIN_EXPIRES": str(scscf.min_expires),
         "MAX_EXPIRES": str(scscf.max_expires),
