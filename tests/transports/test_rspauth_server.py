@@ -74,7 +74,7 @@ async def test_the_right_answer_is_answered(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize("question", [b"\n", b"x\n", b"[]\n", b'{"authorization": 1}\n', b"\xff\n"])
+@pytest.mark.parametrize("question", [b"\n", b"x\n", b"[]\n", b"[" * 16_000 + b"\n", b'{"authorization": 1}\n', b"\xff\n"])
 async def test_what_is_no_question_is_told_so(tmp_path: Path, question: bytes) -> None:
     async with listening(tmp_path / "s", {os.geteuid()}):
         assert json.loads(await ask(tmp_path / "s", question)) == {"error": "not a question"}
@@ -102,7 +102,12 @@ async def test_who_was_ended_is_told(tmp_path: Path) -> None:
     server = RspauthServer(prove, {os.geteuid()}, Book(), Book(), ended)
     await server.listen(tmp_path / "s")
     assert json.loads(await ask(tmp_path / "s", b'{"ended": "s1", "since": 4}\n')) == {"ended": [[5, "u@home1.net"]]}
-    for bad in (b'{"ended": "s1"}\n', b'{"ended": "s1", "since": []}\n', b'{"ended": "s1", "since": "x"}\n'):
+    for bad in (
+        b'{"ended": "s1"}\n',
+        b'{"ended": "s1", "since": []}\n',
+        b'{"ended": "s1", "since": "x"}\n',
+        b'{"ended": "s1", "since": 1e999}\n',
+    ):
         assert json.loads(await ask(tmp_path / "s", bad)) == {"error": "not a question"}
     assert asked == [("s1", 4)]
     await server.aclose()

@@ -86,7 +86,7 @@ class RspauthServer:
             if not isinstance(authorization, str):
                 raise ValueError("no authorization")
             rspauth = self.prove(authorization)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return {"error": "not a question"}
         except KeyferryError as problem:
             self.counter.count("hss_rspauth", "rejected")
