@@ -20,7 +20,7 @@ import msgspec
 import typer.main
 
 from keyferry import config
-from keyferry.cli.app import app as cli
+from keyferry.cli.app import application
 from keyferry.client.http import open_http
 from keyferry.config import agent
 from keyferry.ports import SipEvent, SipPeer, UeState
@@ -142,7 +142,7 @@ def commands() -> Iterator[tuple[str, Any]]:
         for word, inner in command.commands.items():
             yield from below(f"{name} {word}", inner)
 
-    yield from below("keyferry", typer.main.get_command(cli))
+    yield from below("keyferry", typer.main.get_command(application()))
 
 
 def commands_page() -> str:

@@ -13,6 +13,8 @@ def main() -> None:
     """Run the command."""
     try:
         from keyferry.cli.app import main as run
+
+        run()
     except ModuleNotFoundError as problem:
         missing = (problem.name or "").partition(".")[0]
         if missing not in PARTS:
@@ -22,7 +24,6 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:  # while the parts are loaded, which takes a second on a slow machine
         sys.exit(130)
-    run()
 
 
 if __name__ == "__main__":

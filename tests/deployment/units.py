@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import typer.main
 
-from keyferry.cli.app import app as cli
+from keyferry.cli.app import application
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGING = ROOT / "packaging"
@@ -32,7 +32,7 @@ def settings(unit: Path) -> dict[str, list[str]]:
 
 def options_of(*words: str) -> set[str]:
     """Return the options of a command of keyferry's. Raises KeyError for one that is not there."""
-    command: Any = typer.main.get_command(cli)
+    command: Any = typer.main.get_command(application())
     for word in words:
         command = command.commands[word]
     return {name for parameter in command.params for name in parameter.opts}
@@ -42,7 +42,7 @@ def check_command(line: str) -> None:
     """Fail where a line calls a command or an option of keyferry's that there is not."""
     words = shlex.split(line, comments=True)
     start = next(place for place, word in enumerate(words) if Path(word).name == "keyferry")
-    command: Any = cast("Any", typer.main.get_command(cli))
+    command: Any = cast("Any", typer.main.get_command(application()))
     named: list[str] = []
     for word in words[start + 1 :]:
         if not hasattr(command, "commands") or word not in command.commands:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from keyferry.cli.app import app
+from keyferry.cli.app import application
 from keyferry.lab.bench import _check_pushes, _fine, state_folder
 from keyferry.lab.bench_http import why_no_psk
 from keyferry.lab.bench_register_load import Burst
@@ -27,7 +27,7 @@ def test_a_moment_of_each_figure_has_no_errors_and_leaves_nothing(tmp_path: Path
     """`keyferry bench`, real processes; the report of make bench."""
     before = set(state_folder().glob("keyferry-bench-*"))
     output = tmp_path / "bench.json"
-    done = CliRunner().invoke(app, ["bench", *MOMENT, "--only", "register-3", *GETS, "--json", "--output", str(output)])
+    done = CliRunner().invoke(application("bench"), ["bench", *MOMENT, "--only", "register-3", *GETS, "--json", "--output", str(output)])
     assert done.exit_code == 0, done.output
     data = json.loads(output.read_text())
     assert json.loads(done.stdout) == data
@@ -62,7 +62,7 @@ def test_a_moment_of_each_figure_has_no_errors_and_leaves_nothing(tmp_path: Path
 
 def test_a_moment_of_handshakes_and_first_requests() -> None:
     """With pre-shared keys where Python has them; else the report says so."""
-    done = CliRunner().invoke(app, ["bench", *MOMENT, "--only", "handshake", "--only", "first-request", "--json"])
+    done = CliRunner().invoke(application("bench"), ["bench", *MOMENT, "--only", "handshake", "--only", "first-request", "--json"])
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
     psk = why_no_psk() is None
@@ -81,7 +81,7 @@ def test_a_moment_of_handshakes_and_first_requests() -> None:
 
 def test_a_moment_of_registrations_with_the_hss_over_diameter() -> None:
     """What each of both processes has used is told."""
-    done = CliRunner().invoke(app, ["bench", *MOMENT, "--only", "register", "--only", "register-cx", "--json"])
+    done = CliRunner().invoke(application("bench"), ["bench", *MOMENT, "--only", "register", "--only", "register-cx", "--json"])
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
     figures = {one["name"]: one for one in data["figures"]}
@@ -94,14 +94,14 @@ def test_a_moment_of_registrations_with_the_hss_over_diameter() -> None:
 def test_a_figure_whose_server_is_not_installed_is_skipped_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """granian is no dependency of ours."""
     monkeypatch.setitem(sys.modules, "granian", None)
-    done = CliRunner().invoke(app, ["bench", *MOMENT, "--only", "get-granian"])
+    done = CliRunner().invoke(application("bench"), ["bench", *MOMENT, "--only", "get-granian"])
     assert done.exit_code == 0, done.output
     assert "get-granian: skipped, granian is not installed" in done.stdout
 
 
 def test_an_unknown_figure_is_refused() -> None:
     """`--only` names one of the figures."""
-    done = CliRunner().invoke(app, ["bench", "--only", "everything"])
+    done = CliRunner().invoke(application("bench"), ["bench", "--only", "everything"])
     assert done.exit_code != 0
     assert "is not one of register" in str(done.exception)
 

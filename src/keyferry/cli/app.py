@@ -3,43 +3,38 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from keyferry.cli import (
-    agent,
-    backup,
-    bench,
-    check,
-    demo,
-    dev,
-    failures,
-    ipsec,
-    kamailio,
-    keys,
-    lab,
-    pki,
-    proxy,
-    registrations,
-    serve,
-    subscriber,
-    trace,
-    ue,
-)
 from keyferry.cli.output import errors
 from keyferry.errors import ConfigError, KeyferryError, ParseError, StateError
 from keyferry.wiring.protection import keep_memory_private
 
-app = typer.Typer(
-    name="keyferry",
-    epilog="Begin with: keyferry demo",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+COMMANDS = (
+    "demo",
+    "dev",
+    "serve",
+    "proxy",
+    "agent",
+    "check",
+    "kamailio",
+    "bench",
+    "backup",
+    "trace",
+    "failures",
+    "registrations",
+    "subscriber",
+    "ue",
+    "keys",
+    "pki",
+    "ipsec",
+    "lab",
 )
+"""What `keyferry --help` lists, in its order; each is a module beside this one, with a function of its name or an `app` of several."""
 
 
 def _version(asked: bool) -> None:
@@ -48,38 +43,36 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
 ) -> None:
     """SIM-based login for HTTP: a phone registers with IMS AKA, its S-CSCF pushes a key to each application server."""
 
 
-app.command("demo")(demo.demo)
-app.command("dev")(dev.dev)
-app.command("serve")(serve.serve)
-app.command("proxy")(proxy.proxy)
-app.command("agent")(agent.agent)
-app.command("check")(check.check)
-app.command("kamailio")(kamailio.kamailio)
-app.command("bench")(bench.bench)
-app.command("backup")(backup.backup)
-app.command("trace")(trace.trace)
-app.command("failures")(failures.failures)
-app.command("registrations")(registrations.registrations)
-app.add_typer(subscriber.app, name="subscriber")
-app.add_typer(ue.app, name="ue")
-app.add_typer(keys.app, name="keys")
-app.add_typer(pki.app, name="pki")
-app.add_typer(ipsec.app, name="ipsec")
-app.add_typer(lab.app, name="lab")
+def application(*names: str) -> typer.Typer:
+    """Return the command with those of its commands that are named, or with all: the modules of all take half a second to import."""
+    app = typer.Typer(
+        name="keyferry",
+        epilog="Begin with: keyferry demo",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(options)
+    for name in names or COMMANDS:
+        module = importlib.import_module(f"keyferry.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name))
+    return app
 
 
 def main() -> None:
     """Run a command and turn every error of ours into one line and an exit code."""
     keep_memory_private()  # a core file would hold every key in clear
     try:
-        app()
+        application(*(name for name in sys.argv[1:2] if name in COMMANDS))()
     except (ConfigError, ParseError) as problem:
         _end(problem, 1 if isinstance(problem, StateError) else 2)
     except KeyferryError as problem:
