@@ -146,7 +146,8 @@ class SimDigest(httpx.Auth):
         self._waits = tuple(waits)
         self._claim_first = claim_first
         self._integrity = integrity
-        self._proven = proven
+        self._by_scscf = proven
+        self._provers: set[str | None] = set()  # certificates of the servers that have proved the key
         self._qops = frozenset({"auth-int"} if integrity else {"auth", "auth-int"})
         self._first_nonce = ims_keys.first_nonce(k_ua) if claim_first is not None and not integrity else None
         self._session: _Session | None = None
@@ -191,10 +192,10 @@ class SimDigest(httpx.Auth):
         body = request.extensions.get(BODY)
         if body is None:
             yield _Read(request)  # it may have to be sent again
-        if body == ONCE or not (self._proven or _is_empty(request)):
+        if body == ONCE or not (self._trusts(self._session) or _is_empty(request)):
             head = _head(request)
             response = yield from self._attempts(head, watch)
-            if "authentication-info" not in response.headers or not self._proven:
+            if "authentication-info" not in response.headers or not (self._by_scscf or self._provers):
                 return response  # refused; what is proven may be any status, an application need not know HEAD
         return (yield from self._attempts(request, watch))
 
@@ -226,11 +227,17 @@ class SimDigest(httpx.Auth):
     def _attempt(self, request: httpx.Request, session: _Session | None) -> Generator[_Step, Any, _Attempt]:
         if session is None:  # another request of this client has seen another certificate meanwhile
             raise DigestRejected("the server shows another certificate than before; nothing was sent")
+        if not (self._trusts(session) or _is_empty(request)):
+            raise DigestRejected("the server shows another certificate than the one that proved the key; nothing was sent")
         if session.qop == "auth-int":
             request.headers["Accept-Encoding"] = "identity"  # what is signed is what was sent, and httpx shows what it decodes to
             if BODY in request.extensions:
                 yield _Read(request)
         return _Attempt(request, session, self._sign(request, session))
+
+    def _trusts(self, session: _Session | None) -> bool:
+        """Tell whether a body may go to the server of a session."""
+        return self._by_scscf or (session is not None and session.certificate in self._provers)
 
     def _first(self) -> Generator[_Step, Any, _Session | None]:
         """Return a session of the first nonce, once."""
@@ -360,7 +367,7 @@ class SimDigest(httpx.Auth):
         body = (yield _Read(response)) if (session.qop, info.qop) == ("auth-int", "auth-int") else b""
         digest.check_rspauth(info, self._ha1, credentials, algorithm=ALGORITHM, body=body, integrity=self._integrity)
         response.extensions[QOP] = info.qop
-        self._proven = True
+        self._provers.add(session.certificate)
         self._certificate = session.certificate
         if info.nextnonce and self._session is (None if session.first else session):
             self._session = _Session(info.nextnonce, session.qop, session.certificate)
