@@ -11,7 +11,7 @@ import pytest
 
 from keyferry.protocol.diameter import base
 from keyferry.protocol.diameter.base import ResultCode, result_of
-from keyferry.protocol.diameter.message import render_message
+from keyferry.protocol.diameter.message import parse_message, render_message
 from keyferry.transports.diameter_context import DiameterLimits
 from protocol.diameter.cxkit import HSS, SCSCF
 from transports.diameterkit import Answering, Net, Wire, a_mar, an_maa, an_rtr, asking
@@ -101,8 +101,9 @@ async def open_wire(net: Net, handler: Answering | None = None, **limits: int | 
 async def test_half_a_message_for_ever_ends_with_the_watchdog(net: Net) -> None:
     wire = await open_wire(net)
     wire.send(render_message(a_mar())[:-4])
-    await net.until(lambda: net.tallies.counts["diameter_peer", "watchdog"], step=10.0)
+    await net.until(lambda: net.tallies.counts["diameter_peer", "suspect"], step=10.0)
     assert (await wire.read()).code == base.DEVICE_WATCHDOG
+    await net.until(lambda: net.tallies.counts["diameter_peer", "watchdog"], step=10.0)
     await wire.closed()
 
 
@@ -146,6 +147,32 @@ async def test_requests_in_progress_are_bounded_and_the_others_wait_unread(net: 
     handler.gate.set()
     seen = [await wire.read() for _ in range(2001)]
     assert sorted(answer.end_to_end for answer in seen if answer.code != base.DEVICE_WATCHDOG) == list(range(1, 2001))
+
+
+async def test_what_a_silent_peer_has_not_taken_never_reaches_it(net: Net) -> None:
+    """A network that is there again would deliver it minutes later: ends of registrations that have begun again since."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        client = await net.client(listener.getsockname()[1])
+        peer, _ = await loop.sock_accept(listener)
+    with peer:
+        peer.setblocking(False)
+        cer = parse_message(await loop.sock_recv(peer, 4096))
+        await loop.sock_sendall(peer, render_message(base.build_cea(cer, HSS, ["127.0.0.1"])))
+        await client.ready()
+        tasks = await asking(client, 2_000)
+        await net.until(lambda: net.tallies.counts["diameter_peer", "watchdog"], step=2.0)
+        await net.settles()
+        taken = 0
+        with pytest.raises(ConnectionResetError):
+            while data := await loop.sock_recv(peer, 65_536):
+                taken += len(data)
+        assert taken < 2_000 * len(render_message(a_mar()))
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_a_watchdog_is_answered_while_requests_are_in_progress(net: Net) -> None:

@@ -25,6 +25,7 @@ from keyferry.transports.deadlines import Deadline
 from keyferry.transports.diameter_context import Admission, DiameterContext, RemotePeer
 from keyferry.transports.diameter_exchange import Exchange, Owner
 from keyferry.transports.diameter_trust import Trust
+from keyferry.transports.tcp_reset import reset
 from keyferry.transports.tls_stream import TlsStream
 
 HIGH_WATER: Final = 256 * 1024
@@ -380,7 +381,9 @@ class DiameterConnection(asyncio.Protocol):
         self._context.count("diameter_peer", action.reason.value)
         self._tell(action)
         self._owner.ended(self)
-        if not self.in_flight or action.reason is not EndReason.DISCONNECTED:
+        if action.reason is EndReason.WATCHDOG and self._transport is not None:
+            reset(self._transport)  # what it has not taken is asked of others, or given up: it must not come late
+        elif not self.in_flight or action.reason is not EndReason.DISCONNECTED:
             self._leave()  # otherwise after the last answer
         self._cut_later()
 
