@@ -166,6 +166,8 @@ def trusted_peers(config: Config, role: Role) -> list[ipaddress.IPv4Address | ip
     try:
         if any("%" in text for text in texts):
             raise ValueError("a zone goes with an interface, and Kamailio knows none")
-        return [ipaddress.ip_address(text) for text in dict.fromkeys(texts)]
+        found = [ipaddress.ip_address(text) for text in dict.fromkeys(texts)]
     except ValueError as problem:
         raise ConfigError("kamailio.trusted_peers", f"holds what is no IP address: {problem}", 'Write for example "192.0.2.7"') from None
+    # of an IPv4 address written as one of IPv6 Kamailio's file cannot be read, and it comes as what it is
+    return [(each.ipv4_mapped or each) if isinstance(each, ipaddress.IPv6Address) else each for each in found]
