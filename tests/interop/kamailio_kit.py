@@ -41,6 +41,7 @@ class Network:
     folder: Path
     ports: dict[str, int]
     parts: Served
+    hss: Served
     config: Path
     ue: Path
     kamailio: subprocess.Popen[bytes]
@@ -140,13 +141,13 @@ def network(
     with ExitStack() as stack:
         at_hss = folder / "hss.toml"  # its operator's listener is its own
         at_hss.write_text(config.read_text("utf-8").replace(f":{ports['8080']}", f":{ports['HSS']}"), "utf-8")
-        stack.enter_context(serving(at_hss, state, "--role", "hss", "--role", "admin"))
+        hss = stack.enter_context(serving(at_hss, state, "--role", "hss", "--role", "admin"))
         others = folder / "parts"
         others.symlink_to(state)
         roles = [word for role in ("pcscf", "icscf", "as", "admin") for word in ("--role", role)]
         parts = stack.enter_context(serving(config, others, *roles))
         kamailio = stack.enter_context(_kamailio(file, folder / "kamailio.log", shared))
-        found = Network(folder, ports, parts, config, ue, kamailio)
+        found = Network(folder, ports, parts, hss, config, ue, kamailio)
         log = state.with_suffix(".log")
         until(lambda: "peer=scscf1.home1.net" in log.read_text(), seconds=START_LIMIT, what="Kamailio is connected to the HSS")
         yield found

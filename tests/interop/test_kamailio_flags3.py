@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from interop.kamailio_kit import AS_ID, IMPU, Network, network
+from interop.kamailio_kit import AS_ID, IMPU, Network, RawUe, network
 from interop.test_kamailio_scscf import eventually, registered
 from keyferry.client.session import ue_session
 from keyferry.config import UeConfig, load_ue_config
 from keyferry.errors import RegistrationFailed
 from keyferry.wiring.observability import StructLog
+from system.serving import until
 
 pytestmark = pytest.mark.interop
 
@@ -61,3 +63,10 @@ async def test_a_ue_that_leaves_the_proof_to_each_as_logs_in_by_digest_alone(run
             assert written.status_code in {200, 201}
         with pytest.raises(RegistrationFailed, match="check the server's rspauth"):
             session.credentials(state, AS_ID)
+
+
+def test_without_a_connection_to_the_hss_a_register_is_answered(running: Network) -> None:
+    """Cdp tells nobody that it has none, so the transaction's own time has to end it, within the UE's patience; the last test here."""
+    running.hss.kill()
+    with closing(RawUe(running.ports["6060"])) as ue:
+        until(lambda: ue.challenged().startswith("SIP/2.0 504"), seconds=20, what="Kamailio knows that the HSS is gone, and says so")
