@@ -63,6 +63,9 @@ def test_a_door_without_tls_is_for_named_networks(tmp_path: Path) -> None:
     [
         ("[scscf]\nrelase = 6\n", "scscf: unknown key `relase`. Did you mean `release`?"),
         ("[ssf]\n", "top level: unknown key `ssf`"),
+        ("expires = 1\n", "top level: unknown key `expires`. docs/configuration.md lists every key"),  # of the UE's file
+        ("impi = 1\n", "top level: unknown key `impi`. It belongs in [[subscribers]]"),
+        ("[scscf]\ntrusted_peers = []\npeers = []\n", "scscf: unknown key `peers`. It belongs in [hss] or [cx]"),
         ("[scscf]\nzzzzzzz = 1\n", "docs/configuration.md lists every key"),
         ("[scscf]\nrelease = 4\n", "scscf.release: expected `int` >= 5"),
         ("[scscf]\npush_wait = 2.0\n", "scscf.push_wait"),
@@ -171,6 +174,9 @@ def test_a_ue_file_is_checked_too(tmp_path: Path) -> None:
     file = tmp_path / "ue.toml"
     file.write_text('[ue]\nimpi = "a@b"\nimpu = "sip:a@b"\npcscf = "nowhere"\n' + CARD)
     with pytest.raises(ConfigError, match=r"ue\.pcscf"):
+        load_ue_config(file)
+    file.write_text("expires = 600\n[ue]\n")
+    with pytest.raises(ConfigError, match=r"top level: unknown key `expires`\. It belongs in \[ue\]"):
         load_ue_config(file)
     file.write_text('[ue]\nimpi = "a@b"\nimpu = "sip:a@b"\n' + CARD.splitlines()[0])
     with pytest.raises(ConfigError, match="exactly one of opc and op"):

@@ -200,7 +200,8 @@ def test_a_second_server_on_the_same_state_is_refused(served: Served, lab: Lab, 
 def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: Path, damage: object, said: str) -> None:
     """Exit code 1: the command was right, the state is not."""
     state = tmp_path / "state"
-    made = keyferry("subscriber", "list", "--state", state)
+    card = ("--k", "00112233445566778899aabbccddeeff", "--opc", "ffeeddccbbaa99887766554433221100")
+    made = keyferry("subscriber", "add", "--impi", "a@home1.net", "--impu", "sip:a@home1.net", *card, "--state", state)
     assert made.returncode == 0, made.stderr
     assert callable(damage)
     damage(state)

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import tomllib
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from keyferry.errors import StateError
+from keyferry.protocol.identity import parse_as_id, parse_impi
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemRandom
+from keyferry.wiring import administration
 from system.serving import keyferry
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors" / "keys.toml"
@@ -101,6 +106,7 @@ def test_a_subscriber_with_bad_keys_is_refused_with_a_reason(state: Path, argume
 
 
 def test_an_unknown_subscriber_is_said_so(state: Path) -> None:
+    open_state(state, random=SystemRandom()).close()
     for command in ("show", "remove"):
         done = keyferry("subscriber", command, "nobody@home1.net", "--state", state)
         assert done.returncode == 1
@@ -133,7 +139,55 @@ def test_a_backup_of_nothing_is_none(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda state: asyncio.run(administration.list_subscribers(state)),
+        lambda state: asyncio.run(administration.show_subscriber(state, parse_impi("a@home1.net"))),
+        lambda state: asyncio.run(administration.remove_subscriber(state, parse_impi("a@home1.net"))),
+        lambda state: asyncio.run(administration.set_profile(state, parse_impi("a@home1.net"), "gold")),
+        administration.rotate_keys,
+        lambda state: administration.rotate_isc_keys(state, None, None, retire=False),
+        lambda state: administration.rotate_isc_keys(state, None, None, retire=True),
+        lambda state: administration.export_isc_keys(state, Path("-"), None, None),
+        lambda state: administration.open_pki(state, make=False),
+    ],
+    ids=["list", "show", "remove", "profile", "rotate", "rotate-isc", "retire-isc", "export-isc", "pki-show"],
+)
+def test_a_mistyped_state_is_neither_made_nor_taken_for_an_empty_one(tmp_path: Path, work: Callable[[Path], object]) -> None:
+    for mistyped in (tmp_path / "sate", tmp_path):
+        with pytest.raises(StateError, match=r"is no state directory.*keyferry serve.*--state"):
+            work(mistyped)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pki_show_of_a_mistyped_state_fails(tmp_path: Path) -> None:
+    done = keyferry("pki", "show", "--state", tmp_path / "sate")
+    assert (done.returncode, "sate: is no state directory" in done.stderr) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_makes_keys_makes_the_state_directory_too(tmp_path: Path) -> None:
+    """A transport key that is named whole is made; certificates that were carried here are shown."""
+    (pair,) = administration.export_isc_keys(tmp_path / "state", tmp_path / "keys", "scscf1.home1.net", parse_as_id("a.net"))
+    assert (pair.as_id, (tmp_path / "state" / "kek").exists()) == ("a.net", True)
+    (tmp_path / "carried" / "pki").mkdir(mode=0o700, parents=True)
+    (tmp_path / "carried").chmod(0o700)
+    assert administration.open_pki(tmp_path / "carried", make=False).all() == []
+
+
+def test_check_warns_of_an_hss_that_nobody_can_look_up(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text('[cx]\npeers = ["aaas://hss.invalid:5658", "aaas://127.0.0.1.invalid", "aaas://known.invalid"]\n'
+                    '[hosts]\n"known.invalid" = "127.0.0.1"\n')  # fmt: skip
+    first, second = run("check", file)["warnings"]
+    assert first.startswith("cx.peers[0]: hss.invalid is not in [hosts], and cannot be looked up here: write its address there")
+    assert second.startswith("cx.peers[1]: ")
+    assert "warning: cx.peers[0]: hss.invalid" in keyferry("check", file).stdout
+
+
 def test_transport_keys_are_rotated_and_the_older_one_retired(state: Path) -> None:
+    open_state(state, random=SystemRandom()).close()
     none = keyferry("keys", "rotate-isc", "--state", state)
     assert (none.returncode, "no such transport key" in none.stderr) == (1, True)
     with open_state(state, random=SystemRandom()) as opened:

@@ -153,7 +153,9 @@ def test_a_proxy_is_a_service_with_nothing_of_the_others(manager: Manager, tmp_p
 def test_the_administrator_needs_the_same_kek(manager: Manager, lab: Lab) -> None:
     """A command without it says what is missing, and makes no other; with it, it works."""
     with_it = {**environment(), **manager.variables}
-    command = [sys.executable, "-m", "keyferry", "subscriber", "list", "--state", str(lab.state)]
+    card = ["--k", "00112233445566778899aabbccddeeff", "--opc", "ffeeddccbbaa99887766554433221100"]
+    words = ["subscriber", "add", "--impi", "a@home1.net", "--impu", "sip:a@home1.net", *card]
+    command = [sys.executable, "-m", "keyferry", *words, "--state", str(lab.state)]
     assert subprocess.run(command, env=with_it, capture_output=True, check=False, timeout=60).returncode == 0
     refused = keyferry("subscriber", "list", "--state", lab.state)
     assert refused.returncode == 1

@@ -17,6 +17,7 @@ from keyferry.ports import SipEvent, UeState
 from keyferry.protocol.crypto.milenage import Milenage
 from keyferry.protocol.digest import AkaNonce, parse_aka_nonce, parse_challenge, parse_credentials
 from keyferry.protocol.identity import parse_impi
+from keyferry.protocol.ims.activation import NO_MARKER
 from keyferry.protocol.ims.keys import access_keys, application_master_key
 from keyferry.protocol.ims.marker import Marker, parse_marker
 from keyferry.protocol.sip.message import Request, Response, build_message
@@ -29,7 +30,7 @@ from system.serving import Lab, keyferry, make_lab, serving, ue
 NO_KEYS = {"xcap.home1.net": 0, "notes.home1.net": 0}
 ONE_KEY_EACH = {"xcap.home1.net": 1, "notes.home1.net": 1}
 RELEASE_5_UE = "this UE states no release, so the network ferries no keys (Release 5 behaviour)"
-RELEASE_5_SCSCF = "the S-CSCF shows no release marker: it is Release 5, AS keys are not available here"
+RELEASE_5_SCSCF = NO_MARKER
 DOCUMENT = "simservs.ngn.etsi.org/users/sip:user1_public1@home1.net/simservs.xml"
 
 

@@ -261,6 +261,18 @@ async def test_one_connection_in_a_loop_does_not_fill_the_log(net: Net) -> None:
     assert len(net.said("diameter-peer-refused")) == 21
 
 
+async def test_who_only_looks_whether_the_port_is_open_is_counted_and_not_logged(net: Net) -> None:
+    _, port = await net.server()
+    for said in (b"", b"\x01"):
+        wire = await net.wire(port)
+        if said:
+            wire.send(said)
+            await net.settles()
+        wire.close()
+        await net.tallies.until("diameter_peer", "lost", 1 + len(said))
+        assert len(net.said("diameter-peer-refused")) == len(said)
+
+
 async def test_another_name_in_a_second_cer_ends_the_connection(net: Net) -> None:
     wire = await open_wire(net)
     wire.send(base.build_cer(HSS, ["127.0.0.1"]).with_ids(2, 2))

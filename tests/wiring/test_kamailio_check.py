@@ -89,6 +89,10 @@ def test_without_kamailio_or_its_files_it_is_said(directory: Path, monkeypatch: 
     found = {each.what: each for each in check_kamailio(changed(kamailio={"hss": "127.0.0.1", "hss_port": 1})(example()), directory)}
     assert "apt install" in found["kamailio"].remedy
     assert found["HSS"].problem == "127.0.0.1:1: Connection refused"
+    assert "never [hosts]" in found["HSS"].remedy
+    (directory.parent / "hosts").touch()
+    found = {each.what: each for each in check_kamailio(changed(kamailio={"hss": "127.0.0.1", "hss_port": 1})(example()), directory)}
+    assert f"mount --bind {directory.parent / 'hosts'} /etc/hosts" in found["HSS"].remedy
     (only,) = check_kamailio(example(), tmp_path)
     assert "scscf.cfg" in only.problem
 

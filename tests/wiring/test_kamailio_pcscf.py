@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from keyferry.cli.kamailio import Role, kamailio
 from keyferry.config import Config
 from keyferry.errors import ConfigError
 from keyferry.wiring.kamailio_pcscf import write_pcscf
-from wiring.test_kamailio import Change, changed, example
+from wiring.test_kamailio import EXAMPLE, Change, changed, example
 
 
 @pytest.fixture(name="modules")
@@ -53,6 +55,21 @@ def test_everything_is_written_and_written_again(tmp_path: Path, modules: Path, 
         assert file.stat().st_mode & 0o077 == 0
         assert not re.search(r"@[A-Z_]{2,}@", file.read_text())
     assert re.search(r"(?m)^debug=1$", (directory / "pcscf.cfg").read_text())
+
+
+def test_a_user_whom_this_machine_does_not_know_is_warned_of(
+    tmp_path: Path, modules: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    """The files may be for another machine, so they are written."""
+    text = EXAMPLE.read_text("utf-8")
+    for user, known in (("root", True), ("no-such-user", False)):
+        file = tmp_path / f"{user}.toml"
+        file.write_text(text.replace('user = "kamailio"', f'user = "{user}"'), "utf-8")
+        kamailio(tmp_path / "k", file, [Role.PCSCF], modules=modules)
+        shown = capsys.readouterr().out
+        assert ("warning: kamailio.user is 'no-such-user', whom this machine does not know" in shown) is not known
+        kamailio(tmp_path / "k", file, [Role.PCSCF], modules=modules, as_json=True)
+        assert json.loads(capsys.readouterr().out)["user_known"] is known
 
 
 def test_ues_come_from_anywhere_and_no_list_is_asked_for(tmp_path: Path, modules: Path) -> None:

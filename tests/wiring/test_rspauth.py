@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import os
 import pwd
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from keyferry.config import Config
 from keyferry.config.kamailio import Kamailio
 from keyferry.errors import StateError
 from keyferry.wiring import rspauth
+from keyferry.wiring.services import Services
 
 
 def test_it_is_kamailios_main_group_or_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,6 +24,13 @@ def test_it_is_kamailios_main_group_or_the_one_that_is_named(monkeypatch: pytest
     assert rspauth._group(Kamailio(), 0) is None
     assert rspauth._group(Kamailio(), nobody.pw_uid) == nobody.pw_gid
     assert rspauth._group(Kamailio(rspauth_group="12"), 0) == 12
+
+
+async def test_a_user_who_is_not_there_is_said_with_the_setting(tmp_path: Path) -> None:
+    config = Config(kamailio=Kamailio(rspauth_socket=str(tmp_path / "s"), user="no-such-user"))
+    services = cast("Services", SimpleNamespace(config=config, clock=None))
+    with pytest.raises(StateError, match=r"user no-such-user: is not known .*correct kamailio\.user"):
+        await rspauth.start_rspauth(services)
 
 
 def test_a_group_that_cannot_be_given_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

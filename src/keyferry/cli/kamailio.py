@@ -14,6 +14,7 @@ from keyferry.config import Config, load_config
 from keyferry.errors import ConfigError
 from keyferry.wiring.kamailio import SHARE, Written, write_kamailio
 from keyferry.wiring.kamailio_check import check_kamailio
+from keyferry.wiring.kamailio_files import number_of
 from keyferry.wiring.kamailio_icscf import WrittenIcscf, write_icscf
 from keyferry.wiring.kamailio_pcscf import WrittenPcscf, write_pcscf
 
@@ -72,8 +73,13 @@ def kamailio(
         else:
             found = _show_icscf(write_icscf(settings, directory, modules=modules, log_stderror=stderr), quiet=as_json)
         shown |= found | {"trusts_loopback": shown.get("trusts_loopback", False) or found["trusts_loopback"]}
+    user = settings.kamailio.user
+    known = number_of(user) is not None
     if as_json:
-        show_json({"ok": True} | shown)
+        show_json({"ok": True} | shown | {"user": user, "user_known": known})
+    elif not known:
+        remedy = "make it where Kamailio runs (useradd), or correct kamailio.user"
+        console.print(f"warning: kamailio.user is {user!r}, whom this machine does not know: {remedy}", markup=False)
 
 
 def _check(settings: Config, directory: Path, *, as_json: bool) -> None:

@@ -46,7 +46,7 @@ def show(state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> Non
 
     Example: keyferry pki show
     """
-    store = administration.open_pki(state)
+    store = administration.open_pki(state, make=False)
     found: list[dict[str, Any]] = [
         {
             "name": one.name, "role": one.role, "not_after": one.not_after.isoformat(), "days": store.days_left(one),

@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -87,7 +87,7 @@ def load_file(path: Path, kind: type[T], sections: Collection[type[Section]]) ->
     try:
         return msgspec.convert(document, kind, dec_hook=decode_secret)
     except msgspec.ValidationError as problem:
-        raise _explained(path, str(problem), (kind, *sections)) from None
+        raise _explained(path, str(problem), kind, sections) from None
 
 
 def decode_secret(kind: type[Any], value: object) -> object:
@@ -99,16 +99,29 @@ def decode_secret(kind: type[Any], value: object) -> object:
     raise NotImplementedError(f"no decoder for {kind}")
 
 
-def _explained(path: Path, problem: str, sections: Iterable[type[Section]]) -> ConfigError:
-    """Turn msgspec's words into ours: where in the file, and the nearest known key."""
+def _explained(path: Path, problem: str, kind: type[Section], sections: Iterable[type[Section]]) -> ConfigError:
+    """Turn msgspec's words into ours: where in the file, and where the key belongs, or the nearest known one."""
     text, _, place = problem.partition(" - at ")
     where = place.strip("`").removeprefix("$.").removeprefix("$") or "top level"
     unknown = re.search(r"unknown field `([^`]+)`", text)
     if not unknown:
         return ConfigError(f"{path}: {where}", text[:1].lower() + text[1:])
-    near = difflib.get_close_matches(unknown[1], sorted(_all_keys(sections)), n=1)
-    remedy = f"Did you mean `{near[0]}`?" if near else "docs/configuration.md lists every key"
+    homes = _homes(kind, unknown[1])
+    if homes:
+        return ConfigError(f"{path}: {where}", f"unknown key `{unknown[1]}`", f"It belongs in {' or '.join(homes)}")
+    near = difflib.get_close_matches(unknown[1], sorted(_all_keys((kind, *sections))), n=1)
+    remedy = f"Did you mean `{near[0]}`?" if near and near[0] != unknown[1] else "docs/configuration.md lists every key"
     return ConfigError(f"{path}: {where}", f"unknown key `{unknown[1]}`", remedy)
+
+
+def _homes(kind: type[Section], key: str) -> list[str]:
+    """Return the tables of a file of this kind that know a key."""
+    tables = []
+    for name, hint in get_type_hints(kind).items():
+        inner = next((each for each in get_args(hint) if isinstance(each, type) and issubclass(each, Section)), None)
+        if key in getattr(hint if inner is None else inner, "__struct_fields__", ()):
+            tables.append(f"[{name}]" if inner is None else f"[[{name}]]")
+    return tables
 
 
 def _all_keys(sections: Iterable[type[Section]]) -> set[str]:

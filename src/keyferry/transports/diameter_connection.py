@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections import deque
 from collections.abc import Callable
 from typing import Final, cast
@@ -59,6 +60,7 @@ class DiameterConnection(asyncio.Protocol):
         self._machine: PeerMachine | None = None
         self._transport: asyncio.Transport | None = None
         self._framer = Framer(MAX_FIRST)
+        self._heard = False  # anything at all
         self._queue: deque[bytes] = deque()
         self._queued = 0  # octets of it
         self._turn = 0
@@ -189,7 +191,7 @@ class DiameterConnection(asyncio.Protocol):
         """Take octets of the network: a handshake's, records, messages. What is answered at once goes out in one write."""
         if self.end is not None or self._machine is None or self.problem:
             return
-        self._corked = True
+        self._heard = self._corked = True
         try:
             if self._stream is None:
                 self._octets(data)
@@ -390,6 +392,9 @@ class DiameterConnection(asyncio.Protocol):
     def _tell(self, end: Ended) -> None:
         """Log the end: that of a peer that was there always, others as far as the log should hold them."""
         told = {"reason": end.reason.value, "code": end.code, "cause": end.cause.name.lower() if end.cause else "", "problem": self.problem}
+        silent = end.reason is EndReason.LOST and not (self._dials or self._heard or self.problem)
+        if silent and ipaddress.ip_address(self.peer.address).is_loopback:
+            return  # somebody here looked whether the port is open, as `keyferry kamailio --check` does: nobody was refused
         if not self.peer.origin_host:
             self._context.refused("diameter-peer-refused", **self._named(), **told)
         elif end.reason is EndReason.DISCONNECTED:

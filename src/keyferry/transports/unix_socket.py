@@ -131,12 +131,12 @@ def group_id(name: str) -> int:
         raise StateError(f"group {name}", "is not known on this machine", "Make it with groupadd") from problem
 
 
-def user_id(name: str) -> int:
-    """Return the number of a user. Raises StateError."""
+def user_id(name: str, setting: str = "the configuration") -> int:
+    """Return the number of a user; `setting` is where the name comes from. Raises StateError."""
     try:
         return int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid
     except (KeyError, ValueError) as problem:
-        raise StateError(f"user {name}", "is not known on this machine", "Make it with useradd, or correct the configuration") from problem
+        raise StateError(f"user {name}", "is not known on this machine", f"Make it with useradd, or correct {setting}") from problem
 
 
 def main_group(user: int) -> int:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from keyferry.config import Subscriber
-from keyferry.errors import StateError
 from keyferry.ports import Subscriber as StoredSubscriber
 from keyferry.ports import SubscriberStore
 from keyferry.protocol.crypto.secret import Secret
@@ -35,19 +34,19 @@ from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
 from keyferry.transports.clock import SystemClock
 from keyferry.transports.pki import Pki
 from keyferry.wiring.hss import subscriber_of
-from keyferry.wiring.protection import opened_state
+from keyferry.wiring.protection import existing_state, opened_state
 
 
 @asynccontextmanager
-async def subscriber_store(state_path: Path) -> AsyncIterator[SubscriberStore]:
-    """Open the HSS's subscribers, also while `serve` runs. Raises StateError."""
-    with opened_state(state_path) as state, Database(state.path("hss.db")) as database:
+async def subscriber_store(state_path: Path, *, make: bool = False) -> AsyncIterator[SubscriberStore]:
+    """Open the HSS's subscribers, also while `serve` runs; `make` the state directory if there is none. Raises StateError."""
+    with (opened_state if make else existing_state)(state_path) as state, Database(state.path("hss.db")) as database:
         yield SqliteSubscriberStore(database, state.keyring)
 
 
 async def add_subscriber(state_path: Path, settings: Subscriber) -> StoredSubscriber:
     """Add one. Raises ParseError, StoreError."""
-    async with subscriber_store(state_path) as store:
+    async with subscriber_store(state_path, make=True) as store:
         subscriber = subscriber_of(settings)
         await store.add(subscriber)
         return subscriber
@@ -85,19 +84,20 @@ async def set_profile(state_path: Path, impi: Impi, profile: str) -> bool:
 
 def rotate_keys(state_path: Path) -> Mapping[str, int]:
     """Make a new KEK and re-seal every row; return how many rows of each database. Raises StateError while `serve` runs."""
-    with opened_state(state_path, exclusive=True) as state:
+    with existing_state(state_path, exclusive=True) as state:
         return rotate(state)
 
 
 def rotate_isc_keys(state_path: Path, scscf: str | None, as_id: AsId | None, *, retire: bool) -> list[IscPair]:
     """Add a transport key to each S-CSCF and AS, or drop the older one; return what each has now. Raises StateError."""
-    with opened_state(state_path) as state:
+    with existing_state(state_path) as state:
         return retire_isc(state, SystemClock().now(), scscf, as_id) if retire else rotate_isc(state, scscf, as_id)
 
 
 def export_isc_keys(state_path: Path, file: Path, scscf: str | None, as_id: AsId | None) -> list[IscPair]:
     """Write transport keys to a new file, for the machine of the other side; return whose. Raises StateError."""
-    with opened_state(state_path) as state:
+    new = scscf is not None and as_id is not None  # only with both named it makes keys that are not there
+    with (opened_state if new else existing_state)(state_path) as state:
         return export_isc(state, file, scscf, as_id)
 
 
@@ -132,13 +132,11 @@ def derive_keys(*, ck: Secret, ik: Secret, rand: bytes, impi: Impi, as_id: AsId,
 
 def back_up_state(state_path: Path, target: Path) -> list[str]:
     """Copy what a state directory cannot get again to a new directory; return its files. Raises StateError, StoreError."""
-    if not state_path.is_dir():
-        raise StateError(str(state_path), "is no state directory, so there is nothing to save", "Give --state the one of `keyferry serve`")
-    with opened_state(state_path) as state:
+    with existing_state(state_path) as state:
         return back_up(state, target)
 
 
-def open_pki(state_path: Path) -> Pki:
-    """Return the private CA of a state directory. Raises StateError."""
-    with opened_state(state_path):
+def open_pki(state_path: Path, *, make: bool = True) -> Pki:
+    """Return the private CA of a state directory; `make` the directory if there is none. Raises StateError."""
+    with (opened_state if make else existing_state)(state_path):
         return Pki(state_path, SystemClock())

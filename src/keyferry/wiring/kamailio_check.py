@@ -115,11 +115,25 @@ def _inside(program: str, directory: Path) -> dict[str, Any]:
 def _of_neighbours(config: Config, directory: Path) -> Iterator[Checked]:
     values = common_values(config, "scscf", directory, directory, log_stderror=False)
     hss = values["HSS"], int(values["HSS_PORT"])
-    yield Checked("HSS", _at(hss, _connect(*hss)), f"{hss[0]} must resolve here, and hss.listen_diameter be served there: {SERVE_HSS}")
+    names = _names(directory)
+    remedy = f"{hss[0]} must resolve here, and hss.listen_diameter be served there: {SERVE_HSS}"
+    yield Checked("HSS", _at(hss, _connect(*hss)), f"{remedy}. {names}")
     for server in servers_of(config):
         uri = parse_sip_uri(server)
         problem = _connect(uri.host, uri.port or 5060) if "transport=tcp" in server.lower() else _resolve(uri.host)
-        yield Checked(f"application server {server}", problem, "The host in sip_uri must resolve here, and the server listen there")
+        yield Checked(
+            f"application server {server}", problem, f"The host in sip_uri must resolve here, and the server listen there. {names}"
+        )
+
+
+def _names(directory: Path) -> str:
+    """Say where Kamailio gets names: one of `keyferry lab up` from a file of its own, which nobody else sees."""
+    own = directory.parent / "hosts"
+    if own.is_file():
+        return (
+            f"The Kamailio of a lab has {own} as /etc/hosts: in its namespace, sh -c 'mount --bind {own} /etc/hosts && keyferry kamailio …'"
+        )
+    return "Kamailio asks /etc/hosts and DNS, never [hosts]"
 
 
 def _at(where: tuple[str, int], problem: str) -> str:

@@ -124,7 +124,7 @@ def check_folder(directory: Path, user: str) -> None:
         return
     except OSError as problem:
         raise StateError(str(directory), f"cannot be read: {problem.strerror}", "Choose another directory") from problem
-    strangers = owners - {0, os.geteuid(), _number_of(user)}
+    strangers = owners - {0, os.geteuid(), number_of(user)}
     if strangers:
         remedy = f"Choose another directory, or run: chown {user} {directory}"
         raise StateError(str(directory), f"belongs to the user {min(strangers)}, who is not kamailio.user", remedy)
@@ -132,7 +132,7 @@ def check_folder(directory: Path, user: str) -> None:
         raise StateError(str(directory), "may be written to by other users", f"Run: chmod go-w {directory}")
 
 
-def _number_of(user: str) -> int | None:
+def number_of(user: str) -> int | None:
     """Return the number of a user, None where there is none, as on a machine on which Kamailio is not to run."""
     try:
         return user_id(user)

@@ -56,3 +56,15 @@ def kek_file(environment: Mapping[str, str] = os.environ) -> Path | None:
 def opened_state(path: Path, *, exclusive: bool = False, lock_name: str = "lock") -> StateDir:
     """Open a state directory with the KEK wherever it is kept. Raises StateError."""
     return open_state(path, random=SystemRandom(), exclusive=exclusive, lock_name=lock_name, kek_file=kek_file())
+
+
+def existing_state(path: Path, *, exclusive: bool = False) -> StateDir:
+    """Open a state directory that is there, and make none: a mistyped name must not look like an empty one. Raises StateError."""
+    try:
+        there = any((path / name).exists() for name in ("version", "ca.pem", "pki"))  # the last two may have been carried here
+    except OSError:
+        there = True  # and `opened_state` says what is wrong with it
+    if not there:
+        remedy = "Run `keyferry serve` or `keyferry subscriber add` first, or name the right one with --state"
+        raise StateError(str(path), "is no state directory, so nothing is in it", remedy)
+    return opened_state(path, exclusive=exclusive)

@@ -32,7 +32,7 @@ async def start_rspauth(services: Services) -> ScriptParts | None:
     if settings.rspauth_socket is None:
         return None
     book, ended = RspauthBook(services.clock), EndedBook(services.clock)
-    user = user_id(settings.user)
+    user = user_id(settings.user, "kamailio.user")
     users = {0, os.geteuid(), user}
     server = RspauthServer(book.prove, users, services.log, services.metrics, ended.since, _group(settings, user))
     services.exit.push_async_callback(server.aclose)

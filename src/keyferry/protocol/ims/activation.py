@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from keyferry.errors import DigestRejected, ParseError
 from keyferry.protocol.crypto.secret import Secret
@@ -18,6 +18,11 @@ AmfBit: TypeAlias = Literal["ignored", "required"]
 ProofBy: TypeAlias = Literal["scscf", "as"]
 """Who proves to the UE that its keys are good: the S-CSCF alone; or, where that promises no rspauth, each AS over HTTP (DESIGN §10)."""
 MAX_ANSWER_TIME = 32.0  # seconds from sending SM7 to its 2xx; 64*T1 of RFC 3261
+NO_MARKER: Final = (
+    "the S-CSCF shows no release marker, so AS keys are not available here: it is Release 5, or a Kamailio whose HSS has no `release` "
+    "of 6 or later for this subscriber or not the S-CSCF in `hss.marker_for`"
+)
+"""Why there are no keys where the nonce carries nothing; a UE cannot tell the two from each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ def _refusal(run: AkaRun, answer: Credentials, *, home_realm: str, elapsed: floa
     if run.stated_release is None:
         return "this UE states no release, so the network ferries no keys (Release 5 behaviour)"
     if run.marker is None:
-        return "the S-CSCF shows no release marker: it is Release 5, AS keys are not available here"
+        return NO_MARKER
     marker = run.marker
     checks = (
         (marker.access_keys and marker.as_keys, "the S-CSCF's marker does not promise keys for this authentication"),
