@@ -113,9 +113,10 @@ def test_what_is_left_is_gone_on_with_before_more_is_asked(ended: KemiEnded, sto
 
 
 def test_an_answer_of_the_hss_is_never_too_long_for_the_script() -> None:
-    book = EndedBook(SystemClock())
+    clock = SystemClock()
+    book = EndedBook(clock)
     for number in range(MAX_TOLD + 1):
-        book.note(SCSCF, parse_impi(f"{number:03}{'u' * 120}@{'a' * 60}.{'b' * 60}.net"))
+        book.note(SCSCF, parse_impi(f"{number:03}{'u' * 120}@{'a' * 60}.{'b' * 60}.net"), clock.now())
     told = book.since(SCSCF, 0)
     assert len(told) == MAX_TOLD
     assert len(json.dumps({"ended": told})) < MAX_LINE

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -36,10 +36,12 @@ class Serving:
 
     def __init__(self) -> None:
         self.asked: list[object] = []
+        self.takes: Callable[[], None] = lambda: None
 
     async def registration_termination(self, impi: Impi, impus: Sequence[Impu], reason: DeregistrationReason, info: str) -> None:
         """End, or refuse."""
         self.asked.append((impi, impus, reason, info))
+        self.takes()
         if self.fails:
             raise CxError(5012, "DIAMETER_UNABLE_TO_COMPLY")
 
@@ -55,8 +57,8 @@ class Serving:
 def test_ends_are_told_in_their_order_to_whom_they_concern() -> None:
     book = EndedBook(Clock())
     for number in range(3):
-        book.note(HOST, Impi(f"u{number}@home1.net"))
-    book.note("other.home1.net", IMPI)
+        book.note(HOST, Impi(f"u{number}@home1.net"), 1000.0)
+    book.note("other.home1.net", IMPI, 1000.0)
     told = book.since(HOST, 0)
     assert told == [(1_000_000 + number, f"u{number}@home1.net") for number in range(3)]
     assert book.since(HOST, told[1][0]) == told[2:]
@@ -67,11 +69,11 @@ def test_ends_are_bounded_and_grow_old() -> None:
     clock = Clock()
     book = EndedBook(clock)
     for _ in range(MAX_ENDS + 5):
-        book.note(HOST, IMPI)
+        book.note(HOST, IMPI, clock.at)
     assert len(book._ends) == MAX_ENDS
     assert len(book.since(HOST, 0)) == MAX_TOLD
     clock.at += LIFE + 60
-    book.note(HOST, IMPI)
+    book.note(HOST, IMPI, clock.at)
     assert len(book._ends) == 1
 
 
@@ -90,11 +92,17 @@ async def test_an_rtr_that_was_answered_is_noted() -> None:
     assert servings.at("sip:scscf2.home1.net") is serving  # one of ours erases its keys itself
 
 
-async def test_an_rtr_that_kamailio_did_not_take_is_noted_too() -> None:
-    book, serving = EndedBook(Clock()), Serving()
+async def test_an_rtr_that_kamailio_did_not_take_is_noted_as_of_when_it_was_sent() -> None:
+    """Who registers while it is waited for keeps the new key."""
+    clock, serving = Clock(), Serving()
+    book = EndedBook(clock)
     serving.fails = True
+    serving.takes = lambda: setattr(clock, "at", clock.at + 10)
     found = NotingServings(serving, book, {HOST}).at("sip:scscf1.home1.net:6060")
     assert found is not None
     with pytest.raises(CxError):
         await found.registration_termination(IMPI, (), DeregistrationReason.PERMANENT_TERMINATION, "")
-    assert len(book.since(HOST, 0)) == 1
+    assert book.since(HOST, 0) == [(1_000_000, IMPI)]
+    serving.fails = False
+    await found.registration_termination(IMPI, (), DeregistrationReason.PERMANENT_TERMINATION, "")
+    assert book.since(HOST, 1_000_000) == [(1_020_000, IMPI)]

@@ -37,12 +37,12 @@ class EndedBook:
     clock: Clock
     _ends: OrderedDict[int, _End] = field(default_factory=OrderedDict)
 
-    def note(self, host: str, impi: Impi) -> None:
-        """Note that the registrations of a user at an S-CSCF are over."""
+    def note(self, host: str, impi: Impi, when: float) -> None:
+        """Note that the registrations of a user at an S-CSCF that began before `when` are over."""
         now = int(self.clock.now() * 1000)
         while self._ends and (len(self._ends) >= MAX_ENDS or next(iter(self._ends)) < now - LIFE * 1000):
             self._ends.popitem(last=False)
-        at = max(now, next(reversed(self._ends), 0) + 1)
+        at = max(int(when * 1000), next(reversed(self._ends), 0) + 1)
         self._ends[at] = _End(at, host, impi)
 
     def since(self, host: str, at: int) -> list[tuple[int, Impi]]:
@@ -76,10 +76,15 @@ class _NotingServing:
 
     async def registration_termination(self, impi: Impi, impus: Sequence[Impu], reason: DeregistrationReason, info: str) -> None:
         """End the registrations there. Raises CxError."""
+        book = self.servings.book
+        begun = book.clock.now()
         try:
             await self.inner.registration_termination(impi, impus, reason, info)
-        finally:  # also where Kamailio does not answer, as for a user who is not registered: his keys shall go all the same
-            self.servings.book.note(self.host, impi)
+        except BaseException:
+            # Kamailio does not answer for a user who is not registered: his keys shall go all the same, and not those of who came meanwhile
+            book.note(self.host, impi, begun)
+            raise
+        book.note(self.host, impi, book.clock.now())
 
     async def push_profile(self, impi: Impi, user_data: bytes) -> None:
         """Pass it on. Raises CxError."""
