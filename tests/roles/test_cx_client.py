@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -242,3 +244,33 @@ class TestWhatTheHssAsks:
         request = build_request(cx.PUSH_PROFILE, TO_SCSCF, (make_avp(base.USER_NAME, 0, IMPI), unknown))
         answer = await listener(Serving()).handle(request, Hss())
         assert base.result_of(answer) == Result(5001, experimental=False)
+
+
+class TestLateAnswers:
+    """An HSS that carries out an end after another did: the user may be registered again since."""
+
+    async def told(self, assignment: ServerAssignment, answer: Callable[[DiameterMessage], DiameterMessage], times: int = 1) -> int:
+        asking, came = client(answer), listener(None)
+        found: list[tuple[Impi, Impu]] = []
+        came.ended_late = lambda impi, impu: found.append((impi, impu))
+        asking.ended_late = came.late
+        with suppress(CxError):
+            await asking.server_assignment(IMPI, IMPU, SERVER, assignment)
+        for _ in range(times):
+            asking.late(answer(sent(asking)))
+        assert set(found) <= {(IMPI, IMPU)}
+        return len(found)
+
+    @pytest.mark.parametrize("assignment", list(ServerAssignment))
+    async def test_ends_alone_are_told_and_once(self, assignment: ServerAssignment) -> None:
+        other = {ServerAssignment(number) for number in (0, 1, 2)} | {
+            ServerAssignment.AUTHENTICATION_FAILURE, ServerAssignment.AUTHENTICATION_TIMEOUT,
+        }  # fmt: skip
+        saa = cx.Saa(IMPI, b"<IMSSubscription/>")
+        assert await self.told(assignment, lambda request: cx.build_saa(request, saa, HSS), 2) == (assignment not in other)
+
+    async def test_what_was_refused_or_cannot_be_read_has_ended_nothing(self) -> None:
+        end = ServerAssignment.USER_DEREGISTRATION
+        busy = cx.error_for(ResultCode.TOO_BUSY)
+        assert await self.told(end, lambda request: cx.build_error(request, busy, HSS)) == 0
+        assert await self.told(end, lambda request: replace(request, request=False)) == 0

@@ -8,7 +8,8 @@ import pytest
 from keyferry.errors import TransportError
 from keyferry.protocol.diameter.message import DiameterMessage
 from keyferry.transports.diameter_exchange import Exchange
-from transports.diameterkit import Net, a_mar, an_maa
+from transports.diameterkit import HSS2, Net, a_mar, an_maa, asking, pair
+from transports.diameterkit import net_fixture as net_fixture
 
 
 def answer(exchange: Exchange) -> DiameterMessage:
@@ -53,3 +54,19 @@ async def test_it_waits_on_each_connection_under_a_number_of_its_own_and_then_no
     exchange.forget()
     assert [connection.waiting for connection in connections] == [{}, {}]
     await net.aclose()
+
+
+async def test_an_answer_after_another_peers_is_told_as_late(net: Net) -> None:
+    """The first has carried it out after all, and after what was asked of the second since."""
+    one, two, client = await pair(net)
+    late: list[DiameterMessage] = []
+    client.late_answer = late.append
+    (task,) = await asking(client, timeout=5.0)
+    asked = await one.read()
+    await net.passes(2.6)
+    two.send(an_maa(await two.read(), HSS2))
+    await task
+    assert not late
+    one.send(an_maa(asked))
+    await net.until(lambda: late)
+    assert (late[0].end_to_end, net.tallies.counts["diameter_dropped", "late-answer"]) == (asked.end_to_end, 1)

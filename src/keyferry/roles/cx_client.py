@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -12,7 +13,7 @@ from keyferry.ports import Clock, Counter, CxServing, DeregistrationReason, Log,
 from keyferry.ports.diameter import DiameterRemote, DiameterSender
 from keyferry.protocol.aka import AuthVector
 from keyferry.protocol.diameter import cx
-from keyferry.protocol.diameter.base import DiameterIdentity, ResultCode
+from keyferry.protocol.diameter.base import SESSION_ID, DiameterIdentity, ResultCode
 from keyferry.protocol.diameter.message import AvpFault, DiameterMessage
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
@@ -23,7 +24,10 @@ T = TypeVar("T")
 
 TIMEOUT: Final = 5.0
 """Seconds that an answer may take: a REGISTER is sent again meanwhile, and given up after 32."""
+MAX_ENDS: Final = 10_000
+"""Ends of registrations whose late answers are known; 3 MB."""
 _WITH_PROFILE: Final = (ServerAssignment.NO_ASSIGNMENT, ServerAssignment.REGISTRATION, ServerAssignment.RE_REGISTRATION)
+_UNPROVEN: Final = (ServerAssignment.AUTHENTICATION_FAILURE, ServerAssignment.AUTHENTICATION_TIMEOUT)
 
 
 @dataclass(slots=True)
@@ -41,7 +45,10 @@ class DiameterCx:
     log: Log
     counter: Counter
     timeout: float = TIMEOUT
+    ended_late: Callable[[Impi, Impu], None] | None = None
+    """Told of an end that an HSS carried out after we waited for it no more: the user may have registered again since."""
     _sessions: Sessions = field(init=False)
+    _ends: OrderedDict[bytes, tuple[Impi, Impu]] = field(default_factory=OrderedDict)  # by Session-Id
 
     def __post_init__(self) -> None:
         """Prepare."""
@@ -70,7 +77,26 @@ class DiameterCx:
     async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
         """SAR (§6.1.2)."""
         sar = cx.Sar(impi, (impu,), server_name, cx.ServerAssignmentType(assignment))
-        return await self._ask("SAR", cx.build_sar(sar, self._route()), lambda answer: _profile(cx.parse_saa(answer), impi, assignment))
+        request = cx.build_sar(sar, self._route())
+        if assignment not in (*_WITH_PROFILE, *_UNPROVEN):
+            self._remember_end(request, impi, impu)
+        return await self._ask("SAR", request, lambda answer: _profile(cx.parse_saa(answer), impi, assignment))
+
+    def late(self, answer: DiameterMessage) -> None:
+        """Take an answer that nobody waits for any more (transports' `late_answer`)."""
+        session = answer.first(SESSION_ID)
+        found = self._ends.pop(session.data, None) if session is not None else None
+        if found is None or self.ended_late is None or not _succeeded(answer):
+            return
+        self.log.warning("cx-ended-late", impi=found[0])
+        self.ended_late(*found)
+
+    def _remember_end(self, request: DiameterMessage, impi: Impi, impu: Impu) -> None:
+        session = request.first(SESSION_ID)
+        if session is not None:
+            self._ends[session.data] = impi, impu
+        if len(self._ends) > MAX_ENDS:
+            self._ends.popitem(last=False)
 
     def _route(self) -> cx.Route:
         return cx.Route(self.identity, self._sessions.next(), self.realm)
@@ -106,6 +132,13 @@ def _profile(saa: cx.Saa, impi: Impi, assignment: ServerAssignment) -> bytes:
     return saa.user_data
 
 
+def _succeeded(answer: DiameterMessage) -> bool:
+    try:
+        return cx.cx_error_of(answer) is None
+    except ParseError:
+        return False
+
+
 def _check_user(answered: Impi | None, asked: Impi) -> None:
     """Refuse what is of another user, whose keys those would be; many an HSS says nobody's name."""
     if answered is not None and answered != asked:
@@ -126,6 +159,12 @@ class CxListener:
     log: Log
     counter: Counter
     serving: CxServing | None = None  # None: a function that serves nobody, such as an I-CSCF, or not yet
+    ended_late: Callable[[Impi, Impu], None] | None = None  # of the registrar
+
+    def late(self, impi: Impi, impu: Impu) -> None:
+        """Pass on that an end was carried out late."""
+        if self.ended_late is not None:
+            self.ended_late(impi, impu)
 
     async def handle(self, request: DiameterMessage, peer: DiameterRemote) -> DiameterMessage:
         """Answer one request (transports' handler)."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from keyferry.errors import LocalProtocolError, TransportError
@@ -77,6 +77,8 @@ class DiameterClient:
         self._of_connection: dict[DiameterConnection, _Link] = {}
         self._exchanges: dict[Exchange, None] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self.late_answer: Callable[[DiameterMessage], None] | None = None
+        """Called with an answer that nobody waits for; must not raise."""
         self._hoped_until = 0.0  # until when requests wait for a peer, though there is none
         self._changed: asyncio.Event = asyncio.Event()
         self._closed = False
@@ -198,6 +200,12 @@ class DiameterClient:
                 return
         self.context.count("diameter_sent", "answered")
         exchange.succeed(answer)
+
+    def late(self, answer: DiameterMessage) -> None:
+        """Tell who wants to know that something was carried out late."""
+        self.context.count("diameter_dropped", "late-answer")
+        if self.late_answer is not None:
+            self.late_answer(answer)
 
     # ---- requests
 

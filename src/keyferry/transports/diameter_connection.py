@@ -341,7 +341,7 @@ class DiameterConnection(asyncio.Protocol):
             return
         exchange = self.waiting.get(message.hop_by_hop)
         if exchange is None:
-            self._context.count("diameter_dropped", "late-answer")
+            self._owner.late(message)
             return
         asked = exchange.request
         if (message.end_to_end, message.code, message.application) != (asked.end_to_end, asked.code, asked.application):

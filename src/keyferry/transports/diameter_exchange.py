@@ -80,3 +80,6 @@ class Owner(Protocol):
 
     def answered(self, connection: DiameterConnection, exchange: Exchange, answer: DiameterMessage) -> None:
         """Take the answer to a request of ours."""
+
+    def late(self, answer: DiameterMessage) -> None:
+        """Note an answer that nobody waits for: the peer has carried out what it was asked, after others may have been."""

@@ -155,6 +155,11 @@ class DiameterServer:
         self.context.count("diameter_sent", "answered")
         exchange.succeed(answer)
 
+    def late(self, answer: DiameterMessage) -> None:
+        """Pass over an answer that nobody waits for."""
+        del answer
+        self.context.count("diameter_dropped", "late-answer")
+
     # ---- inside
 
     def _crowded(self) -> DiameterConnection:

@@ -235,12 +235,17 @@ class Registrar:
         """Let the HSS free a user who is registered no more, or whose registration came to nothing (§5.4.1.2.1, §5.4.1.2.3, §5.4.1.4).
 
         Not while a device of the user is registered, nor, for the latter, being challenged: a stranger who answers wrongly must not end
-        those. Raises CxError.
+        those. RE_REGISTRATION is for who is registered. Raises CxError.
         """
         async with self.turns.turn(impi):
             challenged = assignment in FAILURES and self.authenticator.is_challenging(impi)
-            if not challenged and not await self.registrations.of_impi(impi):
+            registered = bool(await self.registrations.of_impi(impi))
+            if not challenged and registered is (assignment is ServerAssignment.RE_REGISTRATION):
                 await self.cx.server_assignment(impi, impu, self.authenticator.policy.server_name, assignment)
+
+    def ended_late(self, impi: Impi, impu: Impu) -> None:
+        """Tell the HSS anew of a user who is registered: it has carried out an end that was before."""
+        self.reports.owe(impi, impu, ServerAssignment.RE_REGISTRATION)
 
     async def _expire(self, over: Registration) -> int:
         registration = await self.registrations.get(over.impi, over.reg)
