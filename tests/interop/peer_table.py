@@ -19,6 +19,8 @@ VERSIONS: dict[str, tuple[str, ...]] = {
 """How each says its version, and in brackets what it is where it can be several; in the order of the table.
 
 Other programs that tests use (ip, nft) are no peers."""
+SPEAKS = {"charon-systemd": "swanctl"}
+"""Who says the version of a peer that takes no option: charon would start."""
 NO_PROGRAM = "Python's own clients, or ours"
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
 LIMIT = 10.0  # seconds that a version may take
@@ -48,14 +50,15 @@ def meet(name: str) -> None:
 
 def version_of(name: str) -> str:
     """Return the version that a program says, "absent" without one."""
-    path = shutil.which(name.partition(" ")[0], path=SEARCH)
+    program = name.partition(" ")[0]
+    path = shutil.which(SPEAKS.get(program, program), path=SEARCH)
     if path is None:
         return "own build" if os.environ.get(f"KEYFERRY_{name.upper()}") else "absent"
     try:
         said = subprocess.run([path, *VERSIONS[name]], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    found = re.search(r"\bv?(\d+\.\d+[\w.-]*)", said.stdout + said.stderr)
+    found = re.search(r"\bv?(\d+\.\d+(?:[\w.-]*\w)?)", said.stdout + said.stderr)
     return found[1] if found else "unknown"
 
 

@@ -54,6 +54,13 @@ def test_one_program_may_have_several_rows() -> None:
 
 
 @pytest.mark.interop
+def test_charon_is_not_started_to_say_its_version() -> None:
+    """Its package's other program says it."""
+    program("charon-systemd")
+    assert version_of("charon-systemd").count(".") >= 1
+
+
+@pytest.mark.interop
 def test_a_run_ends_with_the_table() -> None:
     """Asked of pytest itself; curl may be there or not."""
     tests = Path(__file__).with_name("test_curl_proxy.py")
