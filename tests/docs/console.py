@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from system.serving import EXAMPLE_PORTS, environment, free_port, without_psk
+from system.serving import EXAMPLE_PORTS, environment, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("examples", "tests/interop/sipp")
@@ -101,7 +101,7 @@ class Shell:
         for name in self.copied:
             shutil.copytree(ROOT / name, self.folder / name)
         for path in (self.folder / "examples").glob("*.toml"):
-            path.write_text(self.moved(without_psk(path.read_text("utf-8"))), "utf-8")
+            path.write_text(self.moved(path.read_text("utf-8")), "utf-8")
 
     def moved(self, text: str) -> str:
         """Return a text with the ports of the pages replaced."""

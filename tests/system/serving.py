@@ -7,7 +7,6 @@ import http.client
 import itertools
 import json
 import os
-import re
 import select
 import signal
 import socket
@@ -74,7 +73,7 @@ def make_lab(folder: Path, edit: Callable[[str], str] = str, edit_ue: Callable[[
     ports = {port: free_port() for port in EXAMPLE_PORTS}
     files = []
     for name, change in (("lab.toml", edit), ("ue.toml", edit_ue)):
-        text = without_psk((EXAMPLES / name).read_text("utf-8"))
+        text = (EXAMPLES / name).read_text("utf-8")
         changed = change(text)
         assert change is str or changed != text, f"the edit found nothing to change in {name}"
         for old, new in ports.items():
@@ -83,11 +82,6 @@ def make_lab(folder: Path, edit: Callable[[str], str] = str, edit_ue: Callable[[
         file.write_text(changed, "utf-8")
         files.append(file)
     return Lab(files[0], files[1], folder / "state", ports)
-
-
-def without_psk(text: str) -> str:
-    """Leave TLS-PSK out of a lab.toml where this Python has none, as its refusal says."""
-    return text if sys.version_info >= (3, 13) else re.sub(r"(?m)^listen_psk1[23] = .*\n", "", text)
 
 
 def in_clear(text: str) -> str:

@@ -153,7 +153,8 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
     listen_sips: Annotated[str | None, Meta(description="`HOST:PORT` for pushes over TLS; needed with `tls`")] = None
     listen_https: Annotated[str | None, Meta(description="`HOST:PORT` of the door; needed unless `app` is `agent`")] = None
     listen_psk13: Annotated[
-        str | None, Meta(description="`HOST:PORT` for TLS 1.3 with the pushed key and no certificate; needs Python 3.13")
+        str | None,
+        Meta(description="`HOST:PORT` for TLS 1.3 with the pushed key and no certificate; a Python below 3.13 warns, and does without"),
     ] = None
     listen_psk12: Annotated[str | None, Meta(description="the same in TLS 1.2 with `psk12_suite`; a listener of its own")] = None
     psk12_suite: Annotated[

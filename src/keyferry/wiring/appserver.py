@@ -105,13 +105,18 @@ async def _open_door(services: Services, settings: ApplicationServer, as_id: AsI
 
 
 async def _serve_psk(services: Services, settings: ApplicationServer, as_id: AsId, keys: KeyStore, door: AsgiApp) -> None:
-    """Listen for TLS with pushed keys, where it is configured. Raises ConfigError, TransportError."""
+    """Listen for TLS with pushed keys, where it is configured. Raises TransportError."""
     listeners: tuple[tuple[str | None, PskVersion], ...] = ((settings.listen_psk13, "1.3"), (settings.listen_psk12, "1.2"))
     for listen, version in listeners:
         if listen is not None:
             source = PushedKeys(keys, services.clock)
             psk = PskDoor(as_id, [source], services.random, services.metrics, services.log, version, settings.psk12_suite, services.clock)
-            await services.serve_http("as", door, listen, as_id, psk_context(psk))
+            try:
+                context = psk_context(psk)
+            except ConfigError as problem:  # this Python cannot; the door with a certificate takes the same keys
+                services.log.warning("psk-not-served", as_id=as_id, listen=listen, problem=str(problem))
+                continue
+            await services.serve_http("as", door, listen, as_id, context)
 
 
 def _application(settings: ApplicationServer, database: Database) -> AsgiApp:
