@@ -58,6 +58,12 @@ def until(wanted: Callable[[], T], *, seconds: float, what: str) -> T:
         time.sleep(0.02)
 
 
+def outlive_this_second() -> None:
+    """Wait for the next second of the clock: a key's not-before is of whole seconds, and a store refuses first nonces of older keys."""
+    second = int(time.time())
+    until(lambda: int(time.time()) != second, seconds=5, what="the next second")
+
+
 @dataclass(frozen=True, slots=True)
 class Lab:
     """Configuration files of a network and its first UE, and the state directories of both."""

@@ -13,7 +13,7 @@ import pytest
 
 from keyferry.transports.agent_socket import LIMIT
 from system.agents import MAIL, WIKI, AgentLab, Login, at_once, make_agent_lab, running_agent, running_workers
-from system.serving import keyferry, serving, ue, until
+from system.serving import keyferry, outlive_this_second, serving, ue, until
 from transports.agentkit import short_folder
 
 CORE = ("--role", "pcscf", "--role", "icscf", "--role", "scscf", "--role", "admin")
@@ -30,6 +30,7 @@ def test_two_workers_share_one_agent(made: AgentLab) -> None:
     with running_agent(made) as agent, serving(made.lab.serve, made.lab.state, *CORE), running_workers(made) as workers:
         assert agent.told["as_ids"] == [WIKI, MAIL]
         one, two = workers
+        outlive_this_second()
         assert ue(made.lab, "register")["keys"]
         user, elsewhere = Login.of(made.lab, WIKI), Login.of(made.lab, MAIL)
         taken = sorted(answer.status for answer in at_once(workers, user.authorization(user.first, 1)))
@@ -57,6 +58,7 @@ def test_an_agent_that_ends_is_missed_plainly_and_goes_on_where_it_was(made: Age
     with serving(made.lab.serve, made.lab.state, *CORE), running_workers(made) as workers:
         one, two = workers
         with running_agent(made) as agent:
+            outlive_this_second()
             assert ue(made.lab, "register")["keys"]
             user = Login.of(made.lab, WIKI)
             nonce = one.get().nonce

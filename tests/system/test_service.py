@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from keyferry.protocol.ims.verdicts import Reason
-from system.serving import Lab, Served, free_port, in_clear, make_lab, serving, ue, until
+from system.serving import Lab, Served, free_port, in_clear, make_lab, outlive_this_second, serving, ue, until
 
 FUNCTIONS = ("pcscf", "icscf", "scscf", "as", "hss")
 SPEAKERS = {"pcscf": "P-CSCF", "icscf": "I-CSCF", "scscf": "S-CSCF"}
@@ -117,6 +117,7 @@ def samples(served: Served) -> dict[str, float]:
 def test_metrics_of_every_function(network: tuple[Lab, dict[str, Served]]) -> None:
     """What the dashboard shows, after one registration and two requests; no label names a user."""
     lab, processes = network
+    outlive_this_second()
     ue(lab, "register")
     ue(lab, "get", DOCUMENT)
     shown = {role: samples(served) for role, served in processes.items()}
