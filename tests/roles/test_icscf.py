@@ -16,7 +16,7 @@ from keyferry.protocol.digest import Credentials, build_credentials
 from keyferry.protocol.identity import Impi
 from keyferry.protocol.ims.selection import UserAuthorization, ranked
 from keyferry.protocol.sip.message import Request, Response, make_response
-from keyferry.roles.icscf import Icscf
+from keyferry.roles.icscf import ANSWER_WITHIN, Icscf
 from roles.home import SCSCF, Home, open_home
 
 
@@ -122,7 +122,8 @@ async def test_what_the_hss_says_decides_the_answer(home: Home, code: int, name:
 
 async def test_a_silent_s_cscf_is_504(home: Home) -> None:
     home.network.down("S")
-    assert (await ask(home)).status == 504
+    answer = await ask(home)
+    assert (answer.status, answer.get("Warning")) == (504, '399 icscf "S-CSCF scscf1.home1.net: no answer in 32 s"')
     assert home.log.warnings == ["s-cscf-unreachable"]
 
 
@@ -243,10 +244,27 @@ class TestSeveral:
         assert second.seen == 2
 
     async def test_where_all_are_silent_it_is_504(self, home: Home) -> None:
-        Second(home)
-        home.network.down("S", "S2")
+        second = Second(home, 480)
+        home.network.down("S")
+        await assign(home, OTHER)
+        answer = await ask(home)
+        assert (answer.status, second.seen) == (504, 1)
+        assert answer.get("Warning") == '399 icscf "S-CSCF scscf2.home1.net: sends us away, scscf1.home1.net: no answer in 32 s"'
+        assert (home.counter["icscf_moved_on", "silent"], home.counter["icscf_moved_on", "sent-away"]) == (1, 1)
+
+    async def test_no_other_is_asked_when_the_p_cscf_has_given_up(self, home: Home) -> None:
+        """What it answered then, nobody would hear."""
+        second = Second(home)
+        await assign(home, OTHER)
+
+        async def late(request: Request, peer: SipPeer) -> Response:
+            await home.clock.advance(ANSWER_WITHIN)
+            return await second.answer(request, peer)
+
+        second.status = 480
+        home.network.attach("S2", "scscf2.home1.net", late)
         assert (await ask(home)).status == 504
-        assert home.counter["icscf_moved_on", "silent"] == 2
+        assert (second.seen, home.network.sent("I", "S")) == (1, [])
 
     async def test_one_that_was_silent_is_still_asked_where_there_is_no_other(self, home: Home) -> None:
         Second(home)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from keyferry.protocol.aka import algorithm_of
 from keyferry.protocol.crypto.milenage import derive_opc
 from keyferry.protocol.ims.autn_trial import explain_autn
@@ -34,3 +36,21 @@ async def test_a_doubt_that_the_network_got_over_is_no_reason() -> None:
 async def test_other_failures_have_no_reason() -> None:
     problem = await fails(Bench(status(500)))
     assert (problem.reasons, str(problem)) == ((), "the network answered 500 Server Internal Error")
+
+
+@pytest.mark.parametrize(
+    ("warning", "said"),
+    [
+        (
+            '399 icscf.home1.net "S-CSCF scscf1.home1.net: no answer in 28 s"',
+            " (icscf.home1.net: S-CSCF scscf1.home1.net: no answer in 28 s)",
+        ),
+        ('370 [::1]:5060 "a \\"b\\"", 399 other "c"', ' ([::1]:5060: a "b")'),
+        ('399 h "\U0001f4a9\u202e\x80[31m"', " (h: \U0001f4a9??[31m)"),
+        ("not a warning", ""),
+    ],
+)
+async def test_what_the_network_warns_of_is_said_with_the_refusal(warning: str, said: str) -> None:
+    """RFC 3261 §20.43: for people, whose terminal takes no orders from a network."""
+    problem = await fails(Bench(status(504, ("Warning", warning))))
+    assert str(problem) == f"the network answered 504 Server Time-out{said}"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -14,12 +14,14 @@ from keyferry.protocol.digest import is_digest, parse_credentials
 from keyferry.protocol.identity import Impi, Impu, parse_impi, parse_impu
 from keyferry.protocol.ims.registration import deregisters, impi_of
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
-from keyferry.protocol.sip.headers import parse_name_addr
+from keyferry.protocol.sip.headers import build_warning, parse_name_addr
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response, refuse_method
 from keyferry.protocol.sip.proxy import forwarded, own_route, routed
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.cx_status import status_of
 
+ANSWER_WITHIN: Final = 28.0
+"""Seconds that S-CSCFs may take together: less than the P-CSCF waits for us, so that its UE is told who was silent."""
 DOWN: Final = 30.0
 """Seconds that a silent S-CSCF is asked last: its users do not wait for it each."""
 MAX_TRIED: Final = 8
@@ -77,7 +79,8 @@ class Icscf:
         try:
             if protected or kind is AuthorizationType.DE_REGISTRATION:  # another S-CSCF knows nothing of what is to be renewed or ended
                 target = (await asker.ask(kind)).server_name or self.default_scscf
-                return await self._sent(request, impi, target, None) or make_response(request, 504)
+                answer = await self._sent(request, impi, target, None)
+                return answer if isinstance(answer, Response) else self._not_served(request, {target: answer})
             return await self._initial(request, asker)
         except CxError as problem:
             if self.refused is not None:
@@ -91,31 +94,41 @@ class Icscf:
         found = await asker.ask(AuthorizationType.REGISTRATION)
         if found.server_name is not None and self._is_down(found.server_name):
             found = await asker.ask(AuthorizationType.REGISTRATION_AND_CAPABILITIES)
-        tried: list[str] = []
+        until = self.clock.monotonic() + ANSWER_WITHIN
+        tried: dict[str, str] = {}
         while True:
             offered = [found.server_name] if found.server_name is not None else self._in_order(found.candidates)
             target = next((server for server in offered if server not in tried), None)
-            if target is None or len(tried) >= MAX_TRIED:
-                return make_response(request, 504)
-            tried.append(target)
-            response = await self._sent(request, asker.impi, target, self.patience)
-            if response is not None and response.status != 480 and not 300 <= response.status < 400:
+            left = until - self.clock.monotonic()
+            if target is None or len(tried) >= MAX_TRIED or left <= 0:
+                return self._not_served(request, tried)
+            answer = await self._sent(request, asker.impi, target, self.patience and min(self.patience, left))
+            if isinstance(answer, Response) and answer.status != 480 and not 300 <= answer.status < 400:
                 self._down.pop(target, None)
-                return response
-            self.counter.count("icscf_moved_on", "silent" if response is None else "sent-away")
+                return answer
+            silent = not isinstance(answer, Response)
+            tried[target] = str(answer) if silent else "sends us away"
+            self.counter.count("icscf_moved_on", "silent" if silent else "sent-away")
             self._down[target] = self.clock.monotonic() + DOWN
             found = await asker.ask(AuthorizationType.REGISTRATION_AND_CAPABILITIES)
 
-    async def _sent(self, request: Request, impi: Impi, target: str, patience: float | None) -> Response | None:
+    async def _sent(self, request: Request, impi: Impi, target: str, patience: float | None) -> Response | str:
+        """Return the answer of an S-CSCF, or why there is none."""
         onward = forwarded(request, uri=target)
         try:
             answer = self.sip.send(onward, self.resolver.resolve(parse_sip_uri(target)))
             return await (answer if patience is None else asyncio.wait_for(answer, patience))
         except TransportError as problem:
-            self.log.warning("s-cscf-unreachable", impi=impi, server=target, problem=problem.problem)
+            why = problem.problem
         except TimeoutError:
-            self.log.warning("s-cscf-unreachable", impi=impi, server=target, problem=f"no answer in {patience:g} s")
-        return None
+            why = f"no answer in {patience:g} s"
+        self.log.warning("s-cscf-unreachable", impi=impi, server=target, problem=why)
+        return why
+
+    def _not_served(self, request: Request, tried: Mapping[str, str]) -> Response:
+        """Answer that no S-CSCF took a request, and say which ones were asked (§5.3.1.3)."""
+        why = ", ".join(f"{target.removeprefix('sip:')}: {problem}" for target, problem in tried.items())
+        return make_response(request, 504, headers=(("Warning", build_warning(self.name or "icscf", f"S-CSCF {why}")),))
 
     def _in_order(self, candidates: Sequence[str]) -> list[str]:
         """Return whom to ask, those that were silent lately after the others."""
@@ -139,4 +152,4 @@ class Icscf:
             return await self.sip.send(onward, self.resolver.resolve(parse_sip_uri(target)))
         except TransportError as problem:
             self.log.warning("s-cscf-unreachable", impu=impu, server=target, problem=problem.problem)
-            return make_response(request, 504)
+            return self._not_served(request, {target: problem.problem})

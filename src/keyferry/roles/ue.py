@@ -36,7 +36,7 @@ from keyferry.protocol.ims.security_agreement import (
     parse_mechanisms,
 )
 from keyferry.protocol.ims.verdicts import Analysis, Reason, because
-from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list
+from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list, parse_warning
 from keyferry.protocol.sip.message import Request, Response
 
 MAX_INVALID_CHALLENGES = 2  # in a row, then the UE gives up (TS 24.229 §5.1.1.5.3)
@@ -343,7 +343,7 @@ class Ue:
 
     def _final(self, state: UeState, response: Response, run: AkaRun | None, answer: Credentials, expires: int, elapsed: float) -> UeState:
         if not 200 <= response.status < 300:
-            raise RegistrationFailed(f"the network answered {response.status} {response.reason}", response.status)
+            raise RegistrationFailed(f"the network answered {response.status} {response.reason}{_warned(response)}", response.status)
         if run is None:
             # Nobody proved anything: a 2xx without a challenge never yields keys (S2).
             outcome = Activation(None, "the network did not authenticate", rspauth=False)
@@ -427,6 +427,14 @@ def _granted(response: Response, contact_uri: str) -> int:
             if address.uri == contact_uri:
                 return parse_expires(address.parameter("expires") or response.get("Expires") or "0")
     return 0
+
+
+def _warned(response: Response) -> str:
+    """Return who of the network says why, and what (RFC 3261 §20.43), "" where nobody does."""
+    try:
+        return "".join(f" ({agent}: {text})" for agent, text in map(parse_warning, response.all("Warning")[:1]))
+    except ParseError:
+        return ""
 
 
 def _associated(response: Response) -> tuple[str, ...]:

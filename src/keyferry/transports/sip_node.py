@@ -155,7 +155,7 @@ class SipNode:
         it does not fall back to UDP). To a hop over TLS, whose `name` or else host name must be in its certificate, everything goes over
         TLS. Over ESP, `hop` is what `protect` returned says of a set, and any size goes through the tunnel. `check` is called with the
         numeric destination, over TLS with its verified name and role, before every transmission and may raise; what it returns is awaited.
-        Raises TransportError (no answer within 64*T1, or no connection), LocalProtocolError, RemoteProtocolError 513 for a request
+        Raises TransportError (no answer within timer F, or no connection), LocalProtocolError, RemoteProtocolError 513 for a request
         that no receiver takes, and what `check` raises.
         """
         if self._closed:

@@ -46,7 +46,7 @@ class SipServer:
         self._active: dict[int, ServerTransaction] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._completed = CompletedResponses(
-            lifetime=context.timers.f, max_entries=context.limits.completed, max_octets=context.limits.completed_octets
+            lifetime=context.timers.j, max_entries=context.limits.completed, max_octets=context.limits.completed_octets
         )
         self._sweeping = False
 
@@ -281,7 +281,7 @@ class SipServer:
     def _sweep_later(self) -> None:
         if not self._sweeping and self._completed.entries:
             self._sweeping = True
-            self._context.deadlines.after(self._context.timers.f / 4, self._sweep)
+            self._context.deadlines.after(self._context.timers.j / 4, self._sweep)
 
     def _sweep(self) -> None:
         self._sweeping = False

@@ -9,7 +9,7 @@ from keyferry.errors import CxError
 from keyferry.ports import CxClient
 from keyferry.protocol.identity import Impi
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.roles.icscf import Icscf
+from keyferry.roles.icscf import ANSWER_WITHIN, Icscf
 from keyferry.wiring.readiness import reaches
 from keyferry.wiring.services import Services, server_name_of
 
@@ -19,7 +19,7 @@ async def start_icscf(services: Services, cx: CxClient, refused: Callable[[Impi,
     settings = services.config.icscf
     trusted = settings.trusted_peers
     handler = services.trusting(trusted, lambda request, peer: icscf.handle(request, peer))
-    node = services.node("I-CSCF", handler, sheds=True, trusted=trusted)
+    node = services.node("I-CSCF", handler, sheds=True, trusted=trusted, answer_within=ANSWER_WITHIN)
     patience = settings.patience if services.config.further_scscfs else None
     icscf = Icscf(
         cx=cx, sip=node, resolver=services.resolver, default_scscf=settings.scscf, log=services.log, clock=services.clock,

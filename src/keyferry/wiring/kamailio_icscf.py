@@ -10,6 +10,7 @@ from typing import Final
 from keyferry.config import Config
 from keyferry.errors import ConfigError
 from keyferry.protocol.sip.uri import SipUri, parse_sip_uri
+from keyferry.roles.icscf import ANSWER_WITHIN
 from keyferry.wiring.kamailio_files import (
     as_owner,
     bracketed,
@@ -27,7 +28,6 @@ FILES: Final = ("icscf.cfg", "icscf_cdp.xml", "README.icscf")
 CAPABILITIES: Final = "icscf/s_cscf_capabilities"
 _NEEDED: Final = ("cdp.so", "cdp_avp.so", "ims_icscf.so", "db_text.so", "htable.so")
 _PACKAGES: Final = "apt install kamailio kamailio-ims-modules"
-_NO_S_CSCF: Final = 30_000  # milliseconds that SIP waits by itself, near enough (64*T1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,16 @@ def _choice(config: Config, scscfs: tuple[str, ...]) -> dict[str, str]:
     hops = [hop for uri in dict.fromkeys(_checked(each).host for each in scscfs) for hop in _hop(config, uri)]
     return {
         "MOVES": str(int(several)),
-        "PATIENCE": str(round(config.icscf.patience * 1000) if several else _NO_S_CSCF),
+        "PATIENCE": _milliseconds(min(config.icscf.patience, ANSWER_WITHIN) if several else ANSWER_WITHIN),
+        "ANSWER_WITHIN": _milliseconds(ANSWER_WITHIN),
         "ANOTHER": "\n".join(f'  if ($sht(away=>{uri}) == $null) {{ $ru = "{uri}"; return 1; }}' for uri in scscfs),
         "HOPS": "\n".join(hops),
         "SCSCFS": ", ".join(scscfs),
     }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 def _hop(config: Config, name: str) -> list[str]:

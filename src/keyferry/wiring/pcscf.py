@@ -6,7 +6,7 @@ from __future__ import annotations
 import ssl
 
 from keyferry.config import split_address
-from keyferry.roles.pcscf.proxy import Pcscf
+from keyferry.roles.pcscf.proxy import ANSWER_WITHIN, Pcscf
 from keyferry.roles.pcscf.security import SecurityAgreement
 from keyferry.roles.reg_event_subscriber import RegEventSubscriber, SubscriberProfile
 from keyferry.transports.sip_node import SipNode
@@ -21,7 +21,7 @@ EXPIRES = 604_800
 async def start_pcscf(services: Services) -> Pcscf:
     """Start the P-CSCF. Raises ConfigError, TransportError."""
     settings, network = services.config.pcscf, services.config.network
-    node = services.node("P-CSCF", lambda request, peer: pcscf.handle(request, peer), sheds=True)
+    node = services.node("P-CSCF", lambda request, peer: pcscf.handle(request, peer), sheds=True, answer_within=ANSWER_WITHIN)
     pcscf = Pcscf(
         sip=node, resolver=services.resolver, uri=f"sip:{settings.name}", icscf=settings.icscf, clock=services.clock,
         random=services.random, visited_network=network.home_domain, log=services.log, counter=services.metrics,

@@ -19,6 +19,7 @@ from keyferry.protocol.identity import AsId
 from keyferry.protocol.repeats import WINDOW
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.protocol.sip.overload import OverloadPolicy
+from keyferry.protocol.sip.transaction import Timers
 from keyferry.stores.database import Database
 from keyferry.stores.isc_keys import LiveIscKeys
 from keyferry.stores.state_dir import StateDir
@@ -93,13 +94,13 @@ class Services:
 
     def node(
         self, name: str, handler: SipHandler, *, sheds: bool = False, trusted: Collection[str] | None = None,
-        believes: Callable[[SipPeer], bool] | None = None,
+        believes: Callable[[SipPeer], bool] | None = None, answer_within: float = Timers().f,
     ) -> SipNode:  # fmt: skip
         """Return a SIP node that listens nowhere yet.
 
         One that `sheds` refuses first REGISTERs under load, if the configuration lets it. `trusted` addresses, and with them this machine's
         own, may open as many connections as they like, and say which registration a request belongs to; None: nobody may. `believes` says
-        who else may say so where an address is not what tells.
+        who else may say so where an address is not what tells. A proxy has others answer within fewer seconds than it has itself.
         """
         known = believes or (lambda peer: trusted is not None and is_trusted(trusted, peer))
         lines = RegisterLines(name, self.clock, self.log, known)
@@ -108,7 +109,7 @@ class Services:
         self.every(WINDOW, lambda: _told(lines))
         node = self.nodes[name] = SipNode(
             name=name, limits=self.limits.get(name), clock=self.clock, random=self.random, log=self.log, handler=measured,
-            observer=both(self.tracer.observe, self.observer), counter=self.metrics,
+            observer=both(self.tracer.observe, self.observer), counter=self.metrics, timers=Timers(f=answer_within),
             observed=lambda: self.observer is not None or self.tracer.following > 0,
             overload=OverloadPolicy() if sheds and str(self.config.network.overload) == "on" else None,
             core=trusted is not None, trusts=lambda host: trusted is not None and (host in trusted or _host_is_loopback(host)),

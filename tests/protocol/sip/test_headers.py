@@ -14,21 +14,35 @@ from hypothesis import strategies as st
 from keyferry.errors import ParseError
 from keyferry.protocol.sip.headers import (
     MAX_REMEMBERED_LENGTH,
+    MAX_WARNING,
     CSeq,
     NameAddr,
     Via,
     build_cseq,
     build_name_addr,
     build_via,
+    build_warning,
     parse_cseq,
     parse_expires,
     parse_name_addr,
     parse_name_addr_list,
     parse_via,
     parse_via_list,
+    parse_warning,
     split_list,
     top_via,
 )
+
+
+def test_a_warning_is_for_people() -> None:
+    """RFC 3261 §20.43."""
+    value = build_warning("icscf.home1.net", 'S-CSCF "1"\r\nVia: x')
+    assert value == '399 icscf.home1.net "S-CSCF \\"1\\"??Via: x"'
+    assert parse_warning(value) == ("icscf.home1.net", 'S-CSCF "1"??Via: x')
+    assert len(parse_warning(build_warning("[::1]:5060", "x" * 9_000))[1]) == MAX_WARNING
+    for wrong in ("", "399 h", '39 h "x"', '399 h "x'):
+        with pytest.raises(ParseError):
+            parse_warning(wrong)
 
 
 def test_a_name_addr_has_display_uri_and_parameters() -> None:

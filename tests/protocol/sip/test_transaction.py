@@ -50,6 +50,14 @@ def test_timer_e_doubles_to_t2_and_timer_f_ends_it() -> None:
     assert transaction.state is State.TERMINATED
 
 
+def test_a_proxy_may_end_it_earlier_and_answers_retransmissions_as_long_as_anybody() -> None:
+    """RFC 4321 §1.1; timer J stays 64*T1."""
+    transaction = ClientTransaction(reliable=False, timers=Timers(f=28.0))
+    transaction.start(0.0)
+    assert drive(transaction)[-1] == 27.5
+    assert (transaction.state, Timers(f=28.0).j, Timers().f) == (State.TERMINATED, 32.0, 64 * Timers().t1)
+
+
 def test_timer_f_reports_a_time_out() -> None:
     """RFC 3261 §17.1.2.2."""
     transaction = client()

@@ -180,7 +180,8 @@ class TestTowardsTheHomeNetwork:
 
     async def test_a_silent_home_network_is_504(self, visited: Visited) -> None:
         visited.network.down("I")
-        assert (await visited.ask(register())).status == 504
+        answer = await visited.ask(register())
+        assert (answer.status, answer.get("Warning")) == (504, '399 pcscf1.visited1.net "I-CSCF icscf.home1.net: no answer in 32 s"')
         assert visited.log.warnings == ["home-network-unreachable"]
 
     async def test_a_home_network_that_nobody_can_find_is_504(self, visited: Visited) -> None:

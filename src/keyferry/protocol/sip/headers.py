@@ -32,6 +32,8 @@ MAX_EXPIRES = 2**32 - 1
 """Seconds (RFC 3261 §20.19)."""
 MAX_CSEQ = 2**31 - 1
 """RFC 3261 §8.1.1.5: the sequence number MUST be less than 2**31."""
+MAX_WARNING = 200
+"""Characters of a warning's text that are shown."""
 MAX_REMEMBERED = 4_096
 """Values of one kind that are remembered as parsed: each reader of a message, and each REGISTER of one UE, brings the same again."""
 MAX_REMEMBERED_LENGTH = 512
@@ -46,6 +48,8 @@ _ADDR_SPEC = re.compile(rf'{WS}({_SCHEME}[^ \t,;?<>"\x00-\x1f\x7f]++)')
 _VIA = re.compile(rf"{WS}SIP{WS}/{WS}2\.0{WS}/{WS}({TOKEN})[ \t]++({HOST})(?:{WS}:{WS}([0-9]{{1,5}}+))?+", re.IGNORECASE | re.ASCII)
 _CSEQ = re.compile(rf"([0-9]{{1,10}}+)[ \t]++({TOKEN})", re.ASCII)
 _DELTA_SECONDS = re.compile(r"[0-9]{1,10}+", re.ASCII)
+# warning-value = warn-code SP warn-agent SP warn-text; the agent is a host with or without port, or a token
+_WARNING = re.compile(rf"[0-9]{{3}} ({TOKEN}(?::[0-9]{{1,5}}+)?+|\[[0-9A-Fa-f:.]{{2,45}}+\](?::[0-9]{{1,5}}+)?+) ({QUOTED})", re.ASCII)
 _LIST_ITEM = re.compile(rf'(?:[^",<>]++|{QUOTED}|<[^<>]*+>)++')
 
 
@@ -185,6 +189,23 @@ def parse_expires(text: str) -> int:
     if not _DELTA_SECONDS.fullmatch(text) or (seconds := int(text)) > MAX_EXPIRES:
         raise ParseError("delta-seconds", "not a number from 0 to 2**32-1")
     return seconds
+
+
+def build_warning(agent: str, text: str) -> str:
+    """Write a Warning value for people (RFC 3261 §20.43, code 399); `agent` is a host, or another token."""
+    return f"399 {agent} {quote(_printable(text))}"
+
+
+def parse_warning(value: str) -> tuple[str, str]:
+    """Return who warns, and the text as far as it can be shown on a terminal. Raises ParseError."""
+    found = _WARNING.match(value)
+    if found is None:
+        raise ParseError("Warning", "not a code, a name and a text in quotes")
+    return found.group(1), _printable(unquote(found.group(2)))
+
+
+def _printable(text: str) -> str:
+    return "".join([character if character.isprintable() else "?" for character in text[:MAX_WARNING]])
 
 
 def split_list(text: str) -> list[str]:

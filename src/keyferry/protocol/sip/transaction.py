@@ -26,10 +26,11 @@ class Timers(NamedTuple):
     t1: float = 0.5  # round-trip estimate
     t2: float = 4.0  # longest interval between retransmissions
     t4: float = 5.0  # how long a message stays in the network
+    f: float = 32.0  # how long a request waits for its answer: 64*T1, and less in a proxy, whose 504 loses the race else (RFC 4321 §1.1)
 
     @property
-    def f(self) -> float:
-        """Timer F, and timer J on UDP."""
+    def j(self) -> float:
+        """How long a request may come again over UDP."""
         return 64 * self.t1
 
 
@@ -229,7 +230,7 @@ class ServerTransaction:
             if self.reliable:
                 self.state = State.TERMINATED  # timer J is 0
             else:
-                self._j = now + self._timers.f
+                self._j = now + self._timers.j
         elif self.state is State.TERMINATED:
             self._j = None
 

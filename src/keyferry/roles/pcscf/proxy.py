@@ -27,7 +27,7 @@ from keyferry.protocol.identity import Reg, reg_of
 from keyferry.protocol.ims.charging import Icid, build_charging_vector
 from keyferry.protocol.ims.gm_association import REG_AWAIT_AUTH
 from keyferry.protocol.ims.reginfo import ContactEvent
-from keyferry.protocol.sip.headers import parse_expires, parse_name_addr_list, parse_via_list
+from keyferry.protocol.sip.headers import build_warning, parse_expires, parse_name_addr_list, parse_via_list
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response, refuse_method, unsupported_tags
 from keyferry.protocol.sip.proxy import forwarded
 from keyferry.protocol.sip.uri import parse_sip_uri
@@ -47,6 +47,7 @@ from keyferry.roles.pcscf.security import (
     without_server_list,
 )
 
+ANSWER_WITHIN = 30.0  # seconds that the home network may take: less than a UE waits (RFC 3261 timer F), more than the I-CSCF does
 MAX_DEVICES = 200_000  # Gm key pairs held; the oldest goes first
 TOKEN_OCTETS = 12
 """Of the user in our Record-Route: it is not to be guessed."""
@@ -166,7 +167,8 @@ class Pcscf:
             return await self.sip.send(onward, self.resolver.resolve(parse_sip_uri(self.icscf)))
         except TransportError as problem:
             self.log.warning("home-network-unreachable", problem=problem.problem)
-            return make_response(request, 504)
+            warning = build_warning(parse_sip_uri(self.uri).host, f"I-CSCF {self.icscf.removeprefix('sip:')}: {problem.problem}")
+            return make_response(request, 504, headers=(("Warning", warning),))
 
     def _onward(self, request: Request, icid: Icid, *, protected: bool) -> Request:
         onward = without_agreement(forwarded(request))
