@@ -56,13 +56,20 @@ def test_what_one_user_owes_is_bounded_and_the_oldest_gives_way() -> None:
 @pytest.mark.parametrize(
     ("found", "by", "after"),
     [
-        (AT_A, A, NOBODY), (AT_A, B, AT_A), (MOVING, A, Assignment(B)), (MOVING, B, AT_A), (Assignment(A), A, NOBODY), (NOBODY, A, NOBODY),
+        (AT_A, A, NOBODY), (AT_A, B, AT_A), (MOVING, A, Assignment(B)), (MOVING, B, MOVING), (Assignment(A), A, NOBODY),
+        (NOBODY, A, NOBODY),
         (Assignment(B, B, (owed(A), owed(C))), A, Assignment(B, B, (owed(C),))),
+        (Assignment(A, B, (owed(A),)), A, Assignment(A, B)),
     ],
 )  # fmt: skip
 def test_an_end(found: Assignment, by: str, after: Assignment) -> None:
     """§6.1.2.1: TIMEOUT_, USER_, ADMINISTRATIVE_DEREGISTRATION."""
     assert ended(found, by) == after
+
+
+def test_an_end_that_is_told_late_takes_no_challenge_back() -> None:
+    """A registration that is over at B since long; meanwhile the user was at A, and is back: B has challenged, and registers him."""
+    assert registered(ended(MOVING, B), B, 7.0) == Assignment(B, B, (owed(A),))
 
 
 @pytest.mark.parametrize(

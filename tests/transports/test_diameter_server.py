@@ -11,7 +11,9 @@ from keyferry.errors import TransportError
 from keyferry.protocol.diameter import base, cx
 from keyferry.protocol.diameter.base import DiameterIdentity, ResultCode, result_of
 from keyferry.transports.diameter_client import DiameterPeer
+from keyferry.transports.diameter_connection import DiameterConnection
 from keyferry.transports.diameter_context import Admission, DiameterLimits
+from keyferry.transports.diameter_server import DiameterServer
 from keyferry.transports.pki import MutualTls, Pki
 from protocol.diameter.cxkit import HSS, SCSCF
 from transports.diameterkit import HSS2, Answering, Net, a_mar, an_rtr, asking
@@ -230,6 +232,33 @@ async def test_a_flood_from_one_address_keeps_no_stranger_of_another_out(net: Ne
         await net.wire(port)
     await net.tallies.until("diameter_dropped", "too-many-strangers", 17)
     assert result_of(await slow.hello()).success
+
+
+@pytest.mark.parametrize(
+    ("flood", "other"),
+    [
+        ("2001:db8::{:x}", "2001:db8:0:1::1"),
+        ("2001:db8::{:x}%2", "192.0.2.1"),
+        ("::ffff:192.0.2.7", "::ffff:192.0.2.8"),
+        ("192.0.2.7", "::1"),
+    ],
+)
+async def test_who_has_a_network_of_addresses_is_one_stranger_to_the_others(net: Net, flood: str, other: str) -> None:
+    """A /64 of IPv6 is one subscriber's, who may connect from another address of it each time."""
+    server, _ = await net.server()
+    alone = stranger(net, server, other)
+    flooding = [stranger(net, server, flood.format(number)) for number in range(1, 6)]
+    assert server._crowded() is flooding[0]
+    del server._strangers[alone]
+    assert server._crowded() is flooding[0]
+
+
+def stranger(net: Net, server: DiameterServer, address: str) -> DiameterConnection:
+    """Let somebody wait who has not said who it is."""
+    made = DiameterConnection(server.context, server, Admission(), dials=False)
+    made.peer = made.peer._replace(address=address)
+    server._strangers[made] = None
+    return made
 
 
 async def test_strangers_keep_no_peer_out(net: Net) -> None:

@@ -45,10 +45,14 @@ def registered(found: Assignment, server_name: str, now: float) -> Assignment:
 
 
 def ended(found: Assignment, server_name: str) -> Assignment:
-    """SAR with one of the de-registrations: nothing is left at this S-CSCF; what is at another stays."""
-    serving = found.serving if found.serving != server_name else None
-    assigned = found.server_name if found.server_name != server_name else serving
-    return Assignment(assigned, serving, tuple([each for each in found.owed if each.server_name != server_name]))
+    """SAR with one of the de-registrations: nothing is left at this S-CSCF; what is at another stays.
+
+    So does a challenge of this one while another serves: what has ended here was before the user went there.
+    """
+    owed = tuple([each for each in found.owed if each.server_name != server_name])
+    if found.serving not in {None, server_name}:
+        return found._replace(owed=owed)
+    return Assignment(found.server_name if found.server_name != server_name else None, None, owed)
 
 
 def unproven(found: Assignment, server_name: str) -> Assignment:

@@ -16,6 +16,7 @@ from keyferry.transports.diameter_context import Admission, DiameterContext, Dia
 from keyferry.transports.diameter_exchange import Exchange
 from keyferry.transports.diameter_requests import DiameterRequests
 from keyferry.transports.pki import MutualTls
+from keyferry.transports.sip_tcp import source_of
 from keyferry.transports.sip_udp import listen_remedy
 from keyferry.transports.tls_stream import TlsStream
 
@@ -163,10 +164,10 @@ class DiameterServer:
     # ---- inside
 
     def _crowded(self) -> DiameterConnection:
-        """Return the oldest connection of the address with the most strangers: who floods us keeps nobody of another address out."""
-        addresses = Counts(stranger.peer.address for stranger in self._strangers)
-        worst = max(addresses.values())
-        return next(stranger for stranger in self._strangers if addresses[stranger.peer.address] == worst)
+        """Return the oldest connection of the source with the most strangers: who floods us keeps nobody of another out."""
+        sources = {stranger: source_of(stranger.peer.address) for stranger in self._strangers}
+        most, _ = Counts(sources.values()).most_common(1)[0]
+        return next(stranger for stranger, source in sources.items() if source == most)
 
     def _has_room(self, connection: DiameterConnection) -> bool:
         """Tell whether one more may stay; a peer displaces itself, one with a certificate one without, and of others the last has to go."""

@@ -117,6 +117,25 @@ async def test_a_store_that_fails_for_one_user_keeps_no_other_waiting(told: Told
     assert (len(told.reports), told.counter["scscf_hss_reports", "refused"]) == (0, 3)
 
 
+async def test_a_fault_of_ours_costs_one_report_and_its_words_are_not_logged(told: Told) -> None:
+    """It may quote what it stumbled over."""
+
+    async def failing(impi: Impi, impu: Impu, assignment: ServerAssignment) -> None:
+        told.tries.append(0.0)
+        raise ValueError("0123456789abcdef")
+
+    told.reports.tell = failing
+    told.owe(3)
+    await settle()
+    assert (len(told.tries), len(told.reports), told.counter["scscf_hss_reports", "refused"]) == (3, 0, 3)
+    assert told.log.fields("hss-report-refused")["problem"] == "ValueError"
+    assert "0123" not in str(told.log.events)
+    told.reports.tell = told.tell
+    told.owe(1)
+    await settle()
+    assert len(told.seen) == 1
+
+
 async def test_of_one_user_the_last_counts_but_no_failure_hides_an_end(told: Told) -> None:
     told.owe(1, FAILURE)
     told.owe(1, END)

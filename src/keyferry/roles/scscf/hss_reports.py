@@ -103,6 +103,8 @@ class HssReports:
             self._refused(impi, assignment, problem.name)
         except KeyferryError as problem:  # the store: others may open
             self._refused(impi, assignment, str(problem))
+        except Exception as problem:  # a bug of ours costs one report; its words may quote what it stumbled over
+            self._refused(impi, assignment, type(problem).__name__)
         else:
             self.counter.count("scscf_hss_reports", "told")
         return True
