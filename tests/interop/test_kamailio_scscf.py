@@ -227,7 +227,13 @@ def test_an_rtr_erases_the_keys_at_the_as(running: Network) -> None:
         done = keyferry("subscriber", "terminate", IMPI, "--admin", admin, "--state", running.folder / "state", "--json")
         assert done.returncode == 0, done.stdout + done.stderr
         until(lambda: running.keys_at_as() == 0, seconds=10, what="no key is left at the AS")
+        until(lambda: _owed(running) == 0, seconds=10, what="Kamailio has heard that the AS knows it")
         ue.close()
+
+
+def _owed(running: Network) -> int:
+    with closing(sqlite3.connect(running.folder / "kamailio/state/kemi.db")) as connection:
+        return int(connection.execute("SELECT count(*) FROM owed").fetchone()[0])
 
 
 def test_a_state_that_is_locked_is_answered_503(running: Network) -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from kemi.kemikit import CK, IMPI, NONCE, REALM, SERVER, answer, challenge, empty, register, response, third_party
+from kemi.kemikit import AS_ID, CK, IMPI, IMPU, NONCE, REALM, SERVER, answer, challenge, empty, register, response, third_party
 from keyferry.errors import ConfigError, StateError
 from keyferry.kemi.script import DONE, FAILED, REFUSED, RESERVED, SHM_MARGIN, Script
 from keyferry.kemi.settings import KemiSettings, build_settings, load_settings
-from keyferry.kemi.store import Held
-from keyferry.protocol.identity import AsId, Impi, Impu, Reg
+from keyferry.protocol.identity import AsId, Reg
 
 
 class Ksr:
@@ -34,11 +33,14 @@ class Ksr:
         self.log: list[str] = []
         self.has_memory = True
         self.request: dict[str, str] = {}
+        self.free = SHM_MARGIN
 
     def get(self, name: str) -> str:
         """Return a pseudo-variable."""
         if name in ("$avp(g.kf_out)", "$var(kf_reserve)"):
             return self.held if name == "$avp(g.kf_out)" else self.reserve
+        if name.startswith("$uac_req("):
+            return self.request[name[9:-1]]
         if name == "$(mb{s.substr,0,11})":
             return self.message[:11].decode("latin-1")
         assert name == "$(mb{s.encode.hexa})"
@@ -58,6 +60,10 @@ class Ksr:
         assert name == "$avp(fr.kf_hex)"
         self.avp = value
         return 1
+
+    def seti(self, name: str, value: int) -> int:
+        """Set a number."""
+        return self.sets(name, str(value))
 
     def set_body(self, body: str, kind: str) -> int:
         """Set the body of the message."""
@@ -88,7 +94,7 @@ def settings_fixture(tmp_path: Path) -> Path:
 @contextmanager
 def running(ksr: Ksr, settings: Path) -> Iterator[Script]:
     """Run the script in one process, and close its store."""
-    script = Script(ksr, str(settings), reset_avps=lambda: None, free_memory=lambda: SHM_MARGIN)
+    script = Script(ksr, str(settings), reset_avps=lambda: None, free_memory=lambda: ksr.free)
     yield script
     if script._scscf is not None:
         script._scscf.store.close()
@@ -250,21 +256,42 @@ def test_the_first_worker_says_at_the_start_what_does_not_work(ksr: Ksr, setting
 def test_an_end_that_the_hss_tells_of_becomes_a_request(ksr: Ksr, settings: Path, tmp_path: Path) -> None:
     found = load_settings(settings)
     with running(ksr, settings) as script:
-        assert script.ended(None) == FAILED  # without our HSS there is nobody to ask
+        assert script.ended(None) == DONE
+        assert script.next_end(None) == FAILED  # without our HSS there is nobody to ask
+        assert script.end_answered(None) == FAILED
     settings.write_text(build_settings(dataclasses.replace(found, rspauth=str(tmp_path / "hss"))))
     with running(ksr, settings) as script:
-        assert script.ended(None) == FAILED
-        assert "hss" in ksr.log[-1]
-        ended = script._ended
-        assert ended is not None
-        ended._left = [Held(Impi(IMPI), AsId("xcap.home1.net"), Reg("AAAAAAAAAAAA"), Impu("sip:u@home1.net"))]
-        assert script.ended(None) == script.next_end(None) == DONE
+        assert script.ended(None) == script.ended(None) == DONE
+        assert len(ksr.log) == 1
+        assert "hss" in ksr.log[0]
+        assert script._scscf is not None
+        store = script._scscf.store
+        store.keep("n", IMPI, IMPU, REALM, CK)
+        store.authenticated("n", IMPI, IMPU, Reg("AAAAAAAAAAAA"), 9e12)
+        store.end(IMPI, store.next_seq(IMPI, AS_ID, Reg("AAAAAAAAAAAA")) + 1000)
+        ksr.free -= 1
         assert script.next_end(None) == FAILED
+        ksr.free += 1
+        assert script.next_end(None) == DONE
+        assert script.next_end(None) == FAILED
+        owed = "SELECT count(*) FROM owed"
+        for status, left in (("408", 1), ("200", 0)):
+            ksr.request["evcode"] = status
+            assert script.end_answered(None) == DONE
+            assert store._connection.execute(owed).fetchone() == (left,)
     assert ksr.request.pop("body").startswith("<")
     headers = ksr.request.pop("hdrs")
     assert "\r\nExpires: 0\r\n" in headers
     assert "Content-Type: application/3gpp-ims+xml\r\n" in headers
-    assert ksr.request == {"method": "REGISTER", "ruri": SERVER, "furi": "sip:scscf1.home1.net", "turi": "sip:u@home1.net"}
+    assert ksr.request == {
+        "method": "REGISTER",
+        "ruri": SERVER,
+        "furi": "sip:scscf1.home1.net",
+        "turi": IMPU,
+        "evroute": "1",
+        "evcode": "200",
+        "evparam": ksr.request["evparam"],
+    }
 
 
 def test_private_memory_is_put_aside_and_a_process_without_any_ends(script: Script, ksr: Ksr) -> None:

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
 
-from keyferry.errors import KeyferryError
 from keyferry.kemi.push import Owner, erase_body
 from keyferry.kemi.scscf import KemiPolicy
-from keyferry.kemi.store import Held, KemiStore
+from keyferry.kemi.store import KemiStore
 from keyferry.protocol.identity import AsId, Impi
+
+REMIND_EVERY: Final = 60.0
+"""Seconds between two warnings of the same."""
 
 
 class EndSource(Protocol):
@@ -28,6 +30,7 @@ class Erasing(NamedTuple):
     from_uri: str
     to_uri: str
     body: bytes
+    ticket: str  # what `answered` is given with the response
 
 
 @dataclass(slots=True)
@@ -39,32 +42,51 @@ class KemiEnded:
     store: KemiStore
     source: EndSource
     _since: int = 0
-    _left: list[Held] = field(default_factory=list)
 
-    def look(self) -> bool:
-        """Ask who was ended since; tell whether there is something to erase. Raises TransportError, StoreError."""
-        if not self._left:
-            for at, impi in self.source.ended(self.scscf, self._since):
-                self._left += self.store.end(impi, at)
-                self._since = at
-        return bool(self._left)
+    def look(self) -> None:
+        """Ask who was ended since. Raises TransportError, StoreError."""
+        for at, impi in self.source.ended(self.scscf, self._since):
+            self.store.end(impi, at)
+            self._since = at
 
     def next(self) -> Erasing | None:
-        """Return the next request; None after the last. Raises StoreError."""
-        while self._left:
-            held = self._left.pop(0)
-            server = self._server_of(held.as_id)
-            if server is None:
-                continue  # no longer configured
-            seal = self.policy.seal_of(held.as_id)
-            owner = Owner(held.impi, held.reg, (held.impu,), self.policy.realm, 0, 0)
-            try:
-                body = erase_body(owner, held.as_id, self.store.next_seq(held.impi, held.as_id, held.reg), seal)
-            except KeyferryError:
-                self._left.insert(0, held)
-                raise
-            return Erasing(server, f"sip:{self.scscf}", held.impu, body)
+        """Return the next request, also while the HSS is away; None after the last. Raises StoreError."""
+        while (owed := self.store.take_owed()) is not None:
+            server = self._server_of(owed.as_id)
+            if server is None:  # no longer configured
+                self.store.settle(owed.id, owed.seq)
+                continue
+            owner = Owner(owed.impi, owed.reg, (owed.impu,), self.policy.realm, 0, 0)
+            body = erase_body(owner, owed.as_id, owed.seq, self.policy.seal_of(owed.as_id))
+            return Erasing(server, f"sip:{self.scscf}", owed.impu, body, f"{owed.id} {owed.seq}")
         return None
+
+    def answered(self, ticket: str, status: int) -> None:
+        """Take what an AS said: whatever is no 2xx, or comes from nobody, is asked again. Raises StoreError, ValueError."""
+        if 200 <= status < 300:
+            number, seq = map(int, ticket.split())
+            self.store.settle(number, seq)
 
     def _server_of(self, as_id: AsId) -> str | None:
         return next((server for server, as_ids in self.policy.servers.items() if as_id in as_ids), None)
+
+
+@dataclass(slots=True)
+class Trouble:
+    """Tell of what goes wrong every two seconds: when it begins, now and then, and when it is over."""
+
+    monotonic: Callable[[], float]  # seconds
+    warn: Callable[[str], None]  # takes words without secrets
+    _told_at: float | None = None  # None: there is none
+
+    def here(self, words: str) -> None:
+        """Say that it is there, unless that was said lately."""
+        if self._told_at is None or self.monotonic() - self._told_at >= REMIND_EVERY:
+            self._told_at = self.monotonic()
+            self.warn(f"who is ended meanwhile keeps the AS keys: {words}")
+
+    def over(self) -> None:
+        """Say that it is over, if it was there."""
+        if self._told_at is not None:
+            self._told_at = None
+            self.warn("who is ended loses the AS keys again")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from keyferry.errors import KeyferryError, ParseError, StateError, TransportError
-from keyferry.kemi.ended import Erasing, KemiEnded
+from keyferry.kemi.ended import Erasing, KemiEnded, Trouble
 from keyferry.kemi.push import CONTENT_TYPE, Seal
 from keyferry.kemi.rspauth import RspauthSocket
 from keyferry.kemi.scscf import NOTHING, KemiPolicy, KemiScscf
@@ -65,6 +65,7 @@ class Script:
         self._settings = load_settings(Path(settings))
         self._scscf: KemiScscf | None = None
         self._ended: KemiEnded | None = None
+        self._trouble = Trouble(SystemClock().monotonic, self._warn)
         self._reserved_by = 0  # the process that has memory put aside
         self._pid = 0
         ksr.pv.sets(_HELD, NOTHING.decode())
@@ -154,14 +155,34 @@ class Script:
         return self._safely(lambda scscf: scscf.pushed())
 
     def ended(self, msg: object, argument: str = "") -> int:
-        """Look whom the HSS has ended; FAILED: there is nothing to erase."""
+        """Look whom the HSS has ended; FAILED: the state cannot be read."""
         del msg, argument
-        return self._safely(lambda _: self._ended is not None and self._ended.look())
+        try:
+            self._opened()
+            if self._ended is not None:
+                self._ended.look()
+            self._trouble.over()
+        except TransportError as problem:  # what is owed already is sent all the same
+            self._trouble.here(str(problem))
+        except KeyferryError as problem:
+            self._trouble.here(str(problem))
+            return FAILED
+        except Exception as problem:
+            self._trouble.here(f"failed: {type(problem).__name__}")
+            return FAILED
+        return DONE
 
     def next_end(self, msg: object, argument: str = "") -> int:
-        """Make a third-party REGISTER that erases of $uac_req; FAILED after the last."""
+        """Make a third-party REGISTER that erases of $uac_req; FAILED after the last, or while there is little shared memory."""
         del msg, argument
+        if self._free_memory() < SHM_MARGIN:
+            return FAILED
         return self._safely(lambda _: self._send(self._ended.next() if self._ended is not None else None))
+
+    def end_answered(self, msg: object, argument: str = "") -> int:
+        """Take an AS's answer to one, or that there was none: what $uac_req says of it."""
+        del msg, argument
+        return self._safely(lambda _: self._answered())
 
     def challenge(self, msg: object, argument: str = "") -> int:
         """Leave in $avp(kf_hex) what shall be sent in place of a 401; FAILED: nothing may be.
@@ -212,10 +233,17 @@ class Script:
         )
         values = {
             "method": "REGISTER", "ruri": request.uri, "furi": request.from_uri, "turi": request.to_uri, "hdrs": headers,
-            "body": request.body.decode("utf-8"),
+            "body": request.body.decode("utf-8"), "evparam": request.ticket,
         }  # fmt: skip
         for name, value in values.items():
             self._ksr.pv.sets(f"$uac_req({name})", value)
+        self._ksr.pv.seti("$uac_req(evroute)", 1)
+        return True
+
+    def _answered(self) -> bool:
+        if self._ended is None:
+            return False
+        self._ended.answered(self._ksr.pv.get("$uac_req(evparam)"), int(self._ksr.pv.get("$uac_req(evcode)")))
         return True
 
     def _safely(self, work: Callable[[KemiScscf], bool], refused: int = FAILED) -> int:

@@ -38,6 +38,12 @@ BUSY_MS: Final = 1_000
 """Milliseconds that a worker of Kamailio waits for the others' transactions: each is short, and the UE sends again after 500."""
 CHECKPOINT_PAGES: Final = 500
 """2 MB of kemi.db-wal."""
+TELL_AGAIN: Final = 60.0
+"""Seconds until an AS that gave no 200 is told an end again; the end's age, if that is more."""
+ANSWERED_WITHIN: Final = 40.0
+"""Seconds that an AS has to answer: a transaction lasts 32 (RFC 3261 §17.1.2.2)."""
+MAX_UNANSWERED: Final = 100
+"""Ends that ASs are being told at a time: each takes Kamailio 50,000 octets of shared memory."""
 SEQ_MEMORY: Final = 10 * 86_400.0
 """Seconds: a sequence number is at least the clock's milliseconds, so an older one need not be remembered (stores/sqlite/registrations)."""
 
@@ -63,13 +69,15 @@ class Challenged(NamedTuple):
     k_m: Secret
 
 
-class Held(NamedTuple):
-    """A device of which an AS may hold a key."""
+class Owed(NamedTuple):
+    """An AS that must be told that a device's registration is over: until it has said 200, or the key is dead anyway."""
 
+    id: int
     impi: Impi
     as_id: AsId
     reg: Reg
     impu: Impu
+    seq: int  # of the message that tells it
 
 
 _COLUMNS: Final = ("nonce", "impi", "impu", "realm", "state", "reg", "aka_time", "expires_at")
@@ -88,17 +96,28 @@ SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS push_seq (impi TEXT NOT NULL, as_id TEXT NOT NULL, reg TEXT NOT NULL, seq INTEGER NOT NULL,"
     " PRIMARY KEY (impi, as_id, reg)) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS push_seq_seq ON push_seq (seq)",
+    # seq is that of the last message about the key: a later one is of a later registration, and nothing is owed any more
+    "CREATE TABLE IF NOT EXISTS owed (id INTEGER PRIMARY KEY, impi TEXT NOT NULL, as_id TEXT NOT NULL, reg TEXT NOT NULL,"
+    " impu TEXT NOT NULL, seq INTEGER NOT NULL, since REAL NOT NULL, told_at REAL NOT NULL, due_at REAL NOT NULL, expires_at REAL NOT NULL,"
+    " UNIQUE (impi, as_id, reg))",
+    "CREATE INDEX IF NOT EXISTS owed_due_at ON owed (due_at)",
+    "CREATE INDEX IF NOT EXISTS owed_told_at ON owed (told_at)",
 )
 _SELECT: Final = f"SELECT k_m, {', '.join(_COLUMNS)} FROM challenge WHERE nonce = ?"  # noqa: S608
 _UPSERT: Final = (
     f"INSERT INTO challenge (k_m, {', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
     " ON CONFLICT (nonce) DO UPDATE SET k_m = excluded.k_m, state = excluded.state, reg = excluded.reg, expires_at = excluded.expires_at"
 )
-
+_DUE: Final = (
+    "SELECT id, impi, as_id, reg, impu, expires_at, (SELECT push_seq.seq > owed.seq FROM push_seq WHERE"
+    " (push_seq.impi, push_seq.as_id, push_seq.reg) = (owed.impi, owed.as_id, owed.reg))"
+    " FROM owed WHERE due_at <= ? ORDER BY due_at LIMIT 1"
+)
 _OLDEST: Final = {
     "asked": "DELETE FROM asked WHERE key IN (SELECT key FROM asked ORDER BY expires_at LIMIT ?)",
     "challenge": "DELETE FROM challenge WHERE id IN (SELECT id FROM challenge ORDER BY state, aka_time LIMIT ?)",
     "answer": "DELETE FROM answer WHERE key IN (SELECT key FROM answer ORDER BY expires_at LIMIT ?)",
+    "owed": "DELETE FROM owed WHERE id IN (SELECT id FROM owed ORDER BY since LIMIT ?)",
     "push_seq": "DELETE FROM push_seq WHERE (impi, as_id, reg) IN (SELECT impi, as_id, reg FROM push_seq ORDER BY seq LIMIT ?)",
 }
 
@@ -193,16 +212,41 @@ class KemiStore:
         with self._transaction() as connection:
             connection.execute("DELETE FROM challenge WHERE impi = ? AND state = 1 AND reg = ifnull(?, reg)", (impi, reg))
 
-    def end(self, impi: Impi, at: int) -> list[Held]:
-        """Drop the keys that a user had at `at`, milliseconds since the epoch; return where they were pushed to. Newer ones stay."""
+    def end(self, impi: Impi, at: int) -> None:
+        """Drop the keys that a user had at `at`, milliseconds since the epoch, and owe each AS that has them the news. Newer stay."""
+        now = self._now()
         with self._transaction() as connection:
-            rows = connection.execute(
-                "SELECT push_seq.as_id, push_seq.reg, challenge.impu FROM push_seq JOIN challenge USING (impi, reg)"
-                " WHERE impi = ? AND state = 1 AND aka_time * 1000 <= ? AND seq <= ?",
-                (impi, at, at),
-            ).fetchall()
+            connection.execute(
+                "INSERT OR REPLACE INTO owed (impi, as_id, reg, impu, seq, since, told_at, due_at, expires_at)"
+                " SELECT impi, push_seq.as_id, push_seq.reg, challenge.impu, seq, ?, 0, ?, challenge.expires_at"
+                " FROM push_seq JOIN challenge USING (impi, reg) WHERE impi = ? AND state = 1 AND aka_time * 1000 <= ? AND seq <= ?",
+                (now, now, impi, at, at),
+            )
             connection.execute("DELETE FROM challenge WHERE impi = ? AND state = 1 AND aka_time * 1000 <= ?", (impi, at))
-        return [Held(impi, AsId(as_id), Reg(reg), Impu(impu)) for as_id, reg, impu in rows]
+
+    def take_owed(self) -> Owed | None:
+        """Return what an AS is to be told next, under a sequence number of its own; it comes again unless `settle` is called.
+
+        None also while too much of it is not answered.
+        """
+        now = self._now()
+        with self._transaction() as connection:
+            (unanswered,) = connection.execute("SELECT count(*) FROM owed WHERE told_at > ?", (now - ANSWERED_WITHIN,)).fetchone()
+            while unanswered < MAX_UNANSWERED and (row := connection.execute(_DUE, (now,)).fetchone()) is not None:
+                number, impi, as_id, reg, impu, expires_at, later = row
+                if later or expires_at <= now:
+                    connection.execute("DELETE FROM owed WHERE id = ?", (number,))
+                    continue
+                seq = self._raise_seq(connection, impi, as_id, reg)
+                told = "UPDATE owed SET seq = ?, told_at = ?, due_at = ? + max(?, ? - since) WHERE id = ?"
+                connection.execute(told, (seq, now, now, TELL_AGAIN, now, number))
+                return Owed(number, Impi(impi), AsId(as_id), Reg(reg), Impu(impu), seq)
+        return None
+
+    def settle(self, number: int, seq: int) -> None:
+        """Owe it no longer: the AS has been told, by the message of this sequence number."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM owed WHERE id = ? AND seq = ?", (number, seq))
 
     def answer(self, key: str, info: str) -> None:
         """Keep the Authentication-Info of a 200 for as long as that may be sent again."""
@@ -219,23 +263,27 @@ class KemiStore:
     def next_seq(self, impi: Impi, as_id: AsId, reg: Reg) -> int:
         """Return max(last + 1, milliseconds): strictly rising over processes and restarts (DESIGN §6)."""
         with self._transaction() as connection:
-            (seq,) = connection.execute(
-                "INSERT INTO push_seq (impi, as_id, reg, seq) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (impi, as_id, reg) DO UPDATE SET seq = max(seq + 1, excluded.seq) RETURNING seq",
-                (impi, as_id, reg, int(self._now() * 1000)),
-            ).fetchone()
+            seq = self._raise_seq(connection, impi, as_id, reg)
             connection.execute(
                 "DELETE FROM push_seq WHERE impi = ? AND reg NOT IN"
                 " (SELECT reg FROM push_seq WHERE impi = ? GROUP BY reg ORDER BY max(seq) DESC LIMIT ?)",
                 (impi, impi, MAX_DEVICES),
             )
-        return int(seq)
+        return seq
 
     def devices(self, impi: Impi) -> list[Reg]:
         """Return the devices of a user that an AS may have keys of, the latest first."""
         with self._transaction() as connection:
             rows = connection.execute("SELECT reg FROM push_seq WHERE impi = ? GROUP BY reg ORDER BY max(seq) DESC", (impi,)).fetchall()
         return [Reg(reg) for (reg,) in rows]
+
+    def _raise_seq(self, connection: sqlite3.Connection, impi: str, as_id: str, reg: str) -> int:
+        (seq,) = connection.execute(
+            "INSERT INTO push_seq (impi, as_id, reg, seq) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (impi, as_id, reg) DO UPDATE SET seq = max(seq + 1, excluded.seq) RETURNING seq",
+            (impi, as_id, reg, int(self._now() * 1000)),
+        ).fetchone()
+        return int(seq)
 
     def _challenged(self, connection: sqlite3.Connection, nonce: str) -> Challenged | None:
         row = connection.execute(_SELECT, (nonce,)).fetchone()
@@ -254,7 +302,7 @@ class KemiStore:
         if now - self._swept_at < SWEEP_EVERY:
             return
         self._swept_at = now
-        for table in ("asked", "challenge", "answer"):
+        for table in ("asked", "challenge", "answer", "owed"):
             connection.execute(f"DELETE FROM {table} WHERE expires_at <= ?", (now,))  # noqa: S608 - names of our own
         connection.execute("DELETE FROM push_seq WHERE seq < ?", (int((now - SEQ_MEMORY) * 1000),))
         for table, delete in _OLDEST.items():
