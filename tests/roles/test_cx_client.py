@@ -195,7 +195,7 @@ class Serving:
 class Hss:
     """Who is at the other end."""
 
-    origin_host, role = HSS.origin_host, "hss"
+    origin_host, role, product = HSS.origin_host, "hss", "keyferry"
 
 
 def listener(serving: Serving | None) -> CxListener:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
@@ -13,7 +14,7 @@ from keyferry.ports.correlation import correlate
 from keyferry.protocol.diameter import cx
 from keyferry.protocol.diameter.base import CX, SESSION_ID, ResultCode
 from keyferry.protocol.diameter.message import AvpFault, DiameterMessage, make_avp
-from keyferry.roles.cx_exchange import Sessions, correlation_of, count_request, exchanged, outcome_of
+from keyferry.roles.cx_exchange import Sessions, correlation_of, count_request, exchanged, order_of, outcome_of
 from roles.network import FakeClock, RecordingCounter, RecordingLog, SeededRandom
 
 
@@ -50,6 +51,49 @@ def test_a_session_id_says_which_registration_it_is_for() -> None:
     ):
         assert asked(other) == ""
     assert correlation_of(DiameterMessage(cx.LOCATION_INFO, CX, True, ())) == ""
+
+
+class Peer(NamedTuple):
+    """The other end, as its CER names it."""
+
+    origin_host: str = "scscf1.home1.net"
+    role: str = ""
+    product: str = "keyferry"
+
+
+def test_session_ids_rise_also_where_the_lower_half_is_full_and_after_a_restart() -> None:
+    """RFC 6733 §8.8."""
+
+    class Full(SeededRandom):
+        def octets(self, count: int) -> bytes:
+            return b"\xff" * count
+
+    clock = FakeClock()
+    first = Sessions("scscf1.home1.net", clock, Full())
+    made = [first.next() for _ in range(3)]
+    clock.time += 2
+    made += [Sessions("scscf1.home1.net", clock, SeededRandom()).next()]
+    orders = [order_of(asked(each), Peer()) for each in made]
+    assert orders == sorted(set(orders))
+    assert orders[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("session", "peer", "order"),
+    [
+        ("scscf1.home1.net;1;2", Peer(), (1 << 32) + 2), ("SCSCF1.home1.net;1;2;icid=a;b", Peer(), (1 << 32) + 2),
+        ("scscf1.home1.net;1;2", Peer(product="CDiameterPeer"), 0), ("scscf1.home1.net;1;2", Peer(product=""), 0),
+        ("scscf1.home1.net;1;2", Peer("agent.home1.net"), 0), ("scscf1.home1.net;1", Peer(), 0), ("scscf1.home1.net;1;x", Peer(), 0),
+        ("scscf1.home1.net;1;12345678901", Peer(), 0), ("", Peer(), 0), ("\u0131cscf1;1;2", Peer(), 0),
+    ],
+)  # fmt: skip
+def test_the_order_of_requests_is_believed_of_nodes_of_ours_alone(session: str, peer: Peer, order: int) -> None:
+    assert order_of(asked(session), peer) == order
+    assert order_of(DiameterMessage(cx.SERVER_ASSIGNMENT, CX, True, ()), peer) == 0
+
+
+def asked(session: str) -> DiameterMessage:
+    return DiameterMessage(cx.SERVER_ASSIGNMENT, CX, True, (make_avp(SESSION_ID, 0, session),))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ Type = cx.ServerAssignmentType
 class Peer(NamedTuple):
     origin_host: str = SCSCF.origin_host
     role: str = ""
+    product: str = "keyferry"
 
 
 async def a_server(policy: CxPolicy | None = None, release: int | None = None) -> CxServer:

@@ -12,7 +12,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from keyferry.errors import CxError
 from keyferry.ports import Assignment, DeregistrationReason, OwedTermination
-from keyferry.roles.hss_assignment import MAX_OWED, challenged, concluded, delivered, ended, registered, serving_names, terminated, unproven
+from keyferry.roles.hss_assignment import (
+    LATE,
+    MAX_OWED,
+    challenged,
+    concluded,
+    delivered,
+    ended,
+    registered,
+    serving_names,
+    terminated,
+    unproven,
+)
 
 A, B, C = "sip:a.home1.net", "sip:b.home1.net", "sip:c.home1.net"
 NOBODY, AT_A, AT_B = Assignment(), Assignment(A, A), Assignment(B, B)
@@ -79,6 +90,34 @@ def test_an_end_that_is_told_late_takes_no_challenge_back() -> None:
 def test_who_proves_nothing(found: Assignment, by: str, after: Assignment) -> None:
     """§6.1.2.1: AUTHENTICATION_FAILURE, AUTHENTICATION_TIMEOUT."""
     assert unproven(found, by) == after
+
+
+class TestOrder:
+    """Copies of a request may be carried out minutes later, by another HSS."""
+
+    def test_an_end_that_was_asked_for_before_the_registration_is_refused_while_it_may_be_a_late_copy(self) -> None:
+        found = registered(NOBODY, A, 7.0, 5)
+        assert found == Assignment(A, A, (), 5, 7.0)
+        with pytest.raises(CxError) as caught:
+            ended(found, A, 7.0 + LATE - 1, 4)
+        assert (caught.value.code, caught.value.experimental) == (5012, False)
+        assert ended(found, A, 7.0 + LATE, 4) == ended(found, A, 8.0, 6) == ended(found, A, 8.0, 5) == NOBODY
+
+    @pytest.mark.parametrize(("of_registration", "of_end"), [(0, 4), (5, 0), (0, 0)])
+    def test_where_it_is_not_known_an_end_ends(self, of_registration: int, of_end: int) -> None:
+        assert ended(registered(NOBODY, A, 7.0, of_registration), A, 8.0, of_end) == NOBODY
+
+    def test_it_is_that_of_the_one_that_serves(self) -> None:
+        found = registered(registered(NOBODY, A, 7.0, 5)._replace(server_name=B), B, 8.0, 2)
+        assert found == Assignment(B, B, (owed(A, since=8.0),), 2, 8.0)
+        assert ended(found, A, 9.0, 1) == found._replace(owed=())
+
+    def test_it_comes_back_with_a_registration_that_was_not_ended(self) -> None:
+        before = registered(NOBODY, A, 7.0, 5)
+        found = terminated(before, END, "", 9.0)
+        assert (found[:2], found.order) == ((None, None), 0)
+        assert concluded(found, before, found.owed, ()) == before
+        assert concluded(found, before, found.owed, (A,)) == NOBODY
 
 
 def test_the_one_that_serves_comes_first() -> None:

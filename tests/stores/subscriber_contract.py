@@ -127,7 +127,7 @@ class SubscriberContract:
     async def test_an_assignment_is_changed_whole(self, store: SubscriberStore) -> None:
         impi = subscriber().impi
         owed = OwedTermination("sip:b.ims.example", DeregistrationReason.NEW_SERVER_ASSIGNED, "why", 17.5)
-        full = Assignment("sip:c.ims.example", "sip:a.ims.example", (owed,))
+        full = Assignment("sip:c.ims.example", "sip:a.ims.example", (owed,), (1 << 65) + 7, 21.5)
         assert await store.assignment(impi) == Assignment()
         with pytest.raises(StoreError, match="no such subscriber"):
             await store.reassign(impi, lambda found: full)

@@ -15,6 +15,7 @@ from keyferry.ports.cx import CxDirectory as CxDirectory
 from keyferry.ports.cx import CxServing as CxServing
 from keyferry.ports.cx import CxServings as CxServings
 from keyferry.ports.cx import DeregistrationReason as DeregistrationReason
+from keyferry.ports.cx import OrderedCx as OrderedCx
 from keyferry.ports.cx import OwedTermination as OwedTermination
 from keyferry.ports.cx import Resync as Resync
 from keyferry.ports.cx import ServerAssignment as ServerAssignment

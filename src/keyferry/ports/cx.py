@@ -54,6 +54,13 @@ class CxClient(Protocol):
         """SAR (§6.1.2): return User-Data, the Cx XML (annex B); empty where the assignment ends."""
 
 
+class OrderedCx(CxClient, Protocol):
+    """What a Cx server asks an HSS: it knows more of a request than who asks in the process."""
+
+    async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment, *, order: int = 0) -> bytes:
+        """SAR; `order` is higher in a later request of the same S-CSCF, 0 where that is not known."""
+
+
 class CxDirectory(Protocol):
     """What a Cx server asks an HSS besides: what a request over the wire leaves out, and what is provisioned for peers not ours."""
 
@@ -93,6 +100,8 @@ class Assignment(NamedTuple):
     server_name: str | None = None  # SIP URI of the one assigned
     serving: str | None = None  # of the one where the user is registered, another while a challenge of the one assigned is out
     owed: tuple[OwedTermination, ...] = ()  # what others may still have of the user, one RTR each
+    order: int = 0  # of the SAR by which `serving` came to serve (OrderedCx)
+    since: float = 0.0  # seconds since the epoch, if that is known: when it came
 
 
 class CxServing(Protocol):

@@ -20,6 +20,10 @@ class DiameterRemote(Protocol):
     def role(self) -> str:
         """Of its certificate: "scscf", "icscf", "hss"; "" without TLS."""
 
+    @property
+    def product(self) -> str:
+        """Its Product-Name."""
+
 
 class DiameterSender(Protocol):
     """Send requests to whoever of several peers can be asked."""

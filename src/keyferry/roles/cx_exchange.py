@@ -10,8 +10,9 @@ from typing import Final, TypeVar
 from keyferry.errors import CxError, ParseError, TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource
 from keyferry.ports.correlation import correlation
+from keyferry.ports.diameter import DiameterRemote
 from keyferry.protocol.diameter import cx
-from keyferry.protocol.diameter.base import SESSION_ID, ResultCode, session_id
+from keyferry.protocol.diameter.base import PRODUCT, SESSION_ID, ResultCode, session_id
 from keyferry.protocol.diameter.message import AvpFault, DiameterMessage
 
 T = TypeVar("T")
@@ -28,24 +29,36 @@ UNREADABLE: Final = "unreadable"
 """An answer that cannot be read, or is that of another user."""
 _OF: Final = "icid="
 _CORRELATED: Final = re.compile(rb"[^;]*;[0-9]+;[0-9]+;icid=([A-Za-z0-9._~\-]{1,64})")
+_NUMBERED: Final = re.compile(rb"([^;]*);([0-9]{1,10});([0-9]{1,10})(?:;.*)?", re.DOTALL)
 _KNOWN: Final = frozenset(code.name for codes in (ResultCode, cx.CxResult) for code in codes)
 
 
 class Sessions:
-    """Session-Ids of one node, none of which comes again: also not after a restart, whose time is another."""
+    """Session-Ids of one node, rising: also after a restart, whose time is another, so that none comes again."""
 
-    __slots__ = ("_high", "_low", "_origin_host")
+    __slots__ = ("_number", "_origin_host")
 
     def __init__(self, origin_host: str, clock: Clock, random: RandomSource) -> None:
         self._origin_host = origin_host
-        self._high = int(clock.now())
-        self._low = int.from_bytes(random.octets(4), "big")  # two starts in one second
+        self._number = int(clock.now()) << 32 | int.from_bytes(random.octets(4), "big")  # two starts in one second
 
     def next(self) -> str:
         """Return one; it says which registration the request belongs to, so that the HSS's log can."""
-        self._low += 1
+        self._number += 1
         known = correlation()
-        return session_id(self._origin_host, self._high, self._low, f"{_OF}{known}" if known else "")
+        return session_id(self._origin_host, self._number >> 32, self._number, f"{_OF}{known}" if known else "")
+
+
+def order_of(request: DiameterMessage, peer: DiameterRemote) -> int:
+    """Return a number that is higher in a later request of one node of ours; 0 for others' requests.
+
+    RFC 6733 §8.8 only recommends Session-Ids that rise: those of stock Kamailio begin with chance at each start.
+    """
+    session = request.first(SESSION_ID)
+    found = _NUMBERED.fullmatch(session.data) if session is not None and peer.product == PRODUCT else None
+    if found is None or found[1].lower() != peer.origin_host.encode("ascii", "replace"):
+        return 0
+    return int(found[2]) << 32 | int(found[3])
 
 
 def correlation_of(request: DiameterMessage) -> str:

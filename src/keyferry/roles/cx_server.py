@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from keyferry.errors import CxError, KeyferryError, ParseError
-from keyferry.ports import Counter, CxClient, CxDirectory, DeregistrationReason, Log, Resync, ServerAssignment
+from keyferry.ports import Counter, CxDirectory, DeregistrationReason, Log, OrderedCx, Resync, ServerAssignment
 from keyferry.ports.correlation import correlate
 from keyferry.ports.diameter import DiameterAsker, DiameterRemote
 from keyferry.protocol.aka import AuthVector
@@ -32,6 +32,7 @@ from keyferry.roles.cx_exchange import (
     correlation_of,
     count_request,
     exchanged,
+    order_of,
     outcome_of,
 )
 
@@ -67,7 +68,7 @@ class CxPolicy:
 class CxServer:
     """Answer UAR, LIR, MAR and SAR from the HSS."""
 
-    hss: CxClient
+    hss: OrderedCx
     directory: CxDirectory
     identity: DiameterIdentity
     log: Log
@@ -161,7 +162,7 @@ class CxServer:
         if assignment not in _OF_ONE and self.stood_still():
             raise cx.error_for(ResultCode.TOO_BUSY)  # the user may be back by now; who still means it asks again
         impi, impu = await self.directory.identities(sar.impi, sar.impus)
-        user_data = await self.hss.server_assignment(impi, impu, sar.server_name, assignment)
+        user_data = await self.hss.server_assignment(impi, impu, sar.server_name, assignment, order=order_of(request, peer))
         self._remember(sar.server_name, peer)
         result = _STORED if sar.assignment in _NOT_STORED else cx.SUCCESS
         return cx.build_saa(request, cx.Saa(impi, b"" if sar.user_data_available else user_data, result), self.identity)

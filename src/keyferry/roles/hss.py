@@ -47,13 +47,10 @@ OWED_BATCH = 500  # RTRs read at a time; where an S-CSCF refuses one, the next h
 OWED_AT_ONCE = 20  # of these, sent together: one that is not answered in its time holds up no other
 MAX_UNANSWERED = 3  # attempts: Kamailio leaves a RTR for a user who is not registered there, any more, unanswered
 
-ENDS: Mapping[ServerAssignment, Callable[[Assignment, str], Assignment]] = {
-    ServerAssignment.TIMEOUT_DEREGISTRATION: ended,
-    ServerAssignment.USER_DEREGISTRATION: ended,
-    ServerAssignment.ADMINISTRATIVE_DEREGISTRATION: ended,
-    ServerAssignment.AUTHENTICATION_FAILURE: unproven,
-    ServerAssignment.AUTHENTICATION_TIMEOUT: unproven,
-}
+FAILURES = {ServerAssignment.AUTHENTICATION_FAILURE, ServerAssignment.AUTHENTICATION_TIMEOUT}
+ENDS = {
+    ServerAssignment.TIMEOUT_DEREGISTRATION, ServerAssignment.USER_DEREGISTRATION, ServerAssignment.ADMINISTRATIVE_DEREGISTRATION,
+}  # fmt: skip
 USER_UNKNOWN = 5001
 TOO_MUCH_DATA = 5008
 NO_ANSWER = 3002
@@ -158,12 +155,13 @@ class Hss:
         amf = with_amf_bit(subscriber.amf) if masked and self.amf_bit else subscriber.amf
         return generate_vector(algorithm, self.random.octets(16), sqn_of(seq, seq % IND_COUNT), amf)
 
-    async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment) -> bytes:
-        """SAR (§6.1.2): assign the S-CSCF and return the user's profile, or end the assignment."""
+    async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment, *, order: int = 0) -> bytes:
+        """SAR (§6.1.2): assign the S-CSCF and return the user's profile, or end the assignment (ports.OrderedCx)."""
         subscription = await self._subscription(impi, impu)
-        end = ENDS.get(assignment)
-        if end is not None:
-            await self._reassign(impi, lambda found: end(found, server_name))
+        if assignment in ENDS:
+            return await self._unassign(impi, server_name, order)
+        if assignment in FAILURES:
+            await self._reassign(impi, lambda found: unproven(found, server_name))
             return b""
         if assignment is ServerAssignment.NO_ASSIGNMENT:
             if server_name not in {subscription.server_name, subscription.serving}:
@@ -172,14 +170,23 @@ class Hss:
             return self._user_data(impi, subscription)
         if subscription.server_name == subscription.serving == server_name and impi not in self._changing:
             return self._user_data(impi, subscription)
-        await self._assign(impi, server_name)
+        await self._assign(impi, server_name, order)
         # Of now: whoever changed the profile meanwhile may have found nobody to bring it to.
         return self._user_data(impi, await self._known(impi))
 
-    async def _assign(self, impi: Impi, server_name: str) -> None:
+    async def _unassign(self, impi: Impi, server_name: str, order: int) -> bytes:
         now = self.clock.now()
         try:
-            before, after = await self._reassign(impi, lambda found: registered(found, server_name, now))
+            await self._reassign(impi, lambda found: ended(found, server_name, now, order))
+        except CxError:
+            self.log.warning("end-came-late", impi=impi, server=server_name)
+            raise
+        return b""
+
+    async def _assign(self, impi: Impi, server_name: str, order: int) -> None:
+        now = self.clock.now()
+        try:
+            before, after = await self._reassign(impi, lambda found: registered(found, server_name, now, order))
         except CxError as problem:
             self.log.warning("already-registered", impi=impi, server=server_name, assigned=problem.server_name)
             raise

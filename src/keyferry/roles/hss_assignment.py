@@ -15,10 +15,18 @@ from keyferry.ports import Assignment, DeregistrationReason, OwedTermination
 MAX_OWED: Final = 8
 """RTRs kept for one user: one who moves on before the S-CSCFs behind are told has registrations at few that are still alive."""
 
+LATE: Final = 600.0
+"""Seconds after a registration in which an end that was asked for before it may still come: a dead connection ends far earlier."""
+
 
 def already_registered(server_name: str) -> CxError:
     """TS 29.229 §6.2.2.5; the SAA names the S-CSCF."""
     return CxError(5005, "DIAMETER_ERROR_IDENTITY_ALREADY_REGISTERED", server_name=server_name)
+
+
+def outdated() -> CxError:
+    """RFC 6733 §7.1.5."""
+    return CxError(5012, "DIAMETER_UNABLE_TO_COMPLY")
 
 
 def serving_names(assigned: str | None, serving: str | None) -> tuple[str, ...]:
@@ -31,7 +39,7 @@ def challenged(found: Assignment, server_name: str, *, again: bool) -> Assignmen
     return found if again and found.server_name is not None else found._replace(server_name=server_name)
 
 
-def registered(found: Assignment, server_name: str, now: float) -> Assignment:
+def registered(found: Assignment, server_name: str, now: float, order: int = 0) -> Assignment:
     """SAR REGISTRATION, RE_REGISTRATION: the user is this S-CSCF's, and another that had it is owed an RTR.
 
     Raises CxError 5005: only a MAR takes a user from another S-CSCF, as only then has this one seen the user.
@@ -41,14 +49,17 @@ def registered(found: Assignment, server_name: str, now: float) -> Assignment:
     owed = {each.server_name: each for each in found.owed if each.server_name != server_name}
     if found.serving not in {None, server_name}:
         owed[found.serving] = OwedTermination(found.serving, DeregistrationReason.NEW_SERVER_ASSIGNED, "", now)
-    return Assignment(server_name, server_name, tuple(owed.values())[-MAX_OWED:])
+    return Assignment(server_name, server_name, tuple(owed.values())[-MAX_OWED:], order, now if order else 0.0)
 
 
-def ended(found: Assignment, server_name: str) -> Assignment:
+def ended(found: Assignment, server_name: str, now: float = 0.0, order: int = 0) -> Assignment:
     """SAR with one of the de-registrations: nothing is left at this S-CSCF; what is at another stays.
 
-    So does a challenge of this one while another serves: what has ended here was before the user went there.
+    So does a challenge of this one while another serves: what has ended here was before the user went there. Raises CxError 5012 for an
+    end that this S-CSCF asked for before the registration: it was on its way for long, and another HSS may have carried it out since.
     """
+    if found.serving == server_name and 0 < order < found.order and now < found.since + LATE:
+        raise outdated()
     owed = tuple([each for each in found.owed if each.server_name != server_name])
     if found.serving not in {None, server_name}:
         return found._replace(owed=owed)
@@ -78,7 +89,8 @@ def concluded(found: Assignment, before: Assignment, ours: Collection[OwedTermin
     serving = before.serving if before.serving in untold else None
     assigned = before.server_name if before.server_name in untold else serving
     earlier = [each for each in before.owed if each.server_name in untold]
-    return Assignment(assigned, serving, (*earlier, *[each for each in left if each not in ours]))
+    again = found._replace(server_name=assigned, owed=(*earlier, *[each for each in left if each not in ours]))
+    return again if serving is None else again._replace(serving=serving, order=before.order, since=before.since)
 
 
 def delivered(found: Assignment, owed: OwedTermination) -> Assignment:

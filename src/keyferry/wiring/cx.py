@@ -20,7 +20,7 @@ from keyferry.transports.diameter_context import LOOPBACK, Admission, DiameterLi
 from keyferry.transports.diameter_server import DiameterServer
 from keyferry.transports.pki import MutualTls, mutual_tls
 from keyferry.transports.pulse import Pulse
-from keyferry.wiring.measuring import MeasuredCx
+from keyferry.wiring.measuring import MeasuredHss
 from keyferry.wiring.rspauth import start_rspauth
 from keyferry.wiring.services import Listener, Role, Services
 
@@ -38,7 +38,7 @@ async def start_cx_server(services: Services, hss: Hss) -> CxServings:
         own_names=settings.server_names == "own", marker_for=frozenset(host.lower().rstrip(".") for host in settings.marker_for),
         rspauth=settings.marker_flags == 7,
     )  # fmt: skip
-    measured = MeasuredCx(hss, services.metrics, services.clock, services.log)
+    measured = MeasuredHss(hss, services.metrics, services.clock, services.log)
     script = await start_rspauth(services)
     pulse = Pulse(services.clock, services.log, services.config.cx.timeout / 2)  # who asks waits for so long before asking another HSS
     services.every(pulse.limit / 4, pulse.beat)

@@ -16,6 +16,7 @@ from keyferry.ports import (
     Clock,
     CxClient,
     Log,
+    OrderedCx,
     PeerCheck,
     Resync,
     ServerAssignment,
@@ -188,6 +189,18 @@ class MeasuredCx:
         """SAR."""
         with _CxTime(self, "SAR"):
             return await self.cx.server_assignment(impi, impu, server_name, assignment)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredHss(MeasuredCx):
+    """Implement ports.OrderedCx around another."""
+
+    cx: OrderedCx
+
+    async def server_assignment(self, impi: Impi, impu: Impu, server_name: str, assignment: ServerAssignment, *, order: int = 0) -> bytes:
+        """SAR."""
+        with _CxTime(self, "SAR"):
+            return await self.cx.server_assignment(impi, impu, server_name, assignment, order=order)
 
 
 class _CxTime:

@@ -110,13 +110,17 @@ class Application(NamedTuple):
     vendor: int
 
 
+PRODUCT: Final = "keyferry"
+"""Our Product-Name."""
+
+
 @dataclass(frozen=True)
 class DiameterIdentity:
     """Who we are to every peer."""
 
     origin_host: str  # a FQDN
     origin_realm: str
-    product: str = "keyferry"
+    product: str = PRODUCT
     # In this order: the cdp of Kamailio 5.6 keeps as many applications as there are vendors here, and reads ours first.
     vendor_ids: tuple[int, ...] = (VENDOR_3GPP, VENDOR_ETSI)
     applications: tuple[Application, ...] = (Application(CX, VENDOR_3GPP),)

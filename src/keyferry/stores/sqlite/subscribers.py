@@ -31,7 +31,8 @@ SCHEMA = (
     # only so that no IMPU has two owners; what counts is the sealed row's impus
     "CREATE TABLE IF NOT EXISTS subscriber_impu (impu TEXT PRIMARY KEY, impi TEXT NOT NULL) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS subscriber_impu_impi ON subscriber_impu (impi)",
-    # S-CSCFs that may have registrations of a user: the one that serves, whose reason is NULL, and those to which an RTR is owed
+    # S-CSCFs that may have registrations of a user: the one that serves, whose reason is NULL, and those to which an RTR is owed;
+    # since is when that began, and info what the RTR says to people, or for the one that serves the order of its SAR
     "CREATE TABLE IF NOT EXISTS serving (impi TEXT NOT NULL, server_name TEXT NOT NULL, reason INTEGER, info TEXT NOT NULL,"
     " since REAL NOT NULL, PRIMARY KEY (impi, server_name)) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS serving_owed ON serving (server_name, since) WHERE reason IS NOT NULL",
@@ -213,7 +214,7 @@ class SqliteSubscriberStore:
                 connection.execute("DELETE FROM serving WHERE impi = ?", (impi,))
                 rows: list[Row] = [(impi, each.server_name, int(each.reason), each.info, each.since) for each in after.owed]
                 if after.serving is not None:
-                    rows.append((impi, after.serving, None, "", 0.0))
+                    rows.append((impi, after.serving, None, str(after.order or ""), after.since))
                 connection.executemany("INSERT INTO serving (impi, server_name, reason, info, since) VALUES (?, ?, ?, ?, ?)", rows)
             return before, after
 
@@ -264,6 +265,6 @@ class SqliteSubscriberStore:
 
 
 def _assignment(server_name: str | None, rows: Sequence[Row]) -> Assignment:
-    serving = next((name for name, reason, _, _ in rows if reason is None), None)
+    serving, order, since = next(((name, info, since) for name, reason, info, since in rows if reason is None), (None, "", 0.0))
     owed = [OwedTermination(name, DeregistrationReason(reason), info, since) for name, reason, info, since in rows if reason is not None]
-    return Assignment(server_name, serving, tuple(owed))
+    return Assignment(server_name, serving, tuple(owed), int(order or 0), since)
