@@ -75,7 +75,7 @@ class SipServer:
             return
         peer = flow.peer
         key = server_key(request, via, _source(peer), self._secret)
-        request, back = self._routed(request, via, flow)
+        request, back = self._routed(request, via, flow, peer)
         if not self._again(key, request, octets, flow, back):
             self._context.saw(flow, octets, request, outgoing=False)
             self._begin(key, request, flow, back)
@@ -213,18 +213,18 @@ class SipServer:
         with contextlib.suppress(
             ParseError
         ):  # RFC 4475 §3.1.2.1, §3.1.2.16: Via does not say where, so it goes where the request came from
-            request, back = self._routed(request, top_via((request.get("Via") or "").strip())[0], flow)
+            request, back = self._routed(request, top_via((request.get("Via") or "").strip())[0], flow, flow.peer)
         response = make_response(request, status, headers=headers, to_tag=self._tag(request))
         self._send(response, build_message(response), back)
 
     # ---- the way back
 
-    def _routed(self, request: Request, via: Via, flow: Flow) -> tuple[Request, Flow]:
+    def _routed(self, request: Request, via: Via, flow: Flow, peer: SipPeer) -> tuple[Request, Flow]:
         """Note the source in the top Via (§18.2.1, RFC 3581 §4) and say where the response goes (§18.2.2).
 
         maddr is not followed: it would send our answers wherever a stranger says.
         """
-        host, port = flow.peer.host, flow.peer.port
+        host, port = peer.host, peer.port
         parameters = via.parameters
         asked = via.rport is not None
         if asked or via.received is not None or via.host.strip("[]") != host:
@@ -232,7 +232,7 @@ class SipServer:
         if asked:
             parameters = with_parameter(parameters, "rport", str(port))
         if parameters != via.parameters:
-            request = _with_top_via(request, via._replace(parameters=parameters))
+            request = _with_top_via(request, Via(via.transport, via.host, via.port, parameters))
         if isinstance(flow, UdpFlow) and not asked:
             return request, UdpFlow(flow.endpoint, host, via.port or DEFAULT_PORT)
         return request, flow

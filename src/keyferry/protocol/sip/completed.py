@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Sequence
 from typing import Final
 
-from keyferry.protocol.sip.message import Request, Response
+from keyferry.protocol.sip.message import Headers, Request, Response
 from keyferry.protocol.sip.names import KNOWN, REASONS
 
 ENTRY_OVERHEAD: Final = 104
@@ -111,14 +110,17 @@ def pack(request: Request, response: Response) -> bytes | None:
     reason = b"" if response.reason == REASONS.get(response.status) else response.reason.encode("utf-8", "surrogateescape")
     if len(reason) > 255 or len(response.headers) > 0xFFFF:
         return None
-    given: dict[str, list[tuple[int, str]]] = {}  # name: number and value
-    for number, (name, value) in enumerate(request.headers[: _SPLICED - 1], 1):
-        given.setdefault(name, []).append((number, value))
+    given = request.headers[: _SPLICED - 1]
+    echoed = {row: number for number, row in enumerate(given, 1)}
     out = bytearray(_HEAD.pack(response.status, len(response.headers), len(reason)))
     out += reason
     try:
-        for name, value in response.headers:
-            _pack_header(out, name, value, given.get(name, ()))
+        for row in response.headers:
+            number = echoed.get(row)
+            if number is not None:
+                out += bytes((number, 0))
+            else:
+                _pack_header(out, *row, given)
     except OverflowError:
         return None
     return bytes(out) + response.body
@@ -139,17 +141,14 @@ def unpack(request: Request, packed: bytes) -> Response | None:
     return Response(status, reason, tuple(headers), packed[pos:])
 
 
-def _pack_header(out: bytearray, name: str, value: str, echoed: Sequence[tuple[int, str]]) -> None:
-    for number, given in echoed:
-        if value == given:
-            out += bytes((number, 0))
-            return None
-    for number, given in echoed:
+def _pack_header(out: bytearray, name: str, value: str, rows: Headers) -> None:
+    similar = [(number, row[1]) for number, row in enumerate(rows, 1) if row[0] == name]
+    for number, given in similar:
         if value.startswith(given):
             out.append(number)
             return _append(out, value[len(given) :])
-    if echoed:
-        number, given = echoed[0]
+    if similar:
+        number, given = similar[0]
         start = _common(value, given)
         end = _common(value[: start - len(value) - 1 : -1], given[: start - len(given) - 1 : -1])
         if start + end > 8:

@@ -123,8 +123,9 @@ def parameter_of(parameters: Parameters, name: str) -> str | None:
 
 def with_parameter(parameters: Parameters, name: str, value: str | None) -> Parameters:
     """Return `parameters` with one set, in its place if it was there."""
-    if any(key == name for key, _ in parameters):
-        return tuple((key, value if key == name else old) for key, old in parameters)
+    for place, (key, _) in enumerate(parameters):
+        if key == name:
+            return (*parameters[:place], (name, value), *parameters[place + 1 :])
     return (*parameters, (name, value))
 
 

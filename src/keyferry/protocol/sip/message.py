@@ -18,6 +18,7 @@ from keyferry.protocol.sip.headers import NameAddr, Via, parse_cseq, parse_name_
 from keyferry.protocol.sip.names import CANONICAL, KNOWN, METHODS, REASONS, canonical_name, lookup_key
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
+Index: TypeAlias = dict[str, list[str]]
 
 SCHEMES = frozenset({"sip", "sips", "tel"})
 """Of a Request-URI: a subscription may be to a telephone number."""
@@ -39,7 +40,7 @@ class _Fields:
 
     __slots__ = ()
     headers: Headers
-    _index: dict[str, list[str]] | None
+    _index: Index | None
 
     def get(self, name: str) -> str | None:
         """Return the first value of a header field, None if there is none."""
@@ -52,7 +53,7 @@ class _Fields:
         """Return every row of a header field, top first; a row may hold a comma-separated list."""
         return list(self._rows().get(lookup_key(name), ()))
 
-    def _rows(self) -> dict[str, list[str]]:
+    def _rows(self) -> Index:
         index = self._index
         if index is None:
             index = {}
@@ -62,8 +63,12 @@ class _Fields:
                     index[key].append(value)
                 else:
                     index[key] = [value]
-            object.__setattr__(self, "_index", index)  # a cache of an immutable value
+            self._keep(index)
         return index
+
+    def _keep(self, index: Index) -> Self:
+        object.__setattr__(self, "_index", index)  # a cache of an immutable value
+        return self
 
     def with_headers(self, headers: Iterable[tuple[str, str]]) -> Self:
         """Return the message with these header fields instead."""
@@ -93,14 +98,14 @@ class _Fields:
         headers = list(self.headers)
         place = next(number for number, row in enumerate(headers) if row[0] == name)
         headers[place] = (name, value)
-        changed = self.with_headers(headers)
-        if self._index is not None:
-            object.__setattr__(changed, "_index", {**self._index, name: [value, *self._index[name][1:]]})
-        return changed
+        rows = self._rows()
+        return self.with_headers(headers)._keep({**rows, name: [value, *rows[name][1:]]})
 
     def prepending(self, name: str, value: str) -> Self:
         """Return the message with one more row on top, as a Via or a Record-Route is added."""
-        return self.with_headers(((canonical_name(name), value), *self.headers))
+        name, rows = canonical_name(name), self._rows()
+        key = lookup_key(name)
+        return self.with_headers(((name, value), *self.headers))._keep({**rows, key: [value, *rows.get(key, ())]})
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -111,7 +116,7 @@ class Request(_Fields):
     uri: str
     headers: Headers
     body: bytes = b""
-    _index: dict[str, list[str]] | None = field(default=None, init=False, compare=False)
+    _index: Index | None = field(default=None, init=False, compare=False)
 
     def with_headers(self, headers: Iterable[tuple[str, str]]) -> Self:
         """Return the message with these header fields instead."""
@@ -129,7 +134,7 @@ class Response(_Fields):
     reason: str
     headers: Headers
     body: bytes = b""
-    _index: dict[str, list[str]] | None = field(default=None, init=False, compare=False)
+    _index: Index | None = field(default=None, init=False, compare=False)
 
     def with_headers(self, headers: Iterable[tuple[str, str]]) -> Self:
         """Return the message with these header fields instead."""
@@ -160,12 +165,12 @@ def parse_message(data: bytes) -> Message:
     breaks = len(lines) - 1
     if text.count("\r") != breaks or text.count("\n") != breaks or "\0" in text:
         raise ParseError("SIP message", "a lone CR or LF, or NUL, in the header")
-    headers, length = _headers(lines if "\r\n " not in text and "\r\n\t" not in text else _unfolded(lines))
+    headers, index, length = _headers(lines if "\r\n " not in text and "\r\n\t" not in text else _unfolded(lines))
     if length is not None:
         if length > len(body):
             raise ParseError("Content-Length", "more than the message holds")
         body = body[:length]
-    return _started(lines[0], headers, body)
+    return _started(lines[0], headers, body)._keep(index)
 
 
 def check_request(request: Request) -> Via:
@@ -230,12 +235,12 @@ def make_response(
     """Answer a request: Via, From, To, Call-ID, CSeq copied, To tagged if it had no tag (RFC 3261 §8.2.6.2)."""
     rows = request._rows()
     copied = [("Via", value) for value in rows.get("Via", ())]
-    for name in _ECHOED:
-        copied += [(name, value) for value in rows.get(name, ())[:1]]
+    copied += [(name, rows[name][0]) for name in _ECHOED if name in rows]
+    if to_tag is not None:
+        copied = [(name, _tagged(value, to_tag) if name == "To" else value) for name, value in copied]
     if reason is None:
         reason = REASONS.get(status) or REASONS.get(status // 100 * 100, "")
-    response = Response(status, reason, (*copied, *headers), body)
-    return response if to_tag is None else with_to_tag(response, to_tag)
+    return Response(status, reason, (*copied, *headers), body)
 
 
 def refuse_method(request: Request, *allowed: str) -> Response:
@@ -247,17 +252,23 @@ def with_to_tag(response: Response, tag: str | Callable[[], str]) -> Response:
     """Return the response with a To tag, its own if it has one; a To that cannot be read stays as it is."""
     for number, (name, to) in enumerate(response.headers):
         if name == "To":
-            after_uri = to.rpartition(">")[2]
-            if ";tag=" in after_uri and '"' not in after_uri:  # nothing is left that could hide it: the usual case, told without parsing
-                return response
-            try:
-                if parse_name_addr(to).parameter("tag") is not None:
-                    return response
-            except ParseError:
-                return response
-            text = tag if isinstance(tag, str) else tag()
-            return response.with_headers((*response.headers[:number], (name, f"{to};tag={text}"), *response.headers[number + 1 :]))
+            tagged = _tagged(to, tag)
+            if tagged != to:
+                return response.with_headers((*response.headers[:number], (name, tagged), *response.headers[number + 1 :]))
+            break
     return response
+
+
+def _tagged(to: str, tag: str | Callable[[], str]) -> str:
+    after_uri = to.rpartition(">")[2]
+    if ";tag=" in after_uri and '"' not in after_uri:  # nothing is left that could hide it: the usual case, told without parsing
+        return to
+    try:
+        if parse_name_addr(to).parameter("tag") is not None:
+            return to
+    except ParseError:
+        return to
+    return f"{to};tag={tag if isinstance(tag, str) else tag()}"
 
 
 def unsupported_tags(request: Request, name: str, supported: Collection[str]) -> list[str]:
@@ -301,10 +312,11 @@ def _unfolded(lines: list[str]) -> list[str]:
     return [" ".join(parts) for parts in found]
 
 
-def _headers(lines: list[str]) -> tuple[Headers, int | None]:
+def _headers(lines: list[str]) -> tuple[Headers, Index, int | None]:
     if len(lines) > MAX_HEADERS + 1:
         raise ParseError("SIP message", f"more than {MAX_HEADERS} header fields")
     found: list[tuple[str, str]] = []
+    index: Index = {}
     known = CANONICAL.get
     length: int | None = None
     for line in lines[1:]:
@@ -315,9 +327,14 @@ def _headers(lines: list[str]) -> tuple[Headers, int | None]:
             raise ParseError("SIP message", f"a header field over {MAX_VALUE} characters")
         if name == "Content-Length":
             length = _content_length(value, length)
+            continue
+        found.append((name, value))
+        key = known(name) or name.lower()
+        if key in index:
+            index[key].append(value)
         else:
-            found.append((name, value))
-    return tuple(found), length
+            index[key] = [value]
+    return tuple(found), index, length
 
 
 def _name(raw: str, colon: str) -> str:
