@@ -8,20 +8,13 @@ import time
 
 
 class SystemClock:
-    """Tell the machine's time."""
+    """Tell the machine's time: seconds since the epoch, UTC, and seconds that never go back."""
 
-    def now(self) -> float:
-        """Return seconds since the epoch, UTC."""
-        return time.time()  # noqa: TID251 - this is the port's one implementation
-
-    def monotonic(self) -> float:
-        """Return seconds that never go back."""
-        return time.monotonic()
+    now = staticmethod(time.time)  # noqa: TID251 - this is the port's one implementation
+    monotonic = staticmethod(time.monotonic)
 
 
 class SystemRandom:
-    """Yield octets of the operating system's generator."""
+    """Yield as many unpredictable octets as are asked for, from the operating system's generator."""
 
-    def octets(self, count: int) -> bytes:
-        """Return `count` unpredictable octets."""
-        return os.urandom(count)
+    octets = staticmethod(os.urandom)

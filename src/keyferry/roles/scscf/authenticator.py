@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -106,15 +104,14 @@ class Authenticator:
         """Tell whether a challenge of a user waits for its answer, or is being made: the HSS has assigned the user to us for it."""
         return bool(self._asking[impi] or self.challenges.of_impi(impi))
 
-    @contextmanager
-    def _making(self, impi: Impi) -> Iterator[None]:
-        self._asking[impi] += 1
+    async def _vector(self, view: RegisterView, resync: Resync | None, *, meant: bool) -> AuthVector:
+        self._asking[view.impi] += 1
         try:
-            yield
+            return await self.cx.multimedia_auth(view.impi, view.impu, self.policy.server_name, resync, masked=meant)
         finally:
-            self._asking[impi] -= 1
-            if not self._asking[impi]:
-                del self._asking[impi]
+            self._asking[view.impi] -= 1
+            if not self._asking[view.impi]:
+                del self._asking[view.impi]
 
     async def _verify(self, view: RegisterView, pending: PendingChallenge, credentials: Credentials) -> Proven | Refused:
         try:
@@ -165,8 +162,7 @@ class Authenticator:
         """§5.4.1.2.1, DESIGN §5 steps 1 and 2: one AV, in exactly one 401."""
         policy = self.policy
         meant = policy.mask and policy.release >= 6 and view.release is not None
-        with self._making(view.impi):
-            vector = await self.cx.multimedia_auth(view.impi, view.impu, policy.server_name, resync, masked=meant)
+        vector = await self._vector(view, resync, meant=meant)
         masked = masks(stated=view.release, own_release=policy.release, policy=policy.mask, xres=vector.xres)
         marker = marker_for(masked=masked, stated=view.release, own_release=policy.release, release_info=policy.release_info)
         bare = marker is not None and view.release is None and self.bare.take(view.impi, view.reg, self.clock.now())

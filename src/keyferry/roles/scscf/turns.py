@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from keyferry.protocol.identity import Impi
 
@@ -24,18 +22,17 @@ class Turns:
         """Tell whether a procedure of this user is under way."""
         return impi in self._waiting
 
-    @asynccontextmanager
-    async def turn(self, impi: Impi) -> AsyncIterator[None]:
-        """Hold the user's turn."""
+    def turn(self, impi: Impi) -> _Turn:
+        """Hold the user's turn for as long as the block lasts."""
+        return _Turn(self, impi)
+
+    async def take(self, impi: Impi) -> None:
+        """Wait for the user's turn; whoever has it passes it on."""
         waiting = self._waiting.get(impi)
         if waiting is None:
             self._waiting[impi] = deque()
         else:
             await self._wait(impi, waiting)
-        try:
-            yield
-        finally:
-            self._pass_on(impi)
 
     async def _wait(self, impi: Impi, waiting: deque[asyncio.Future[None]]) -> None:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -44,10 +41,11 @@ class Turns:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self._pass_on(impi)  # the turn had come already
+                self.pass_on(impi)  # the turn had come already
             raise
 
-    def _pass_on(self, impi: Impi) -> None:
+    def pass_on(self, impi: Impi) -> None:
+        """Give the turn to who waits longest."""
         waiting = self._waiting[impi]
         while waiting:
             place = waiting.popleft()
@@ -55,3 +53,18 @@ class Turns:
                 place.set_result(None)
                 return
         del self._waiting[impi]
+
+
+class _Turn:
+    """The block that holds a turn; `asynccontextmanager` would take twice the time of all else here."""
+
+    __slots__ = ("_impi", "_turns")
+
+    def __init__(self, turns: Turns, impi: Impi) -> None:
+        self._turns, self._impi = turns, impi
+
+    async def __aenter__(self) -> None:
+        await self._turns.take(self._impi)
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        self._turns.pass_on(self._impi)
