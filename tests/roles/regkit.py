@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from keyferry.ports import Registration, SipPeer
@@ -41,7 +41,7 @@ def registration(reg: str, now: float, *, contact: str = "", **changes: Any) -> 
         path=(f"<{PCSCF};lr>",), call_id="c", cseq=1, realm="home1.net", expires_at=now + EXPIRES, aka_time=now, key_not_before=now,
         release=6, k_m=None, user_data=profile(),
     )  # fmt: skip
-    return replace(made, **changes)
+    return made._replace(**changes)
 
 
 @dataclass(slots=True)

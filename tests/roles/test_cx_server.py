@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +41,7 @@ class Peer(NamedTuple):
 
 async def a_server(policy: CxPolicy | None = None, release: int | None = None) -> CxServer:
     store = MemorySubscriberStore()
-    await store.add(replace(subscriber("alice"), release=release))
+    await store.add(subscriber("alice")._replace(release=release))
     await store.add(subscriber("bobby"))
     hss = an_hss(store, amf_bit=True)
     return CxServer(hss, hss, HSS, RecordingLog(), RecordingCounter(), policy or CxPolicy())

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -253,7 +252,7 @@ class TestDirectory:
 
     async def test_the_release_is_the_one_provisioned(self, store: Store, hss: Hss) -> None:
         assert await hss.release(ALICE) is None
-        await store.replace(replace(subscriber("alice"), release=6))
+        await store.replace(subscriber("alice")._replace(release=6))
         assert await hss.release(ALICE) == 6
         assert await hss.release(Impi("nobody@home1.net")) is None
 

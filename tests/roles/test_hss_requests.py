@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -437,7 +437,7 @@ class TestFormerServer:
     async def owe(self, network: Network, users: int) -> None:
         owed = OwedTermination(SCSCF, DeregistrationReason.NEW_SERVER_ASSIGNED, "", network.clock.now())
         for number in range(users):
-            each = replace(subscriber("alice"), impi=Impi(f"{number}@home1.net"), impus=())
+            each = subscriber("alice")._replace(impi=Impi(f"{number}@home1.net"), impus=())
             await network.store.add(each)
             await network.store.reassign(each.impi, lambda found: found._replace(owed=(owed,)))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -278,7 +277,7 @@ async def _whatever_happens(steps: list[tuple[str, str]], partial: bool) -> None
         for faultless in ("UE", "S"):
             home.network.next_to(faultless)
         now = home.clock.now()
-        await home.put(replace(registration("last", now), expires_at=now + 1e7))
+        await home.put(registration("last", now)._replace(expires_at=now + 1e7))
         await pass_time(home, ue, 599_500, times=2)
         await pass_time(home, ue, 40, times=9)
         if ue.role.count == 0:  # every registration had ended, and the network said so

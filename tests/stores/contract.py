@@ -96,7 +96,7 @@ class RegistrationContract:
         old = [registration(), registration(reg=OTHER_REG)]
         for each in old:
             await store.commit(each, [])
-        both = [replace(each, user_data=b"<other/>") for each in old]
+        both = [each._replace(user_data=b"<other/>") for each in old]
         owed = [pending(seq=5), pending(seq=6, reg=OTHER_REG)]
         await store.commit_all(both, owed)
         assert sorted(await store.of_impi(IMPI), key=lambda each: each.reg) == sorted(both, key=lambda each: each.reg)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
@@ -89,7 +88,7 @@ class SubscriberContract:
         assert await store.remove(impi)
         assert not await store.remove(impi)
         assert await store.get(impi) is None
-        await store.add(replace(subscriber(2), impus=subscriber().impus))
+        await store.add(subscriber(2)._replace(impus=subscriber().impus))
         await store.add(subscriber(1, impus=()))
         assert (await store.seq(impi), await store.server_name(impi)) == (0, None)
 

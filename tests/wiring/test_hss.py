@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -68,9 +68,9 @@ async def test_a_profile_given_by_command_outlives_a_start_with_a_file_that_name
     stored = await store.get(IMPI)
     assert stored is not None
     assert stored.profile == "default"
-    await store.replace(replace(stored, profile="basic"))
+    await store.replace(stored._replace(profile="basic"))
     await provision(store, [settings(amf="9000")])
-    assert await store.get(IMPI) == replace(stored, profile="basic", amf=b"\x90\x00")
+    assert await store.get(IMPI) == stored._replace(profile="basic", amf=b"\x90\x00")
 
 
 async def test_a_profile_of_the_file_counts_at_each_start() -> None:

@@ -95,8 +95,8 @@ async def test_pages_go_over_every_s_cscf_and_name_everybody_once(limit: int, ex
         await one.registrations.remove(alice.impi, alice.reg, [])
         for name, at in homes.items():
             for home in at:
-                await home.registrations.commit(replace(like, impi=Impi(f"{name}@b.net")), [])
-        await one.registrations.commit(replace(like, impi=Impi("a@b.net"), reg=Reg("second")), [])
+                await home.registrations.commit(like._replace(impi=Impi(f"{name}@b.net")), [])
+        await one.registrations.commit(like._replace(impi=Impi("a@b.net"), reg=Reg("second")), [])
         assert await pages(RegistrarOperations([one.scscf, other.scscf]), limit) == expected
 
 
@@ -114,7 +114,7 @@ async def test_a_row_that_was_tampered_with_is_named_and_hides_nobody() -> None:
         store = PartlyUnreadable()
         for number in range(50):
             for name in ("broken", "user"):
-                await store.commit(replace(like, impi=Impi(f"{name}{number:02}@b.net")), [])
+                await store.commit(like._replace(impi=Impi(f"{name}{number:02}@b.net")), [])
         operations = RegistrarOperations([replace(home.scscf, registrations=store)])
         page = cast("dict[str, Any]", await operations.page("broken48@b.net", 2))
         assert ([one["impi"] for one in page["registrations"]], page["unreadable"]) == (["user00@b.net"], ["broken49@b.net"])

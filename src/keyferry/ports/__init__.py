@@ -193,16 +193,14 @@ class GmProtection(Protocol):
 # ---- HSS
 
 
-@dataclass(frozen=True, slots=True)
-class SubscribedImpu:
+class SubscribedImpu(NamedTuple):
     """A public identity of a subscription; a barred one may register but not be used (TS 23.228 §5.2.1a)."""
 
     impu: Impu
     barred: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Subscriber:
+class Subscriber(NamedTuple):
     """What the HSS holds of one IMPI. `impus` are one implicit registration set, the default first."""
 
     impi: Impi
@@ -289,8 +287,7 @@ class SubscriberStore(Protocol):
 # ---- S-CSCF
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
+class Registration(NamedTuple):
     """One registered device of one IMPI at the S-CSCF."""
 
     impi: Impi
@@ -309,8 +306,7 @@ class Registration:
     user_data: bytes  # Cx XML, for the filter criteria
 
 
-@dataclass(frozen=True, slots=True)
-class PendingPush:
+class PendingPush(NamedTuple):
     """A third-party REGISTER that an AS has not yet answered 2xx; it names a key set, it holds no key."""
 
     impi: Impi

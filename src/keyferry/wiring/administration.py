@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from keyferry.config import Subscriber
@@ -78,7 +77,7 @@ async def set_profile(state_path: Path, impi: Impi, profile: str) -> bool:
         if subscriber is None:
             return False
         if subscriber.profile != profile:
-            await store.replace(replace(subscriber, profile=profile))
+            await store.replace(subscriber._replace(profile=profile))
         return True
 
 

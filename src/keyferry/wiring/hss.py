@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from keyferry.config import Subscriber
@@ -87,6 +87,6 @@ async def _provision(store: SubscriberStore, settings: Subscriber) -> None:
     wanted = subscriber_of(settings)
     stored = await store.get(wanted.impi)
     if stored is not None and settings.profile is None:
-        wanted = replace(wanted, profile=stored.profile)
+        wanted = wanted._replace(profile=stored.profile)
     if stored != wanted:
         await store.replace(wanted)

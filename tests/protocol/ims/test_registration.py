@@ -41,7 +41,7 @@ MASKED = PendingChallenge(
     nonce="bm9uY2U=", impi=ALICE, impu=Impu("sip:alice@home1.net"), reg=reg_of("<urn:uuid:1>"), source="192.0.2.1", realm="home1.net",
     masked=True, xres=XRES, k_m=Secret(b"m" * 32), expires_at=240.0, after_resync=False,
 )  # fmt: skip
-RAW = replace(MASKED, masked=False, k_m=None)
+RAW = MASKED._replace(masked=False, k_m=None)
 
 
 def register(*extra: tuple[str, str], **changes: str | None) -> Request:
@@ -257,7 +257,7 @@ class TestAnswers:
 
     @given(st.binary(min_size=4, max_size=16), st.binary(min_size=4, max_size=16))
     def test_only_the_same_res_answers(self, xres: bytes, res: bytes) -> None:
-        pending = replace(RAW, xres=Secret(xres))
+        pending = RAW._replace(xres=Secret(xres))
         given = answer(pending, Secret(res), qop=None, nc=None, cnonce=None)
         if xres == res:
             check_answer(pending, given)

@@ -160,7 +160,7 @@ class TestRetries:
         (newer,) = await hasty.owed()
         sent = len(pushes(hasty))
         target = AsTarget(newer.server_name, newer.as_id, (), None)
-        await hasty.scscf.notifier.notify([(replace(newer, seq=newer.seq - 1), target)], await hasty.registration(alice))
+        await hasty.scscf.notifier.notify([(newer._replace(seq=newer.seq - 1), target)], await hasty.registration(alice))
         await settle()
         assert len(pushes(hasty)) == sent
         hasty.network.up("AS1")
@@ -239,7 +239,7 @@ class TestResume:
 
         async def slow(impi: Impi, reg: Reg) -> Registration | None:
             found = await get(impi, reg)
-            notifier.start(replace(owed, seq=owed.seq + 1), AsTarget(owed.server_name, owed.as_id, (), None), found)
+            notifier.start(owed._replace(seq=owed.seq + 1), AsTarget(owed.server_name, owed.as_id, (), None), found)
             return found
 
         hasty.registrations.get = slow  # type: ignore[method-assign]

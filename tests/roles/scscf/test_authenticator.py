@@ -184,7 +184,7 @@ class TestChallenges:
         bench = Bench()
         await bench.challenge()
         (pending,) = bench.auth.challenges._by_nonce.values()
-        held = b"".join(value.reveal() for name in pending.__slots__ if isinstance(value := getattr(pending, name), Secret))
+        held = b"".join(value.reveal() for name in pending._fields if isinstance(value := getattr(pending, name), Secret))
         assert bench.vector.ck.reveal() not in held
         assert bench.vector.ik.reveal() not in held
 

@@ -33,8 +33,8 @@ async def registered(home: Home) -> Registration:
 
 async def test_a_change_erases_first_and_pushes_then(home: Home) -> None:
     """Each with a seq of its own, above those that were."""
-    before = replace(await registered(home), user_data=profile(XCAP))
-    after = replace(before, user_data=profile(NOTES))
+    before = (await registered(home))._replace(user_data=profile(XCAP))
+    after = before._replace(user_data=profile(NOTES))
     last = await home.registrations.last_seq(ALICE, XCAP, before.reg)
     (gone, _), (new, target) = await home.scscf.owing.owe_change(before, after)
     assert (gone.as_id, gone.erase, new.as_id, new.erase) == (XCAP, True, NOTES, False)
@@ -55,9 +55,9 @@ async def test_an_as_without_keys_that_was_never_told_is_not_told_that_it_ends(h
     before = await registered(home)
     criteria = (criterion(XCAP), criterion(NOTES, priority=1, trigger=on(2)))
     named = build_user_profile(UserProfile(ALICE, (ServiceProfile(((SIP_ALICE, False), (TEL_ALICE, False)), criteria),)))
-    before = replace(before, user_data=named)
+    before = before._replace(user_data=named)
     alone = build_user_profile(UserProfile(ALICE, (ServiceProfile(((SIP_ALICE, False), (TEL_ALICE, False)), criteria[:1]),)))
-    assert await home.scscf.owing.owe_change(before, replace(before, user_data=alone)) == []
+    assert await home.scscf.owing.owe_change(before, before._replace(user_data=alone)) == []
 
 
 async def test_the_end_of_keys_alone_leaves_an_as_without_keys_out(home: Home) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -433,7 +432,7 @@ class TestDelivery:
 
     async def test_a_document_that_no_message_can_hold_is_left_out(self, home: Home, watcher: Watcher) -> None:
         now = home.clock.now()
-        many = [replace(registration(f"d{number}", now), contact=f"<sip:{1900 * 'x'}@d{number}.net>") for number in range(20)]
+        many = [registration(f"d{number}", now)._replace(contact=f"<sip:{1900 * 'x'}@d{number}.net>") for number in range(20)]
         for each in many:
             await home.store.commit(each, ())
         await watcher.subscribe()

@@ -322,7 +322,7 @@ class TestAtRest:
         f2345 = algorithm_of("milenage", own.k, own.opc).f2345(nonce.rand)
         assert registration.k_m == application_master_key(f2345.ck, f2345.ik, nonce.rand, alice.impi)
         assert as_key(registration.k_m, XCAP) == alice.k_as()
-        secrets = [getattr(registration, name) for name in registration.__slots__]
+        secrets = [getattr(registration, name) for name in registration._fields]
         assert [each for each in secrets if isinstance(each, Secret)] == [registration.k_m]
         assert (registration.impu, registration.release, registration.realm) == (SIP_ALICE, 6, REALM)
         assert registration.expires_at == home.clock.now() + 86_400  # no longer than its keys

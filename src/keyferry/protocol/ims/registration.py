@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from keyferry.errors import DigestRejected, ParseError, RemoteProtocolError
@@ -160,8 +159,7 @@ def marker_for(*, masked: bool, stated: int | None, own_release: int, release_in
     return Marker(release=own_release, access_keys=masked, as_keys=masked, rspauth=masked)
 
 
-@dataclass(frozen=True, slots=True)
-class PendingChallenge:
+class PendingChallenge(NamedTuple):
     """One AV that waits for its answer: XRES and, if masked, K_M; never CK, IK (invariant S3)."""
 
     nonce: str

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 
 from keyferry.errors import CxError, KeyferryError, ParseError, TooMuchData
@@ -125,7 +125,7 @@ class ScscfServing:
                 raise user_unknown()
             if any(profile.profile_of(each.impu) is None for each in standing):
                 raise not_supported_user_data()  # an identity that is registered is taken away by an RTR, not by leaving it out
-            changed = {each.reg: replace(each, user_data=user_data) for each in standing if each.user_data != user_data}
+            changed = {each.reg: each._replace(user_data=user_data) for each in standing if each.user_data != user_data}
             owed = {each.reg: await registrar.owing.owe_change(each, changed[each.reg]) for each in standing if each.reg in changed}
             pushes = tuple([push for each in owed.values() for push, _ in each])
             if changed:

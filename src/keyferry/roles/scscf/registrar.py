@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from keyferry.errors import CxError, KeyferryError, ParseError
@@ -153,7 +153,7 @@ class Registrar:
             for registration in await self.registrations.of_impi(impi):
                 if reg not in {None, registration.reg} or registration.expires_at <= now:
                     continue
-                shorter = replace(registration, expires_at=min(registration.expires_at, now + seconds))
+                shorter = registration._replace(expires_at=min(registration.expires_at, now + seconds))
                 self.reauthentications.require(impi, registration.reg)
                 await self.registrations.commit(shorter, [])
                 await self.tell(impi, [registration], [shorter], {registration.reg: ContactNews("shortened")})

@@ -51,7 +51,8 @@ KEYS = SealedColumn("held_set", "keys", tuple(_FIELDS.split(", ")))
 _SELECT = f"SELECT held_set.id, keys, {_FIELDS} FROM held_set"  # noqa: S608
 _BY_KEY = f"SELECT id, keys, {_FIELDS} FROM held_key JOIN held_set ON id = set_id WHERE key_id = ?"  # noqa: S608
 _BY_IMPU = f"{_SELECT} WHERE id IN (SELECT set_id FROM held_impu WHERE pusher = ? AND impu = ?)"  # noqa: S608
-_HELD_KEYS = list[tuple[str, bytes, int, int, float | None]]
+_READ_KEYS = msgspec.msgpack.Decoder(list[tuple[str, bytes, int, int, float | None]])
+_READ_IMPUS = msgspec.json.Decoder(list[str])
 
 
 class _Place(NamedTuple):
@@ -228,7 +229,7 @@ class SqliteKeyStore:
             self._drop_ended(connection, set_id, now, touched)
         over = connection.execute("SELECT id, pusher, impus FROM held_set WHERE tombstone_until <= ? LIMIT ?", (now, SLICE)).fetchall()
         for set_id, pusher, impus in over:
-            _drop_impus(connection, set_id, pusher, msgspec.json.decode(impus, type=list[str]))
+            _drop_impus(connection, set_id, pusher, _READ_IMPUS.decode(impus))
             connection.execute("DELETE FROM held_set WHERE id = ?", (set_id,))
         claims = connection.execute(
             "DELETE FROM first_nonce WHERE key_id IN (SELECT key_id FROM first_nonce WHERE until <= ? LIMIT ?)", (now, SLICE)
@@ -249,9 +250,9 @@ class SqliteKeyStore:
     def _place(self, row: Row) -> _Place:
         set_id, sealed, *values = row
         pusher, impi, as_id, reg, seq, impus, service_info, tombstone_until = values
-        opened = msgspec.msgpack.decode(KEYS.open(self._keyring, sealed, values), type=_HELD_KEYS)
+        opened = _READ_KEYS.decode(KEYS.open(self._keyring, sealed, values))
         keys = tuple([HeldKey(KeyId(key_id), Secret(k_as), start, end, until) for key_id, k_as, start, end, until in opened])
-        names = tuple([Impu(impu) for impu in msgspec.json.decode(impus, type=list[str])])
+        names = tuple([Impu(impu) for impu in _READ_IMPUS.decode(impus)])
         return _Place(set_id, HeldSet(pusher, Impi(impi), AsId(as_id), Reg(reg), seq, names, keys, service_info, tombstone_until))
 
     def _store(self, connection: sqlite3.Connection, place: _Place | None, new: HeldSet, touched: list[KeyId]) -> None:

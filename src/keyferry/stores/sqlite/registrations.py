@@ -50,6 +50,7 @@ SCHEMA = (
     ") WITHOUT ROWID",
 )
 _NO_K_M = b"none"  # not empty: OpenSSL's SIV has not always taken that; a K_M has 32 octets
+_READ_PATH = msgspec.msgpack.Decoder(list[bytes])
 K_M = SealedColumn("registration", "k_m", tuple(_FIELDS.split(", ")))
 
 _SELECT = f"SELECT k_m, {_FIELDS}, body FROM registration LEFT JOIN user_data ON user_data.id = body_id"  # noqa: S608
@@ -231,7 +232,7 @@ class SqliteRegistrationStore:
             reg=Reg(reg),
             impu=Impu(impu),
             contact=text(contact),
-            path=tuple([text(entry) for entry in msgspec.msgpack.decode(path, type=list[bytes])]),
+            path=tuple([text(entry) for entry in _READ_PATH.decode(path)]),
             call_id=text(call_id),
             cseq=cseq,
             realm=realm,

@@ -41,7 +41,10 @@ KEYS = SealedColumn("subscriber", "keys", ("impi", "algorithm", "amf", "profile"
 
 _COLUMNS = "keys, impi, algorithm, amf, profile, impus"
 _SERVING = "(SELECT server_name FROM serving WHERE serving.impi = subscriber.impi AND reason IS NULL)"
-_SELECT: Final = f"SELECT server_name, {_SERVING}, {_COLUMNS} FROM subscriber WHERE impi = ?"  # noqa: S608
+_SELECT: Final = f"SELECT server_name, {_COLUMNS} FROM subscriber WHERE impi = ?"  # noqa: S608
+_SELECT_SERVED: Final = f"SELECT server_name, {_SERVING}, {_COLUMNS} FROM subscriber WHERE impi = ?"  # noqa: S608
+_READ_KEYS: Final = msgspec.msgpack.Decoder(list[bytes | int])
+_READ_IMPUS: Final = msgspec.json.Decoder(list[tuple[str, bool]])
 _ASSIGNMENT: Final = "SELECT server_name, reason, info, since FROM serving WHERE impi = ? ORDER BY since, server_name"
 
 
@@ -104,14 +107,14 @@ class SqliteSubscriberStore:
         rows = self._database.read(_SELECT, (impi,))
         if not rows:
             return None
-        return self._open(impi, rows[0][2:]), rows[0][0]
+        return self._open(impi, rows[0][1:]), rows[0][0]
 
     async def subscription(self, impi: Impi) -> Subscription | None:
         """Return what is not secret of a subscriber; a row that is, octet for octet, one that was opened before is not opened again.
 
         Raises SealError if the row was tampered with.
         """
-        rows = self._database.read(_SELECT, (impi,))
+        rows = self._database.read(_SELECT_SERVED, (impi,))
         if not rows:
             return None
         server_name, serving, *_ = rows[0]
@@ -120,7 +123,8 @@ class SqliteSubscriberStore:
         if opened is None or opened[0] != row:
             self._open(impi, row)
             opened = self._opened[impi]
-        return opened[1]._replace(server_name=server_name, serving=serving)
+        impus, profile, _, release, _ = opened[1]
+        return Subscription(impus, profile, server_name, release, serving)
 
     def _open(self, impi: Impi, row: Row) -> Subscriber:
         subscriber = self._subscriber(row)
@@ -249,12 +253,11 @@ class SqliteSubscriberStore:
 
     def _subscriber(self, row: Row) -> Subscriber:
         sealed, *values = row
-        k, opc, *release = msgspec.msgpack.decode(KEYS.open(self._keyring, sealed, values), type=list[bytes | int])
+        k, opc, *release = _READ_KEYS.decode(KEYS.open(self._keyring, sealed, values))
         impi, algorithm, amf, profile, impus = values
-        subscribed = msgspec.json.decode(impus, type=list[tuple[str, bool]])
         return Subscriber(
             impi=Impi(impi),
-            impus=tuple([SubscribedImpu(Impu(impu), barred) for impu, barred in subscribed]),
+            impus=tuple([SubscribedImpu(Impu(impu), barred) for impu, barred in _READ_IMPUS.decode(impus)]),
             algorithm=cast("AkaName", algorithm),
             k=Secret(cast("bytes", k)),
             opc=Secret(cast("bytes", opc)),
