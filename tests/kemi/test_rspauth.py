@@ -90,15 +90,22 @@ def test_who_was_ended_is_asked_for(tmp_path: Path) -> None:
 
     def reply(question: bytes) -> bytes:
         asked.append(question)
-        return b'{"ended": [[5, "u@home1.net"], [6, "v@home1.net"]]}\n'
+        return b'{"ended": [[5, 4, "u@home1.net"], [6, 6, "v@home1.net"]]}\n'
 
     serve(tmp_path / "s", reply)
-    assert RspauthSocket(str(tmp_path / "s")).ended("s1", 4) == [(5, "u@home1.net"), (6, "v@home1.net")]
+    assert RspauthSocket(str(tmp_path / "s")).ended("s1", 4) == [(5, 4, "u@home1.net"), (6, 6, "v@home1.net")]
     assert json.loads(asked[0]) == {"ended": "s1", "since": 4}
 
 
 @pytest.mark.parametrize(
-    "said", [b'{"error": "x"}\n', b'{"ended": [5]}\n', b'{"ended": [[5, "no impi"]]}\n', b'{"ended": [["x", "u@home1.net"]]}\n']
+    "said",
+    [
+        b'{"error": "x"}\n',
+        b'{"ended": [5]}\n',
+        b'{"ended": [[5, 5, "no impi"]]}\n',
+        b'{"ended": [["x", 5, "u@home1.net"]]}\n',
+        b'{"ended": [[5, "u@home1.net"]]}\n',
+    ],
 )
 def test_an_hss_that_cannot_say_it_is_a_failure(tmp_path: Path, said: bytes) -> None:
     serve(tmp_path / "s", lambda _: said)

@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from keyferry.errors import CxError
 from keyferry.ports import CxServing, DeregistrationReason
+from keyferry.ports.scripts import ScriptStore
+from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi, Impu
-from keyferry.roles.cx_ended import LIFE, MAX_ENDS, MAX_TOLD, EndedBook, NotingServings
+from keyferry.roles.cx_ended import EndedBook, NotingServings
+from keyferry.stores.database import Database
+from keyferry.stores.sealing import Keyring
+from keyferry.stores.sqlite.scripts import SqliteScriptStore
+from keyferry.transports.clock import SystemRandom
 
 HOST, IMPI = "scscf1.home1.net", Impi("u@home1.net")
 
@@ -54,55 +61,41 @@ class Serving:
         return None if "away" in server_name else self
 
 
-def test_ends_are_told_in_their_order_to_whom_they_concern() -> None:
-    book = EndedBook(Clock())
-    for number in range(3):
-        book.note(HOST, Impi(f"u{number}@home1.net"), 1000.0)
-    book.note("other.home1.net", IMPI, 1000.0)
-    told = book.since(HOST, 0)
-    assert told == [(1_000_000 + number, f"u{number}@home1.net") for number in range(3)]
-    assert book.since(HOST, told[1][0]) == told[2:]
-    assert book.since(HOST, told[2][0]) == []
+@pytest.fixture(name="store")
+def store_fixture(tmp_path: Path) -> Iterator[ScriptStore]:
+    """The HSS's."""
+    with Database(tmp_path / "hss.db") as database:
+        yield SqliteScriptStore(database, Keyring({b"kek1": Secret(bytes(64))}, b"kek1", random=SystemRandom()))
 
 
-def test_ends_are_bounded_and_grow_old() -> None:
-    clock = Clock()
-    book = EndedBook(clock)
-    for _ in range(MAX_ENDS + 5):
-        book.note(HOST, IMPI, clock.at)
-    assert len(book._ends) == MAX_ENDS
-    assert len(book.since(HOST, 0)) == MAX_TOLD
-    clock.at += LIFE + 60
-    book.note(HOST, IMPI, clock.at)
-    assert len(book._ends) == 1
-
-
-async def test_an_rtr_that_was_answered_is_noted() -> None:
-    book, serving = EndedBook(Clock()), Serving()
+async def test_an_rtr_that_was_answered_is_noted(store: ScriptStore) -> None:
+    book, serving = EndedBook(Clock(), store), Serving()
     servings = NotingServings(serving, book, {HOST})
     found = servings.at("sip:SCSCF1.home1.net:6060")
     assert found is not None
     await found.push_profile(IMPI, b"x")
-    assert book.since(HOST, 0) == []
+    assert list(book.since(HOST, 0)) == []
     await found.registration_termination(IMPI, (), DeregistrationReason.PERMANENT_TERMINATION, "why")
-    assert [impi for _, impi in book.since(HOST, 0)] == [IMPI]
+    assert [end.impi for end in book.since(HOST, 0)] == [IMPI]
     assert serving.asked == [(IMPI, b"x"), (IMPI, (), DeregistrationReason.PERMANENT_TERMINATION, "why")]
     assert servings.at("sip:away.home1.net") is None
     assert servings.at("no uri") is serving
     assert servings.at("sip:scscf2.home1.net") is serving  # one of ours erases its keys itself
 
 
-async def test_an_rtr_that_kamailio_did_not_take_is_noted_as_of_when_it_was_sent() -> None:
-    """Who registers while it is waited for keeps the new key."""
+async def test_an_rtr_that_kamailio_did_not_take_is_noted_as_of_when_it_was_sent(store: ScriptStore) -> None:
+    """Who registers while it is waited for keeps the new key, whoever else is ended meanwhile."""
     clock, serving = Clock(), Serving()
-    book = EndedBook(clock)
+    book = EndedBook(clock, store)
     serving.fails = True
     serving.takes = lambda: setattr(clock, "at", clock.at + 10)
     found = NotingServings(serving, book, {HOST}).at("sip:scscf1.home1.net:6060")
     assert found is not None
+    await book.note(HOST, Impi("v@home1.net"), clock.at + 5)
     with pytest.raises(CxError):
         await found.registration_termination(IMPI, (), DeregistrationReason.PERMANENT_TERMINATION, "")
-    assert book.since(HOST, 0) == [(1_000_000, IMPI)]
+    _, end = book.since(HOST, 0)
+    assert (end.at, end.impi) == (1_000_000, IMPI)
     serving.fails = False
     await found.registration_termination(IMPI, (), DeregistrationReason.PERMANENT_TERMINATION, "")
-    assert book.since(HOST, 1_000_000) == [(1_020_000, IMPI)]
+    assert [(end.at, end.impi) for end in book.since(HOST, end.place)] == [(1_020_000, IMPI)]

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +18,10 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import AuthenticationInfo, Credentials, aka_nonce, build_credentials, check_rspauth, hash_a1, respond
 from keyferry.protocol.identity import Impi
 from keyferry.roles.cx_rspauth import LIFE, RspauthBook
+from keyferry.stores.database import Database
+from keyferry.stores.sealing import Keyring
+from keyferry.stores.sqlite.scripts import SqliteScriptStore
+from keyferry.transports.clock import SystemRandom
 
 IMPI, REALM, XRES, MARKER = Impi("u@home1.net"), "home1.net", Secret(bytes(range(8))), b"3G\x06\x07"
 HA1 = hash_a1("AKAv1-MD5", IMPI, REALM, XRES)
@@ -50,20 +58,42 @@ def clock_fixture() -> Clock:
     return Clock()
 
 
+@pytest.fixture(name="process")
+def process_fixture(tmp_path: Path, clock: Clock) -> Iterator[Callable[[], RspauthBook]]:
+    """Start a process of the HSS."""
+    with ExitStack() as stack:
+
+        def start() -> RspauthBook:
+            database = stack.enter_context(Database(tmp_path / "hss.db"))
+            return RspauthBook(clock, SqliteScriptStore(database, Keyring({b"kek1": Secret(bytes(64))}, b"kek1", random=SystemRandom())))
+
+        yield start
+
+
 @pytest.fixture(name="book")
-def book_fixture(clock: Clock) -> RspauthBook:
+async def book_fixture(process: Callable[[], RspauthBook]) -> RspauthBook:
     """A book that knows the first vector."""
-    book = RspauthBook(clock, maximum=3)
-    book.remember(IMPI, vector(1), MARKER)
+    book = process()
+    await book.remember(IMPI, vector(1), MARKER)
     return book
 
 
-def test_the_right_answer_gets_it_once(book: RspauthBook) -> None:
-    rspauth = book.prove(build_credentials(answer()))
+@pytest.mark.parametrize("other", [False, True])
+async def test_the_right_answer_gets_it_once_from_this_process_or_another(
+    book: RspauthBook, process: Callable[[], RspauthBook], other: bool
+) -> None:
+    asked = process() if other else book
+    rspauth = await asked.prove(build_credentials(answer()))
     check_rspauth(AuthenticationInfo(rspauth, "auth", "c" * 16, "00000001"), HA1, answer(), algorithm="AKAv1-MD5")
-    with pytest.raises(DigestRejected):
-        book.prove(build_credentials(answer()))
-    assert len(book) == 0
+    for each in (book, asked, process()):
+        with pytest.raises(DigestRejected):
+            await each.prove(build_credentials(answer()))
+
+
+async def test_of_two_who_ask_at_once_one_gets_it(book: RspauthBook, process: Callable[[], RspauthBook]) -> None:
+    asked = (book, process(), book, process())
+    found = await asyncio.gather(*[each.prove(build_credentials(answer())) for each in asked], return_exceptions=True)
+    assert [type(each) for each in found if not isinstance(each, str)] == [DigestRejected] * 3
 
 
 @pytest.mark.parametrize(
@@ -78,32 +108,28 @@ def test_the_right_answer_gets_it_once(book: RspauthBook) -> None:
         {"nc": "x"},
     ],
 )
-def test_any_other_answer_gets_nothing_and_spends_nothing(book: RspauthBook, changes: dict[str, Any]) -> None:
+async def test_any_other_answer_gets_nothing_and_spends_nothing(book: RspauthBook, changes: dict[str, Any]) -> None:
     with pytest.raises(DigestRejected):
-        book.prove(build_credentials(answer(**changes)))
-    assert book.prove(build_credentials(answer()))
+        await book.prove(build_credentials(answer(**changes)))
+    assert await book.prove(build_credentials(answer()))
 
 
-def test_what_is_no_authorization_is_refused(book: RspauthBook) -> None:
+async def test_what_is_no_authorization_is_refused(book: RspauthBook) -> None:
     for text in ("", "Digest", "Basic x", 'Digest username="u"'):
         with pytest.raises(DigestRejected):
-            book.prove(text)
+            await book.prove(text)
     with pytest.raises(DigestRejected):
-        book.prove(build_credentials(dataclasses.replace(answer(), qop=None, nc=None, cnonce=None)))
+        await book.prove(build_credentials(dataclasses.replace(answer(), qop=None, nc=None, cnonce=None)))
 
 
-def test_it_is_bounded_in_time_and_number(book: RspauthBook, clock: Clock) -> None:
-    for number in (2, 3, 4):
-        book.remember(IMPI, vector(number), MARKER)
-    assert len(book) == 3
-    with pytest.raises(DigestRejected):
-        book.prove(build_credentials(answer(1)))
+async def test_it_is_bounded_in_time(book: RspauthBook, clock: Clock) -> None:
     clock.at += LIFE
     with pytest.raises(DigestRejected):
-        book.prove(build_credentials(answer(4)))
-    book.remember(IMPI, vector(5), MARKER)
-    assert len(book) == 1
+        await book.prove(build_credentials(answer()))
 
 
 def test_it_prints_no_secret(book: RspauthBook) -> None:
-    assert XRES.reveal().hex() not in repr(book)
+    given = book.store.given(answer().nonce)
+    assert given is not None
+    assert given.xres == XRES
+    assert XRES.reveal().hex() not in repr(given) + repr(book)

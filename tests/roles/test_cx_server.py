@@ -12,6 +12,7 @@ import pytest
 from contract.wires import HSS, SCSCF, SERVER_NAME, WAYS, Way, an_hss, wired
 from keyferry.errors import CxError, TransportError
 from keyferry.ports import DeregistrationReason
+from keyferry.protocol.aka import AuthVector
 from keyferry.protocol.diameter import base, cx
 from keyferry.protocol.diameter.base import DiameterIdentity, Result
 from keyferry.protocol.diameter.cx_fields import SERVER_NAME as SERVER_NAME_AVP
@@ -144,9 +145,13 @@ class TestMultimediaAuth:
     async def test_who_proves_rspauth_is_told_of_each_vector_with_a_marker_and_of_no_other(self) -> None:
         """DESIGN §10."""
         told: list[tuple[Impi, bytes, bytes]] = []
+
+        async def tell(impi: Impi, vector: AuthVector, data: bytes) -> None:
+            told.append((impi, vector.rand, data))
+
         for release in (6, 5):
             server = await a_server(CxPolicy(marker_for=frozenset({SCSCF.origin_host})), release=release)
-            server.gave = lambda impi, vector, data: told.append((impi, vector.rand, data))
+            server.gave = tell
             items = cx.parse_maa(await server.handle(a_mar(items=2), Peer())).items
             if release == 6:
                 assert told == [(ALICE, item.vector.rand, item.server_data) for item in items]

@@ -17,6 +17,7 @@ from keyferry.stores.sqlite.documents import SqliteDocumentStore
 from keyferry.stores.sqlite.keys import SqliteKeyStore
 from keyferry.stores.sqlite.ledger import SqliteLedgerStore
 from keyferry.stores.sqlite.registrations import SqliteRegistrationStore
+from keyferry.stores.sqlite.scripts import SqliteScriptStore
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
 from keyferry.stores.sqlite.ue import SqliteUeStore
 from keyferry.stores.state_dir import StateDir, open_state
@@ -84,7 +85,7 @@ def test_every_sealed_table_is_covered(tmp_path: Path, database: Database) -> No
     """A column that is sealed and not rotated would be lost with the old KEK."""
     random = CountedRandom()
     with open_state(tmp_path / "s", random=random) as state:
-        for store in (SqliteSubscriberStore, SqliteRegistrationStore, SqliteKeyStore, SqliteLedgerStore, SqliteUeStore):
+        for store in (SqliteSubscriberStore, SqliteRegistrationStore, SqliteKeyStore, SqliteLedgerStore, SqliteUeStore, SqliteScriptStore):
             store(database, state.keyring)
     blobs = {
         (table, column)

@@ -33,7 +33,7 @@ class Book:
     warning = info
 
 
-def prove(authorization: str) -> str:
+async def prove(authorization: str) -> str:
     """Know one answer."""
     if authorization != "right":
         raise DigestRejected("wrong")
@@ -95,13 +95,13 @@ async def test_a_question_without_end_is_cut_off(tmp_path: Path) -> None:
 async def test_who_was_ended_is_told(tmp_path: Path) -> None:
     asked: list[tuple[str, int]] = []
 
-    def ended(scscf: str, since: int) -> list[tuple[int, str]]:
+    def ended(scscf: str, since: int) -> list[tuple[int, int, str]]:
         asked.append((scscf, since))
-        return [(5, "u@home1.net")]
+        return [(5, 4, "u@home1.net")]
 
     server = RspauthServer(prove, {os.geteuid()}, Book(), Book(), ended)
     await server.listen(tmp_path / "s")
-    assert json.loads(await ask(tmp_path / "s", b'{"ended": "s1", "since": 4}\n')) == {"ended": [[5, "u@home1.net"]]}
+    assert json.loads(await ask(tmp_path / "s", b'{"ended": "s1", "since": 4}\n')) == {"ended": [[5, 4, "u@home1.net"]]}
     for bad in (
         b'{"ended": "s1"}\n',
         b'{"ended": "s1", "since": []}\n',

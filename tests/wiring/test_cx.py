@@ -23,7 +23,7 @@ async def test_times_and_bounds_are_those_of_the_file(tmp_path: Path) -> None:
     with open_state(tmp_path / "state", random=SystemRandom()) as state:
         services = Services(Config(hss=hss, cx=Cx(watchdog=7.5)), state, SystemClock(), SystemRandom(), StructLog("none"), Metrics())
         async with services.exit:
-            servings = await start_cx_server(services, (await start_hss(services)).hss)
+            servings = await start_cx_server(services, (parts := await start_hss(services)).hss, parts.scripts)
             (door,) = services.listeners
             services.config = Config(hss=hss, cx=Cx(watchdog=7.5, timeout=3.0, peers=[f"aaa://{door.host}:{door.port}"]))
             asking = await start_cx_client(services, "SCSCF1.home1.net", "scscf")

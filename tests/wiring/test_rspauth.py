@@ -14,6 +14,8 @@ import pytest
 from keyferry.config import Config
 from keyferry.config.kamailio import Kamailio
 from keyferry.errors import StateError
+from keyferry.roles.cx_ended import EndedBook
+from keyferry.roles.cx_rspauth import RspauthBook
 from keyferry.wiring import rspauth
 from keyferry.wiring.services import Services
 
@@ -30,7 +32,7 @@ async def test_a_user_who_is_not_there_is_said_with_the_setting(tmp_path: Path) 
     config = Config(kamailio=Kamailio(rspauth_socket=str(tmp_path / "s"), user="no-such-user"))
     services = cast("Services", SimpleNamespace(config=config, clock=None))
     with pytest.raises(StateError, match=r"user no-such-user: is not known .*correct kamailio\.user"):
-        await rspauth.start_rspauth(services)
+        await rspauth.start_rspauth(services, cast("RspauthBook", None), cast("EndedBook", SimpleNamespace(since=None)))
 
 
 def test_a_group_that_cannot_be_given_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

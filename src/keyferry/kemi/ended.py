@@ -19,8 +19,8 @@ REMIND_EVERY: Final = 60.0
 class EndSource(Protocol):
     """Our HSS."""
 
-    def ended(self, scscf: str, since: int) -> Sequence[tuple[int, Impi]]:
-        """Return who was ended at this S-CSCF after `since`, and when, in milliseconds since the epoch. Raises TransportError."""
+    def ended(self, scscf: str, since: int) -> Sequence[tuple[int, int, Impi]]:
+        """Return what was ended at this S-CSCF behind a place: place, milliseconds since the epoch, IMPI. Raises TransportError."""
 
 
 class Erasing(NamedTuple):
@@ -45,9 +45,9 @@ class KemiEnded:
 
     def look(self) -> None:
         """Ask who was ended since. Raises TransportError, StoreError."""
-        for at, impi in self.source.ended(self.scscf, self._since):
+        for place, at, impi in self.source.ended(self.scscf, self._since):
             self.store.end(impi, at)
-            self._since = at
+            self._since = place
 
     def next(self) -> Erasing | None:
         """Return the next request, also while the HSS is away; None after the last. Raises StoreError."""

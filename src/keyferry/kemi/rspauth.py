@@ -46,11 +46,11 @@ class RspauthSocket:
         if not isinstance(said.get("error"), str) or "rspauth" in said:
             raise TransportError(self.path, "whoever listens there is no HSS of ours: it does not refuse what it cannot know")
 
-    def ended(self, scscf: str, since: int) -> list[tuple[int, Impi]]:
-        """Return whose registrations at an S-CSCF the HSS has ended after `since`, milliseconds since the epoch. Raises TransportError."""
+    def ended(self, scscf: str, since: int) -> list[tuple[int, int, Impi]]:
+        """Return whose registrations at an S-CSCF the HSS has ended behind a place: place, milliseconds, IMPI. Raises TransportError."""
         found = self._asked({"ended": scscf, "since": since}).get("ended")
         try:
-            return [(int(at), parse_impi(impi)) for at, impi in cast("list[Any]", found)]
+            return [(int(place), int(at), parse_impi(impi)) for place, at, impi in cast("list[Any]", found)]
         except (TypeError, ValueError, ParseError):
             raise TransportError(self.path, "the HSS does not say who was ended") from None
 

@@ -74,7 +74,7 @@ class CxServer:
     log: Log
     counter: Counter
     policy: CxPolicy = field(default_factory=CxPolicy)
-    gave: Callable[[Impi, AuthVector, bytes], None] | None = None  # told of each vector with a marker: S-CSCFs that lose rspauth ask for it
+    gave: Callable[[Impi, AuthVector, bytes], Awaitable[None]] | None = None  # told of each vector with a marker: for rspauth
     stood_still: Callable[[], bool] = lambda: False  # what is read may be old: its sender has asked another HSS, and gone on from there
     _servers: OrderedDict[str, str] = field(default_factory=OrderedDict)  # Server-Name → Origin-Host that uses it
 
@@ -134,7 +134,7 @@ class CxServer:
             vector = await self.hss.multimedia_auth(mar.impi, mar.impu, mar.server_name, resync, masked=bool(marker))
             data = marker if len(vector.xres) >= MIN_MASKED_RES else b""
             if data and self.gave is not None:
-                self.gave(mar.impi, vector, data)
+                await self.gave(mar.impi, vector, data)
             items.append(cx.AuthItem(vector, data))
             resync = None  # it has moved SEQ
         self._remember(mar.server_name, peer)

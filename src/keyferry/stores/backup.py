@@ -19,8 +19,9 @@ from keyferry.stores.state_dir import StateDir
 
 LASTING: Final = ("hss.db", "as-*.db")
 """Databases of which a copy is of use."""
-PASSING: Final = ("held_set", "held_key", "held_impu", "key_store", "key_store_began", "first_nonce")
-"""Tables of pushed keys: without them a restored AS is one that lost its keys, so that it gets them again (DESIGN §6)."""
+PASSING: Final = ("held_set", "held_key", "held_impu", "key_store", "key_store_began", "first_nonce", "given_vector", "ended_registration")
+"""Tables of pushed keys: without them a restored AS is one that lost its keys, so that it gets them again (DESIGN §6). And what the HSS
+keeps for scripts of Kamailios: it is of some minutes."""
 FILES: Final = ("version", "user-ids", "ca.pem", "isc", "ipsec", "pki")
 
 

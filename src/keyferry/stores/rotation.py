@@ -10,10 +10,10 @@ from pathlib import Path
 from keyferry.errors import SealError, StoreError
 from keyferry.stores.connection import connect
 from keyferry.stores.sealing import KID_OCTETS, Keyring, SealedColumn
-from keyferry.stores.sqlite import keys, ledger, registrations, subscribers, ue
+from keyferry.stores.sqlite import keys, ledger, registrations, scripts, subscribers, ue
 from keyferry.stores.state_dir import StateDir
 
-SEALED_COLUMNS: tuple[SealedColumn, ...] = (subscribers.KEYS, registrations.K_M, keys.KEYS, ledger.STATE, ue.STATE)
+SEALED_COLUMNS: tuple[SealedColumn, ...] = (subscribers.KEYS, registrations.K_M, keys.KEYS, ledger.STATE, ue.STATE, scripts.XRES)
 BATCH = 500
 """Rows in one transaction: little is done again after a crash, and the WAL stays small."""
 

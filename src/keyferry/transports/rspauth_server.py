@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A UNIX socket for a script of Kamailio's; only listed users may ask.
 
-{"authorization": …} is answered by {"rspauth": …}; {"ended": S-CSCF, "since": milliseconds} by {"ended": [[milliseconds, IMPI], …]};
+{"authorization": …} is answered by {"rspauth": …}; {"ended": S-CSCF, "since": place} by {"ended": [[place, milliseconds, IMPI], …]};
 either by {"error": …}.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -30,11 +30,11 @@ MAX_CONNECTIONS: Final = 256
 class RspauthServer:
     """Listen, and let nobody ask whom the kernel does not name as one of `users` (uids)."""
 
-    prove: Callable[[str], str]  # raises KeyferryError
+    prove: Callable[[str], Awaitable[str]]  # raises KeyferryError
     users: Collection[int]
     log: Log
     counter: Counter
-    ended: Callable[[str, int], Sequence[tuple[int, str]]] | None = None  # by S-CSCF and milliseconds: who was ended since
+    ended: Callable[[str, int], Sequence[tuple[int, int, str]]] | None = None  # by S-CSCF and place: who was ended since
     group: int | None = None  # whose members may open the socket; None: processes of this user alone, and root's
     _path: Path | None = None
     _inode: int = 0
@@ -67,7 +67,7 @@ class RspauthServer:
                 self.log.warning("rspauth-not-allowed", uid=uid)
                 return
             line = await asyncio.wait_for(reader.readline(), PATIENCE)
-            writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+            writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
             await asyncio.wait_for(writer.drain(), PATIENCE)
         except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError):
             self.counter.count("hss_rspauth", "broken")
@@ -77,7 +77,7 @@ class RspauthServer:
                 writer.close()
                 await writer.wait_closed()
 
-    def _answer(self, line: bytes) -> dict[str, object]:
+    async def _answer(self, line: bytes) -> dict[str, object]:
         try:
             found = json.loads(line)
             if self.ended is not None and isinstance(found, dict) and "ended" in found:
@@ -85,7 +85,7 @@ class RspauthServer:
             authorization = found.get("authorization") if isinstance(found, dict) else None
             if not isinstance(authorization, str):
                 raise ValueError("no authorization")
-            rspauth = self.prove(authorization)
+            rspauth = await self.prove(authorization)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return {"error": "not a question"}
         except KeyferryError as problem:

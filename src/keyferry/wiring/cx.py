@@ -8,11 +8,13 @@ from typing import NamedTuple
 from keyferry.config import split_address
 from keyferry.config.cx import CxPeer, cx_peers
 from keyferry.ports import CxServings
+from keyferry.ports.scripts import ScriptStore
 from keyferry.protocol.diameter.base import DiameterIdentity
 from keyferry.protocol.diameter.peer import PeerTimers
 from keyferry.roles.cx_client import CxListener, DiameterCx
-from keyferry.roles.cx_ended import NotingServings
+from keyferry.roles.cx_ended import EndedBook, NotingServings
 from keyferry.roles.cx_exchange import Sessions
+from keyferry.roles.cx_rspauth import RspauthBook
 from keyferry.roles.cx_server import CxPolicy, CxServer, DiameterServings
 from keyferry.roles.hss import Hss
 from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
@@ -30,7 +32,7 @@ HELLO = 5.0
 """Seconds that who connects to the HSS may take for TLS and its CER."""
 
 
-async def start_cx_server(services: Services, hss: Hss) -> CxServings:
+async def start_cx_server(services: Services, hss: Hss, scripts: ScriptStore) -> CxServings:
     """Let the HSS be asked over Diameter; return how it finds S-CSCFs that have asked. Raises ConfigError, StateError, TransportError."""
     settings = services.config.hss
     identity = _identity(services, settings.name)
@@ -39,10 +41,12 @@ async def start_cx_server(services: Services, hss: Hss) -> CxServings:
         rspauth=settings.marker_flags == 7,
     )  # fmt: skip
     measured = MeasuredHss(hss, services.metrics, services.clock, services.log)
-    script = await start_rspauth(services)
+    # by whichever process a vector is given, or a user ended: the script of a Kamailio may ask another
+    book, ended = RspauthBook(services.clock, scripts), EndedBook(services.clock, scripts)
+    remember = book.remember if policy.rspauth else None
+    await start_rspauth(services, book, ended)
     pulse = Pulse(services.clock, services.log, services.config.cx.timeout / 2)  # who asks waits for so long before asking another HSS
     services.every(pulse.limit / 4, pulse.beat)
-    remember = script.remember if script else None
     server = CxServer(measured, hss, identity, services.log, services.metrics, policy, remember, pulse.stood_still)
     node = DiameterServer(
         identity, server.handle, allowed=Admission.of(settings.peers, ASKERS, (*LOOPBACK, *settings.networks)), clock=services.clock,
@@ -59,7 +63,7 @@ async def start_cx_server(services: Services, hss: Hss) -> CxServings:
         Sessions(identity.origin_host, services.clock, services.random), services.log, services.metrics,
         services.config.cx.timeout,
     )  # fmt: skip
-    return NotingServings(servings, script.ended, policy.marker_for) if script else servings
+    return NotingServings(servings, ended, policy.marker_for) if policy.marker_for else servings
 
 
 class CxParts(NamedTuple):

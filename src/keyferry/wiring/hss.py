@@ -13,10 +13,12 @@ from keyferry.config.profiles import DEFAULT
 from keyferry.ports import CxServing, CxServings, SubscriberStore
 from keyferry.ports import SubscribedImpu as PortImpu
 from keyferry.ports import Subscriber as PortSubscriber
+from keyferry.ports.scripts import ScriptStore
 from keyferry.protocol.aka import algorithm_of, opc_of
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import parse_impi, parse_impu
 from keyferry.roles.hss import OWED_AGAIN, Hss
+from keyferry.stores.sqlite.scripts import SqliteScriptStore
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
 from keyferry.wiring.criteria import ProfileCriteria, profile_criteria
 from keyferry.wiring.services import Services, server_name_of
@@ -45,11 +47,14 @@ class HssParts(NamedTuple):
     subscribers: SubscriberStore
     servings: Servings  # empty: an S-CSCF is put into it when it starts
     profiles: Mapping[str, ProfileCriteria]
+    scripts: ScriptStore  # for Kamailios that are S-CSCFs
 
 
 async def start_hss(services: Services) -> HssParts:
     """Open the subscribers' store and provision the file's. Raises ConfigError, StateError, ParseError."""
-    subscribers = SqliteSubscriberStore(services.database("hss"), services.state.keyring)
+    database = services.database("hss")
+    subscribers = SqliteSubscriberStore(database, services.state.keyring)
+    scripts = SqliteScriptStore(database, services.state.keyring)
     profiles = profile_criteria(services.config)
     amf_bit = services.config.network.amf_bit
     own = [server_name_of(settings) for settings in services.config.scscfs] if services.config.further_scscfs else []
@@ -62,7 +67,7 @@ async def start_hss(services: Services) -> HssParts:
     services.exit.push_async_callback(hss.aclose)
     services.every(OWED_AGAIN, hss.sweep)
     await provision(subscribers, services.config.subscribers)
-    return HssParts(hss, subscribers, servings, profiles)
+    return HssParts(hss, subscribers, servings, profiles, scripts)
 
 
 def subscriber_of(settings: Subscriber) -> PortSubscriber:

@@ -4,14 +4,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from keyferry.config.kamailio import Kamailio
 from keyferry.errors import StateError
-from keyferry.protocol.aka import AuthVector
-from keyferry.protocol.identity import Impi
 from keyferry.roles.cx_ended import EndedBook
 from keyferry.roles.cx_rspauth import RspauthBook
 from keyferry.transports.rspauth_server import RspauthServer
@@ -19,25 +15,16 @@ from keyferry.transports.unix_socket import group_id, main_group, user_id
 from keyferry.wiring.services import Services
 
 
-class ScriptParts(NamedTuple):
-    """What is to be told what the script may ask for."""
-
-    remember: Callable[[Impi, AuthVector, bytes], None]  # every vector with a marker
-    ended: EndedBook
-
-
-async def start_rspauth(services: Services) -> ScriptParts | None:
+async def start_rspauth(services: Services, book: RspauthBook, ended: EndedBook) -> None:
     """Listen, if a socket is configured. Raises StateError."""
     settings = services.config.kamailio
     if settings.rspauth_socket is None:
-        return None
-    book, ended = RspauthBook(services.clock), EndedBook(services.clock)
+        return
     user = user_id(settings.user, "kamailio.user")
     users = {0, os.geteuid(), user}
     server = RspauthServer(book.prove, users, services.log, services.metrics, ended.since, _group(settings, user))
     services.exit.push_async_callback(server.aclose)
     await server.listen(Path(settings.rspauth_socket))
-    return ScriptParts(book.remember, ended)
 
 
 def _group(settings: Kamailio, user: int) -> int | None:

@@ -155,7 +155,7 @@ class System:
         settings = self.config.hss
         listens = settings.listen_diameter is not None or settings.listen_diameters is not None
         if "hss" in self.roles and listens:
-            parts.servings.remote = await _over_diameter("hss").start_cx_server(self.services, parts.hss)
+            parts.servings.remote = await _over_diameter("hss").start_cx_server(self.services, parts.hss, parts.scripts)
         elif "hss" in self.roles and not {"icscf", "scscf"} & set(self.roles):
             raise ConfigError("hss", "has no listener, and nothing in this process asks it", 'Set hss.listen_diameter = "127.0.0.1:3868"')
         return parts
