@@ -132,13 +132,6 @@ def test_the_key_encryption_key_is_rotated_and_the_rows_still_open(state: Path) 
     assert run("subscriber", "show", "a@home1.net", "--state", state)["impi"] == "a@home1.net"
 
 
-def test_a_backup_of_nothing_is_none(tmp_path: Path) -> None:
-    """A name that is wrong by a letter must not look like a backup every night."""
-    done = keyferry("backup", tmp_path / "b", "--state", tmp_path / "sate")
-    assert (done.returncode, done.stderr.startswith("keyferry: ") and "is no state directory" in done.stderr) == (1, True)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     "work",
     [
@@ -158,12 +151,6 @@ def test_a_mistyped_state_is_neither_made_nor_taken_for_an_empty_one(tmp_path: P
     for mistyped in (tmp_path / "sate", tmp_path):
         with pytest.raises(StateError, match=r"is no state directory.*keyferry serve.*--state"):
             work(mistyped)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_pki_show_of_a_mistyped_state_fails(tmp_path: Path) -> None:
-    done = keyferry("pki", "show", "--state", tmp_path / "sate")
-    assert (done.returncode, "sate: is no state directory" in done.stderr) == (1, True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -34,7 +34,7 @@ def test_it_says_where_to_look(tmp_path: Path, raised: KeyferryError, says: str)
         raise raised
 
     with pytest.raises(type(raised)) as caught:
-        run(UE, tmp_path / "state", work, quiet=True)
+        run(UE, tmp_path / "state", work, quiet=True, make=True)
     assert str(caught.value).endswith(says) or says in str(caught.value)
     assert ("keyferry serve" in str(caught.value)) == (
         isinstance(raised, TransportError) and "in use" not in says and "expired" not in says

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -20,6 +20,8 @@ from keyferry.ports import UeState
 from keyferry.protocol.ims.keys import TLS12_PSK_SUITES, UA_TLS13_PSK, psk_identity, ua_key, ua_tls12_psk
 from keyferry.protocol.ims.marker import parse_marker
 
+StateOrNone = TypeVar("StateOrNone", UeState, UeState | None)
+
 app = typer.Typer(help="Register a UE and manage its data.", no_args_is_help=True)
 
 
@@ -32,7 +34,7 @@ def register(config: ConfigOption, state: StateOption = DEFAULT_STATE, as_json: 
 
     Example: keyferry ue register --config examples/ue.toml
     """
-    _show(_procedure(config, state, lambda session: session.client.register(), as_json), as_json)
+    _show(_procedure(config, state, lambda session: session.client.register(), as_json, make=True), as_json)
 
 
 @app.command()
@@ -60,7 +62,7 @@ def stay(config: ConfigOption, state: StateOption = DEFAULT_STATE, as_json: Json
 
     Example: keyferry ue stay --config examples/ue.toml
     """
-    if not run(config, state, lambda session: session.stay(teller(as_json)), quiet=True):
+    if not run(config, state, lambda session: session.stay(teller(as_json)), quiet=True, make=True):
         raise fail("the network ended the registration and wants no other", as_json=as_json, status=1)
 
 
@@ -81,7 +83,7 @@ def status(
     Example: keyferry ue status --config examples/ue.toml --show-http-password xcap.home1.net --json
     """
     if show_http_password is None and show_psk is None:
-        _show(run(config, state, lambda session: session.client.state()), as_json)
+        _show(_procedure(config, state, lambda session: session.client.state(), as_json), as_json)
         return
 
     async def credentials(session: UeSession) -> dict[str, str]:
@@ -107,10 +109,12 @@ def status(
             console.print(f"{name:{width}} {value}", markup=False, soft_wrap=True)
 
 
-def _procedure(config: Path, state: Path, work: Callable[[UeSession], Awaitable[UeState]], as_json: bool) -> UeState:
+def _procedure(
+    config: Path, state: Path, work: Callable[[UeSession], Awaitable[StateOrNone]], as_json: bool, *, make: bool = False
+) -> StateOrNone:
     """Run a procedure of registration; with --json, say in the object too why it failed."""
     try:
-        return run(config, state, work)
+        return run(config, state, work, make=make)
     except RegistrationFailed as problem:
         if as_json:
             failed = {"ok": False, "error": problem.problem, "status": problem.status}

@@ -48,7 +48,7 @@ def proxy(
         finally:
             await served.aclose()
 
-    if not run(config, state, work, quiet=True):
+    if not run(config, state, work, quiet=True, make=register):
         raise fail("the network ended the registration and wants no other", as_json=as_json, status=1)
 
 

@@ -27,9 +27,15 @@ SIP = frozenset({"udp", "tcp", "tls", "esp"})
 """What the name of a peer begins with that is the P-CSCF."""
 
 
-def run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]], *, quiet: bool = False) -> Result:
-    """Open the UE and do some work with it. Raises ConfigError, StateError, TransportError, and what the work raises."""
+def run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]], *, quiet: bool = False, make: bool = False) -> Result:
+    """Open the UE and do some work with it; without `make` it must have registered with this state directory, which is not made.
+
+    Raises ConfigError, StateError, TransportError, RegistrationFailed, and what the work raises.
+    """
     loaded = load_ue_config(config)
+    if not make and not _has_ue(state):
+        remedy = "Run `keyferry ue register` first, or name the right one with --state"
+        raise RegistrationFailed(f"no UE has ever registered with the state directory {state}", remedy=remedy)
 
     async def opened() -> Result:
         async with ue_session(loaded, state, StructLog("text")) as session:
@@ -55,6 +61,13 @@ def run(config: Path, state: Path, work: Callable[[UeSession], Awaitable[Result]
         where = "ue.pcscf" if problem.peer.partition(":")[0] in SIP else "its line in [hosts]"
         hint = f"does it run (`keyferry serve`), and what is behind it (/ready says so), and is {where} right?"
         raise TransportError(problem.peer, f"{problem.problem}: {hint}") from problem
+
+
+def _has_ue(state: Path) -> bool:
+    try:
+        return (state / "ue.db").exists()
+    except OSError:
+        return True  # and whoever opens it is told what is wrong with it
 
 
 def teller(as_json: bool) -> Tell:
