@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
-from keyferry.protocol.sip.message import Headers, Request, Response
+from keyferry.protocol.sip.message import Request, Response
 from keyferry.protocol.sip.names import KNOWN, REASONS
 
 ENTRY_OVERHEAD: Final = 104
@@ -20,7 +21,8 @@ _GENERATIONS: Final = 8
 _CODES: Final = {name: code for code, name in enumerate(KNOWN, start=1)}
 _HEAD = struct.Struct(">HHB")  # status, number of header fields, octets of an unusual reason
 _MAX_LENGTH: Final = 0x7FFF
-_SPLICED: Final = 255
+_MAX_PLACES: Final = 80  # values of one name that are referred to: `how` is one octet
+_WHOLE, _SUFFIX, _SPLICED = 0, 1, 2
 
 
 class _Generation:
@@ -104,23 +106,19 @@ class CompletedResponses:
 def pack(request: Request, response: Response) -> bytes | None:
     """Encode a response against the request it answers; None if a length does not fit.
 
-    Each header field is: number suffix | 0 code value | 0 0 name value | 255 number prefix-length end-length middle,
-    where `number` counts the request's header fields from 1.
+    Each header field is: code how …, where `code` counts in KNOWN from 1. `how` is 0 for a value as it is, else one more than three times
+    the place of the request's value under the same name, plus _WHOLE, _SUFFIX or _SPLICED. Of another name `code` and `how` are 0, and
+    the name comes before the value.
     """
     reason = b"" if response.reason == REASONS.get(response.status) else response.reason.encode("utf-8", "surrogateescape")
     if len(reason) > 255 or len(response.headers) > 0xFFFF:
         return None
-    given = request.headers[: _SPLICED - 1]
-    echoed = {row: number for number, row in enumerate(given, 1)}
+    rows = request.rows()
     out = bytearray(_HEAD.pack(response.status, len(response.headers), len(reason)))
     out += reason
     try:
-        for row in response.headers:
-            number = echoed.get(row)
-            if number is not None:
-                out += bytes((number, 0))
-            else:
-                _pack_header(out, *row, given)
+        for name, value in response.headers:
+            _pack_header(out, name, value, rows.get(name, ())[:_MAX_PLACES])
     except OverflowError:
         return None
     return bytes(out) + response.body
@@ -136,51 +134,61 @@ def unpack(request: Request, packed: bytes) -> Response | None:
         for _ in range(count):
             name, value, pos = _unpack_header(request, packed, pos)
             headers.append((name, value))
-    except IndexError:
+    except LookupError:
         return None
     return Response(status, reason, tuple(headers), packed[pos:])
 
 
-def _pack_header(out: bytearray, name: str, value: str, rows: Headers) -> None:
-    similar = [(number, row[1]) for number, row in enumerate(rows, 1) if row[0] == name]
-    for number, given in similar:
+def _pack_header(out: bytearray, name: str, value: str, echoed: Sequence[str]) -> None:
+    code = _CODES.get(name, 0)
+    out.append(code)
+    if not code:
+        out.append(0)
+        _append(out, name)
+        return _append(out, value)
+    if value in echoed:
+        return out.append(_how(echoed.index(value), _WHOLE))
+    for place, given in enumerate(echoed):
         if value.startswith(given):
-            out.append(number)
+            out.append(_how(place, _SUFFIX))
             return _append(out, value[len(given) :])
-    if similar:
-        number, given = similar[0]
+    for given in echoed[:1]:
         start = _common(value, given)
         end = _common(value[: start - len(value) - 1 : -1], given[: start - len(given) - 1 : -1])
         if start + end > 8:
-            out += bytes((_SPLICED, number))
+            out.append(_how(0, _SPLICED))
             _append_number(out, start)
             _append_number(out, end)
             return _append(out, value[start : len(value) - end])
     out.append(0)
-    out.append(code := _CODES.get(name, 0))
-    if not code:
-        _append(out, name)
     return _append(out, value)
 
 
+def _how(place: int, kind: int) -> int:
+    return 1 + 3 * place + kind
+
+
 def _unpack_header(request: Request, packed: bytes, pos: int) -> tuple[str, str, int]:
-    number = packed[pos]
-    if number == _SPLICED:
-        name, given = request.headers[packed[pos + 1] - 1]
-        start, pos = _number(packed, pos + 2)
-        end, pos = _number(packed, pos)
-        middle, pos = _text(packed, pos)
-        return name, given[:start] + middle + given[len(given) - end :], pos
-    if number:
-        name, given = request.headers[number - 1]
-        suffix, pos = _text(packed, pos + 1)
+    code, how = packed[pos : pos + 2]
+    pos += 2
+    if code:
+        name = KNOWN[code - 1]
+    else:
+        name, pos = _text(packed, pos)
+    if not how:
+        value, pos = _text(packed, pos)
+        return name, value, pos
+    place, kind = divmod(how - 1, 3)
+    given = request.rows()[name][place]
+    if kind == _WHOLE:
+        return name, given, pos
+    if kind == _SUFFIX:
+        suffix, pos = _text(packed, pos)
         return name, given + suffix, pos
-    if code := packed[pos + 1]:
-        value, pos = _text(packed, pos + 2)
-        return KNOWN[code - 1], value, pos
-    name, pos = _text(packed, pos + 2)
-    value, pos = _text(packed, pos)
-    return name, value, pos
+    start, pos = _number(packed, pos)
+    end, pos = _number(packed, pos)
+    middle, pos = _text(packed, pos)
+    return name, given[:start] + middle + given[len(given) - end :], pos
 
 
 def _common(one: str, other: str) -> int:

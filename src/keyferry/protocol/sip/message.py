@@ -14,7 +14,7 @@ from typing import Self, TypeAlias
 
 from keyferry.errors import LocalProtocolError, ParseError
 from keyferry.protocol.sip.grammar import MAX_HEADERS, MAX_MESSAGE, MAX_METHOD, MAX_URI, MAX_VALUE, TOKEN, is_token
-from keyferry.protocol.sip.headers import NameAddr, Via, parse_cseq, parse_name_addr, top_via
+from keyferry.protocol.sip.headers import NameAddr, Via, check_name_addr, parse_cseq, parse_name_addr, top_via
 from keyferry.protocol.sip.names import CANONICAL, KNOWN, METHODS, REASONS, canonical_name, lookup_key
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
@@ -44,16 +44,17 @@ class _Fields:
 
     def get(self, name: str) -> str | None:
         """Return the first value of a header field, None if there is none."""
-        values = self._rows().get(name)
+        values = self.rows().get(name)
         if values is None:
-            values = self._rows().get(lookup_key(name))
+            values = self.rows().get(lookup_key(name))
         return values[0] if values else None
 
     def all(self, name: str) -> list[str]:
         """Return every row of a header field, top first; a row may hold a comma-separated list."""
-        return list(self._rows().get(lookup_key(name), ()))
+        return list(self.rows().get(lookup_key(name), ()))
 
-    def _rows(self) -> Index:
+    def rows(self) -> Index:
+        """Return the rows of each header field, top first, by its canonical name, or in lower case if no document knows it."""
         index = self._index
         if index is None:
             index = {}
@@ -98,12 +99,12 @@ class _Fields:
         headers = list(self.headers)
         place = next(number for number, row in enumerate(headers) if row[0] == name)
         headers[place] = (name, value)
-        rows = self._rows()
+        rows = self.rows()
         return self.with_headers(headers)._keep({**rows, name: [value, *rows[name][1:]]})
 
     def prepending(self, name: str, value: str) -> Self:
         """Return the message with one more row on top, as a Via or a Record-Route is added."""
-        name, rows = canonical_name(name), self._rows()
+        name, rows = canonical_name(name), self.rows()
         key = lookup_key(name)
         return self.with_headers(((name, value), *self.headers))._keep({**rows, key: [value, *rows.get(key, ())]})
 
@@ -180,11 +181,11 @@ def check_request(request: Request) -> Via:
     number from 0 to 255 (RFC 2543 elements send none); a Request-URI of a scheme that is served, else the status is 416
     (§8.2.2.1). Raises ParseError.
     """
-    rows = request._rows()
+    rows = request.rows()
     for name in _ECHOED:
         if len(rows.get(name, ())) != 1:
             raise ParseError(name, "not exactly one in a request")
-    parse_name_addr(rows["From"][0])
+    check_name_addr(rows["From"][0])
     parse_name_addr(rows["To"][0])
     if parse_cseq(rows["CSeq"][0]).method != request.method:
         raise ParseError("CSeq", "another method than the request's")
@@ -224,6 +225,11 @@ def build_message(message: Message) -> bytes:
         raise LocalProtocolError("a header field that UTF-8 cannot hold") from problem
 
 
+def least_octets(message: Message) -> int:
+    """Return a number of octets that a message has in any case, without writing it."""
+    return len(message.body) + sum([len(name) + len(value) + 4 for name, value in message.headers])
+
+
 def make_response(
     request: Request,
     status: int,
@@ -233,7 +239,7 @@ def make_response(
     to_tag: str | None = None,
 ) -> Response:
     """Answer a request: Via, From, To, Call-ID, CSeq copied, To tagged if it had no tag (RFC 3261 §8.2.6.2)."""
-    rows = request._rows()
+    rows = request.rows()
     copied = [("Via", value) for value in rows.get("Via", ())]
     copied += [(name, rows[name][0]) for name in _ECHOED if name in rows]
     if to_tag is not None:
