@@ -27,7 +27,8 @@ _SCHEME = re.compile(r"[ \t]*+digest[ \t]++[ \t,]*+", re.IGNORECASE)
 _TOKEN = re.compile(_WORD)
 
 # What curl, httpx, Chromium and our own client write, in one step instead of one a parameter: these four first, each of the others once
-# in any order, the groups in the order of `Credentials`. It only ever takes what the grammar above takes, with the same values.
+# in any order, the groups in the order of `Credentials`, and at the end what a P-CSCF adds (TS 24.229 §5.2.2). It only ever takes what the
+# grammar above takes, with the same values.
 _OTHERS = "|".join(
     rf"{name}=(?({group})(?!)){value}"  # not if it was there before
     for group, (name, value) in enumerate(
@@ -39,6 +40,7 @@ _OTHERS = "|".join(
 )  # fmt: skip
 _USUAL = re.compile(
     rf'Digest username="({_QDTEXT})", realm="({_QDTEXT})", nonce="({_QDTEXT})", uri="({_QDTEXT})"(?:, (?:{_OTHERS}))*+(?(5)|(?!))'
+    rf'(?:, integrity-protected="({_QDTEXT})")?+'
 )
 _PAIR = re.compile(r"\\(.)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -156,8 +158,9 @@ def parse_credentials(text: str) -> Credentials:
     """
     usual = _USUAL.fullmatch(text) if len(text) <= MAX_HEADER else None
     if usual is not None:
-        username, realm, nonce, uri, response, algorithm, cnonce, opaque, qop, nc = usual.groups()
-        return Credentials(username, realm, nonce, uri, response, algorithm, cnonce, opaque, qop, nc)
+        username, realm, nonce, uri, response, algorithm, cnonce, opaque, qop, nc, protected = usual.groups()
+        parameters = () if protected is None else (("integrity-protected", protected),)
+        return Credentials(username, realm, nonce, uri, response, algorithm, cnonce, opaque, qop, nc, None, parameters)
     what = "Digest credentials"
     fields = _scan(what, text, _after_scheme(what, text))
     pop = fields.pop

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import ipaddress
 import re
+from functools import lru_cache
 from typing import NewType
 
 from keyferry.errors import ParseError
@@ -26,6 +27,9 @@ MAX_IDENTITY = 255
 """Octets; RFC 7542 §2.3 lets a NAI be 253, TS 23.003 gives no other limit."""
 MAX_HOST_NAME = 253
 """Octets of a name in its text form (RFC 1035 §2.3.4)."""
+
+MAX_REMEMBERED = 1_024
+"""Texts that are remembered with what they name, some 2 MB: each REGISTER of a registration, and each layer here, brings the same."""
 
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _NAI = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\-]{1,128}@[A-Za-z0-9\-]{1,63}(?:\.[A-Za-z0-9\-]{1,63})*+")
@@ -49,6 +53,7 @@ def parse_impi(text: str) -> Impi:
     return Impi(text)
 
 
+@lru_cache(MAX_REMEMBERED)
 def parse_impu(text: str) -> Impu:
     """Return the canonical form of a public identity (TS 23.003 §13.4; RFC 3261 §10.3 step 5).
 
@@ -88,6 +93,7 @@ def parse_as_id(host: str) -> AsId:
     return AsId(name)
 
 
+@lru_cache(MAX_REMEMBERED)
 def reg_of(instance_or_contact: str) -> Reg:
     """Return the name of one device's registration (DESIGN §6)."""
     digest = hashlib.sha256(instance_or_contact.encode("utf-8", "surrogateescape")).digest()

@@ -24,7 +24,9 @@ MAX_ATTRIBUTES = 64
 """In one tag; no vocabulary in use has over 10."""
 
 _XML = "http://www.w3.org/XML/1998/namespace"
-_MARKUP = re.compile("[&<>\"'\t\n\r\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_NOWHERE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_MARKUP = re.compile(f"[&<>\"'\t\n\r]|{_NOWHERE.pattern}")
+# the ampersand first, as the others bring their own
 _REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}
 
 
@@ -182,7 +184,13 @@ def escape(value: str) -> str:
 
     Raises LocalProtocolError: XML has no form for most control characters (XML 1.0 §2.2).
     """
-    return _MARKUP.sub(_reference, value) if _MARKUP.search(value) else value
+    if _MARKUP.search(value) is None:
+        return value
+    if _NOWHERE.search(value) is not None:
+        raise LocalProtocolError("XML cannot carry a control character or half a surrogate pair")
+    for character, reference in _REFERENCES.items():
+        value = value.replace(character, reference)
+    return value
 
 
 def serialise(element: Element, *, within: str = "") -> str:
@@ -217,10 +225,3 @@ def _plain(value: str) -> str:
 def _split(tag: str) -> tuple[str, str]:
     space, _, name = tag.rpartition("}")
     return space[1:], name
-
-
-def _reference(match: re.Match[str]) -> str:
-    try:
-        return _REFERENCES[match[0]]
-    except KeyError:
-        raise LocalProtocolError("XML cannot carry a control character or half a surrogate pair") from None

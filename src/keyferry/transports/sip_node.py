@@ -14,7 +14,7 @@ from keyferry.ports import Clock, Counter, Log, PeerCheck, RandomSource, SipHand
 from keyferry.protocol.ims.gm_association import GmAssociations
 from keyferry.protocol.sip.grammar import MAX_MESSAGE
 from keyferry.protocol.sip.headers import Via, build_via
-from keyferry.protocol.sip.message import Request, Response, build_message, parse_message
+from keyferry.protocol.sip.message import Request, Response, build_message, least_octets, parse_message
 from keyferry.protocol.sip.overload import Load, OverloadPolicy
 from keyferry.protocol.sip.transaction import Timers
 from keyferry.transports.esp_sas import EspSas, Outer
@@ -166,10 +166,9 @@ class SipNode:
             return await self._send_protected(request, hop, check)
         family, peer = await self._address(hop)
         if peer.transport == "UDP":
-            sent_by, _ = self._own("UDP", family)
-            outgoing, data, via = self._prepared(request, "UDP", sent_by)
-            if len(data) <= self._context.limits.datagram:
-                return await self._client.run(outgoing, data, via, self._udp_flow(family, peer), check)
+            response = await self._send_datagram(request, family, peer, check)
+            if response is not None:
+                return response
             peer = peer._replace(transport="TCP")
         sent_by, local_host = self._own(peer.transport, family)
         outgoing, data, via = self._prepared(request, peer.transport, sent_by)
@@ -264,6 +263,18 @@ class SipNode:
         self._sent_by.append((sock.family, peer, "" if bound[0] in WILDCARDS else bound[0]))
         return peer
 
+    async def _send_datagram(
+        self, request: Request, family: socket.AddressFamily, peer: SipPeer, check: PeerCheck | None
+    ) -> Response | None:
+        """Send a request over UDP; None if it is too long for that, told mostly without writing it."""
+        if least_octets(request) > self._context.limits.datagram:
+            return None
+        sent_by, _ = self._own("UDP", family)
+        outgoing, data, via = self._prepared(request, "UDP", sent_by)
+        if len(data) > self._context.limits.datagram:
+            return None
+        return await self._client.run(outgoing, data, via, self._udp_flow(family, peer), check)
+
     async def _send_protected(self, request: Request, hop: SipPeer, check: PeerCheck | None) -> Response:
         if self._esp is None:
             raise not_listening(ESP)
@@ -320,7 +331,7 @@ class SipNode:
             if len(self._numeric) >= MAX_KNOWN_HOSTS:
                 self._numeric.clear()
             self._numeric.add(host)
-        return (socket.AF_INET6 if ":" in host else socket.AF_INET), hop._replace(host=host)
+        return (socket.AF_INET6 if ":" in host else socket.AF_INET), hop if host == hop.host else hop._replace(host=host)
 
     async def _resolved(self, hop: SipPeer) -> tuple[socket.AddressFamily, SipPeer]:
         try:

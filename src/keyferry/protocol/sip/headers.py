@@ -44,6 +44,7 @@ _SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]*+:"
 _NAME_ADDR = re.compile(rf'{WS}(?:({QUOTED}){WS}|([{NAME_CHARACTERS} \t\x80-\U0010ffff]*+))<({_SCHEME}[^ \t<>"\x00-\x1f\x7f]++)>')
 # addr-spec outside <>: "," ";" "?" end it (RFC 3261 §20: such a URI MUST be in <>)
 _ADDR_SPEC = re.compile(rf'{WS}({_SCHEME}[^ \t,;?<>"\x00-\x1f\x7f]++)')
+_USUAL = re.compile(rf'<{_SCHEME}[^ \t<>"\x00-\x1f\x7f]++>(?:;tag={TOKEN})?+')
 # via-parm = sent-protocol LWS sent-by *( SEMI via-params ); sent-protocol = "SIP" SLASH "2.0" SLASH transport
 _VIA = re.compile(rf"{WS}SIP{WS}/{WS}2\.0{WS}/{WS}({TOKEN})[ \t]++({HOST})(?:{WS}:{WS}([0-9]{{1,5}}+))?+", re.IGNORECASE | re.ASCII)
 _CSEQ = re.compile(rf"([0-9]{{1,10}}+)[ \t]++({TOKEN})", re.ASCII)
@@ -106,6 +107,12 @@ def parse_name_addr(text: str) -> NameAddr:
     Raises ParseError.
     """
     return _remembered_name_addr(text) if len(text) <= MAX_REMEMBERED_LENGTH else _one_name_addr(text)
+
+
+def check_name_addr(text: str) -> None:
+    """Raise ParseError where `parse_name_addr` does; a From with the tag of its request, which never comes again, is not remembered."""
+    if len(text) > MAX_URI or not _USUAL.fullmatch(text):
+        parse_name_addr(text)
 
 
 def parse_name_addr_list(text: str) -> list[NameAddr]:

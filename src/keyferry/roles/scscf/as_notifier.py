@@ -9,7 +9,7 @@ import sys
 from collections import Counter as Counts
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
@@ -325,13 +325,22 @@ class AsNotifier:
             self._alarm(push, "the AS is known not to answer")
         pause = 0.0
         for cseq in itertools.count(1):
-            async with nullcontext() if at_once else self._turn(key, gate, pause):
-                if await self._is_over(push) or await self._attempt(push, self._request(push, target, registration, call_id, cseq), gate):
-                    return
+            if at_once:
+                done = await self._once(push, target, registration, call_id, cseq)
+            else:
+                async with self._turn(key, gate, pause):
+                    done = await self._once(push, target, registration, call_id, cseq)
+            if done:
+                return
             if cseq == 1 and target.default_handling == 1 and registration is not None:
                 await self._terminate(push)
             at_once = False
             pause = min(max(RETRY_FIRST, 2 * pause), TROUBLE_MOST) if gate.is_open else 0.0
+
+    async def _once(self, push: PendingPush, target: AsTarget, registration: Registration | None, call_id: str, cseq: int) -> bool:
+        if await self._is_over(push):
+            return True
+        return await self._attempt(push, self._request(push, target, registration, call_id, cseq), self.gate(push.server_name))
 
     async def _is_over(self, push: PendingPush) -> bool:
         """Tell whether a push has no more use: a newer one is there, or its keys are past their time."""
