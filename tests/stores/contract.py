@@ -14,7 +14,9 @@ from keyferry.ports import (
     DocumentStore,
     KeyRecord,
     KeyStore,
+    OwedEnd,
     RegistrationStore,
+    ServerAssignment,
 )
 from keyferry.protocol.identity import AsId, Impi, Impu, KeyId
 from keyferry.protocol.ims.keypush import GRACE, MAX_AHEAD, MAX_KEY_LIFE, Push, PushOutcome
@@ -185,6 +187,23 @@ class RegistrationContract:
         for each in (two, one, replace(one, place=9)):
             await store.keep_as_store(each)
         assert list(await store.as_stores()) == [replace(one, place=9), two]
+
+    async def test_the_end_of_a_user_s_last_registration_is_owed_until_it_is_told(self, store: RegistrationStore) -> None:
+        end = OwedEnd(IMPI, registration().impu, ServerAssignment.TIMEOUT_DEREGISTRATION)
+        other = OwedEnd(OTHER_IMPI, registration().impu, ServerAssignment.USER_DEREGISTRATION)
+        for reg in (REG, OTHER_REG):
+            await store.commit(registration(reg=reg), [])
+        await store.remove(IMPI, REG, [], end)
+        assert list(await store.owed_ends()) == []
+        await store.remove(IMPI, OTHER_REG, [])
+        assert list(await store.owed_ends()) == []
+        await store.remove(IMPI, OTHER_REG, [], end._replace(assignment=ServerAssignment.USER_DEREGISTRATION))
+        await store.remove(IMPI, OTHER_REG, [], end)
+        await store.remove(OTHER_IMPI, REG, [], other)
+        assert list(await store.owed_ends()) == [end, other]
+        await store.end_told(IMPI)
+        await store.end_told(IMPI)
+        assert list(await store.owed_ends()) == [other]
 
 
 class KeyContract:

@@ -22,6 +22,7 @@ from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
 from keyferry.wiring.observability import Metrics, StructLog
 from system.serving import Lab, Served, free_port, keyferry, make_lab, serving, ue, until
+from system.staying import operate
 from system.test_profiles import PROFILES, opens, subscriber
 
 IMPI, IMPU = Impi("user1_private@home1.net"), Impu("sip:user1_public1@home1.net")
@@ -62,6 +63,12 @@ def writes_and_reads(lab: Lab) -> bool:
 def seq_in(state: Path) -> int:
     with closing(sqlite3.connect(f"file:{state / 'hss.db'}?mode=ro", uri=True)) as connection:
         return int(connection.execute("SELECT seq FROM subscriber WHERE impi = ?", (IMPI,)).fetchone()[0])
+
+
+def assigned_in(state: Path) -> str | None:
+    with closing(sqlite3.connect(f"file:{state / 'hss.db'}?mode=ro", uri=True)) as connection:
+        found: str | None = connection.execute("SELECT server_name FROM subscriber WHERE impi = ?", (IMPI,)).fetchone()[0]
+        return found
 
 
 def test_a_ue_registers_renews_and_leaves_and_its_key_works(tmp_path: Path) -> None:
@@ -142,6 +149,21 @@ def test_while_the_hss_is_away_nobody_is_forbidden_anything_and_afterwards_all_g
         until(lambda: all(others.health()["hss"].values()), seconds=LIMIT, what="both have found the HSS again")
         assert ue(lab, "register")["keys"]
         assert writes_and_reads(lab)
+
+
+def test_an_end_that_the_hss_was_not_told_of_outlives_kill_9_of_the_s_cscf(tmp_path: Path) -> None:
+    """TS 29.228 §6.1.2.1: else the HSS would name an S-CSCF that knows nothing of the user until he registers again."""
+    lab = make_lab(tmp_path, lambda text: text + over_tcp(free_port(), timeout=0.5))
+    with apart(lab, tmp_path / "hss") as (hss, others):
+        assert ue(lab, "register")["keys"]
+        hss.kill()
+        assert operate(others, IMPI, "deregister", event="deactivated") == 1
+        others.kill()
+    assert assigned_in(tmp_path / "hss") is not None
+    with apart(lab, tmp_path / "hss"):
+        until(lambda: assigned_in(tmp_path / "hss") is None, seconds=LIMIT, what="the HSS knows")
+    with closing(sqlite3.connect(f"file:{lab.state / 'scscf.db'}?mode=ro", uri=True)) as connection:
+        assert connection.execute("SELECT count(*) FROM owed_end").fetchone() == (0,)
 
 
 def test_where_one_of_two_hss_processes_freezes_or_dies_the_other_goes_on_and_no_seq_comes_twice(tmp_path: Path) -> None:

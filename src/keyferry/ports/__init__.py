@@ -16,6 +16,7 @@ from keyferry.ports.cx import CxServing as CxServing
 from keyferry.ports.cx import CxServings as CxServings
 from keyferry.ports.cx import DeregistrationReason as DeregistrationReason
 from keyferry.ports.cx import OrderedCx as OrderedCx
+from keyferry.ports.cx import OwedEnd as OwedEnd
 from keyferry.ports.cx import OwedTermination as OwedTermination
 from keyferry.ports.cx import Resync as Resync
 from keyferry.ports.cx import ServerAssignment as ServerAssignment
@@ -338,8 +339,14 @@ class RegistrationStore(Protocol):
     async def commit_all(self, registrations: Sequence[Registration], pushes: Sequence[PendingPush]) -> None:
         """Do so with several registrations and all that they owe, all or none."""
 
-    async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush]) -> None:
-        """Remove the registration and replace the pushes owed; durable when it returns."""
+    async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush], end: OwedEnd | None = None) -> None:
+        """Remove the registration, replace the pushes owed, and owe the HSS `end` if the user has no other; durable when it returns."""
+
+    async def owed_ends(self) -> Sequence[OwedEnd]:
+        """Return what the HSS is still to be told, at start-up: of one user the last, in all a bounded number, the latest."""
+
+    async def end_told(self, impi: Impi) -> None:
+        """Owe the HSS no end of this user's."""
 
     async def get(self, impi: Impi, reg: Reg) -> Registration | None:
         """Return one registration, expired or not."""

@@ -85,6 +85,14 @@ class DeregistrationReason(IntEnum):
         return self.name.lower().replace("_", "-")
 
 
+class OwedEnd(NamedTuple):
+    """The end of a user's last registration at an S-CSCF, of which the HSS is still to be told."""
+
+    impi: Impi
+    impu: Impu
+    assignment: ServerAssignment
+
+
 class OwedTermination(NamedTuple):
     """A RTR that an S-CSCF has not taken yet."""
 

@@ -18,6 +18,7 @@ from keyferry.ports import (
     AsStore,
     Document,
     KeyRecord,
+    OwedEnd,
     OwedTermination,
     PendingPush,
     Registration,
@@ -184,6 +185,7 @@ class MemoryRegistrationStore:
         self._places: dict[tuple[Impi, Reg], int] = {}
         self._last_place = 0
         self._as_stores: dict[tuple[str, AsId], AsStore] = {}
+        self._ends: dict[Impi, OwedEnd] = {}
 
     async def commit(self, registration: Registration, pushes: Sequence[PendingPush]) -> None:
         """Replace the registration of (impi, reg) and, per (impi, as_id, server_name, reg), the push owed."""
@@ -202,14 +204,24 @@ class MemoryRegistrationStore:
             self._last_place += 1
             self._places[registration.impi, registration.reg] = self._last_place
 
-    async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush]) -> None:
-        """Remove the registration and replace the pushes owed."""
+    async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush], end: OwedEnd | None = None) -> None:
+        """Remove the registration, replace the pushes owed, and owe the HSS `end` if the user has no other."""
         devices = self._registrations.get(impi, {})
         devices.pop(reg, None)
         self._places.pop((impi, reg), None)
         if not devices:
             self._registrations.pop(impi, None)
+            if end is not None:
+                self._ends[impi] = end
         self._owe(pushes)
+
+    async def owed_ends(self) -> Sequence[OwedEnd]:
+        """Return what the HSS is still to be told."""
+        return list(self._ends.values())
+
+    async def end_told(self, impi: Impi) -> None:
+        """Owe the HSS no end of this user's."""
+        self._ends.pop(impi, None)
 
     async def get(self, impi: Impi, reg: Reg) -> Registration | None:
         """Return one registration, expired or not."""

@@ -74,6 +74,7 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
         changed=reg_event.changed,
     )  # fmt: skip
     scscf = Scscf(registrar, reg_event)
+    await registrar.take_up()
     services.exit.push_async_callback(reg_event.aclose)
     services.exit.push_async_callback(notifier.aclose)
     over_tls = any(str(server.protection) == "tls" for server in services.config.application_servers)

@@ -179,6 +179,39 @@ async def test_an_end_that_could_not_be_told_is_not_replaced_by_a_failure_that_c
     assert [assignment for _, assignment in told.seen] == [END]
 
 
+async def test_an_end_is_not_replaced_by_word_of_a_registration_that_was_before_it(told: Told) -> None:
+    """The HSS has carried out an earlier end late, and the user has left again since."""
+    again = ServerAssignment.RE_REGISTRATION
+    for kinds, said in (((END, again), END), ((again, END), END), ((FAILURE, again), again), ((again, TIMEOUT), again)):
+        for kind in kinds:
+            told.owe(1, kind)
+        await settle()
+        assert told.seen[-1][1] is said
+    assert len(told.seen) == 4
+
+
+async def test_who_asks_learns_of_an_end_that_is_still_to_be_told_or_is_being_told(told: Told) -> None:
+    user, other = Impi("user0@home1.net"), Impi("user1@home1.net")
+    told.gate.clear()
+    told.owe(1)
+    assert (told.reports.end_of(user), told.reports.end_of(other)) == ((IMPU, END), None)
+    await settle()
+    assert (told.under_way, told.reports.end_of(user)) == (1, (IMPU, END))
+    told.owe(1, FAILURE)
+    assert told.reports.end_of(user) == (IMPU, END)
+    told.away = True
+    told.gate.set()
+    await settle()
+    assert told.reports.end_of(user) == (IMPU, END)
+    told.away = False
+    await told.clock.advance(1)
+    assert told.reports.end_of(user) is None
+    told.gate.clear()
+    told.owe(1, FAILURE)
+    assert told.reports.end_of(user) is None
+    told.gate.set()
+
+
 async def test_after_closing_nothing_is_begun(told: Told) -> None:
     """The sockets close later, and a REGISTER may still come."""
     await told.reports.aclose()

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 
 from keyferry.errors import CxError
-from keyferry.ports import PendingPush, ServerAssignment, SubscribedImpu
+from keyferry.ports import OwedEnd, PendingPush, ServerAssignment, SubscribedImpu
 from keyferry.protocol.identity import Impi, Impu, Reg
 from roles.home import NOTES, SCSCF, XCAP, Home, criterion, open_home, subscriber
 from roles.manual import SIP_ALICE, Manual, on, requests
@@ -252,10 +252,10 @@ class TestExpiry:
         await home.clock.advance(601)
         remove = home.registrations.remove
 
-        async def renewing(impi: Impi, reg: Reg, pushes: Sequence[PendingPush]) -> None:
+        async def renewing(impi: Impi, reg: Reg, pushes: Sequence[PendingPush], end: OwedEnd | None = None) -> None:
             await second.register()  # the writing of the first one's end takes that long
             home.registrations.remove = remove  # type: ignore[method-assign]
-            await remove(impi, reg, pushes)
+            await remove(impi, reg, pushes, end)
 
         home.registrations.remove = renewing  # type: ignore[method-assign]
         assert await home.scscf.sweep() == 1
@@ -269,10 +269,10 @@ class TestExpiry:
         await home.clock.advance(601)
         remove = home.registrations.remove
 
-        async def ending(impi: Impi, reg: Reg, pushes: Sequence[PendingPush]) -> None:
+        async def ending(impi: Impi, reg: Reg, pushes: Sequence[PendingPush], end: OwedEnd | None = None) -> None:
             home.registrations.remove = remove  # type: ignore[method-assign]
             await second.deregister()
-            await remove(impi, reg, pushes)
+            await remove(impi, reg, pushes, end)
 
         home.registrations.remove = ending  # type: ignore[method-assign]
         assert await home.scscf.sweep() == 1

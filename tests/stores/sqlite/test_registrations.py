@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from keyferry.errors import SealError, StoreError
-from keyferry.protocol.identity import Impu
+from keyferry.ports import OwedEnd, ServerAssignment
+from keyferry.protocol.identity import Impi, Impu
 from keyferry.stores.database import Database
 from keyferry.stores.sealing import Keyring
 from keyferry.stores.sqlite import registrations
@@ -152,3 +153,13 @@ async def test_many_expired_come_in_slices(store: SqliteRegistrationStore) -> No
     for number in range(registrations.SLICE + 1):
         await store.commit(registration(reg=f"{number:012}", expires_at=NOW), [])  # type: ignore[arg-type]
     assert len(await store.expired(NOW)) == registrations.SLICE + 1
+
+
+async def test_of_more_ends_than_may_be_owed_the_latest_are_kept(store: SqliteRegistrationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registrations, "MAX_ENDS", 3)
+    ends = [OwedEnd(Impi(f"u{number}"), Impu("sip:u@x"), ServerAssignment.TIMEOUT_DEREGISTRATION) for number in range(6)]
+    for end in ends:
+        await store.remove(end.impi, REG, [], end)
+        if end is ends[1]:
+            await store.remove(ends[0].impi, REG, [], ends[0])  # is the latest again
+    assert list(await store.owed_ends()) == ends[3:]

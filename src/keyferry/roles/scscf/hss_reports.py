@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """S-CSCF: what the HSS is told when it has time: ends of registrations, challenges without a right answer (TS 29.228 §6.1.2.1, Release 17).
 
-Nobody waits for that, so an HSS that is away keeps neither a sweep nor a UE waiting. What is owed lives in memory: after a restart the
-HSS learns with the user's next REGISTER which S-CSCF serves whom, and until then believes what was.
+Nobody waits for that, so an HSS that is away keeps neither a sweep nor a UE waiting. Ends that are owed are in the store, too: after a
+restart the registrar owes them again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ MAX_OWED: Final = 100_000
 """Users, 300 octets each; the oldest goes. Of them the HSS learns with their next REGISTER."""
 FAILURES: Final = frozenset({ServerAssignment.AUTHENTICATION_FAILURE, ServerAssignment.AUTHENTICATION_TIMEOUT})
 """What is no end of a registration."""
+ENDS: Final = frozenset(
+    {ServerAssignment.TIMEOUT_DEREGISTRATION, ServerAssignment.USER_DEREGISTRATION, ServerAssignment.ADMINISTRATIVE_DEREGISTRATION}
+)
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class HssReports:
     counter: Counter
     max_owed: int = MAX_OWED
     _owed: dict[Impi, tuple[Impu, ServerAssignment]] = field(default_factory=dict)
+    _being_told: dict[Impi, tuple[Impu, ServerAssignment]] = field(default_factory=dict)
     _workers: set[asyncio.Task[None]] = field(default_factory=set)
     _pause: float = 0.0  # seconds; 0: the HSS answers
     _closed: bool = False
@@ -49,14 +53,19 @@ class HssReports:
         return len(self._owed)
 
     def owe(self, impi: Impi, impu: Impu, assignment: ServerAssignment) -> None:
-        """Tell the HSS as soon as it can be; the end of a registration is not replaced by a failure that came later."""
+        """Tell the HSS as soon as it can be; the end of a registration is not replaced by what came later and is none."""
         held = self._owed.get(impi)
-        if held is None or held[1] in FAILURES or assignment not in FAILURES:
+        if held is None or _weight(held[1]) <= _weight(assignment):
             self._owed[impi] = impu, assignment
         if len(self._owed) > self.max_owed:
             del self._owed[next(iter(self._owed))]
             self.counter.count("scscf_hss_reports", "dropped")
         self._hire()
+
+    def end_of(self, impi: Impi) -> tuple[Impu, ServerAssignment] | None:
+        """Return the end that the HSS is still to be told, or is being told."""
+        held = [each[impi] for each in (self._owed, self._being_told) if impi in each]
+        return next((each for each in held if each[1] in ENDS), None)
 
     async def aclose(self) -> None:
         """Stop; what is still owed stays unsaid."""
@@ -75,13 +84,15 @@ class HssReports:
         try:
             while self._owed:
                 impi = next(iter(self._owed))
-                impu, assignment = self._owed.pop(impi)
-                if await self._is_told(impi, impu, assignment):
+                impu, assignment = self._being_told[impi] = self._owed.pop(impi)
+                told = await self._is_told(impi, impu, assignment)
+                self._being_told.pop(impi, None)
+                if told:
                     self._pause = 0.0
                     self._hire()
                     continue
                 newer = self._owed.get(impi)
-                if newer is None or (newer[1] in FAILURES and assignment not in FAILURES):
+                if newer is None or _weight(newer[1]) < _weight(assignment):
                     self._owed[impi] = impu, assignment
                 if len(self._workers) > 1:
                     return  # one is enough to find out when the HSS is back
@@ -112,3 +123,7 @@ class HssReports:
     def _refused(self, impi: Impi, assignment: ServerAssignment, problem: str) -> None:
         self.counter.count("scscf_hss_reports", "refused")  # the user may be gone from the HSS
         self.log.warning("hss-report-refused", impi=impi, assignment=assignment.name, problem=problem)
+
+
+def _weight(assignment: ServerAssignment) -> int:
+    return 2 if assignment in ENDS else 0 if assignment in FAILURES else 1

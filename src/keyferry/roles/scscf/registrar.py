@@ -13,6 +13,7 @@ from keyferry.ports import (
     Counter,
     CxClient,
     Log,
+    OwedEnd,
     PendingPush,
     RandomSource,
     Registration,
@@ -30,7 +31,7 @@ from keyferry.roles.cx_status import is_unreached, status_of
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
 from keyferry.roles.scscf.authenticator import Authenticator, Challenged, Proven, Refused
 from keyferry.roles.scscf.bindings import check_order, contacts_of, held_of, is_of, may_stay, with_device
-from keyferry.roles.scscf.hss_reports import FAILURES, HssReports
+from keyferry.roles.scscf.hss_reports import ENDS, FAILURES, HssReports
 from keyferry.roles.scscf.owing import Owing, expiry_request, profile_of
 from keyferry.roles.scscf.reauthentication import Reauthentications
 from keyferry.roles.scscf.reg_document import ContactNews
@@ -241,7 +242,47 @@ class Registrar:
             challenged = assignment in FAILURES and self.authenticator.is_challenging(impi)
             registered = bool(await self.registrations.of_impi(impi))
             if not challenged and registered is (assignment is ServerAssignment.RE_REGISTRATION):
-                await self.cx.server_assignment(impi, impu, self.authenticator.policy.server_name, assignment)
+                await self._tell_hss(impi, impu, assignment)
+            elif assignment in ENDS:
+                await self._owe_no_end(impi)
+
+    async def _tell_hss(self, impi: Impi, impu: Impu, assignment: ServerAssignment) -> None:
+        """SAR of which no profile is wanted; an end is owed until the HSS has judged. Raises CxError."""
+        judged = False
+        try:
+            await self.cx.server_assignment(impi, impu, self.authenticator.policy.server_name, assignment)
+            judged = True
+        except CxError as problem:
+            judged = not is_unreached(problem)
+            raise
+        finally:
+            if judged and assignment in ENDS:
+                await self._owe_no_end(impi)
+
+    async def _owe_no_end(self, impi: Impi) -> None:
+        try:
+            await self.registrations.end_told(impi)
+        except KeyferryError as problem:  # it is told once more after the next start, and changes nothing
+            self.log.warning("owed-end-stays", impi=impi, problem=str(problem))
+
+    async def take_up(self) -> None:
+        """Owe the HSS again what it was not told of before we ended. Raises StoreError."""
+        for end in await self.registrations.owed_ends():
+            self.reports.owe(*end)
+
+    async def _end_first(self, impi: Impi) -> None:
+        """Tell the HSS of the end of a user who is back, before it hears of that.
+
+        Copies of what it has not answered may be carried out late: then what it knows of the registration must be younger.
+        """
+        owed = self.reports.end_of(impi)
+        if owed is None:
+            return
+        try:
+            await self._tell_hss(impi, *owed)
+        except CxError as problem:
+            if is_unreached(problem):
+                raise
 
     def ended_late(self, impi: Impi, impu: Impu) -> None:
         """Tell the HSS anew of a user who is registered: it has carried out an end that was before."""
@@ -288,6 +329,8 @@ class Registrar:
         check_order(previous, view)
         if previous is None:
             devices = await self._make_room(devices, view)
+        if not devices:
+            await self._end_first(view.impi)
         assignment = ServerAssignment.RE_REGISTRATION if previous else ServerAssignment.REGISTRATION
         server_name = self.authenticator.policy.server_name
         user_data = await self.cx.server_assignment(view.impi, view.impu, server_name, assignment)
@@ -365,13 +408,15 @@ class Registrar:
         news: ContactNews | None = None,
     ) -> None:
         owed = await self.owing.owe_end(registration, request)
-        await self.registrations.remove(registration.impi, registration.reg, [push for push, _ in owed])
+        tells = assignment is not ServerAssignment.NO_ASSIGNMENT
+        end = OwedEnd(registration.impi, registration.impu, assignment) if tells else None
+        await self.registrations.remove(registration.impi, registration.reg, [push for push, _ in owed], end)
         began = self.clock.monotonic()
         begun = self.notifier.begin(owed, None)  # first: an HSS that is away keeps no key alive
         self.reauthentications.done(registration.impi, registration.reg)
         left = await self.registrations.of_impi(registration.impi)
         await self.tell(registration.impi, [*left, registration], left, {registration.reg: news} if news else None)
-        if assignment is not ServerAssignment.NO_ASSIGNMENT and not left:
+        if tells and not left:
             await self._unassign(registration, assignment)
         if wait:
             await self.notifier.wait_for(begun, began)
@@ -383,7 +428,7 @@ class Registrar:
             self.reports.owe(impi, impu, assignment)
             return
         try:
-            await self.cx.server_assignment(impi, impu, self.authenticator.policy.server_name, assignment)
+            await self._tell_hss(impi, impu, assignment)
         except CxError as problem:  # the user may be gone from the HSS; the registration ends all the same
             self.log.warning("cx-error", impi=impi, cx=problem.name)
             if is_unreached(problem):

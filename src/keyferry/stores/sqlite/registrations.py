@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from keyferry.errors import SealError
-from keyferry.ports import AsStore, PendingPush, Registration
+from keyferry.ports import AsStore, OwedEnd, PendingPush, Registration, ServerAssignment
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
 from keyferry.protocol.ims.user_profile import identities_of
@@ -22,6 +22,8 @@ SLICE = 200
 """Rows opened before other tasks get their turn: 3 ms."""
 MAX_DEVICES = 1_000
 """Registrations of one IMPI that are returned; the S-CSCF admits far fewer."""
+MAX_ENDS = 100_000
+"""Ends that the HSS is owed, 100 octets each; the oldest goes. Of them the HSS learns with the user's next REGISTER."""
 SEQ_MEMORY_MS = 10 * 86_400_000
 """A seq is at least the clock's milliseconds (DESIGN §6), so one this much older than the newest need not be remembered:
 the AS's tombstone (seven days and an hour) is over, and the clock alone makes the next one higher."""
@@ -45,6 +47,9 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS push ("
     " impi TEXT NOT NULL, reg TEXT NOT NULL, as_id TEXT NOT NULL, server_name TEXT NOT NULL, seq INTEGER NOT NULL, owed INTEGER NOT NULL,"
     " erase INTEGER NOT NULL, impu TEXT NOT NULL, give_up_at REAL NOT NULL, PRIMARY KEY (impi, reg, as_id, server_name)) WITHOUT ROWID",
+    # ends of users' last registrations that the HSS is still to be told of, the oldest first
+    "CREATE TABLE IF NOT EXISTS owed_end ("
+    " id INTEGER PRIMARY KEY, impi TEXT NOT NULL UNIQUE, impu TEXT NOT NULL, assignment INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS as_store ("
     " server_name TEXT NOT NULL, as_id TEXT NOT NULL, store_id TEXT NOT NULL, place INTEGER, PRIMARY KEY (server_name, as_id)"
     ") WITHOUT ROWID",
@@ -89,8 +94,8 @@ class SqliteRegistrationStore:
 
         await self._database.write(work)
 
-    async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush]) -> None:
-        """Remove the registration and replace the pushes owed; durable when it returns."""
+    async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush], end: OwedEnd | None = None) -> None:
+        """Remove the registration, replace the pushes owed, and owe the HSS `end` if the user has no other; durable when it returns."""
         owed = [_push_row(push) for push in pushes]
         forget_below = max((push.seq for push in pushes), default=0) - SEQ_MEMORY_MS
 
@@ -100,6 +105,21 @@ class SqliteRegistrationStore:
                 _drop_body(connection, impi, body_id)
             connection.execute("DELETE FROM push WHERE impi = ? AND owed = 0 AND seq < ?", (impi, forget_below))
             connection.executemany(_UPSERT_PUSH, owed)
+            if end is not None:
+                _owe_end(connection, end)
+
+        await self._database.write(work)
+
+    async def owed_ends(self) -> Sequence[OwedEnd]:
+        """Return what the HSS is still to be told, the oldest first."""
+        rows = await self._database.scan("SELECT impi, impu, assignment FROM owed_end ORDER BY id")
+        return [OwedEnd(Impi(impi), Impu(impu), ServerAssignment(assignment)) for impi, impu, assignment in rows]
+
+    async def end_told(self, impi: Impi) -> None:
+        """Owe the HSS no end of this user's; durable when it returns."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM owed_end WHERE impi = ?", (impi,))
 
         await self._database.write(work)
 
@@ -269,6 +289,15 @@ def _drop_body(connection: sqlite3.Connection, impi: Impi, body_id: int) -> None
     if connection.execute("SELECT 1 FROM registration WHERE impi = ? AND body_id = ?", (impi, body_id)).fetchone() is None:
         connection.execute("DELETE FROM user_data WHERE id = ?", (body_id,))
         connection.execute("DELETE FROM identity WHERE body_id = ?", (body_id,))
+
+
+def _owe_end(connection: sqlite3.Connection, end: OwedEnd) -> None:
+    if connection.execute("SELECT 1 FROM registration WHERE impi = ? LIMIT 1", (end.impi,)).fetchone() is not None:
+        return
+    connection.execute(
+        "INSERT OR REPLACE INTO owed_end (impi, impu, assignment) VALUES (?, ?, ?)", (end.impi, end.impu, int(end.assignment))
+    )
+    connection.execute("DELETE FROM owed_end WHERE id <= (SELECT max(id) FROM owed_end) - ?", (MAX_ENDS,))
 
 
 def _push_row(push: PendingPush) -> Row:

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ends of registrations that the HSS was not told of: they outlive the S-CSCF, and what came after them wins (TS 29.228 §6.1.2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from keyferry.errors import CxError, StoreError
+from keyferry.ports import OwedEnd, ServerAssignment
+from keyferry.protocol.identity import Impi, Impu
+from roles.home import SCSCF, Home
+from roles.manual import SIP_ALICE
+from roles.network import settle
+
+END, TIMEOUT = ServerAssignment.USER_DEREGISTRATION, ServerAssignment.TIMEOUT_DEREGISTRATION
+
+
+@dataclass
+class Moody:
+    """An HSS that is away for ends, or refuses them."""
+
+    home: Home
+    problem: CxError | None = field(default_factory=lambda: CxError(3002, "DIAMETER_UNABLE_TO_DELIVER"))
+    seen: list[ServerAssignment] = field(default_factory=list)
+
+    async def server_assignment(self, impi: Impi, impu: Impu, name: str, assignment: ServerAssignment) -> bytes:
+        self.seen.append(assignment)
+        if self.problem is not None and assignment not in (ServerAssignment.REGISTRATION, ServerAssignment.RE_REGISTRATION):
+            raise self.problem
+        return await self.home.hss.server_assignment(impi, impu, name, assignment)
+
+
+def moody(home: Home) -> Moody:
+    found = Moody(home)
+    object.__setattr__(home.scscf, "cx", found)
+    return found
+
+
+async def assigned(home: Home) -> str | None:
+    return (await home.subscribers.assignment(Impi("alice@home1.net"))).server_name
+
+
+async def ends(home: Home, how: ServerAssignment) -> None:
+    """Let a registration end of which the HSS is not told."""
+    alice = home.device(expires=600)
+    await alice.register()
+    moody(home)
+    if how is END:
+        await alice.deregister()
+    else:
+        await home.clock.advance(601)
+        await home.scscf.sweep()
+    await settle()
+    assert (await home.registrations.count(), await assigned(home)) == (0, SCSCF)
+
+
+@pytest.mark.parametrize("how", [END, TIMEOUT])
+async def test_after_a_restart_the_hss_is_told(home: Home, how: ServerAssignment) -> None:
+    await ends(home, how)
+    assert await home.registrations.owed_ends() == [OwedEnd(Impi("alice@home1.net"), SIP_ALICE, how)]
+    await home.restart_scscf()
+    await home.scscf.take_up()
+    await settle()
+    assert await assigned(home) is None
+    assert await home.registrations.owed_ends() == []
+
+
+async def test_an_s_cscf_that_ends_in_the_middle_has_owed_it_since_the_registration_was_gone(home: Home) -> None:
+    alice = home.device(expires=600)
+    await alice.register()
+    asked = home.hss.server_assignment
+    seen = []
+
+    class Dying:
+        async def server_assignment(self, impi: Impi, impu: Impu, name: str, assignment: ServerAssignment) -> bytes:
+            seen.append((await home.registrations.count(), await home.registrations.owed_ends()))
+            return await asked(impi, impu, name, assignment)
+
+    object.__setattr__(home.scscf, "cx", Dying())
+    await alice.deregister()
+    assert seen == [(0, [OwedEnd(alice.impi, SIP_ALICE, END)])]
+    assert await home.registrations.owed_ends() == []  # told
+
+
+async def test_a_registration_that_was_made_since_wins(home: Home) -> None:
+    await ends(home, END)
+    await home.restart_scscf()
+    await home.device().register()
+    await home.scscf.take_up()
+    await settle()
+    assert (await assigned(home), await home.hss.location_info(SIP_ALICE)) == (SCSCF, SCSCF)
+    assert await home.registrations.owed_ends() == []
+
+
+async def test_one_at_another_s_cscf_wins_too(home: Home) -> None:
+    await ends(home, END)
+    other = "sip:scscf2.home1.net"
+    await home.hss.multimedia_auth(Impi("alice@home1.net"), SIP_ALICE, other)
+    await home.hss.server_assignment(Impi("alice@home1.net"), SIP_ALICE, other, ServerAssignment.REGISTRATION)
+    await home.restart_scscf()
+    await home.scscf.take_up()
+    await settle()
+    assert (await home.hss.location_info(SIP_ALICE), await home.registrations.owed_ends()) == (other, [])
+
+
+async def test_while_another_device_is_registered_nothing_is_owed(home: Home) -> None:
+    one, other = home.device(), home.device(number=2)
+    await one.register()
+    await other.register()
+    moody(home)
+    await one.deregister()
+    assert await home.registrations.owed_ends() == []
+    await other.deregister()
+    assert len(await home.registrations.owed_ends()) == 1
+
+
+async def test_what_the_hss_refuses_is_owed_no_more(home: Home) -> None:
+    alice = home.device()
+    await alice.register()
+    moody(home).problem = CxError(5001, "DIAMETER_ERROR_USER_UNKNOWN")
+    await alice.deregister()
+    assert await home.registrations.owed_ends() == []
+
+
+async def test_an_end_that_the_network_made_is_the_hss_s_own(home: Home) -> None:
+    alice = home.device()
+    await alice.register()
+    await home.scscf.network_deregister(alice.impi, assignment=ServerAssignment.NO_ASSIGNMENT)
+    assert await home.registrations.owed_ends() == []
+
+
+async def test_who_comes_back_before_the_hss_was_told_is_told_of_after_it(home: Home) -> None:
+    """Copies of what went unanswered may be carried out late: only a new assignment, in its order, is safe from them."""
+    alice = home.device()
+    await alice.register()
+    told = moody(home)
+    await alice.deregister()
+    told.problem = None
+    told.seen.clear()
+    await alice.register()
+    assert told.seen == [END, ServerAssignment.REGISTRATION]
+    await home.clock.advance(60)
+    assert told.seen == [END, ServerAssignment.REGISTRATION]
+    assert (await home.hss.location_info(SIP_ALICE), await home.registrations.owed_ends()) == (SCSCF, [])
+
+
+async def test_a_store_that_cannot_forget_keeps_nobody_from_leaving(home: Home) -> None:
+    alice = home.device()
+    await alice.register()
+
+    async def failing(impi: Impi) -> None:
+        raise StoreError("scscf.db: is full")
+
+    home.registrations.end_told = failing  # type: ignore[method-assign]
+    await alice.deregister()
+    assert (await assigned(home), await home.registrations.count()) == (None, 0)
+    assert home.log.warnings == ["owed-end-stays"]
