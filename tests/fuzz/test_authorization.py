@@ -86,10 +86,10 @@ def test_the_longest_header_takes_no_time(unit: str, head: str) -> None:
     text = (head + unit * MAX_HEADER)[:MAX_HEADER]
     best = 1.0
     for _ in range(3):  # the best of three: the machine may be busy, a bad expression never is fast
-        began = time.perf_counter()
+        began = time.thread_time()
         with pytest.raises(ParseError):
             parse_credentials(text)
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.thread_time() - began)
         if best < QUADRATIC:
             break
     assert best < QUADRATIC

@@ -110,10 +110,10 @@ def test_a_hostile_field_takes_linear_time(parse: Any, piece: str) -> None:
         for text in ("Digest " + piece * (length // len(piece)), 'Digest realm="' + piece * (length // len(piece))):
             best = 1.0
             for _ in range(5):
-                began = time.perf_counter()
+                began = time.thread_time()
                 with pytest.raises(ParseError):
                     parse(text)
-                best = min(best, time.perf_counter() - began)
+                best = min(best, time.thread_time() - began)
             assert best < 0.01
 
 

@@ -8,12 +8,12 @@ import contextlib
 import hashlib
 import ipaddress
 import re
-import time
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from costs import costs_under
 from keyferry.errors import ParseError
 from keyferry.protocol.identity import parse_as_id, parse_impi, parse_impu, reg_of
 
@@ -224,13 +224,12 @@ def test_what_is_no_host_name_has_no_as_id(host: str) -> None:
 
 
 def test_a_long_international_name_costs_no_time() -> None:
-    began = time.perf_counter()
-    for parse in (parse_as_id, parse_impu):
-        with pytest.raises(ParseError):
-            parse("sip:a@" + "é" * 60_000)
-        with pytest.raises(ParseError):
-            parse("sip:" + "%41" * 20_000)
-    assert time.perf_counter() - began < 0.1
+    with costs_under(0.1):
+        for parse in (parse_as_id, parse_impu):
+            with pytest.raises(ParseError):
+                parse("sip:a@" + "é" * 60_000)
+            with pytest.raises(ParseError):
+                parse("sip:" + "%41" * 20_000)
 
 
 def test_a_device_is_named_by_nine_octets_of_a_hash() -> None:

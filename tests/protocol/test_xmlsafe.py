@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-import time
 import tracemalloc
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from costs import costs_under
 from keyferry.errors import LocalProtocolError, ParseError
 from keyferry.protocol import xmlsafe
 from keyferry.protocol.xmlsafe import Element, parse
@@ -136,20 +136,19 @@ def test_every_dimension_is_bounded() -> None:
 
 def test_hostile_documents_of_64_kb_take_no_time() -> None:
     """DESIGN §6."""
-    started = time.perf_counter()
-    for document in (
-        "<a>" * 16_000,
-        "<a " + " ".join(f"b{i}=''" for i in range(7_000)) + "/>",
-        "<a " + " ".join(f"xmlns:b{i}='u{i}'" for i in range(3_000)) + "/>",
-        "<a>" + "&amp;" * 12_000 + "</a>",
-        "<a>" + "<![CDATA[x]]>" * 4_000 + "</a>",
-        "<a>" + "x<!---->" * 7_000 + "</a>",
-        "<" + "a" * 65_000 + "/>",
-        "<a b='" + "&#9;" * 16_000 + "'/>",
-    ):
-        with contextlib.suppress(ParseError):
-            xmlsafe.text(parse(document, what="test"), "test")
-    assert time.perf_counter() - started < 1.0
+    with costs_under(1.0):
+        for document in (
+            "<a>" * 16_000,
+            "<a " + " ".join(f"b{i}=''" for i in range(7_000)) + "/>",
+            "<a " + " ".join(f"xmlns:b{i}='u{i}'" for i in range(3_000)) + "/>",
+            "<a>" + "&amp;" * 12_000 + "</a>",
+            "<a>" + "<![CDATA[x]]>" * 4_000 + "</a>",
+            "<a>" + "x<!---->" * 7_000 + "</a>",
+            "<" + "a" * 65_000 + "/>",
+            "<a b='" + "&#9;" * 16_000 + "'/>",
+        ):
+            with contextlib.suppress(ParseError):
+                xmlsafe.text(parse(document, what="test"), "test")
 
 
 def test_names_never_seen_before_leave_nothing_behind() -> None:

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from costs import costs_under
 from keyferry.errors import LocalProtocolError, ParseError
 from keyferry.protocol.ims.multipart import MAX_PARTS, Part, build_multipart, parse_content_type, parse_multipart
 
@@ -122,24 +122,23 @@ def test_any_octets_give_parts_or_a_parse_error(body: bytes, text: str) -> None:
 
 def test_hostile_64_kb_take_no_time() -> None:
     """STYLE §4."""
-    started = time.perf_counter()
-    for body in (
-        b"\r\n--b" * 13_000,
-        b"--b\r\n" + b"\r\n " * 21_000,
-        b"--b\r\n" + b"a:\r\n" * 16_000,
-        b"--" * 32_000,
-        b"--b\r\n\r\n" + b"\r\n--" * 16_000,
-    ):
-        with pytest.raises(ParseError):
-            parse_multipart(body, "b")
-    for text in (
-        "a/b" + ";" * 8_000,
-        "a/b" + ";a=1" * 2_000,
-        'a/b;c="' + "\\" * 8_000,
-        "a" * 8_000,
-        "a/b" + " " * 8_000 + "x",
-        'a/b;c="' + '\\"' * 4_000,
-    ):
-        with pytest.raises(ParseError):
-            parse_content_type(text)
-    assert time.perf_counter() - started < 0.5
+    with costs_under(0.5):
+        for body in (
+            b"\r\n--b" * 13_000,
+            b"--b\r\n" + b"\r\n " * 21_000,
+            b"--b\r\n" + b"a:\r\n" * 16_000,
+            b"--" * 32_000,
+            b"--b\r\n\r\n" + b"\r\n--" * 16_000,
+        ):
+            with pytest.raises(ParseError):
+                parse_multipart(body, "b")
+        for text in (
+            "a/b" + ";" * 8_000,
+            "a/b" + ";a=1" * 2_000,
+            'a/b;c="' + "\\" * 8_000,
+            "a" * 8_000,
+            "a/b" + " " * 8_000 + "x",
+            'a/b;c="' + '\\"' * 4_000,
+        ):
+            with pytest.raises(ParseError):
+                parse_content_type(text)

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from costs import costs_under
 from keyferry.errors import LocalProtocolError, ParseError
 from keyferry.protocol import xmlsafe
 from keyferry.protocol.ims.keypush import NAMESPACE, Push, build_push, parse_service_info
@@ -314,7 +314,6 @@ def test_any_body_gives_a_value_or_a_parse_error(body: bytes, content_type: str)
 
 def test_hostile_64_kb_take_no_time() -> None:
     """STYLE §4."""
-    started = time.perf_counter()
-    for inside in ("<a>" * 30 + "</a>" * 30, "<a/>" * 9_000, "&lt;" * 15_000, "<a xmlns='urn:x'><b xmlns='urn:y'/></a>" * 1_500):
-        parse_ims_body(f"<ims-3gpp><service-info>{inside}</service-info></ims-3gpp>".encode()[: xmlsafe.MAX_OCTETS])
-    assert time.perf_counter() - started < 1.0
+    with costs_under(1.0):
+        for inside in ("<a>" * 30 + "</a>" * 30, "<a/>" * 9_000, "&lt;" * 15_000, "<a xmlns='urn:x'><b xmlns='urn:y'/></a>" * 1_500):
+            parse_ims_body(f"<ims-3gpp><service-info>{inside}</service-info></ims-3gpp>".encode()[: xmlsafe.MAX_OCTETS])
