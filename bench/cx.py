@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from kamailio import KamailioMissing, free_port, running, version
+from kamailio import KamailioMissing, running, version
 from keyferry.config import ApplicationServer, Config, Kamailio, Scscf
 from keyferry.errors import ConfigError, KeyferryError
 from keyferry.lab.bench import state_folder
@@ -43,6 +43,7 @@ from keyferry.lab.bench_report import machine_of
 from keyferry.lab.bench_worker import BenchFailed, Link, Worker, cores, worker
 from keyferry.transports.clock import SystemClock
 from keyferry.wiring.kamailio import SHARE, find_kamailio, find_python, write_kamailio
+from loopback import free_port
 
 READY_LIMIT = 30.0  # seconds until Kamailio and the HSS know each other
 PROBE = Order(1, 0.01)

@@ -43,9 +43,9 @@ from keyferry.stores.memory import MemoryUeStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.sip_context import Limits
-from keyferry.transports.sip_node import bind_alike
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.system import System
+from loopback import free_port
 
 HOME = "home1.net"
 AS_ID = AsId(f"xcap.{HOME}")
@@ -168,15 +168,6 @@ def config_of(users: int, port: int) -> Config:
 def secret(label: str) -> Secret:
     """Make a key that belongs to a name."""
     return Secret(hashlib.sha256(label.encode()).digest()[:16])
-
-
-def free_port() -> int:
-    """Return a loopback port that is free for UDP and TCP."""
-    sockets = bind_alike("127.0.0.1", 0, ("UDP", "TCP"))
-    port: int = sockets[0][1].getsockname()[1]
-    for _, sock in sockets:
-        sock.close()
-    return port
 
 
 @asynccontextmanager

@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from keyferry.stores.database import Database
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemRandom
+from loopback import free_port
 from soaking.phones import AS_ID
 
 Part = Literal["network", "as"]
@@ -209,12 +209,11 @@ def read_lines(lines: Iterable[bytes]) -> Lines:
 
 def make(folder: Path) -> dict[Part, Process]:
     """Write both configurations on free ports."""
-    ports = dict(zip(_PORTS, free_ports(len(_PORTS) + 2), strict=False))
-    admin = free_ports(2)
+    ports = {name: free_port() for name in _PORTS}
     processes: dict[Part, Process] = {}
-    for part, port in zip(PARTS, admin, strict=True):
+    for part in PARTS:
         config = folder / f"{part}.toml"
-        config.write_text(CONFIG.format(home=HOME, as_id=AS_ID, admin=port, **ports), "utf-8")
+        config.write_text(CONFIG.format(home=HOME, as_id=AS_ID, admin=free_port(), **ports), "utf-8")
         processes[part] = Process(part, config, folder / "state", folder / f"{part}.log")
     return processes
 
@@ -229,26 +228,6 @@ def port_of(process: Process, name: str) -> int:
 def state_size(state: Path) -> int:
     """Return what the databases take, octets."""
     return sum(file.stat().st_size for file in state.glob("*.db*"))
-
-
-def free_ports(count: int) -> list[int]:
-    """Return loopback ports that are free for UDP and TCP, all different."""
-    held: list[socket.socket] = []
-    ports: list[int] = []
-    try:
-        while len(ports) < count:
-            udp, tcp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            held += [udp, tcp]
-            udp.bind(("127.0.0.1", 0))
-            try:
-                tcp.bind(("127.0.0.1", udp.getsockname()[1]))
-            except OSError:
-                continue
-            ports.append(udp.getsockname()[1])
-    finally:
-        for one in held:
-            one.close()
-    return ports
 
 
 async def provision(state_path: Path, count: int, progress: IO[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from system.serving import EXAMPLES, Lab, Served, keyferry, make_lab, serving, ue, until
+from system.serving import EVENT_LIMIT, EXAMPLES, Lab, Served, keyferry, make_lab, serving, ue, until
 
 LAB = (EXAMPLES / "lab.toml").read_text("utf-8")
 UE = (EXAMPLES / "ue.toml").read_text("utf-8")
@@ -224,7 +224,7 @@ def test_malformed_datagrams_and_streams_stop_no_listener(served: Served, lab: L
         _throw(one["proto"], one["port"], rubbish)
     for one in served.listen:
         if one["proto"] in ("udp", "tcp"):
-            answer = until(lambda one=one: _answer(one["proto"], one["port"]), seconds=10, what=f"an answer of {one}")  # type: ignore[misc]
+            answer = until(lambda one=one: _answer(one["proto"], one["port"]), seconds=EVENT_LIMIT, what=f"an answer of {one}")  # type: ignore[misc]
             assert answer.startswith(b"SIP/2.0 ")
     assert served.health()["ok"] is True
     assert ue(lab, "register")["keys"]

@@ -27,7 +27,7 @@ from roles.network import FakeClock, RecordingCounter, RecordingLog, SeededRando
 
 Way: TypeAlias = Literal["in process", "tcp", "tls"]
 WAYS: tuple[Way, ...] = ("in process", "tcp", "tls")
-PATIENCE = 10.0  # seconds that anything may take before a test fails
+PATIENCE = 60.0  # seconds that anything may take before a test fails
 HSS, SCSCF = DiameterIdentity("hss.home1.net", "home1.net"), DiameterIdentity("scscf1.home1.net", "home1.net")
 SERVER_NAME = "sip:scscf1.home1.net:6060"
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from keyferry.transports.diameter_context import Admission
 from keyferry.transports.diameter_server import DiameterServer
 from keyferry.transports.pki import MutualTls, Pki
 from protocol.diameter.cxkit import HSS, SCSCF, VECTOR
+from system.serving import free_port
 from transports.diameterkit import Answering, a_mar, an_rtr
 from transports.sipkit import Tallies
 from transports.tlskit import tls_of
@@ -31,11 +31,6 @@ pytestmark = pytest.mark.interop
 AGENT = "agent.home1.net"
 LIMIT = 30.0  # seconds
 WHITELIST = Path("/usr/lib/freeDiameter/acl_wl.fdx")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 @asynccontextmanager

@@ -174,7 +174,7 @@ def test_two_processes_do_not_make_the_file_at_once(tmp_path: Path, clock: Clock
     other.join(0.05)
     waited = other.is_alive() and not (tmp_path / "kemi.db").exists()
     os.close(lock)
-    other.join(10)
+    other.join(60)
     assert waited
     assert (tmp_path / "kemi.db").exists()
 

@@ -33,7 +33,7 @@ class TaskLink(Link):
         return await self.answer()
 
     async def answer(self) -> Any:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self._out.get()
 
     def stop(self) -> None:
@@ -49,5 +49,5 @@ async def part(run: Part, *arguments: object) -> AsyncIterator[TaskLink]:
         yield link
     finally:
         link.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await task

@@ -369,7 +369,7 @@ class TestFormerServer:
             await gate.wait()
 
         scscf.meanwhile = meanwhile
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await network.move(OTHER)
         await settle()
         await network.hss.aclose()

@@ -154,8 +154,8 @@ class Worker:
     def get(self, authorization: str | None = None) -> Answer:
         """GET / over a connection of its own."""
         context = ssl.create_default_context(cafile=str(self.ca))
-        connection = http.client.HTTPSConnection(self.as_id, self.port, timeout=10, context=context)
-        plain = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        connection = http.client.HTTPSConnection(self.as_id, self.port, timeout=60, context=context)
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         connection.sock = context.wrap_socket(plain, server_hostname=self.as_id)
         try:
             connection.request("GET", "/", headers={"Authorization": authorization} if authorization else {})

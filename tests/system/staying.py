@@ -15,9 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from system.serving import STOP_LIMIT, Lab, Served, environment, until
-
-EVENT_LIMIT = 20.0  # seconds
+from system.serving import EVENT_LIMIT, STOP_LIMIT, Lab, Served, environment, until
 
 
 @dataclass(slots=True)
@@ -68,7 +66,7 @@ def _read(process: subprocess.Popen[str], take: Callable[[dict[str, Any]], None]
 
 def operate(served: Served, impi: str, command: str, **members: Any) -> int:
     """Give a command on a user's registrations; return how many devices it was for."""
-    connection = http.client.HTTPConnection("127.0.0.1", served.port("admin"), timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port("admin"), timeout=60)
     try:
         body, headers = json.dumps(members), {"Content-Type": "application/json"}
         connection.request("POST", f"/registrations/{impi}/{command}", body, headers)

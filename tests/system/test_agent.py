@@ -13,7 +13,7 @@ import pytest
 
 from keyferry.transports.agent_socket import LIMIT
 from system.agents import MAIL, WIKI, AgentLab, Login, at_once, make_agent_lab, running_agent, running_workers
-from system.serving import keyferry, outlive_this_second, serving, ue, until
+from system.serving import EVENT_LIMIT, keyferry, outlive_this_second, serving, ue, until
 from transports.agentkit import short_folder
 
 CORE = ("--role", "pcscf", "--role", "icscf", "--role", "scscf", "--role", "admin")
@@ -104,7 +104,7 @@ def test_an_agent_that_hangs_holds_up_nobody_and_is_taken_back_as_it_comes(made:
         finally:
             agent.process.send_signal(signal.SIGCONT)
         for worker in workers:
-            until(lambda worker=worker: worker.get().status == 401, seconds=10, what="the agent is asked again")  # type: ignore[misc]
+            until(lambda worker=worker: worker.get().status == 401, seconds=EVENT_LIMIT, what="the agent is asked again")  # type: ignore[misc]
         fresh = workers[0].get().nonce
         assert [worker.get(user.authorization(fresh, count)).status for count, worker in enumerate(workers, 1)] == [200, 200]
 
@@ -121,4 +121,4 @@ def test_the_socket_is_for_its_user_alone_and_goes_with_the_agent(made: AgentLab
     with running_agent(made) as agent:
         assert agent.told["socket"] == str(made.socket.resolve())
         assert made.socket.stat().st_mode & 0o777 == 0o600
-    until(lambda: not made.socket.exists(), seconds=5, what="the socket is gone")
+    until(lambda: not made.socket.exists(), seconds=EVENT_LIMIT, what="the socket is gone")

@@ -27,7 +27,7 @@ from system.test_profiles import PROFILES, opens, subscriber
 
 IMPI, IMPU = Impi("user1_private@home1.net"), Impu("sip:user1_public1@home1.net")
 DOCUMENT = "simservs.ngn.etsi.org/users/sip:user1_public1@home1.net/simservs.xml"
-LIMIT = 30.0  # seconds
+LIMIT = 60.0  # seconds
 
 
 def over_tcp(*ports: int, timeout: float = 5.0) -> str:

@@ -34,7 +34,7 @@ from keyferry.transports.http_server import HttpServer, tls_context
 OTHER_AS = AsId("other.home1.net")
 CLOCK, RANDOM = SystemClock(), SystemRandom()
 BEGAN = CLOCK.now() - 100
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds for what comes at once."""
 ENOUGH = 1.0
 """Seconds after which a server that waits for more of a request has said all that it will."""

@@ -60,7 +60,7 @@ def relay(target: int, to_ue: Edit = bytes, to_network: Edit = bytes) -> Iterato
         for own in (front, back):  # an empty datagram ends its thread
             front.sendto(b"", own.getsockname()) if own is back else back.sendto(b"", own.getsockname())
         for thread in threads:
-            thread.join(5.0)
+            thread.join(60.0)
 
 
 def user2(opc: str, *, field: str = "opc") -> Callable[[str], str]:

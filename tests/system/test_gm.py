@@ -36,7 +36,7 @@ from keyferry.wiring.system import System
 
 HOME = "home1.net"
 K, OPC = Secret(b"k" * 16), Secret(b"o" * 16)
-PATIENCE = 10.0  # seconds
+PATIENCE = 60.0  # seconds
 LOG = StructLog("none")
 
 

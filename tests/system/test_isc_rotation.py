@@ -21,7 +21,7 @@ from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.wiring.observability import StructLog
 from system.serving import Lab, Served, keyferry, until
 
-LIMIT = 20.0  # seconds
+LIMIT = 60.0  # seconds
 AS_IDS = ("notes.home1.net", "xcap.home1.net")
 
 

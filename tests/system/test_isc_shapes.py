@@ -24,7 +24,7 @@ from keyferry.protocol.ims.keys import key_id
 from keyferry.protocol.xmlsafe import escape
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemRandom
-from system.serving import Served, make_lab, serving
+from system.serving import EVENT_LIMIT, Served, make_lab, serving
 from system.staying import metric
 
 SHAPES: list[dict[str, Any]] = tomllib.loads((Path(__file__).parent / "third_party.toml").read_text("utf-8"))["vector"]
@@ -80,7 +80,7 @@ def _filled(text: str, words: dict[str, str]) -> str:
 def _exchange(data: bytes, port: int, proto: str) -> bytes:
     kind = socket.SOCK_STREAM if proto == "TCP" else socket.SOCK_DGRAM
     with socket.socket(socket.AF_INET, kind) as own:
-        own.settimeout(10)
+        own.settimeout(EVENT_LIMIT)
         own.connect(("127.0.0.1", port))
         own.sendall(data)
         return own.recv(65535)

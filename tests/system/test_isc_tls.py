@@ -22,7 +22,7 @@ from system.serving import Lab, Served, free_port, make_lab, serving, ue, until
 SCSCF, AS, AS_ID = "scscf1.home1.net", "xcap-as.home1.net", "xcap.home1.net"
 CORE = ("--role", "pcscf", "--role", "icscf", "--role", "scscf", "--role", "admin")
 SERVER = ("--role", "as", "--role", "admin")
-LIMIT = 25.0  # seconds; a push that failed is tried again after 0.5, 1, 2, 4, 8 seconds
+LIMIT = 60.0  # seconds; a push that failed is tried again after 0.5, 1, 2, 4, 8 seconds
 
 
 class PastClock(SystemClock):

@@ -25,7 +25,7 @@ from system.serving import Lab, Served, make_lab, serving, until
 
 PORTION, PAUSE = 60, 0.01
 """REGISTERs, and seconds between two portions: 6,000 a second, several times what a process of two cores can challenge."""
-LIMIT = 20.0  # seconds until a flooded process must have refused something
+LIMIT = 60.0  # seconds until a flooded process must have refused something
 VICTIM = "user2_private@home1.net"
 
 

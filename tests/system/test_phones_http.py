@@ -35,7 +35,7 @@ def test_a_phone_logs_in_over_plain_http_with_one_401(kind: type[Phone], tmp_pat
                 phone.request("PUT", "/a/~~/cp:rule%5B@id=%22x%22%5D", b"%d" % number)
                 assert phone.request("GET", "/a?xmlns(cp=x)") == b"%d" % number
             assert (phone.statuses.count(401), phone.bootstrappings) == (1, 1)
-        stranger = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        stranger = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         stranger.request("GET", "/", headers={"Host": "notes.home1.net"})
         answer = stranger.getresponse()
         assert (answer.status, "IMS-AS-key" in (answer.getheader("www-authenticate") or "")) == (401, False)

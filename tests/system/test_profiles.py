@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from system.serving import Lab, Served, keyferry, make_lab, serving, ue
+from system.serving import EVENT_LIMIT, Lab, Served, keyferry, make_lab, serving, ue
 from system.staying import metric, staying
 
 IMPI = "user1_private@home1.net"
@@ -105,7 +105,7 @@ def test_a_ue_that_watches_learns_what_to_do(lab: Lab, served: Served, reason: s
             assert (opens(lab, "xcap"), served.health()["registrations"]) == (True, 1)
             assert phone.end() == 0
         else:
-            assert phone.process.wait(10) == 1
+            assert phone.process.wait(EVENT_LIMIT) == 1
 
 
 def test_what_is_wrong_is_said_and_changes_nothing(lab: Lab, served: Served) -> None:

@@ -162,14 +162,14 @@ def test_a_server_that_knows_nothing_of_sims_gets_logged_in_users(lab: Lab, serv
             assert (fields["host"], fields["x-forwarded-port"]) == (f"{NAME}:{proxy.port()}", str(proxy.port()))
             assert len(fields["x-user"]) == 24
             assert not {"authorization", "Authorization"} & set(fields)
-            connection = http.client.HTTPConnection("127.0.0.1", proxy.port("admin"), timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", proxy.port("admin"), timeout=60)
             connection.request("GET", "/metrics")
             metrics = connection.getresponse().read().decode()
             connection.close()
             assert 'keyferry_proxy_total{reason="2xx"} ' in metrics
             context = ssl.create_default_context(cafile=str(served.ca))
             context.check_hostname = False  # by its address; the name is in Host
-            stranger = http.client.HTTPSConnection("127.0.0.1", proxy.port(), context=context, timeout=10)
+            stranger = http.client.HTTPSConnection("127.0.0.1", proxy.port(), context=context, timeout=60)
             stranger.request("GET", "/", headers={"Host": NAME, "X-3GPP-Asserted-Identity": ALICE})
             assert stranger.getresponse().status == 401
             stranger.close()
@@ -214,7 +214,7 @@ async def test_a_user_who_is_gone_is_served_no_further(lab: Lab, served: Served)
             async with user.http(f"https://{NAME}:{proxy.port()}") as client:
                 await client.get("/after")
         assert behind.paths() == ["/small", "/never", "/small", "/big", "/after"]
-        with urlopen(f"http://127.0.0.1:{proxy.port('admin')}/metrics", timeout=10) as metrics:
+        with urlopen(f"http://127.0.0.1:{proxy.port('admin')}/metrics", timeout=60) as metrics:
             counted = re.findall(r'http_responses_total{as_id="[^"]*",class="(left|5xx)",mechanism="none"} (.*)', metrics.read().decode())
         assert sorted(counted) == [("5xx", "0.0"), ("left", "1.0")]  # who left in the answer had one
 

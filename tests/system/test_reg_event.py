@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from system.serving import Lab, free_port, make_lab, serving, ue, until
+from system.serving import EVENT_LIMIT, Lab, free_port, make_lab, serving, ue, until
 from system.staying import metric, operate, staying
 
 IMPI = "user1_private@home1.net"
@@ -41,7 +41,7 @@ def test_the_network_asks_for_authentication_ends_a_registration_and_gets_a_new_
         phone.next("subscribed")
         for watcher in ("user", "pcscf", "as"):
             name = f'keyferry_scscf_subscriptions_total{{reason="{watcher}"}}'
-            assert until(lambda name=name: metric(served, name), seconds=10, what=name) == 1  # type: ignore[misc]
+            assert until(lambda name=name: metric(served, name), seconds=EVENT_LIMIT, what=name) == 1  # type: ignore[misc]
 
         assert operate(served, IMPI, "reauthenticate", seconds=4) == 1
         assert phone.next("asked-to-authenticate")["seconds"] <= 4
@@ -83,7 +83,7 @@ def test_a_rejected_ue_drops_its_keys_says_so_and_does_not_come_back(tmp_path: P
         phone.next("subscribed")
         operate(served, IMPI, "deregister", event="rejected")
         assert phone.next("ended-by-network")["reason"] == "rejected"
-        assert phone.process.wait(10) == 1
+        assert phone.process.wait(EVENT_LIMIT) == 1
         shown = ue(lab, "status")
         assert (shown["registered"], shown["keys"], shown["gm_fingerprint"]) == (False, False, None)
         assert shown["no_keys_because"] == "the network ended the registration: rejected"

@@ -36,7 +36,7 @@ from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.system import System
 from system.key_search import KeySearch
-from system.serving import EXAMPLES, Lab, environment, make_lab, until
+from system.serving import EVENT_LIMIT, EXAMPLES, Lab, environment, make_lab, until
 
 RECORDING = Path(__file__).with_name("recording.py")
 KEY_FILES = frozenset({"state/kek", "state/user-ids", "lab.toml", "ue.toml"})
@@ -99,7 +99,7 @@ def test_demo_serve_and_ue_write_no_key(folder: Path, tmp_path: Path) -> None:
     common = ("--config", lab.ue, "--state", lab.state)
     server = recorded.start("serve", "--config", lab.serve, "--state", lab.state, "--log", "json")
     try:
-        until(lambda: any(b"ready" in path.read_bytes() for path in folder.glob("*-serve.out")), seconds=30, what="serve is ready")
+        until(lambda: any(b"ready" in path.read_bytes() for path in folder.glob("*-serve.out")), seconds=EVENT_LIMIT, what="serve is ready")
         recorded.run("ue", "register", *common)
         recorded.run("ue", "put", *common, DOCUMENT, EXAMPLES / "simservs.xml")
         recorded.run("ue", "get", *common, DOCUMENT)

@@ -35,7 +35,7 @@ from keyferry.transports.esp_sas import EspSas
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.system import System
 from system.key_search import KeySearch
-from system.serving import make_lab, until
+from system.serving import EVENT_LIMIT, make_lab, until
 from system.test_secrets import KEY_FILES, Recorded, _hop, _keys_of, folder_fixture
 
 __all__ = ["folder_fixture"]
@@ -85,9 +85,13 @@ def test_a_live_trace_and_the_admin_listener_print_no_key(folder: Path, tmp_path
     follow = ("trace", "--follow", IMPI, "--admin", f"127.0.0.1:{port}")
     lookers = []
     try:
-        until(lambda: any(b"ready" in path.read_bytes() for path in folder.glob("*-serve.out")), seconds=30, what="serve is ready")
+        until(lambda: any(b"ready" in path.read_bytes() for path in folder.glob("*-serve.out")), seconds=EVENT_LIMIT, what="serve is ready")
         lookers = [recorded.start(*follow), recorded.start(*follow, "--json")]
-        until(lambda: sum(b"following" in path.read_bytes() for path in folder.glob("*-trace.err")) == 2, seconds=30, what="both follow")
+        until(
+            lambda: sum(b"following" in path.read_bytes() for path in folder.glob("*-trace.err")) == 2,
+            seconds=EVENT_LIMIT,
+            what="both follow",
+        )
         recorded.run("ue", "register", *common)
         answers = [folder / f"admin-{place}.json" for place in range(len(ASKED))]
         for path, (method, target, body) in zip(answers, ASKED, strict=True):
@@ -121,7 +125,7 @@ ASKED = (
 
 def _asked(port: int, method: str, target: str, body: bytes) -> bytes:
     """Return status, header fields and body of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, target, body or None, JSON if body else {})
         response = connection.getresponse()

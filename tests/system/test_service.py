@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from keyferry.protocol.ims.verdicts import Reason
-from system.serving import Lab, Served, free_port, in_clear, make_lab, outlive_this_second, serving, ue, until
+from system.serving import EVENT_LIMIT, Lab, Served, free_port, in_clear, make_lab, outlive_this_second, serving, ue, until
 
 FUNCTIONS = ("pcscf", "icscf", "scscf", "as", "hss")
 SPEAKERS = {"pcscf": "P-CSCF", "icscf": "I-CSCF", "scscf": "S-CSCF"}
@@ -59,7 +59,7 @@ def answers(served: Served, function: str, id_: str) -> list[int]:
         found = [line["status"] for line in lines_of(served, id_) if line["event"] == "register" and line["function"] == function]
         return found if len(found) > 1 else []
 
-    return until(two, seconds=10, what=f"two lines of {function}")
+    return until(two, seconds=EVENT_LIMIT, what=f"two lines of {function}")
 
 
 def test_one_registration_has_one_id_in_the_log_of_every_process(network: tuple[Lab, dict[str, Served]]) -> None:
@@ -68,7 +68,7 @@ def test_one_registration_has_one_id_in_the_log_of_every_process(network: tuple[
     ids: list[str] = []
     for _ in range(2):
         ue(lab, "register")
-        found = until(lambda: registered(processes["scscf"])[len(ids) :], seconds=10, what="the S-CSCF says that it registered")
+        found = until(lambda: registered(processes["scscf"])[len(ids) :], seconds=EVENT_LIMIT, what="the S-CSCF says that it registered")
         ids.append(found[0]["id"])
     assert len(ids[0]) == 32
     assert ids[0] != ids[1]
@@ -99,11 +99,11 @@ def test_a_function_is_ready_when_what_it_needs_is(tmp_path: Path) -> None:
         assert ready(pcscf) == (503, {"ready": False, "reasons": ["I-CSCF: does not answer"]})
         assert pcscf.health()["ok"] is True
         with process_of(lab, "icscf") as icscf:
-            until(lambda: ready(pcscf)[0] == 200, seconds=10, what="the P-CSCF is ready")
+            until(lambda: ready(pcscf)[0] == 200, seconds=EVENT_LIMIT, what="the P-CSCF is ready")
             assert ready(icscf) == (503, {"ready": False, "reasons": ["S-CSCF scscf1.home1.net: does not answer"]})
             with process_of(lab, "scscf") as scscf:
                 assert ready(scscf) == (200, {"ready": True})
-                until(lambda: ready(icscf) == (200, {"ready": True}), seconds=10, what="the I-CSCF is ready")
+                until(lambda: ready(icscf) == (200, {"ready": True}), seconds=EVENT_LIMIT, what="the I-CSCF is ready")
 
 
 def samples(served: Served) -> dict[str, float]:

@@ -58,7 +58,7 @@ class Crowd:
 
 
 def registrations(served: Served, number: int) -> list[dict[str, Any]]:
-    connection = http.client.HTTPConnection("127.0.0.1", served.port("admin"), timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port("admin"), timeout=60)
     try:
         connection.request("GET", f"/registrations?impi=crowd{number}@home1.net")
         found: list[dict[str, Any]] = json.loads(connection.getresponse().read())["registrations"]
@@ -77,7 +77,7 @@ def at(lab: Lab, name: str) -> set[str]:
 def spoil(lab: Lab, impi: str) -> None:
     """Change what is sealed of a user's registration, wherever it is."""
     for file in lab.state.glob("scscf*.db"):
-        with closing(sqlite3.connect(file, timeout=10)) as connection, connection:
+        with closing(sqlite3.connect(file, timeout=60)) as connection, connection:
             connection.execute("UPDATE registration SET cseq = cseq + 1 WHERE impi = ?", (impi,))
 
 

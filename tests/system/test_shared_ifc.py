@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from system.serving import Lab, make_lab, serving, ue, until
+from system.serving import EVENT_LIMIT, Lab, make_lab, serving, ue, until
 from system.staying import metric
 
 SHARED = '\n[[shared_ifc]]\nid = 3\napplication_servers = ["notes.home1.net"]\n'
@@ -34,7 +34,7 @@ def test_an_as_of_a_shared_set_alone_gets_its_key_and_may_watch(tmp_path: Path) 
         note.write_text("milk", "utf-8")
         assert ue(lab, "put", notes, note)["ok"]
         name = 'keyferry_scscf_subscriptions_total{reason="as"}'
-        assert until(lambda: metric(served, name), seconds=10, what=name) == 1
+        assert until(lambda: metric(served, name), seconds=EVENT_LIMIT, what=name) == 1
         ue(lab, "deregister")
         assert served.health()["keys"] == {"xcap.home1.net": 0, "notes.home1.net": 0}
 

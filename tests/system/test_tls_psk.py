@@ -10,7 +10,7 @@ import pytest
 
 from keyferry.protocol.identity import AsId
 from keyferry.transports.tls_psk import PskVersion
-from system.serving import Lab, Served, lab_fixture, served_fixture, ue, until
+from system.serving import EVENT_LIMIT, Lab, Served, lab_fixture, served_fixture, ue, until
 from transports.pskkit import Connection, client_context, refused
 
 __all__ = ["lab_fixture", "served_fixture"]
@@ -65,7 +65,7 @@ async def test_the_listeners_of_the_example_let_the_registered_user_in_until_he_
     counted = dict(re.findall(r'keyferry_tls_psk_total\{reason="(\w+)"\} (\d+)', metrics))
     assert counted == {"granted": "3", "refused": "9"}
     assert re.search(r'keyferry_door_total\{reason="psk-over"\} 3', metrics)
-    until(lambda: served.log.read_text().count("psk-refused") == 9, seconds=5, what="a line about each")
+    until(lambda: served.log.read_text().count("psk-refused") == 9, seconds=EVENT_LIMIT, what="a line about each")
 
 
 @needs_psk

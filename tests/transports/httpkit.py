@@ -36,6 +36,6 @@ async def sent(writer: asyncio.StreamWriter, octets: bytes, piece: int = 4096) -
 async def answer(reader: asyncio.StreamReader) -> bytes:
     """Read until the server closes, or one answer is whole."""
     try:
-        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
     except (asyncio.IncompleteReadError, ConnectionError):
         return b""

@@ -180,7 +180,7 @@ class Connection:
 
     async def answer(self) -> tuple[int, dict[str, str], str]:
         """Read one response."""
-        lines = (await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), 10)).decode().split("\r\n")
+        lines = (await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), 60)).decode().split("\r\n")
         found = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
         body = await self._reader.readexactly(int(found.get("content-length", "0")))
         if found.get("transfer-encoding") == "chunked":
@@ -190,9 +190,9 @@ class Connection:
         return int(lines[0].split()[1]), found, body.decode()
 
     async def ended(self) -> bool:
-        """Tell whether the server closes within a few seconds."""
+        """Tell whether the server closes."""
         try:
-            return await asyncio.wait_for(self._reader.read(1), 5) == b""
+            return await asyncio.wait_for(self._reader.read(1), 60) == b""
         except (ConnectionError, ssl.SSLError):
             return True
 

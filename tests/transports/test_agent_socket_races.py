@@ -192,7 +192,7 @@ class Held(FakeSource):
         return found
 
     async def asked_times(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.gates) < count:
                 await asyncio.sleep(0)
 

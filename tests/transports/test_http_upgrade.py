@@ -19,7 +19,7 @@ from keyferry.transports.http_bounds import Bounds
 from keyferry.transports.http_server import HttpServer
 from keyferry.transports.http_upgrade import UpgradingHttp
 
-LIMIT = 10.0
+LIMIT = 60.0
 UPGRADE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
 
 

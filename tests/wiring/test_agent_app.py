@@ -67,11 +67,11 @@ class Server:
         if self._task is None:
             self._task = asyncio.ensure_future(self._app({"type": "lifespan"}, self._in.get, self._out.put))
         await self._in.put({"type": f"lifespan.{word}"})
-        return await asyncio.wait_for(self._out.get(), 10)
+        return await asyncio.wait_for(self._out.get(), 60)
 
     async def ended(self) -> None:
         assert self._task is not None
-        await asyncio.wait_for(self._task, 10)
+        await asyncio.wait_for(self._task, 60)
 
 
 def write(folder: Path, text: str = CONFIG) -> Path:

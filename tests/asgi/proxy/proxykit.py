@@ -23,7 +23,7 @@ from keyferry.transports.http_server import HttpServer
 from keyferry.transports.http_upgrade import UpgradingHttp
 
 KEY = record()
-LIMIT = 10.0  # seconds a test waits for anything
+LIMIT = 60.0  # seconds a test waits for anything
 
 
 class FakeLog:
