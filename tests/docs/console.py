@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from system.serving import EXAMPLE_PORTS, environment, free_port
 
@@ -36,6 +37,8 @@ STAYS = (
 )
 """What a command that stays holds, where it says that it is ready (standard output or standard error), and how."""
 LIMIT = 240.0  # seconds for a whole page; its commands take under 20 on an idle machine
+READY_LIMIT = 120.0
+STOP_LIMIT = 60.0
 SIPP_ATTEMPTS = 5  # see tests/interop/test_sipp.py: one run in 32 fails by a fault of sipp's
 
 
@@ -122,24 +125,23 @@ class Shell:
                 return self._start(mark, command.text, stream, ready)
         attempts = SIPP_ATTEMPTS if command.text.startswith("sipp ") else 1
         for attempt in range(1, attempts + 1):
-            done = subprocess.run(
-                ["bash", "-c", self._line(command.text)], cwd=self.folder, env=self._environment(), stdin=subprocess.DEVNULL,
-                capture_output=True, text=True, timeout=LIMIT, check=False,
-            )  # fmt: skip
+            done = self._to_its_end(self._line(command.text), LIMIT)
             if done.returncode == 0 or attempt == attempts:
                 break
         assert done.returncode == 0, f"{command.text}\n{done.stdout}{done.stderr}{self._logs()}"
         return done.stdout
 
     def close(self) -> None:
-        """End the servers, the last one first."""
-        while self._servers:
-            self._end(next(reversed(self._servers)))
+        """End the servers, the last one first; all of them, also when one does not end as it should."""
+        with contextlib.ExitStack() as stack:
+            for mark in self._servers:
+                stack.callback(self._end, mark)
 
     def _end(self, mark: str) -> None:
         server = self._servers.pop(mark)
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(30) in {0, -signal.SIGTERM}, server.log.read_text("utf-8", "replace")
+        with _ended(server.process):
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(STOP_LIMIT) in {0, -signal.SIGTERM}, server.log.read_text("utf-8", "replace")
 
     def _start(self, mark: str, text: str, stream: str, ready: str) -> str:
         if mark in self._servers:
@@ -147,13 +149,27 @@ class Shell:
         files = {name: self.folder / f"{mark.split()[-1]}.{name}" for name in ("out", "log")}
         with files["out"].open("wb") as output, files["log"].open("wb") as errors:
             line = "exec env " + self._line(text)
-            process = subprocess.Popen(["bash", "-c", line], cwd=self.folder, env=self._environment(), stdout=output, stderr=errors)
+            process = subprocess.Popen(
+                ["bash", "-c", line], cwd=self.folder, env=self._environment(), stdout=output, stderr=errors, start_new_session=True
+            )
         self._servers[mark] = Server(process, files["log"])
         # `tail` waits as long as the server lives, and no longer
         wait = f"tail --pid={process.pid} -n +1 -f {files[stream]} | grep -m 1 '{ready}'"
-        found = subprocess.run(["bash", "-c", wait], capture_output=True, text=True, timeout=60, check=False)
+        found = self._to_its_end(wait, READY_LIMIT)
         assert ready in found.stdout, self._logs()
         return files[stream].read_text("utf-8", "replace")
+
+    def _to_its_end(self, line: str, limit: float) -> subprocess.CompletedProcess[str]:
+        """Run a line; nothing that it has started goes on after it, also when it takes too long."""
+        with (
+            subprocess.Popen(
+                ["bash", "-c", line], cwd=self.folder, env=self._environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True, start_new_session=True,
+            ) as process,
+            _ended(process),
+        ):  # fmt: skip
+            out, errors = process.communicate(timeout=limit)
+        return subprocess.CompletedProcess(line, process.returncode, out, errors)
 
     def _line(self, text: str) -> str:
         return self.moved("keyferry demo" if text == "make demo" else text)
@@ -165,6 +181,17 @@ class Shell:
         # The plugin by name: a tree that is tested where it lies need not be installed.
         kept = {**environment(), "PYTHONPATH": str(ROOT / "src"), "PYTEST_PLUGINS": "keyferry.testing.plugin"}
         return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Kill, in the end, a process and all of its session."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 VOLATILE = ((re.compile(r"\b[0-9a-f]{16}\b"), "FINGERPRINT"), (re.compile(r"\b\d{2,}\b"), "N"), (re.compile(r"\s+"), " "))
