@@ -12,7 +12,8 @@ import pytest
 from keyferry.protocol.diameter import base
 from keyferry.protocol.diameter.base import ResultCode, result_of
 from keyferry.protocol.diameter.message import parse_message, render_message
-from keyferry.transports.diameter_context import DiameterLimits
+from keyferry.transports.diameter_connection import DiameterConnection
+from keyferry.transports.diameter_context import Admission, DiameterLimits
 from protocol.diameter.cxkit import HSS, SCSCF
 from transports.diameterkit import Answering, Net, Wire, a_mar, an_maa, an_rtr, asking
 from transports.diameterkit import net_fixture as net_fixture
@@ -271,6 +272,36 @@ async def test_who_only_looks_whether_the_port_is_open_is_counted_and_not_logged
         wire.close()
         await net.tallies.until("diameter_peer", "lost", 1 + len(said))
         assert len(net.said("diameter-peer-refused")) == len(said)
+
+
+class Between(asyncio.Transport):
+    """A transport between two addresses, which has ended."""
+
+    def __init__(self, peer: str, local: str) -> None:
+        super().__init__({"peername": (peer, 40_000), "sockname": (local, 3868)})
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("peer", "lines"), [("192.0.2.1", 0), ("192.0.2.2", 1)], ids=["from-its-own-address", "of-another-machine"]
+)  # fmt: skip
+async def test_a_probe_by_an_address_that_is_not_loopback_is_told_from_another_machine(net: Net, peer: str, lines: int) -> None:
+    """A probe of /ready, or of who waits for the start, refuses nobody: as on loopback."""
+    allowed = Admission.of([SCSCF.origin_host], addresses=["192.0.2.0/24"])
+    server, _ = await net.server(allowed=allowed)
+    connection = DiameterConnection(server.context, server, allowed, dials=False)
+    connection.connection_made(Between(peer, "192.0.2.1"))
+    connection.connection_lost(None)
+    assert net.tallies.counts["diameter_peer", "lost"] == 1
+    assert len(net.said("diameter-peer-refused")) == lines
 
 
 async def test_another_name_in_a_second_cer_ends_the_connection(net: Net) -> None:

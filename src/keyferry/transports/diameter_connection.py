@@ -60,7 +60,7 @@ class DiameterConnection(asyncio.Protocol):
         self._machine: PeerMachine | None = None
         self._transport: asyncio.Transport | None = None
         self._framer = Framer(MAX_FIRST)
-        self._heard = False  # anything at all
+        self._heard = self._from_here = False  # anything at all; it is a process of this machine
         self._queue: deque[bytes] = deque()
         self._queued = 0  # octets of it
         self._turn = 0
@@ -174,6 +174,7 @@ class DiameterConnection(asyncio.Protocol):
             stream.abort()
             return
         self.peer = RemotePeer("", "", peer[0], peer[1])
+        self._from_here = peer[0] == local[0] or ipaddress.ip_address(peer[0]).is_loopback
         if not self._owner.admitted(self):
             return
         stream.set_write_buffer_limits(high=HIGH_WATER)
@@ -392,8 +393,7 @@ class DiameterConnection(asyncio.Protocol):
     def _tell(self, end: Ended) -> None:
         """Log the end: that of a peer that was there always, others as far as the log should hold them."""
         told = {"reason": end.reason.value, "code": end.code, "cause": end.cause.name.lower() if end.cause else "", "problem": self.problem}
-        silent = end.reason is EndReason.LOST and not (self._dials or self._heard or self.problem)
-        if silent and ipaddress.ip_address(self.peer.address).is_loopback:
+        if self._from_here and end.reason is EndReason.LOST and not (self._dials or self._heard or self.problem):
             return  # somebody here looked whether the port is open, as `keyferry kamailio --check` does: nobody was refused
         if not self.peer.origin_host:
             self._context.refused("diameter-peer-refused", **self._named(), **told)
