@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from keyferry.errors import CxError, KeyferryError, ParseError
@@ -161,7 +162,10 @@ class CxServer:
             raise AvpFault(ResultCode.AVP_OCCURS_TOO_MANY_TIMES, "a registration is of one Public-Identity", second)
         if assignment not in _OF_ONE and self.stood_still():
             raise cx.error_for(ResultCode.TOO_BUSY)  # the user may be back by now; who still means it asks again
-        impi, impu = await self.directory.identities(sar.impi, sar.impus)
+        if sar.impi is not None and len(sar.impus) == 1:
+            impi, impu = sar.impi, sar.impus[0]  # the usual case, which the HSS itself looks up
+        else:
+            impi, impu = await self.directory.identities(sar.impi, sar.impus)
         user_data = await self.hss.server_assignment(impi, impu, sar.server_name, assignment, order=order_of(request, peer))
         self._remember(sar.server_name, peer)
         result = _STORED if sar.assignment in _NOT_STORED else cx.SUCCESS
@@ -236,6 +240,7 @@ class DiameterServing:
         await exchanged(sending, read, command, servings.log, servings.counter)
 
 
+@lru_cache(MAX_SERVERS)
 def _host_of(server_name: str) -> str:
     return parse_sip_uri(server_name).host.lower().rstrip(".")
 

@@ -54,7 +54,7 @@ class _Fields:
         return list(self.rows().get(lookup_key(name), ()))
 
     def rows(self) -> Index:
-        """Return the rows of each header field, top first, by its canonical name, or in lower case if no document knows it."""
+        """Return the rows of each header field, top first, by its canonical name or, of one unknown, in lower case; not to be changed."""
         index = self._index
         if index is None:
             index = {}
