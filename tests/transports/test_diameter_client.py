@@ -94,7 +94,8 @@ async def test_a_silent_peer_is_suspected_and_whichever_answers_first_counts(net
     await task
 
 
-async def test_a_peer_that_never_answers_again_is_given_up_and_has_to_prove_itself(net: Net) -> None:
+async def reopened(net: Net) -> tuple[Wire, Wire, DiameterClient]:
+    """Return two peers and their client: the first answered no watchdog, was given up, and is connected again (RFC 3539 §3.4.1, REOPEN)."""
     first, second = await net.listener(), await net.listener()
     client = await net.client(first.port, second.port)
     one, two = await first.wire(), await second.wire()
@@ -111,6 +112,11 @@ async def test_a_peer_that_never_answers_again_is_given_up_and_has_to_prove_itse
     await net.until(connecting.done, step=0.1)
     one = await connecting
     await one.welcome(HSS)
+    return one, two, client
+
+
+async def test_a_peer_that_never_answers_again_is_given_up_and_has_to_prove_itself(net: Net) -> None:
+    one, _, client = await reopened(net)
     assert (await one.read()).code == base.DEVICE_WATCHDOG  # REOPEN: not used before three answers
     assert [peer.origin_host for peer in client.connected()] == [HSS2.origin_host]
 
@@ -249,21 +255,7 @@ async def test_of_three_peers_the_third_answers_though_the_others_stand_still(ne
 
 async def test_a_peer_that_has_to_prove_itself_is_asked_at_once_where_there_is_no_other(net: Net) -> None:
     """REOPEN is for a choice that there is; with the second peer gone there is none."""
-    first, second = await net.listener(), await net.listener()
-    client = await net.client(first.port, second.port)
-    one, two = await first.wire(), await second.wire()
-    await one.welcome(HSS)
-    await two.welcome(HSS2)
-    await ready(client, HSS.origin_host, HSS2.origin_host)
-    for _ in range(3):
-        await net.passes(33)
-        two.send(base.build_dwa(await two.read(), HSS2))
-        await net.settles()
-    await net.until(lambda: net.tallies.counts["diameter_peer", "watchdog"], step=0.5)
-    connecting = asyncio.ensure_future(first.wire())
-    await net.until(connecting.done, step=0.1)
-    one = await connecting
-    await one.welcome(HSS)
+    one, two, client = await reopened(net)
     assert (await one.read()).code == base.DEVICE_WATCHDOG
     (task,) = await asking(client)
     await two.read()

@@ -19,7 +19,7 @@ from keyferry.config.kamailio import Kamailio as Kamailio
 from keyferry.config.profiles import Profile, check_profile_of, check_profiles
 from keyferry.config.profiles import names_of as profile_names
 from keyferry.config.reading import Section as _Section
-from keyferry.config.reading import address_of, check_protection, checked, load_file
+from keyferry.config.reading import UnsealedEnds, address_of, check_protection, checked, load_file
 from keyferry.config.reading import decode_secret as decode_secret
 from keyferry.config.reading import split_address as split_address
 from keyferry.errors import ConfigError
@@ -205,14 +205,7 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
     pushers: Annotated[list[str], Meta(description="S-CSCFs that may push; empty: those of this file")] = msgspec.field(
         default_factory=list
     )
-    unsealed_ends: Annotated[
-        list[str],
-        Meta(
-            description="those `pushers` that cannot seal the end of a registration, as Clearwater: their third-party REGISTER with "
-            "Expires 0 and no sealed block ends the user's keys, over TLS, through IPsec, or from this machine, where any program could "
-            "send it"
-        ),
-    ] = msgspec.field(default_factory=list)
+    unsealed_ends: UnsealedEnds = msgspec.field(default_factory=list)
 
 
 class SharedIfc(_Section, frozen=True, kw_only=True):

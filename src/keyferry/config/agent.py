@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from keyferry.config.ipsec import Child, Ipsec, check_receiving
-from keyferry.config.reading import Section, check_protection, checked, load_file, split_address
+from keyferry.config.reading import Section, UnsealedEnds, check_protection, checked, load_file, split_address
 from keyferry.errors import ConfigError
 from keyferry.protocol.identity import parse_as_id
 from keyferry.protocol.ims.key_store_id import MAX_STORES
@@ -43,14 +43,7 @@ class Agent(Section, frozen=True, kw_only=True):
     ipsec_child: Child = None
     listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback` and `ipsec`")] = None
     listen_sips: Annotated[str | None, Meta(description="`HOST:PORT` for pushes over TLS; needed with `tls`")] = None
-    unsealed_ends: Annotated[
-        list[str],
-        Meta(
-            description="those `pushers` that cannot seal the end of a registration, as Clearwater: their third-party REGISTER with "
-            "Expires 0 and no sealed block ends the user's keys, over TLS, through IPsec, or from this machine, where any program could "
-            "send it"
-        ),
-    ] = msgspec.field(default_factory=list)
+    unsealed_ends: UnsealedEnds = msgspec.field(default_factory=list)
     reg_event: Annotated[
         bool,
         Meta(description="subscribe to the registration state of each user; erase the keys where it says that one ended"),

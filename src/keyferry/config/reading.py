@@ -9,15 +9,25 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Protocol, TypeVar, get_args, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 from keyferry.errors import ConfigError, ParseError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.sip.uri import parse_sip_uri
 
 MAX_FILE = 4_000_000  # octets; about 10,000 subscribers in a file, more belong in the store
+
+UnsealedEnds = Annotated[
+    list[str],
+    Meta(
+        description="those `pushers` that cannot seal the end of a registration, as Clearwater: their third-party REGISTER with "
+        "Expires 0 and no sealed block ends the user's keys, over TLS, through IPsec, or from this machine, where any program could "
+        "send it"
+    ),
+]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
