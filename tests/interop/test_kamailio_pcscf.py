@@ -44,25 +44,25 @@ class Between:
         """Return what the home network gets."""
         return self.home.recv(65535).decode()
 
-    def answered(self, request: str, status: str, *headers: str) -> str:
+    def answered(self, request: str, status: str, *headers: str, body: str = "") -> str:
         """Answer at home; return what the UE gets."""
-        self.answer(request, status, *headers)
+        self.answer(request, status, *headers, body=body)
         return self.at_ue()
 
-    def answer(self, request: str, status: str, *headers: str) -> None:
+    def answer(self, request: str, status: str, *headers: str, body: str = "") -> None:
         """Answer at home."""
         vias = re.findall(r"(?m)^Via: .*?\r$", request)
         kept = [line for name in ("From", "To", "Call-ID", "CSeq") for line in re.findall(rf"(?m)^{name}: .*?\r$", request)]
-        lines = [f"SIP/2.0 {status}", *(line.rstrip("\r") for line in (*vias, *kept)), *headers, "Content-Length: 0", "", ""]
+        lines = [f"SIP/2.0 {status}", *(line.rstrip("\r") for line in (*vias, *kept)), *headers, f"Content-Length: {len(body)}", "", body]
         self.home.sendto(
             "\r\n".join(lines).replace("To: <sip:u@home1.net>", "To: <sip:u@home1.net>;tag=2").encode(), ("127.0.0.1", self.port)
         )
 
     def at_ue(self) -> str:
-        """Return the next final response."""
+        """Return the final response to the last REGISTER."""
         while True:
             data = self.ue.recv(65535).decode()
-            if not data.startswith("SIP/2.0 1"):
+            if not data.startswith("SIP/2.0 1") and f"\r\nCall-ID: {self._count}\r\n" in data:
                 return data
 
 
@@ -91,7 +91,8 @@ def between_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Betwee
                 assert process.poll() is None
                 said = log.read_text("utf-8", "replace")
                 assert "exited by a signal" not in said
-                assert CK not in said
+                assert CK not in said.lower()
+                assert IK not in said.lower()
             finally:
                 process.send_signal(signal.SIGTERM)
                 process.wait(20)
@@ -156,6 +157,70 @@ def test_what_cannot_be_read_for_certain_goes_on_without_a_challenge(between: Be
     assert "WWW-Authenticate" not in got
 
 
+CHALLENGE = f'WWW-Authenticate: Digest realm="home1.net", nonce="{NONCE}", algorithm=AKAv1-MD5, ck="{CK}", ik="{IK}"'
+OUTSIDE = [
+    ((f'X-Keys: ck="{CK}"',), ""),
+    ((f"X-Keys: a=b;Ik = {IK}",), ""),
+    ((f'X-Keys: x;\r\n ck\r\n\t=\r\n "{CK}"',), ""),
+    ((f'Authentication-Info: rspauth="1", ck="{CK}", ik="{IK}"',), ""),
+    ((), f'v=0\r\nck="{CK}"\r\n'),
+    ((), f"<keys ck='{CK.upper()}' ik='{IK}'/>"),
+]
+
+
+@pytest.mark.parametrize(("headers", "body"), OUTSIDE)
+@pytest.mark.parametrize("challenges", [(), (CHALLENGE,)])
+@pytest.mark.parametrize("status", ["401 Unauthorized", "200 OK", "403 Forbidden"])
+def test_keys_in_another_place_than_the_challenge_are_answered_500(
+    between: Between, status: str, challenges: tuple[str, ...], headers: tuple[str, ...], body: str
+) -> None:
+    """TS 33.203 §6.1, again: whatever the home network calls the header that it puts them into."""
+    between.ask()
+    got = between.answered(between.at_home(), status, *challenges, *headers, body=body)
+    assert got.startswith("SIP/2.0 500"), got
+    assert CK not in got.lower()
+    assert IK not in got.lower()
+
+
+def test_a_provisional_response_with_keys_goes_no_further(between: Between) -> None:
+    between.ask()
+    request = between.at_home()
+    between.answer(request, "183 Session Progress", f"X-Keys: ck={CK}")
+    between.answer(request, "403 Forbidden")
+    got = ""
+    while not got.startswith("SIP/2.0 403"):
+        got = between.ue.recv(65535).decode()
+        assert "X-Keys" not in got
+
+
+def test_a_long_response_passes_unless_it_names_keys(between: Between) -> None:
+    """Kamailio cannot change texts of more than 8,191 octets."""
+    between.ask()
+    request = between.at_home()
+    between.answer(request, "401 Unauthorized", CHALLENGE, f"X-Long: {'x' * 9000}")
+    assert between.answered(request, "200 OK", f"X-Long: {'x' * 9000}").startswith("SIP/2.0 200")
+
+
+@pytest.mark.parametrize("where", ["X-Debug: {} and {}", 'Warning: 399 x "{}{}"', "X-Path: /{}/\r\n /{}/"])
+def test_the_keys_of_a_challenge_are_made_zeros_wherever_else_they_stand(between: Between, where: str) -> None:
+    between.ask()
+    keys = CK.upper(), IK
+    got = between.answered(between.at_home(), "401 Unauthorized", CHALLENGE, where.format(*keys), body="{}\r\n{}\r\n".format(*keys))
+    assert got.startswith("SIP/2.0 401")
+    assert "0" * 32 in got
+    assert 'nonce="' in got
+    assert CK not in got.lower()
+    assert IK not in got.lower()
+
+
+@pytest.mark.parametrize("headers", [("X-Click: https://x/?click=1&tick=2&pick=3",), ("Server: Kck/1", "X-Base64: YWJjZGVmck="), ()])
+def test_words_that_only_look_like_keys_pass(between: Between, headers: tuple[str, ...]) -> None:
+    between.ask()
+    got = between.answered(between.at_home(), "401 Unauthorized", CHALLENGE, *headers, body="stick=1")
+    assert got.startswith("SIP/2.0 401")
+    assert all(header in got for header in (*headers, "stick=1", 'nonce="'))
+
+
 def test_a_challenge_of_no_transaction_goes_no_further(between: Between) -> None:
     """One that is late, or sent again later: Kamailio's core would send it on as it is, by what Via says."""
     between.ask()
@@ -166,11 +231,12 @@ def test_a_challenge_of_no_transaction_goes_no_further(between: Between) -> None
     assert between.answered(request, "403 Forbidden").startswith("SIP/2.0 403")
 
 
-@pytest.mark.parametrize("broken", ["no colon", "Content-Length: x", "CSeq: x", "Via: x", "X\x00Y: z", ": x", "X\r\n : x"])
+@pytest.mark.parametrize(
+    "broken", ["no colon", "Content-Length: x", "CSeq: x", "Via: x", "X\x00Y: z", "Y: \x00", "Y: x\x00", ": x", "X\r\n : x"]
+)
 def test_a_challenge_with_a_header_that_kamailio_cannot_read_goes_no_further(between: Between, broken: str) -> None:
-    """Its functions then see none of them, and remove nothing; its core logs what it stumbles over (docs), so these are no keys."""
-    challenge = f'WWW-Authenticate: Digest realm="home1.net", nonce="{NONCE}", algorithm=AKAv1-MD5, ck="{"0" * 32}", ik="{"1" * 32}"'
-    for rows in ((broken, challenge), (challenge, broken)):
+    """Its functions then see none of them, and remove nothing; its core logs what it stumbles over, where zeros stand for the keys."""
+    for rows in ((broken, CHALLENGE), (CHALLENGE, broken), (CHALLENGE, f"{broken} ck={CK} {IK}")):
         between.ask()
         request = between.at_home()
         between.answer(request, "401 Unauthorized", *rows)

@@ -13,7 +13,7 @@ from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.wiring.kamailio_files import as_owner, bracketed, checked_words, common_values, fill, find_modules, make_folder, write_file
 
 FILES: Final = ("pcscf.cfg", "README.pcscf")
-_NEEDED: Final = ("tmx.so", "textops.so", "textopsx.so", "maxfwd.so", "siputils.so")
+_NEEDED: Final = ("tmx.so", "textops.so", "textopsx.so", "maxfwd.so", "siputils.so", "corex.so", "debugger.so")
 _PACKAGES: Final = "apt install kamailio"
 
 
