@@ -22,7 +22,7 @@ def modules_fixture(tmp_path: Path) -> Path:
     """A folder that looks like Kamailio's modules, those of the package `kamailio` alone."""
     folder = tmp_path / "modules"
     folder.mkdir()
-    for name in ("tm", "tmx", "textops", "textopsx", "maxfwd", "siputils"):
+    for name in ("tm", "tmx", "textops", "textopsx", "maxfwd", "siputils", "corex", "debugger"):
         (folder / f"{name}.so").write_bytes(b"\x7fELF")
     return folder
 
