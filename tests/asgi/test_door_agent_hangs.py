@@ -19,6 +19,7 @@ from keyferry.errors import StoreError
 from keyferry.protocol.digest import Challenge
 from keyferry.transports.agent_link import AgentLink, BlockingLink, Rest
 from keyferry.transports.agent_socket import AgentKeys
+from steady import steady
 from transports.agentkit import WIKI, FakeSource, connected, listening, make_server, short_folder
 
 ALICE = record(as_id=WIKI)
@@ -73,6 +74,7 @@ def login() -> tuple[str, str]:
     return Client(ALICE).answer(Challenge(f"IMS-AS-key@{WIKI}", "A" * 40, "SHA-256", ("auth",)))
 
 
+@steady(0.1)
 async def test_fifty_requests_at_once_wait_for_one_attempt_and_the_loop_for_none() -> None:
     """Half of them with credentials, half without: nobody queues behind anybody."""
     with hanging() as path:
@@ -93,6 +95,7 @@ async def test_fifty_requests_at_once_wait_for_one_attempt_and_the_loop_for_none
         await keys.aclose()
 
 
+@steady(0.1)
 async def test_callbacks_stand_still_once() -> None:
     """OpenSSL's cannot wait: the first one finds out, and until the agent is known to answer no other one tries."""
     clock = FakeClock()
@@ -114,6 +117,7 @@ async def test_callbacks_stand_still_once() -> None:
         await keys.aclose()
 
 
+@steady(0.02)
 async def test_after_the_pause_it_is_asked_again_and_all_is_as_before() -> None:
     """The callbacks' turn comes when a task, which they set off, has got an answer; who may wait waits for the pause or that."""
     clock = FakeClock()
@@ -169,6 +173,7 @@ async def test_an_agent_that_was_but_slow_is_asked_by_callbacks_again_as_soon_as
         assert await keys.lookup(ALICE.key_id, WIKI) == ALICE
 
 
+@steady(0.05)
 async def test_a_record_of_an_event_loop_that_has_ended_is_not_believed() -> None:
     """Nobody hears there that it has changed."""
     async with listening() as running:
@@ -205,6 +210,7 @@ async def test_who_was_refused_at_once_may_come_back_at_once() -> None:
         await server.aclose()
 
 
+@steady(0.1)
 async def test_an_agent_that_begins_to_hang_is_left_after_one_time_out() -> None:
     """Its connection is there, and answers nothing any more."""
 
@@ -221,6 +227,7 @@ async def test_an_agent_that_begins_to_hang_is_left_after_one_time_out() -> None
             keys.lookup_now(ALICE.key_id, WIKI)
 
 
+@steady(0.05)
 async def test_a_challenge_is_made_without_standing_still() -> None:
     """The nonce key comes over the connection of those who may wait: also for the challenge that an application's own 401 gets."""
     async with listening() as running, connected(running, limit_now=-1.0) as keys:
@@ -258,6 +265,7 @@ async def test_an_answer_that_came_while_the_loop_was_busy_is_no_late_one() -> N
         link.end("was left")
 
 
+@steady(0.1)
 def test_threads_that_wait_for_their_turn_do_not_each_wait_for_the_agent() -> None:
     with hanging() as path:
         link = BlockingLink(path, 0.05)

@@ -150,8 +150,8 @@ async def listening(
 
 @asynccontextmanager
 async def connected(running: Running, **settings: float) -> AsyncIterator[AgentKeys]:
-    """Yield what a worker has."""
-    keys = AgentKeys(running.path, **settings)  # type: ignore[arg-type]
+    """Yield what a worker has; an agent that answers here may take its time."""
+    keys = AgentKeys(running.path, **{"limit": 60.0, "limit_now": 60.0, **settings})  # type: ignore[arg-type]
     try:
         yield keys
     finally:

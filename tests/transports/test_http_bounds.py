@@ -13,6 +13,7 @@ import uvloop
 from keyferry.transports import http_bounds
 from keyferry.transports.http_bounds import MAX_HEAD
 from keyferry.transports.http_server import HttpServer
+from steady import steady
 from transports.httpkit import Message, answer, length, sent
 
 
@@ -70,6 +71,7 @@ async def test_a_chunked_body_of_single_octets_passes() -> None:
 
 
 @pytest.mark.parametrize("octets", [b"", b"GET / HT"])
+@steady(0.1)
 def test_a_head_that_takes_too_long_is_cut_off_and_an_idle_connection_is_not(octets: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_bounds.BoundedHttp, "bounds", http_bounds.Bounds(head=0.2))
 

@@ -19,6 +19,7 @@ from asgi.doorkit import Pki
 from keyferry.transports import http_bounds
 from keyferry.transports.http_bounds import BoundedHttp, Bounds
 from keyferry.transports.http_server import AsgiApp, HttpServer, tls_context
+from steady import steady
 from transports.httpkit import Message, answer, length, sent
 
 LIMIT = 60.0  # seconds; what takes so long has no bound
@@ -173,6 +174,7 @@ def test_who_is_refused_and_never_ends_his_body_is_ended(
 
 
 @pytest.mark.parametrize("factory", LOOPS)
+@steady(0.05)
 def test_who_ends_a_refused_body_and_is_silent_is_idle(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """The keep-alive time runs from the end of both, and no octet of the body stops it for good."""
 
@@ -271,6 +273,7 @@ def test_what_waited_unread_behind_the_last_answer_is_not_served_at_the_close(
 @pytest.mark.parametrize("factory", LOOPS)
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("trickles", [False, True])
+@steady(0.05)
 def test_a_body_that_comes_too_slowly_is_408_and_its_application_is_told(
     factory: Callable[[], asyncio.AbstractEventLoop], secure: bool, trickles: bool, tls: Any
 ) -> None:
@@ -288,6 +291,7 @@ def test_a_body_that_comes_too_slowly_is_408_and_its_application_is_told(
     run(attack, factory)
 
 
+@steady(0.02)
 async def test_a_body_that_keeps_its_pace_may_take_as_long_as_it_likes() -> None:
     async with opened(length, bounded(head=0.05, portion=50, portion_time=0.3, rest=0.1)) as connection:
         connection.writer.write(POST.replace(b"10000", b"1000"))
@@ -298,6 +302,7 @@ async def test_a_body_that_keeps_its_pace_may_take_as_long_as_it_likes() -> None
 
 
 @pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
+@steady(0.02)
 async def test_while_the_application_does_not_read_no_time_runs(expect: bytes) -> None:
     """Not against a client that waits for "100 Continue", nor one whose body fills the buffer."""
     app = Waiting(begin=asyncio.Event())
@@ -317,6 +322,7 @@ async def test_while_the_application_does_not_read_no_time_runs(expect: bytes) -
 @pytest.mark.parametrize("octets", [30_000_000, 7_000_000])
 @pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("end", [b"", b"Connection: close\r\n"])
+@steady(0.05)
 def test_an_answer_that_nobody_takes_is_given_up(
     factory: Callable[[], asyncio.AbstractEventLoop], secure: bool, octets: int, at_once: bool, end: bytes, tls: Any
 ) -> None:
@@ -337,6 +343,7 @@ def test_an_answer_that_nobody_takes_is_given_up(
 @pytest.mark.parametrize("factory", LOOPS)
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("at_once", [False, True])
+@steady(0.02)
 def test_an_answer_that_is_taken_slowly_arrives(
     factory: Callable[[], asyncio.AbstractEventLoop], secure: bool, at_once: bool, tls: Any
 ) -> None:
@@ -371,6 +378,7 @@ async def test_the_application_of_each_request_hears_that_the_client_is_gone() -
                 await asyncio.sleep(0.01)
 
 
+@steady(0.05)
 async def test_where_there_is_little_room_an_idle_connection_goes_early() -> None:
     """Else a request a minute on each of 10,000 would keep all others out."""
     async with opened(length, bounded(head=0.1, connections=10)) as connection:

@@ -10,6 +10,7 @@ import pytest
 from asgi.proxy.proxykit import LIMIT, Proxy, Recorder, Wire, answer, proxying, recording, status
 from keyferry.asgi.watch import RECHECK
 from keyferry.client.upstream import Timeouts
+from steady import steady
 
 MEGABYTE = 1_000_000
 
@@ -338,6 +339,7 @@ async def test_a_slow_server_is_504() -> None:
         await asyncio.wait_for(server.ended.wait(), LIMIT)
 
 
+@steady(0.02)
 async def test_a_server_that_stops_in_its_answer_is_given_up() -> None:
     async def stops(_: Recorder, wire: Wire) -> None:
         await wire.head()
@@ -349,6 +351,7 @@ async def test_a_server_that_stops_in_its_answer_is_given_up() -> None:
         assert "proxy idle-timeout" in proxy.counter.seen
 
 
+@steady(0.02)
 async def test_a_body_that_stops_arriving_is_408_and_ends_the_request_behind() -> None:
     """Slowloris in the body: the head is bounded by the server of ours, the body here."""
 
@@ -363,6 +366,7 @@ async def test_a_body_that_stops_arriving_is_408_and_ends_the_request_behind() -
         assert not server.requests()[0].whole
 
 
+@steady(0.05)
 async def test_a_client_that_stops_reading_does_not_fill_the_memory() -> None:
     taken = 0
 
