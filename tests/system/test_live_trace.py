@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 
 from system.serving import STOP_LIMIT, Lab, Served, environment, ue
 
@@ -21,10 +20,9 @@ def test_a_registration_is_followed_live_and_the_end_of_the_process_ends_it(serv
             assert follower.stderr is not None
             assert follower.stderr.readline().startswith(f"keyferry: following {IMPI}")
             assert ue(lab, "register")["keys"]
-            began = time.monotonic()
             served.process.terminate()
             served.process.wait(STOP_LIMIT)
-            assert time.monotonic() - began < 2.5  # three seconds is how long an open answer would be waited for
+            assert "Traceback" not in served.log.read_text()  # an answer still open after three seconds would be cut off with one
             lines, _ = follower.communicate(timeout=STOP_LIMIT)
             assert follower.returncode == 0
         finally:

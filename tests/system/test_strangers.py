@@ -24,6 +24,7 @@ from system.serving import Lab, Served, make_lab, serving, until
 
 STRANGERS = Path(__file__).parent / "strangers.py"
 RATE, AT_LEAST, SECONDS = 1_200, 1_000, 2.5  # REGISTERs a second: asked for, and really sent; and for how long
+ATTEMPTS = 10
 TIMER_F = 32.0  # seconds, RFC 3261 §17.1.2.2: a UE gives up then
 REALM = "home1.net"
 MADE_UP = "A" * 44  # as long as a nonce of AKA
@@ -100,6 +101,14 @@ def victim_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]
 )
 def test_the_victim_of_a_thousand_strangers_a_second_registers_at_the_first_attempt(victim: Victim, flood: Flood) -> None:
     """DESIGN §5 step 1: challenges are kept by nonce, two for an address; TS 24.229 §5.4.1.2.1."""
+    for _ in range(ATTEMPTS):
+        if _registers(victim, flood) >= AT_LEAST:
+            return
+    pytest.fail(f"{ATTEMPTS} times this machine was too busy to send {AT_LEAST} REGISTERs a second")
+
+
+def _registers(victim: Victim, flood: Flood) -> float:
+    """Register the victim in a flood; return how many REGISTERs a second that had."""
     challenged = until(victim.challenged, seconds=TIMER_F, what="a challenge, after what the flood before has left")
     assert challenged is not None
     port = victim.served.port(flood.role, proto="udp")
@@ -111,5 +120,5 @@ def test_the_victim_of_a_thousand_strangers_a_second_registers_at_the_first_atte
         sent = json.loads(strangers.stdout.readline())
     assert (registered.status, "rspauth=" in (registered.get("Authentication-Info") or "")) == (200, True)
     assert sent["sent"] == RATE * SECONDS
-    assert sent["sent"] / sent["seconds"] >= AT_LEAST, "this machine is too busy to send so fast"
     assert victim.served.health()["registrations"] == 1
+    return float(sent["sent"] / sent["seconds"])
