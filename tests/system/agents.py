@@ -45,7 +45,7 @@ def make_agent_lab(folder: Path, socket_folder: Path, more: str = "") -> AgentLa
         f'\n[[application_servers]]\nas_id = "{as_id}"\nsip_uri = "sip:agent.home1.net:{port}"\napp = "agent"\n' for as_id in (WIKI, MAIL)
     )
     hosts = f'\n[hosts]\n"agent.home1.net" = "127.0.0.1:{port}"\n'
-    lab = make_lab(folder, lambda text: text.replace("\n# K and OPc", f"{servers}\n# K and OPc").replace("0.25 ", "0.45 ") + hosts)
+    lab = make_lab(folder, lambda text: text.replace("\n# K and OPc", f"{servers}\n# K and OPc") + hosts)
     text = (Path(__file__).parents[2] / "examples" / "agent.toml").read_text("utf-8").replace(":5095", f":{port}")
     path = socket_folder / "agent.sock"
     file = folder / "agent.toml"

@@ -26,8 +26,7 @@ WORK_LIMIT = 120.0  # seconds in which a round must reach its number
 def make_parted(folder: Path) -> Lab:
     """Write the files of a network whose S-CSCF finds the AS by the hosts table."""
     hosts = '\n[hosts]\n"xcap-as.home1.net" = "127.0.0.1:5090"\n"notes-as.home1.net" = "127.0.0.1:5091"\n'
-    # a 200 waits as long as it may, as this machine may be busy with other tests
-    return make_lab(folder, lambda text: with_subscribers(text.replace("push_wait = 0.25", "push_wait = 0.45")) + hosts)
+    return make_lab(folder, lambda text: with_subscribers(text) + hosts)
 
 
 @contextmanager

@@ -43,8 +43,8 @@ def test_the_network_asks_for_authentication_ends_a_registration_and_gets_a_new_
             name = f'keyferry_scscf_subscriptions_total{{reason="{watcher}"}}'
             assert until(lambda name=name: metric(served, name), seconds=EVENT_LIMIT, what=name) == 1  # type: ignore[misc]
 
-        assert operate(served, IMPI, "reauthenticate", seconds=4) == 1
-        assert phone.next("asked-to-authenticate")["seconds"] <= 4
+        assert operate(served, IMPI, "reauthenticate", seconds=8) == 1
+        assert phone.next("asked-to-authenticate")["seconds"] <= 8
         assert phone.next("registered", after=1)["keys"]
         assert metric(served, 'keyferry_scscf_authenticated_total{reason="masked"}') == 2
 
