@@ -219,7 +219,7 @@ async def test_what_fails_in_the_hss_is_no_refusal(tmp_path: Path, way: Way) -> 
         async def fails(*_: object) -> None:
             raise SealError("a row was tampered with")
 
-        net.store.with_server_name = fails  # type: ignore[method-assign, assignment]
+        net.store.for_vector = fails  # type: ignore[method-assign, assignment]
         assert await refusal(mar(net)) == (5012, "DIAMETER_UNABLE_TO_COMPLY", False)
         assert net.log.warnings == ["cx-request-failed"]
 

@@ -51,10 +51,11 @@ def test_an_answer_names_its_nonce() -> None:
         register(empty(), more=f"t: <{IMPU}>\r\n"),
         register(empty(), contact="<sip:a@192.0.2.1>, <sip:b@192.0.2.1>"),
         register(empty()).replace(b"\r\n\r\n", b""),
+        *(register(empty()).replace(b"\r\n" + name, b"\r\nX-") for name in (b"Via", b"Call-ID", b"CSeq", b"From", b"To")),
         response("200 OK"),
         b"\xff\x00",
     ],
-    ids=range(25),
+    ids=range(30),
 )
 def test_what_two_readers_could_take_for_two_users_is_refused(data: bytes) -> None:
     with pytest.raises(ParseError):

@@ -54,14 +54,15 @@ class SubscriberContract:
         assert (await store.seq(changed.impi), await store.server_name(changed.impi)) == (64, "sip:scscf.ims.example")
         await store.add(subscriber(2, impus=(SubscribedImpu(Impu("tel:+15550001")),)))  # the IMPU given up is free
 
-    async def test_the_server_name_comes_along(self, store: SubscriberStore) -> None:
+    async def test_the_server_name_and_seq_come_along(self, store: SubscriberStore) -> None:
         one = subscriber()
-        assert (await store.with_server_name(one.impi), await store.subscription(one.impi)) == (None, None)
+        assert (await store.for_vector(one.impi), await store.subscription(one.impi)) == (None, None)
         await store.add(one)
-        assert await store.with_server_name(one.impi) == (one, None)
+        assert await store.for_vector(one.impi) == (one, None, 0)
         assert await store.subscription(one.impi) == Subscription(one.impus, one.profile, None)
         await store.set_server_name(one.impi, "sip:scscf.ims.example")
-        assert await store.with_server_name(one.impi) == (one, "sip:scscf.ims.example")
+        await store.reserve_seq(one.impi, 1, 64)
+        assert await store.for_vector(one.impi) == (one, "sip:scscf.ims.example", 64)
         assert await store.subscription(one.impi) == Subscription(one.impus, one.profile, "sip:scscf.ims.example")
 
     async def test_a_subscription_is_that_of_now(self, store: SubscriberStore) -> None:

@@ -236,8 +236,8 @@ class SubscriberStore(Protocol):
     async def get(self, impi: Impi) -> Subscriber | None:
         """Return a subscriber."""
 
-    async def with_server_name(self, impi: Impi) -> tuple[Subscriber, str | None] | None:
-        """Return a subscriber and the SIP URI of the S-CSCF assigned: `get` and `server_name` at once."""
+    async def for_vector(self, impi: Impi) -> tuple[Subscriber, str | None, int] | None:
+        """Return a subscriber, the SIP URI of the S-CSCF assigned and SEQ: `get`, `server_name` and `seq` at once."""
 
     async def subscription(self, impi: Impi) -> Subscription | None:
         """Return what is not secret of a subscriber, as surely authentic as by `get`."""

@@ -140,17 +140,18 @@ class Hss:
         self, impi: Impi, impu: Impu, server_name: str, resync: Resync | None = None, *, masked: bool = False
     ) -> AuthVector:
         """MAR (§6.3): return one vector with a SEQ never used before, after a resynchronisation if AUTS proves one."""
-        found = await self.subscribers.with_server_name(impi)
+        found = await self.subscribers.for_vector(impi)
         if found is None:
             raise user_unknown()
-        subscriber, assigned = found
+        subscriber, assigned, reserved = found
         _check_pair(subscriber.impus, impu)
         algorithm = algorithm_of(subscriber.algorithm, subscriber.k, subscriber.opc)
-        if assigned != server_name or impi in self._changing:
+        at_once = assigned == server_name and impi not in self._changing
+        if not at_once:
             await self._reassign(impi, lambda found: challenged(found, server_name, again=resync is not None))
         if resync is not None:
             await self._resynchronise(impi, algorithm, resync)
-        seq = await self._next_seq(impi)
+        seq = await self._next_seq(impi, reserved if at_once and resync is None else None)
         self.counter.count("hss_vectors")
         amf = with_amf_bit(subscriber.amf) if masked and self.amf_bit else subscriber.amf
         return generate_vector(algorithm, self.random.octets(16), sqn_of(seq, seq % IND_COUNT), amf)
@@ -426,12 +427,13 @@ class Hss:
             raise user_unknown()
         return subscription
 
-    async def _next_seq(self, impi: Impi) -> int:
-        """Return a SEQ that nobody has used, whatever other processes have the same store."""
+    async def _next_seq(self, impi: Impi, reserved: int | None) -> int:
+        """Return a SEQ that nobody has used, whatever other processes have the same store; `reserved` is what it says now, if known."""
         counter = await self._counter(impi)
+        known = reserved if not counter.turn.locked() else None
         async with counter.turn:
             # Where another process has reserved values, what is left of ours is below what the card may have seen by now.
-            others = await self.subscribers.seq(impi) != counter.ceiling
+            others = (await self.subscribers.seq(impi) if known is None else known) != counter.ceiling
             if others or counter.anew or counter.seq >= counter.ceiling:
                 first = await self.subscribers.reserve_seq(impi, counter.seq + 1, SEQ_RESERVE, anew=counter.anew)
                 counter.seq, counter.ceiling, counter.anew = first - 1, first + SEQ_RESERVE - 1, False

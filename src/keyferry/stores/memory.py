@@ -67,10 +67,10 @@ class MemorySubscriberStore:
         """Return a subscriber."""
         return self._subscribers.get(impi)
 
-    async def with_server_name(self, impi: Impi) -> tuple[Subscriber, str | None] | None:
-        """Return a subscriber and the SIP URI of the S-CSCF assigned."""
+    async def for_vector(self, impi: Impi) -> tuple[Subscriber, str | None, int] | None:
+        """Return a subscriber, the SIP URI of the S-CSCF assigned and SEQ."""
         subscriber = self._subscribers.get(impi)
-        return None if subscriber is None else (subscriber, self._assignment(impi).server_name)
+        return None if subscriber is None else (subscriber, self._assignment(impi).server_name, self._seqs.get(impi, 0))
 
     async def subscription(self, impi: Impi) -> Subscription | None:
         """Return what is not secret of a subscriber."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from keyferry.errors import DigestRejected, ParseError, RemoteProtocolError
@@ -39,6 +40,8 @@ MAX_CONTACTS = 10  # in one REGISTER; a UE registers one
 MAX_CONTACT = 2_048  # octets; a 200 lists the Contacts of 16 devices and fits one message
 MAX_PATH = 10  # entries; one proxy adds one
 
+_NONE = ("",)  # the rows of a field that is not there
+
 ReleaseInfo = Literal["always", "capable"]
 
 
@@ -74,13 +77,13 @@ def read_register(request: Request) -> RegisterView:
 
     Raises ParseError; a REGISTER with more than one Contact is refused (RFC 5626-less UEs have one).
     """
-    impu = parse_impu(parse_name_addr(request.get("To") or "").uri)
-    credentials = _credentials(request)
+    rows = request.rows()
+    impu = parse_impu(parse_name_addr(rows.get("To", _NONE)[0]).uri)
+    credentials = _credentials(rows.get("Authorization", ()))
     impi = parse_impi(credentials.username) if credentials else impi_of(impu)
-    expires_text = request.get("Expires")
-    expires = parse_expires(expires_text) if expires_text is not None else DEFAULT_EXPIRES
-    contacts = request.all("Contact")
-    path = tuple(request.all("Path"))
+    expires = parse_expires(rows["Expires"][0]) if "Expires" in rows else DEFAULT_EXPIRES
+    contacts = rows.get("Contact", [])
+    path = tuple(rows.get("Path", ()))
     if len(contacts) > MAX_CONTACTS or len(path) > MAX_PATH:
         raise ParseError("REGISTER", "too many Contact or Path values")
     if any(len(contact) > MAX_CONTACT for contact in contacts):
@@ -97,8 +100,8 @@ def read_register(request: Request) -> RegisterView:
         expires = parse_expires(own) if own else expires
     return RegisterView(
         impi=impi, impu=impu, credentials=credentials, contact=contact, contact_uri=uri, reg=reg, release=release, expires=expires,
-        every_contact=every, call_id=request.get("Call-ID") or "", cseq=parse_cseq(request.get("CSeq") or "").number, path=path,
-        bottom_via=request.all("Via")[-1],
+        every_contact=every, call_id=rows.get("Call-ID", _NONE)[0], cseq=parse_cseq(rows.get("CSeq", _NONE)[0]).number, path=path,
+        bottom_via=rows.get("Via", _NONE)[-1],
     )  # fmt: skip
 
 
@@ -248,8 +251,8 @@ def _one_contact(contacts: list[str]) -> NameAddr:
     return addresses[0]
 
 
-def _credentials(request: Request) -> Credentials | None:
-    values = [text for text in request.all("Authorization") if is_digest(text)]
+def _credentials(rows: Sequence[str]) -> Credentials | None:
+    values = [text for text in rows if is_digest(text)]
     if len(values) > 1:
         raise ParseError("Authorization", "more than one")
     return parse_credentials(values[0]) if values else None

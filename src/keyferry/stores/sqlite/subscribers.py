@@ -41,7 +41,7 @@ KEYS = SealedColumn("subscriber", "keys", ("impi", "algorithm", "amf", "profile"
 
 _COLUMNS = "keys, impi, algorithm, amf, profile, impus"
 _SERVING = "(SELECT server_name FROM serving WHERE serving.impi = subscriber.impi AND reason IS NULL)"
-_SELECT: Final = f"SELECT server_name, {_COLUMNS} FROM subscriber WHERE impi = ?"  # noqa: S608
+_SELECT: Final = f"SELECT server_name, seq, {_COLUMNS} FROM subscriber WHERE impi = ?"  # noqa: S608
 _SELECT_SERVED: Final = f"SELECT server_name, {_SERVING}, {_COLUMNS} FROM subscriber WHERE impi = ?"  # noqa: S608
 _READ_KEYS: Final = msgspec.msgpack.Decoder(list[bytes | int])
 _READ_IMPUS: Final = msgspec.json.Decoder(list[tuple[str, bool]])
@@ -96,18 +96,19 @@ class SqliteSubscriberStore:
 
         Raises SealError if the row was tampered with.
         """
-        found = await self.with_server_name(impi)
+        found = await self.for_vector(impi)
         return None if found is None else found[0]
 
-    async def with_server_name(self, impi: Impi) -> tuple[Subscriber, str | None] | None:
-        """Return a subscriber and the SIP URI of the S-CSCF assigned.
+    async def for_vector(self, impi: Impi) -> tuple[Subscriber, str | None, int] | None:
+        """Return a subscriber, the SIP URI of the S-CSCF assigned and SEQ.
 
         Raises SealError if the row was tampered with.
         """
         rows = self._database.read(_SELECT, (impi,))
         if not rows:
             return None
-        return self._open(impi, rows[0][1:]), rows[0][0]
+        server_name, seq, *_ = rows[0]
+        return self._open(impi, rows[0][2:]), server_name, seq
 
     async def subscription(self, impi: Impi) -> Subscription | None:
         """Return what is not secret of a subscriber; a row that is, octet for octet, one that was opened before is not opened again.
