@@ -8,6 +8,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from keyferry.errors import TransportError
+from keyferry.protocol.diameter import cx
 from keyferry.protocol.diameter.base import DiameterIdentity
 from keyferry.protocol.diameter.message import DiameterMessage
 from keyferry.roles.cx_client import DiameterCx
@@ -16,6 +17,7 @@ from keyferry.roles.hss import Hss
 from roles.network import FakeClock, RecordingCounter, RecordingLog, SeededRandom
 
 REALM = "home1.net"
+_REGISTERING = (cx.ServerAssignmentType.REGISTRATION, cx.ServerAssignmentType.RE_REGISTRATION)
 HSS = DiameterIdentity("hss.home1.net", REALM)
 
 
@@ -53,6 +55,7 @@ class Faults:
         self.servers, self.peer = servers, peer
         self.fates: list[Fate] = []  # of the next copies
         self.held: list[Held] = []
+        self.unheard = False  # whether a registration was carried out of which nobody hears
         self.late: Callable[[DiameterMessage], None] = lambda answer: None
 
     async def send(self, request: DiameterMessage, *, timeout: float) -> DiameterMessage:
@@ -73,6 +76,8 @@ class Faults:
         answer = await server.handle(request, self.peer)
         if answered:
             self.late(answer)
+        elif request.code == cx.SERVER_ASSIGNMENT and cx.parse_sar(request).assignment in _REGISTERING:
+            self.unheard = True
 
 
 def faulty(hsss: Sequence[Hss], host: str, clock: FakeClock, product: str = "keyferry") -> tuple[DiameterCx, Faults]:
@@ -80,6 +85,6 @@ def faulty(hsss: Sequence[Hss], host: str, clock: FakeClock, product: str = "key
     servers = [CxServer(hss, hss, HSS, RecordingLog(), RecordingCounter()) for hss in hsss]
     faults = Faults(servers, Peer(host, product=product))
     identity = DiameterIdentity(host, REALM, product=product)
-    cx = DiameterCx(faults, identity, REALM, clock, SeededRandom(host), RecordingLog(), RecordingCounter())
-    faults.late = cx.late
-    return cx, faults
+    port = DiameterCx(faults, identity, REALM, clock, SeededRandom(host), RecordingLog(), RecordingCounter())
+    faults.late = port.late
+    return port, faults

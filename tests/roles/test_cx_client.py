@@ -17,6 +17,7 @@ from keyferry.protocol.diameter.cx_fields import build_request
 from keyferry.protocol.diameter.message import VENDOR_3GPP, DiameterMessage, make_avp
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
+from keyferry.protocol.ims.user_profile import ServiceProfile, UserProfile, build_user_profile
 from keyferry.roles.cx_client import CxListener, DiameterCx
 from keyferry.roles.cx_status import status_of
 from protocol.diameter.cxkit import HSS, IMPI, IMPU, PPR, RTR, SCSCF, SERVER, TO_SCSCF, VECTOR
@@ -247,30 +248,49 @@ class TestWhatTheHssAsks:
 
 
 class TestLateAnswers:
-    """An HSS that carries out an end after another did: the user may be registered again since."""
+    """An HSS that carries out a SAR after another did: the user may be back since, or gone."""
 
-    async def told(self, assignment: ServerAssignment, answer: Callable[[DiameterMessage], DiameterMessage], times: int = 1) -> int:
+    PROFILE = build_user_profile(UserProfile(IMPI, (ServiceProfile(((Impu("sip:barred@home1.net"), True), (IMPU, False))),)))
+
+    async def told(
+        self, assignment: ServerAssignment, answer: Callable[[DiameterMessage], DiameterMessage], times: int = 1
+    ) -> list[ServerAssignment]:
         asking, came = client(answer), listener(None)
-        found: list[tuple[Impi, Impu]] = []
-        came.ended_late = lambda impi, impu: found.append((impi, impu))
-        asking.ended_late = came.late
+        asking.late(answer(a_sar()))  # nobody wants to know yet
+        asking.done_late = came.late
+        asking.late(answer(a_sar()))
+        found: list[tuple[Impi, Impu, ServerAssignment]] = []
+        came.done_late = lambda *what: found.append(what)
         with suppress(CxError):
             await asking.server_assignment(IMPI, IMPU, SERVER, assignment)
         for _ in range(times):
             asking.late(answer(sent(asking)))
-        assert set(found) <= {(IMPI, IMPU)}
-        return len(found)
+        assert {each[:2] for each in found} <= {(IMPI, IMPU)}
+        return [each[2] for each in found]
 
     @pytest.mark.parametrize("assignment", list(ServerAssignment))
-    async def test_ends_alone_are_told_and_once(self, assignment: ServerAssignment) -> None:
+    async def test_of_an_end_it_is_said_once_more_who_is_registered(self, assignment: ServerAssignment) -> None:
         other = {ServerAssignment(number) for number in (0, 1, 2)} | {
             ServerAssignment.AUTHENTICATION_FAILURE, ServerAssignment.AUTHENTICATION_TIMEOUT,
         }  # fmt: skip
-        saa = cx.Saa(IMPI, b"<IMSSubscription/>")
-        assert await self.told(assignment, lambda request: cx.build_saa(request, saa, HSS), 2) == (assignment not in other)
+        told = await self.told(assignment, lambda request: cx.build_saa(request, cx.Saa(IMPI, b""), HSS), 2)
+        assert told == ([] if assignment in other else [ServerAssignment.RE_REGISTRATION])
 
-    async def test_what_was_refused_or_cannot_be_read_has_ended_nothing(self) -> None:
-        end = ServerAssignment.USER_DEREGISTRATION
+    @pytest.mark.parametrize("named", [IMPI, None])
+    async def test_of_a_registration_that_the_user_may_have_left(self, named: Impi | None) -> None:
+        told = await self.told(ServerAssignment.REGISTRATION, lambda request: cx.build_saa(request, cx.Saa(named, self.PROFILE), HSS))
+        assert told == [ServerAssignment.TIMEOUT_DEREGISTRATION]
+
+    @pytest.mark.parametrize("assignment", [ServerAssignment.USER_DEREGISTRATION, ServerAssignment.REGISTRATION])
+    async def test_what_was_refused_or_cannot_be_read_has_done_nothing(self, assignment: ServerAssignment) -> None:
         busy = cx.error_for(ResultCode.TOO_BUSY)
-        assert await self.told(end, lambda request: cx.build_error(request, busy, HSS)) == 0
-        assert await self.told(end, lambda request: replace(request, request=False)) == 0
+        assert await self.told(assignment, lambda request: cx.build_error(request, busy, HSS)) == []
+        assert await self.told(assignment, lambda request: replace(request, request=False)) == []
+        assert await self.told(assignment, lambda request: cx.build_saa(request, cx.Saa(IMPI, b"<x/>"), HSS)) == []
+        saa = cx.Saa(IMPI, self.PROFILE)
+        assert await self.told(assignment, lambda request: replace(cx.build_saa(request, saa, HSS), code=cx.MULTIMEDIA_AUTH)) == []
+
+
+def a_sar() -> DiameterMessage:
+    sar = cx.Sar(IMPI, (IMPU,), SERVER, cx.ServerAssignmentType.REGISTRATION)
+    return cx.build_sar(sar, cx.Route(SCSCF, "another;1;2", "home1.net"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from keyferry.errors import CxError, KeyferryError, ParseError
 from keyferry.ports import Clock, Counter, CxServing, DeregistrationReason, Log, RandomSource, Resync, ServerAssignment
@@ -17,10 +17,12 @@ from keyferry.protocol.diameter.base import SESSION_ID, DiameterIdentity, Result
 from keyferry.protocol.diameter.message import AvpFault, DiameterMessage
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.protocol.ims.selection import AuthorizationType, UserAuthorization
+from keyferry.protocol.ims.user_profile import parse_user_profile
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.cx_exchange import NAMES, SUCCEEDED, Sessions, count_request, exchanged, outcome_of
 
 T = TypeVar("T")
+Late: TypeAlias = Callable[[Impi, Impu, ServerAssignment], None]
 
 TIMEOUT: Final = 5.0
 """Seconds that an answer may take: a REGISTER is sent again meanwhile, and given up after 32."""
@@ -45,8 +47,8 @@ class DiameterCx:
     log: Log
     counter: Counter
     timeout: float = TIMEOUT
-    ended_late: Callable[[Impi, Impu], None] | None = None
-    """Told of an end that an HSS carried out after we waited for it no more: the user may have registered again since."""
+    done_late: Late | None = None
+    """Told what to say once more where an HSS has done something after we waited for it no more: it may have undone what came since."""
     _sessions: Sessions = field(init=False)
     _ends: OrderedDict[bytes, tuple[Impi, Impu]] = field(default_factory=OrderedDict)  # by Session-Id
 
@@ -83,13 +85,21 @@ class DiameterCx:
         return await self._ask("SAR", request, lambda answer: _profile(cx.parse_saa(answer), impi, assignment))
 
     def late(self, answer: DiameterMessage) -> None:
-        """Take an answer that nobody waits for any more (transports' `late_answer`)."""
+        """Take an answer that nobody waits for any more (transports' `late_answer`).
+
+        A user whom an end has unseated may be registered again since; one who was registered may have left.
+        """
         session = answer.first(SESSION_ID)
-        found = self._ends.pop(session.data, None) if session is not None else None
-        if found is None or self.ended_late is None or not _succeeded(answer):
+        ended = self._ends.pop(session.data, None) if session is not None else None
+        registered = _registered_by(answer) if answer.code == cx.SERVER_ASSIGNMENT else None
+        if self.done_late is None or registered is None:
             return
-        self.log.warning("cx-ended-late", impi=found[0])
-        self.ended_late(*found)
+        if ended is not None:
+            self.log.warning("cx-ended-late", impi=ended[0])
+            self.done_late(*ended, ServerAssignment.RE_REGISTRATION)
+        elif registered:
+            self.log.warning("cx-registered-late", impi=registered[0])
+            self.done_late(*registered, ServerAssignment.TIMEOUT_DEREGISTRATION)
 
     def _remember_end(self, request: DiameterMessage, impi: Impi, impu: Impu) -> None:
         session = request.first(SESSION_ID)
@@ -132,11 +142,14 @@ def _profile(saa: cx.Saa, impi: Impi, assignment: ServerAssignment) -> bytes:
     return saa.user_data
 
 
-def _succeeded(answer: DiameterMessage) -> bool:
+def _registered_by(answer: DiameterMessage) -> tuple[Impi, Impu] | tuple[()] | None:
+    """Return whom a SAA has the profile of, () if nobody's; None for one that refuses, or cannot be read."""
     try:
-        return cx.cx_error_of(answer) is None
-    except ParseError:
-        return False
+        saa = cx.parse_saa(answer)
+        profile = parse_user_profile(saa.user_data) if saa.user_data else None
+    except (CxError, ParseError):
+        return None
+    return () if profile is None or not profile.impus else (profile.impi, profile.impus[0])
 
 
 def _check_user(answered: Impi | None, asked: Impi) -> None:
@@ -159,12 +172,12 @@ class CxListener:
     log: Log
     counter: Counter
     serving: CxServing | None = None  # None: a function that serves nobody, such as an I-CSCF, or not yet
-    ended_late: Callable[[Impi, Impu], None] | None = None  # of the registrar
+    done_late: Late | None = None  # of the registrar
 
-    def late(self, impi: Impi, impu: Impu) -> None:
-        """Pass on that an end was carried out late."""
-        if self.ended_late is not None:
-            self.ended_late(impi, impu)
+    def late(self, impi: Impi, impu: Impu, assignment: ServerAssignment) -> None:
+        """Pass on what to say once more, if it holds."""
+        if self.done_late is not None:
+            self.done_late(impi, impu, assignment)
 
     async def handle(self, request: DiameterMessage, peer: DiameterRemote) -> DiameterMessage:
         """Answer one request (transports' handler)."""

@@ -89,7 +89,7 @@ async def start_cx_client(services: Services, name: str, role: Role) -> CxParts:
     await node.start()
     realm = settings.realm or services.config.network.home_domain
     cx = DiameterCx(node, identity, realm, services.clock, services.random, services.log, services.metrics, settings.timeout)
-    cx.ended_late, node.late_answer = listener.late, cx.late
+    cx.done_late, node.late_answer = listener.late, cx.late
     return CxParts(cx, node, listener)
 
 

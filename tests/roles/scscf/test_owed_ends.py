@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
-from keyferry.errors import CxError, StoreError
-from keyferry.ports import OwedEnd, ServerAssignment
+from keyferry.errors import CxError, RegistrationFailed, StoreError
+from keyferry.ports import OwedEnd, PendingPush, Registration, ServerAssignment
 from keyferry.protocol.identity import Impi, Impu
 from roles.home import SCSCF, Home
 from roles.manual import SIP_ALICE
@@ -144,6 +145,50 @@ async def test_who_comes_back_before_the_hss_was_told_is_told_of_after_it(home: 
     await home.clock.advance(60)
     assert told.seen == [END, ServerAssignment.REGISTRATION]
     assert (await home.hss.location_info(SIP_ALICE), await home.registrations.owed_ends()) == (SCSCF, [])
+
+
+async def test_a_registration_whose_answer_is_lost_leaves_nobody_assigned(home: Home) -> None:
+    """The UE is told 504; the HSS would name us to whoever asks for the user."""
+
+    class Losing(Moody):
+        async def server_assignment(self, impi: Impi, impu: Impu, name: str, assignment: ServerAssignment) -> bytes:
+            self.seen.append(assignment)
+            found = await home.hss.server_assignment(impi, impu, name, assignment)
+            if self.problem is not None:
+                problem, self.problem = self.problem, None
+                raise problem
+            return found
+
+    told = Losing(home)
+    object.__setattr__(home.scscf, "cx", told)
+    with pytest.raises(RegistrationFailed):
+        await home.device().register()
+    await settle()
+    assert (await assigned(home), await home.registrations.count()) == (None, 0)
+    assert told.seen == [ServerAssignment.REGISTRATION, TIMEOUT]
+
+
+async def test_nor_does_a_store_that_is_full(home: Home) -> None:
+    async def full(registration: Registration, pushes: Sequence[PendingPush]) -> None:
+        raise StoreError("scscf.db: is full")
+
+    commit = home.registrations.commit
+    home.registrations.commit = full  # type: ignore[method-assign]
+    with pytest.raises(RegistrationFailed):
+        await home.device().register()
+    await settle()
+    assert await assigned(home) is None
+    assert len(home.network.failures) == 1
+    home.network.failures.clear()
+    home.registrations.commit = commit  # type: ignore[method-assign]
+    alice = home.device()
+    await alice.register()
+    home.registrations.commit = full  # type: ignore[method-assign]
+    with pytest.raises(RegistrationFailed):
+        await alice.register()
+    await settle()
+    assert await assigned(home) == SCSCF  # as before
+    home.network.failures.clear()
 
 
 async def test_a_store_that_cannot_forget_keeps_nobody_from_leaving(home: Home) -> None:

@@ -284,10 +284,6 @@ class Registrar:
             if is_unreached(problem):
                 raise
 
-    def ended_late(self, impi: Impi, impu: Impu) -> None:
-        """Tell the HSS anew of a user who is registered: it has carried out an end that was before."""
-        self.reports.owe(impi, impu, ServerAssignment.RE_REGISTRATION)
-
     async def _expire(self, over: Registration) -> int:
         registration = await self.registrations.get(over.impi, over.reg)
         if registration is None or registration.expires_at > self.clock.now():
@@ -318,6 +314,16 @@ class Registrar:
             return *owed[0], registration
 
     async def _register(self, request: Request, view: RegisterView, proven: Proven, grant: int) -> Response:
+        """Register, or let the HSS free a user whom it may have assigned to us to no avail: its answer was lost, or our store is full."""
+        try:
+            return await self._assigned(request, view, proven, grant)
+        except KeyferryError as problem:
+            judged = isinstance(problem, CxError) and not is_unreached(problem)
+            if not judged and not await self.registrations.of_impi(view.impi):
+                self.reports.owe(view.impi, view.impu, ServerAssignment.TIMEOUT_DEREGISTRATION)
+            raise
+
+    async def _assigned(self, request: Request, view: RegisterView, proven: Proven, grant: int) -> Response:
         now = self.clock.now()
         aka_time = now if proven.held is None else proven.held.aka_time
         grant = self._bounded(grant, proven, aka_time, now)
