@@ -9,14 +9,14 @@ from typing import Final, TypeAlias
 
 from keyferry.protocol.sip.message import Response
 from keyferry.protocol.sip.overload import (
+    Glance,
     IssuedNonces,
     LetIn,
     Load,
     OverloadControl,
     OverloadPolicy,
     Refusal,
-    is_initial_register,
-    is_protected,
+    glance,
     refusal,
 )
 from keyferry.transports.sip_context import ESP, Flow, SipContext
@@ -52,6 +52,7 @@ class OverloadGate:
         self._let_in = LetIn()
         self._control = OverloadControl(policy)
         self._key = context.random.octets(32)
+        self._seen: Glance | None = None  # the last message, as far as it was looked at
         self._waited = 0.0
         self._lag = 0.0
         self._busy = False
@@ -80,7 +81,10 @@ class OverloadGate:
         """Tell whether this message is to be refused."""
         if not self._control.shedding and self._in_progress() < self._full:
             return False
-        return is_initial_register(data) or self._pretends(data, flow) if self._sheddable is None else self._sheddable(data)
+        if self._sheddable is not None:
+            return self._sheddable(data)
+        self._seen = seen = glance(data)
+        return seen is not None and (seen.initial or self._pretends(seen, flow))
 
     def let_in(self, data: bytes) -> None:
         """Note a message that is served, so that it is known when it is sent again."""
@@ -99,7 +103,8 @@ class OverloadGate:
         """Return the 503 to a message, None if it is so unusual that it must be parsed to be answered."""
         peer = flow.peer
         self._context.count("sip_shed", "initial")
-        return refusal(data, host=peer.host, port=peer.port, retry_after=self._policy.retry_after, key=self._key)
+        seen = self._seen if self._seen is not None and self._seen.data is data else glance(data)
+        return None if seen is None else refusal(seen, host=peer.host, port=peer.port, retry_after=self._policy.retry_after, key=self._key)
 
     @property
     def retry_after(self) -> int:
@@ -112,12 +117,12 @@ class OverloadGate:
             self._handle.cancel()
             self._handle = None
 
-    def _pretends(self, data: bytes, flow: Flow) -> bool:
+    def _pretends(self, seen: Glance, flow: Flow) -> bool:
         """Tell whether a REGISTER says without reason that it goes on with a registration."""
         # Who is registered and protected is no stranger, and may state an older nonce (TS 24.229 §5.1.1.4.1).
-        if not data.startswith(b"REGISTER ") or flow.peer.transport == ESP or (self._core and is_protected(data)):
+        if flow.peer.transport == ESP or (self._core and seen.protected):
             return False
-        return not self._issued.answered_by(data)
+        return not self._issued.answered_by(seen)
 
     def _observe(self) -> None:
         before = self._control.state

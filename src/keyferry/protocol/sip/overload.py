@@ -14,7 +14,6 @@ from enum import Enum, auto
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from keyferry.protocol.sip.grammar import MAX_HEADERS, MAX_MESSAGE
-from keyferry.protocol.sip.names import KNOWN
 
 MAX_ISSUED: Final = 65_536
 """Nonces remembered, 20 MB: at 1,000 challenges a second, half a minute at least; what is forgotten may be refused under load."""
@@ -110,34 +109,68 @@ class OverloadControl:
 
 # ---- what may be refused
 
-_AUTHORIZATION = re.compile(rb"\r\nAuthorization[ \t]*+:((?:[^\r]++|\r\n[ \t])*+)", re.IGNORECASE)
+# a row of a name that begins as one of _PLACES does, the name, and what is odd after it: the next line goes on with it, or it holds what no
+# header field may
+_ROW = re.compile(rb"\r\n(((?:[VvFfTtIiAa]|[Cc][AaSs])[A-Za-z\-]*+)[ \t]*+:[^\r\n\0]*+)(\r\n[ \t]|\r(?!\n)|\n|\0)?+")
+_FOLDED_AUTHORIZATION = re.compile(rb"\r\n(Authorization[ \t]*+:(?:[^\r]++|\r\n[ \t])*+)", re.IGNORECASE)
 _NONCE = re.compile(rb'(?<![A-Za-z0-9\-])nonce\s*+=\s*+"?([^"\s,]++)', re.IGNORECASE)
 _PROTECTED = re.compile(rb'(?<![A-Za-z0-9\-])integrity-protected\s*+=\s*+"?yes(?![A-Za-z0-9\-])', re.IGNORECASE)
+_NAMES: Final = (("Via", "v"), ("From", "f"), ("To", "t"), ("Call-ID", "i"), ("CSeq",), ("Authorization",))
+_VIA, _FROM, _TO, _CALL_ID, _CSEQ, _AUTHORIZATION = range(len(_NAMES))
+_PLACES: Final = {
+    spelling: place for place, names in enumerate(_NAMES) for name in names for spelling in (name.encode(), name.lower().encode())
+}
 
 
-def is_initial_register(data: bytes) -> bool:
-    """Tell whether a message is a REGISTER that answers no challenge: no Authorization with a nonce that is not empty.
+class Glance(NamedTuple):
+    """What one look at a REGISTER finds, without parsing: its rows that a refusal repeats, and those that say whether it may be refused."""
 
-    A re-registration with credentials, and one that reports a synchronisation failure (AUTS), is none. Looks at the header only, without
-    parsing; what is not of the usual form counts as no initial REGISTER.
-    """
+    data: bytes
+    rows: tuple[list[bytes], ...]  # name and value, by _NAMES
+    odd: bool  # one of them goes on in the next line, or holds a lone CR or LF, or NUL
+
+    @property
+    def initial(self) -> bool:
+        """Whether it answers no challenge: no Authorization with a nonce that is not empty. A re-registration with credentials does.
+
+        So does one that reports a synchronisation failure (AUTS).
+        """
+        for row in self.rows[_AUTHORIZATION]:
+            lower = row.lower()
+            usual = b'nonce=""' in lower and lower.count(b"nonce") == 1
+            if not usual and _NONCE.search(row):
+                return False
+        return True
+
+    @property
+    def protected(self) -> bool:
+        """Whether a P-CSCF says that it came over security associations (TS 24.229 §7.2A.2); only a P-CSCF may be believed."""
+        return any(_PROTECTED.search(row) for row in self.rows[_AUTHORIZATION])
+
+    def nonces(self) -> Iterator[bytes]:
+        """Return those that it answers."""
+        return (found.group(1) for found in map(_NONCE.search, self.rows[_AUTHORIZATION]) if found is not None)
+
+
+def glance(data: bytes) -> Glance | None:
+    """Look at a message; return None for what is no REGISTER, or has no end of its header."""
     if not data.startswith(b"REGISTER "):
-        return False
-    end = data.find(b"\r\n\r\n") + 2
-    return end > 1 and not any(_NONCE.search(row) for row in _authorizations(data, end))
-
-
-def is_protected(data: bytes) -> bool:
-    """Tell whether a P-CSCF says that a REGISTER came over security associations (TS 24.229 §7.2A.2); only a P-CSCF may be believed."""
-    return any(_PROTECTED.search(row) for row in _authorizations(data, data.find(b"\r\n\r\n") + 2))
-
-
-def _authorizations(data: bytes, end: int) -> Iterator[bytes]:
-    rows = data[:end].lower().count(b"\r\nauthorization")
-    start = data.find(b"\r\nAuthorization:", 0, end)
-    usual = _AUTHORIZATION.match(data, start, end) if rows == 1 and start >= 0 else None
-    for row in (usual,) if usual is not None else _AUTHORIZATION.finditer(data, 0, end) if rows else ():
-        yield row.group(1)
+        return None
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    rows: tuple[list[bytes], ...] = ([], [], [], [], [], [])
+    odd = False
+    for row, name, after in _ROW.findall(data, 0, end):
+        place = _PLACES.get(name)
+        if place is None and (place := _PLACES.get(name.lower())) is None:
+            continue
+        rows[place].append(row)
+        if after:
+            odd = True
+    if odd and rows[_AUTHORIZATION]:
+        rows[_AUTHORIZATION][:] = _FOLDED_AUTHORIZATION.findall(data, 0, end)
+    return Glance(data, rows, odd)
 
 
 class _Recent(Generic[K, V]):
@@ -207,37 +240,27 @@ class IssuedNonces:
         if found is not None and len(found.group(1)) <= MAX_ISSUED_NONCE:
             self._nonces.put(found.group(1), None, now)
 
-    def answered_by(self, data: bytes) -> bool:
+    def answered_by(self, seen: Glance) -> bool:
         """Tell whether a message is the first to answer a nonce that was issued, or the same octets again."""
-        message = hash(data)
-        for row in _authorizations(data, data.find(b"\r\n\r\n") + 2):
-            found = _NONCE.search(row)
-            if found is None:
-                continue
-            generation = self._nonces.generation(found.group(1))
-            if generation.get(found.group(1), 0) in {None, message}:
-                generation[found.group(1)] = message
+        message = hash(seen.data)
+        for nonce in seen.nonces():
+            generation = self._nonces.generation(nonce)
+            if generation.get(nonce, 0) in {None, message}:
+                generation[nonce] = message
                 return True
         return False
 
 
 # ---- how it is refused
 
-_ECHOED: Final = {
-    spelling: place
-    for place, names in enumerate((("Via", "v"), ("From", "f"), ("To", "t"), ("Call-ID", "i"), ("CSeq",)))
-    for name in names
-    for spelling in (name.encode(), name.lower().encode())
-}
-_FOLDED: Final = (b" ", b"\t")
-_USUAL: Final = frozenset(
-    name.encode() for name in KNOWN if name.lower().encode() not in _ECHOED
-)  # known not to be one of them, without looking
 _TAG = re.compile(rb";\s*+tag\s*+=", re.IGNORECASE)
-_TOP_VIA = re.compile(rb'SIP/2\.0/[A-Z]++ ([A-Za-z0-9.\-]++|\[[0-9A-Fa-f:.]++\])(?::([0-9]{1,5}))?+((?:;[^,;"\s]++)*+)(,.*+)?')
+# sent-protocol and sent-by, then parameters up to rport, which asks for the port, and after it; what the next hop writes is not there
+_TOP_VIA = re.compile(
+    rb"([ \t]*+SIP/2\.0/[A-Z]++ ([A-Za-z0-9.\-]++|\[[0-9A-Fa-f:.]++\])(?::([0-9]{1,5}))?+(?:;(?!rport|received=)[^,;\"\s]++)*+)"
+    rb"(;rport(?=[;,\s]|$))?+((?:;(?!rport|received=)[^,;\"\s]++)*+)(,.*+|[ \t]*+)",
+    re.IGNORECASE,
+)
 _VIA_ROW = re.compile(rb"\r\n(?:Via|v)[ \t]*+:[ \t]*+([^\r\n]*+)", re.IGNORECASE)
-_RPORT = re.compile(rb";rport(?=;|$)", re.IGNORECASE)
-_SET_BY_US = re.compile(rb";(?:received|rport)=", re.IGNORECASE)
 _DEFAULT_PORT: Final = 5060
 
 
@@ -254,68 +277,41 @@ class Refusal(NamedTuple):
     port: int
 
 
-def refusal(data: bytes, *, host: str, port: int, retry_after: int, key: bytes) -> Refusal | None:
+def refusal(seen: Glance, *, host: str, port: int, retry_after: int, key: bytes) -> Refusal | None:
     """Build the 503 to a REGISTER from `host`:`port` out of its own octets, for a third of what parsing costs.
 
     The same request always gets the same answer (RFC 3261 §8.2.7). Return None for what is not of the usual form: whoever asks goes the
     long way. `key`, at most 64 octets, makes the To tag unpredictable.
     """
-    end = data.find(b"\r\n\r\n")
-    if end < 0 or len(data) > MAX_MESSAGE:
+    data, rows, odd = seen
+    if odd or not rows[_VIA] or not len(rows[_FROM]) == len(rows[_TO]) == len(rows[_CALL_ID]) == len(rows[_CSEQ]) == 1:
         return None
-    head = data[:end]
-    lines = head.split(b"\r\n")
-    breaks = len(lines) - 1
-    if breaks > MAX_HEADERS or head.count(b"\r") != breaks or head.count(b"\n") != breaks or b"\0" in head:
+    if len(rows[_VIA]) > MAX_HEADERS or len(data) > MAX_MESSAGE or not data.startswith(b" SIP/2.0\r\n", data.find(b"\r\n") - 8):
         return None
-    if not head.startswith(b"REGISTER ") or not lines[0].endswith(b" SIP/2.0"):
-        return None
-    rows = _echoed(lines)
-    if rows is None or not rows[0] or not len(rows[1]) == len(rows[2]) == len(rows[3]) == len(rows[4]) == 1:
-        return None
-    via = _routed(rows[0][0], host.encode(), port)
+    via = _routed(rows[_VIA][0], host.encode(), port)
     if via is None:
         return None
-    digest = hashlib.blake2b(b"\n".join((rows[1][0], rows[3][0], rows[4][0])), digest_size=8, key=key, person=b"shed")
-    to = rows[2][0]
-    if _TAG.search(to.rpartition(b">")[2]) is None:
+    name, to, call_id, cseq = rows[_FROM][0], rows[_TO][0], rows[_CALL_ID][0], rows[_CSEQ][0]
+    digest = hashlib.blake2b(b"\n".join((name, call_id, cseq)), digest_size=8, key=key, person=b"shed")
+    if _TAG.search(to, to.rfind(b">") + 1) is None:
         to += b";tag=" + digest.hexdigest().encode()
     seconds = retry_after + digest.digest()[0] % (retry_after + 1)
     last = b"Retry-After: %d\r\nContent-Length: 0\r\n\r\n" % seconds
-    return Refusal(
-        b"\r\n".join((b"SIP/2.0 503 Service Unavailable", via[0], *rows[0][1:], rows[1][0], to, rows[3][0], rows[4][0], last)), via[1]
-    )
-
-
-def _echoed(lines: list[bytes]) -> tuple[list[bytes], ...] | None:
-    """Return the rows that a response repeats, Via first; None where a row is folded."""
-    rows: tuple[list[bytes], ...] = ([], [], [], [], [])
-    for line in lines:
-        name = line.partition(b":")[0]
-        place = _ECHOED.get(name)
-        if place is None and name not in _USUAL:
-            if name.startswith(_FOLDED):
-                return None
-            place = _ECHOED.get(name.rstrip(b" \t").lower())
-        if place is not None:
-            rows[place].append(line)
-    return rows
+    return Refusal(b"\r\n".join((b"SIP/2.0 503 Service Unavailable", via[0], *rows[_VIA][1:], name, to, call_id, cseq, last)), via[1])
 
 
 def _routed(row: bytes, host: bytes, port: int) -> tuple[bytes, int] | None:
     """Note the source in the top Via (RFC 3261 §18.2.1; RFC 3581 §4); return it and the port the answer goes to."""
-    name, _, value = row.partition(b":")
-    found = _TOP_VIA.fullmatch(value.strip(b" \t"))
+    found = _TOP_VIA.fullmatch(row, row.find(b":") + 1)
     if found is None:
         return None
-    sent_by, sent_port, parameters, rest = found.groups()
+    sent_by, sent_port, asked = found.group(2, 3, 4)
     back = int(sent_port) if sent_port else _DEFAULT_PORT
-    if _SET_BY_US.search(parameters) or back > 65_535:
+    if back > 65_535:
         return None
-    noted = _RPORT.sub(b";received=%b;rport=%d" % (host, port), parameters, count=1)
-    if noted != parameters:
-        back = port
-    elif sent_by.strip(b"[]") != host:
-        noted += b";received=" + host
-    begin = value[: len(value) - len(value.lstrip(b" \t")) + found.start(3)]
-    return name + b":" + begin + noted + (rest or b""), back
+    if asked:
+        begin, rest = found.span(4)
+        return b"%b;received=%b;rport=%d%b" % (row[:begin], host, port, row[rest:]), port
+    if sent_by.strip(b"[]") == host:
+        return row, back
+    return b"%b;received=%b%b" % (row[: found.end(5)], host, row[found.end(5) :]), back
