@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from interop.kamailio_kit import AS_ID, START_LIMIT, kamailio_python
+from interop.kamailio_kit import AS_ID, START_LIMIT, kamailio_python, started
 from interop.peer_table import meet
 from interop.peers import program
 from keyferry.client.session import UeSession, ue_session
@@ -135,7 +135,10 @@ def network(folder: Path) -> Iterator[Network]:
         parts = stack.enter_context(serving(files["kamailio"], folder / "parts", "--role", "pcscf", "--role", "as", "--role", "admin"))
         scscf = stack.enter_context(serving(files["scscf"], folder / "scscf", "--role", "scscf"))
         stack.enter_context(serving(files["ours"], folder / "ours", "--role", "pcscf", "--role", "icscf"))
-        kamailios = {name: stack.enter_context(_kamailio(folder, name)) for name in ("scscf", "icscf", "pcscf")}
+        kamailios = {
+            name: stack.enter_context(started(directory / f"{name}.cfg", folder / f"kamailio-{name}.log"))
+            for name in ("scscf", "icscf", "pcscf")
+        }
         found = Network(folder, ports, parts, hss, scscf, kamailios)
         for peer in (KAMAILIO, OURS, "icscf.home1.net", "icscf2.home1.net"):
             until(lambda: f"peer={peer}" in hss.log.read_text(), seconds=START_LIMIT, what=f"{peer} is connected to the HSS")  # noqa: B023
@@ -144,23 +147,6 @@ def network(folder: Path) -> Iterator[Network]:
             said = found.log(name).read_text("utf-8", "replace")
             assert found.alive(name), said[-4000:]
             assert not re.search(r"(?i)\b[ci]k *=|authorization: ", said), f"{name} logs messages with keys"
-
-
-@contextmanager
-def _kamailio(folder: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    directory = folder / "kamailio"
-    checked = subprocess.run(["kamailio", "-c", "-f", directory / f"{name}.cfg"], capture_output=True, check=False)
-    assert checked.returncode == 0, checked.stderr.decode()
-    command = ["kamailio", "-DD", "-E", "-f", str(directory / f"{name}.cfg"), "-m", "64", "-M", "8", "-w", str(directory)]
-    with (folder / f"kamailio-{name}.log").open("wb") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 def _files(folder: Path, ports: dict[str, int]) -> dict[str, Path]:

@@ -136,8 +136,6 @@ def network(
     assert written.returncode == 0, written.stderr
     file = configured(directory, ports)
     file.write_text(change(file.read_text("utf-8")), "utf-8")
-    checked = subprocess.run(["kamailio", "-c", "-f", file], capture_output=True, check=False)
-    assert checked.returncode == 0, checked.stderr.decode()
     with ExitStack() as stack:
         at_hss = folder / "hss.toml"  # its operator's listener is its own
         at_hss.write_text(config.read_text("utf-8").replace(f":{ports['8080']}", f":{ports['HSS']}"), "utf-8")
@@ -146,7 +144,7 @@ def network(
         others.symlink_to(state)
         roles = [word for role in ("pcscf", "icscf", "as", "admin") for word in ("--role", role)]
         parts = stack.enter_context(serving(config, others, *roles))
-        kamailio = stack.enter_context(_kamailio(file, folder / "kamailio.log", shared))
+        kamailio = stack.enter_context(started(file, folder / "kamailio.log", shared))
         found = Network(folder, ports, parts, hss, config, ue, kamailio)
         log = state.with_suffix(".log")
         until(lambda: "peer=scscf1.home1.net" in log.read_text(), seconds=START_LIMIT, what="Kamailio is connected to the HSS")
@@ -155,7 +153,10 @@ def network(
 
 
 @contextmanager
-def _kamailio(file: Path, log: Path, shared: int) -> Iterator[subprocess.Popen[bytes]]:
+def started(file: Path, log: Path, shared: int = 64) -> Iterator[subprocess.Popen[bytes]]:
+    """Look at a configuration, and let a Kamailio run with it."""
+    checked = subprocess.run(["kamailio", "-c", "-f", file], capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stderr.decode()
     command = ["kamailio", "-DD", "-E", "-f", str(file), "-m", str(shared), "-M", "8", "-w", str(file.parent)]
     with log.open("wb") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
         try:

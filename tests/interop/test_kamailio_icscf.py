@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from interop.capturing import capturing
@@ -16,7 +17,7 @@ from interop.test_cx_tshark import _fields
 from keyferry.client.session import ue_session
 from keyferry.errors import RegistrationFailed
 from keyferry.wiring.observability import StructLog
-from system.serving import until
+from system.serving import keyferry, until
 
 pytestmark = pytest.mark.interop
 LIMIT = 30.0  # seconds
@@ -129,6 +130,26 @@ def test_two_questions_of_one_call_id_are_asked_one_after_the_other(running: Net
     peer.send(users[late], call_id="the-same", branch="again")
     assert peer.receive().startswith("SIP/2.0 401")
     peer.close()
+
+
+def test_the_check_looks_at_every_role(running: Network) -> None:
+    roles = ("scscf", "icscf", "pcscf")
+    words = [word for role in roles for word in ("--role", role)]
+    command = ("kamailio", running.folder / "kamailio", "--config", running.folder / "pcscf.toml", *words, "--check", "--json")
+    done = keyferry(*command)
+    assert done.returncode == 0, done.stdout
+    found = [each["what"] for each in msgspec.json.decode(done.stdout)["checks"]]
+    assert {what.partition(": ")[0] for what in found} == set(roles)
+    assert {f"{role}: kamailio -c" for role in roles} <= set(found)
+    table = running.folder / "kamailio/icscf/s_cscf"
+    table.rename(table.with_name("away"))
+    try:
+        done = keyferry(*command)
+    finally:
+        table.with_name("away").rename(table)
+    assert done.returncode == 1
+    bad = [each["what"] for each in msgspec.json.decode(done.stdout)["checks"] if not each["ok"]]
+    assert bad == ["icscf: files"]
 
 
 def test_strangers_are_refused(running: Network) -> None:

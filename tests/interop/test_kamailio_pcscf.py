@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import re
-import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from interop.kamailio_kit import started
 from interop.peer_table import meet
 from interop.peers import program
 from system.serving import EXAMPLES, free_port, keyferry, until
@@ -83,19 +82,14 @@ def between_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Betwee
         written = keyferry("kamailio", folder / "k", "--config", config, "--role", "pcscf", "--stderr", "--json")
         assert written.returncode == 0, written.stderr
         log = folder / "kamailio.log"
-        command = ["kamailio", "-DD", "-E", "-f", str(folder / "k/pcscf.cfg"), "-m", "64", "-M", "8", "-w", str(folder / "k")]
-        with log.open("wb") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
-            try:
-                until(lambda: _answers(port), seconds=30, what="Kamailio listens")
-                yield Between(port, ue, home)
-                assert process.poll() is None
-                said = log.read_text("utf-8", "replace")
-                assert "exited by a signal" not in said
-                assert CK not in said.lower()
-                assert IK not in said.lower()
-            finally:
-                process.send_signal(signal.SIGTERM)
-                process.wait(20)
+        process = stack.enter_context(started(folder / "k/pcscf.cfg", log))
+        until(lambda: _answers(port), seconds=30, what="Kamailio listens")
+        yield Between(port, ue, home)
+        assert process.poll() is None
+        said = log.read_text("utf-8", "replace")
+        assert "exited by a signal" not in said
+        assert CK not in said.lower()
+        assert IK not in said.lower()
 
 
 def _answers(port: int) -> bool:

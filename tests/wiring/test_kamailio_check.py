@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from keyferry.kemi.settings import KemiSettings, build_settings
@@ -95,6 +96,42 @@ def test_without_kamailio_or_its_files_it_is_said(directory: Path, monkeypatch: 
     assert f"mount --bind {directory.parent / 'hosts'} /etc/hosts" in found["HSS"].remedy
     (only,) = check_kamailio(example(), tmp_path)
     assert "scscf.cfg" in only.problem
+
+
+def test_an_i_cscf_is_looked_at_with_its_hss_and_its_s_cscfs(directory: Path, port: int) -> None:
+    config = msgspec.structs.replace(
+        changed(kamailio={"hss": "127.0.0.1", "hss_port": port}, icscf={"scscf": "sip:scscf1.home1.net;transport=tcp"})(example()),
+        hosts={"scscf1.home1.net": f"127.0.0.1:{port}"},
+    )
+    config = msgspec.structs.replace(config, hss=msgspec.structs.replace(config.hss, scscfs=["sip:127.0.0.1:1;transport=tcp"]))
+    (only,) = check_kamailio(config, directory, "icscf")
+    assert "icscf.cfg" in only.problem
+    assert "--role icscf" in only.remedy
+    (directory / "icscf").mkdir()
+    for name in ("icscf.cfg", "icscf_cdp.xml", "icscf/s_cscf", "icscf/s_cscf_capabilities", "icscf/nds_trusted_domains"):
+        (directory / name).write_text("")
+    found = {each.what: each for each in check_kamailio(config, directory, "icscf")}
+    good = ["files", "kamailio -c", "HSS", "S-CSCF sip:scscf1.home1.net;transport=tcp"]
+    assert [what for what, each in found.items() if not each.problem] == good
+    assert found.keys() - good == {"S-CSCF sip:127.0.0.1:1;transport=tcp"}
+    (directory / "broken").touch()
+    bad = next(each for each in check_kamailio(config, directory, "icscf") if each.what == "kamailio -c")
+    assert "no such module" in bad.problem
+    assert "icscf-local.cfg" in bad.remedy
+
+
+def test_a_p_cscf_is_looked_at_with_its_i_cscf(directory: Path, port: int) -> None:
+    config = msgspec.structs.replace(
+        changed(pcscf={"icscf": "sip:icscf.home1.net;transport=tcp"})(example()), hosts={"icscf.home1.net": f"127.0.0.1:{port}"}
+    )
+    assert "pcscf.cfg" in check_kamailio(config, directory, "pcscf")[0].problem
+    (directory / "pcscf.cfg").write_text("")
+    found = check_kamailio(config, directory, "pcscf")
+    assert [(each.what, each.problem) for each in found] == [
+        ("files", ""), ("kamailio -c", ""), ("I-CSCF sip:icscf.home1.net;transport=tcp", ""),
+    ]  # fmt: skip
+    away = msgspec.structs.replace(config, hosts={"icscf.home1.net": "127.0.0.1:1"})
+    assert check_kamailio(away, directory, "pcscf")[-1].problem == "Connection refused"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run something as another user")

@@ -11,7 +11,6 @@ import typer
 
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
 from keyferry.config import Config, load_config
-from keyferry.errors import ConfigError
 from keyferry.wiring.kamailio import SHARE, Written, write_kamailio
 from keyferry.wiring.kamailio_check import check_kamailio
 from keyferry.wiring.kamailio_files import number_of
@@ -42,7 +41,7 @@ def kamailio(
     share: Annotated[Path, typer.Option(metavar="DIR", help="Kamailio's SQL files, in db_sqlite.")] = SHARE,
     stderr: Annotated[bool, typer.Option("--stderr", help="Let Kamailio log to standard error instead of syslog.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; look whether what is there as S-CSCF works, inside Kamailio's Python, too.")
+        bool, typer.Option("--check", help="Write nothing; look whether what is there works, for the S-CSCF inside Kamailio's Python, too.")
     ] = False,
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,
@@ -59,9 +58,7 @@ def kamailio(
     settings = load_config(config)
     roles = list(dict.fromkeys(role or [Role.SCSCF]))
     if check:
-        if roles != [Role.SCSCF]:
-            raise ConfigError("--check", "looks at the S-CSCF alone", "Leave --role out; for the others: kamailio -c -f DIR/icscf.cfg")
-        _check(settings, directory, as_json=as_json)
+        _check(settings, directory, roles, as_json=as_json)
         return
     shown: dict[str, Any] = {}
     for each in roles:
@@ -82,9 +79,13 @@ def kamailio(
         console.print(f"warning: kamailio.user is {user!r}, whom this machine does not know: {remedy}", markup=False)
 
 
-def _check(settings: Config, directory: Path, *, as_json: bool) -> None:
+def _check(settings: Config, directory: Path, roles: list[Role], *, as_json: bool) -> None:
     """Show what works and what does not; exit with 1 where something is amiss."""
-    found = check_kamailio(settings, directory)
+    found = [
+        each._replace(what=each.what if len(roles) == 1 else f"{role.value}: {each.what}")
+        for role in roles
+        for each in check_kamailio(settings, directory, role.value)
+    ]
     good = not any(each.problem for each in found)
     if as_json:
         show_json({"ok": good, "checks": [{"what": each.what, "ok": not each.problem, "problem": each.problem} for each in found]})

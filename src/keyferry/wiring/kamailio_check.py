@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look whether what `keyferry kamailio` wrote works on this machine, as Kamailio's user and inside Kamailio's own Python."""
+"""Look whether what `keyferry kamailio` wrote works on this machine, as Kamailio's user and inside Kamailio's own Python, if it has one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,12 +19,20 @@ from keyferry.config import Config
 from keyferry.errors import ConfigError
 from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.wiring.kamailio import servers_of
-from keyferry.wiring.kamailio_files import check_folder, common_values
+from keyferry.wiring.kamailio_files import Role, check_folder, common_values
+from keyferry.wiring.kamailio_icscf import at_host, scscfs_of
+from keyferry.wiring.kamailio_pcscf import icscf_of
 
 PATIENCE: Final = 20.0
 """Seconds for Kamailio to load two modules."""
 _CONNECT: Final = 2.0  # seconds
-_FILES: Final = ("scscf.cfg", "cdp.xml", "kemi_scscf.py", "kemi.json")
+_TABLES: Final = ("icscf/s_cscf", "icscf/s_cscf_capabilities", "icscf/nds_trusted_domains")
+_FILES: Final[Mapping[Role, tuple[str, ...]]] = {
+    "scscf": ("scscf.cfg", "cdp.xml", "kemi_scscf.py", "kemi.json"),
+    "icscf": ("icscf.cfg", "icscf_cdp.xml", *_TABLES),
+    "pcscf": ("pcscf.cfg",),
+}
+_OWN: Final[Mapping[Role, str]] = {"scscf": "local.cfg or calls.cfg", "icscf": "icscf-local.cfg", "pcscf": "pcscf-local.cfg"}
 _SAYS: Final = "keyferry-check "
 _MPATH: Final = re.compile(r'^mpath="([^"]+)"$', re.MULTILINE)
 _CONFIG: Final = """#!KAMAILIO
@@ -69,26 +77,30 @@ class Checked(NamedTuple):
     remedy: str
 
 
-def check_kamailio(config: Config, directory: Path) -> list[Checked]:
-    """Look at everything, and go on after what does not work. Raises StateError where others could have put there what is run."""
+def check_kamailio(config: Config, directory: Path, role: Role = "scscf") -> list[Checked]:
+    """Look at everything of a role, and go on after what does not work.
+
+    Raises ConfigError, and StateError where others could have put there what is run.
+    """
     directory = directory.absolute()
     check_folder(directory, config.kamailio.user)
-    missing = [name for name in _FILES if not (directory / name).exists()]
+    missing = [name for name in _FILES[role] if not (directory / name).exists()]
     if missing:
-        return [Checked("files", f"{directory} has no {', '.join(missing)}", "Write them: keyferry kamailio without --check")]
+        again = "without --check" if role == "scscf" else f"--role {role}, without --check"
+        return [Checked("files", f"{directory} has no {', '.join(missing)}", f"Write them: keyferry kamailio {again}")]
     program = shutil.which("kamailio", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-    return [Checked("files", "", ""), *_of_kamailio(program, directory), *_of_neighbours(config, directory)]
+    return [Checked("files", "", ""), *_of_kamailio(program, directory, role), *_of_neighbours(config, directory, role)]
 
 
-def _of_kamailio(program: str | None, directory: Path) -> Iterator[Checked]:
+def _of_kamailio(program: str | None, directory: Path, role: Role) -> Iterator[Checked]:
     if program is None:
         yield Checked("kamailio", "it is not installed here", "Run this on Kamailio's machine, or: apt install kamailio")
         return
-    done = _run([program, "-c", "-f", str(directory / "scscf.cfg")], directory)
+    done = _run([program, "-c", "-f", str(directory / f"{role}.cfg")], directory)
     bad = [line for line in done.stderr.splitlines() if "ERROR" in line or "CRITICAL" in line]
     problem = "" if done.returncode == 0 else " ".join(bad)[-400:] or f"kamailio -c ended with {done.returncode}"
-    yield Checked("kamailio -c", problem, "Install what is missing, or mend local.cfg or calls.cfg")
-    found = _inside(program, directory)
+    yield Checked("kamailio -c", problem, f"Install what is missing, or mend {_OWN[role]}")
+    found = _inside(program, directory) if role == "scscf" else {}
     for what in ("script", "state", "rspauth"):
         if what in found:
             yield Checked(what, str(found[what]), _REMEDIES[what])
@@ -112,18 +124,31 @@ def _inside(program: str, directory: Path) -> dict[str, Any]:
     return {"script": f"Kamailio does not load it: {done.stderr[-300:].strip()}"}
 
 
-def _of_neighbours(config: Config, directory: Path) -> Iterator[Checked]:
-    values = common_values(config, "scscf", directory, directory, log_stderror=False)
-    hss = values["HSS"], int(values["HSS_PORT"])
+def _of_neighbours(config: Config, directory: Path, role: Role) -> Iterator[Checked]:
     names = _names(directory)
-    remedy = f"{hss[0]} must resolve here, and hss.listen_diameter be served there: {SERVE_HSS}"
-    yield Checked("HSS", _at(hss, _connect(*hss)), f"{remedy}. {names}")
-    for server in servers_of(config):
-        uri = parse_sip_uri(server)
-        problem = _connect(uri.host, uri.port or 5060) if "transport=tcp" in server.lower() else _resolve(uri.host)
-        yield Checked(
-            f"application server {server}", problem, f"The host in sip_uri must resolve here, and the server listen there. {names}"
-        )
+    if role != "pcscf":
+        values = common_values(config, role, directory, directory, log_stderror=False)
+        hss = values["HSS"], int(values["HSS_PORT"])
+        remedy = f"{hss[0]} must resolve here, and hss.listen_diameter be served there: {SERVE_HSS}"
+        yield Checked("HSS", _at(hss, _connect(*hss)), f"{remedy}. {names}")
+    for what, uri, place, setting in _next_hops(config, role):
+        yield Checked(f"{what} {uri}", _reached(place), f"The host in {setting} must resolve here, and the server listen there. {names}")
+
+
+def _next_hops(config: Config, role: Role) -> Iterator[tuple[str, str, str, str]]:
+    """Return to whom SIP is sent: what it is, its SIP URI, that with its address of the hosts table, the setting."""
+    if role == "scscf":
+        yield from (("application server", server, server, "sip_uri") for server in servers_of(config))
+    elif role == "icscf":
+        yield from (("S-CSCF", uri, at_host(config, uri), "icscf.scscf, scscf.name or [hosts]") for uri in scscfs_of(config))
+    else:
+        yield "I-CSCF", config.pcscf.icscf, icscf_of(config), "pcscf.icscf or [hosts]"
+
+
+def _reached(place: str) -> str:
+    """Connect where it is TCP; over UDP nobody says that he is there."""
+    uri = parse_sip_uri(place)
+    return _connect(uri.host, uri.port or 5060) if (uri.parameter("transport") or "").lower() == "tcp" else _resolve(uri.host.strip("[]"))
 
 
 def _names(directory: Path) -> str:

@@ -101,6 +101,17 @@ def _milliseconds(seconds: float) -> str:
     return str(round(seconds * 1000))
 
 
+def at_host(config: Config, text: str) -> str:
+    """Return the SIP URI of an S-CSCF, with its address of the hosts table, if it has one. Raises ConfigError."""
+    uri = _checked(text)
+    place = config.hosts.get(uri.host)
+    if place is None:
+        return text
+    tcp = ";transport=tcp" if (uri.parameter("transport") or "").lower() == "tcp" else ""
+    host, _, port = place.rpartition(":") if place.count(":") == 1 else (place, "", str(uri.port or ""))
+    return f"sip:{bracketed(host)}{f':{port}' if port else ''}{tcp}"
+
+
 def _hop(config: Config, name: str) -> list[str]:
     """Return the line for one host that is in the hosts table."""
     place = config.hosts.get(name)

@@ -33,7 +33,7 @@ def write_pcscf(config: Config, directory: Path, *, modules: Path | None = None,
         remedy = 'Set network.gm = "off" there, or use ours: keyferry serve --role pcscf'
         raise ConfigError("network.gm", "is required, and this P-CSCF has no security associations", remedy)
     port = split_address(config.pcscf.listen, "pcscf.listen")[1]
-    own = checked_words({"NAME_PORT": f"{config.pcscf.name}:{port}", "ICSCF": _icscf(config)})
+    own = checked_words({"NAME_PORT": f"{config.pcscf.name}:{port}", "ICSCF": icscf_of(config)})
     values = common_values(config, "pcscf", directory, found, log_stderror=log_stderror) | own
     make_folder(directory, config.kamailio.user)
     with as_owner(directory):
@@ -42,8 +42,8 @@ def write_pcscf(config: Config, directory: Path, *, modules: Path | None = None,
     return WrittenPcscf(directory, own["ICSCF"])
 
 
-def _icscf(config: Config) -> str:
-    """Return the URI to send to: the I-CSCF's, with its address of the hosts table, if it has one."""
+def icscf_of(config: Config) -> str:
+    """Return the URI to send to: the I-CSCF's, with its address of the hosts table, if it has one. Raises ConfigError."""
     checked_words({"pcscf.icscf": config.pcscf.icscf})
     uri = parse_sip_uri(config.pcscf.icscf)
     transport = (uri.parameter("transport") or "").lower()
