@@ -135,7 +135,8 @@ def test_two_questions_of_one_call_id_are_asked_one_after_the_other(running: Net
 def test_the_check_looks_at_every_role(running: Network) -> None:
     roles = ("scscf", "icscf", "pcscf")
     words = [word for role in roles for word in ("--role", role)]
-    command = ("kamailio", running.folder / "kamailio", "--config", running.folder / "pcscf.toml", *words, "--check", "--json")
+    words += ["--config", str(running.folder / "pcscf.toml"), "--check", "--json"]
+    command = ("kamailio", str(running.folder / "kamailio"), *words)
     done = keyferry(*command)
     assert done.returncode == 0, done.stdout
     found = [each["what"] for each in msgspec.json.decode(done.stdout)["checks"]]
