@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -174,7 +175,7 @@ class Charon:
 
         Over TCP the question before that is whether there may be a connection.
         """
-        relay.passing = 3 if tcp else 1  # a question has two parts: of SAs, and of policies past them
+        relay.passing = 1 if tcp else 0
         relay.hides_the_end = True
         relay.before_answer = self.kill
 
@@ -245,7 +246,10 @@ class Charon:
 
 
 class Relay:
-    """Stand between keyferry and charon's socket; `before_answer` runs when charon has answered, before keyferry hears it."""
+    """Stand between keyferry and charon's socket; `before_answer` runs when charon has answered a question, before keyferry hears it.
+
+    The last part of every question is that of policies.
+    """
 
     def __init__(self, path: Path, target: Path) -> None:
         self.path = path
@@ -277,12 +281,16 @@ class Relay:
                     far.close()
                     continue
                 self._sockets += [near, far]
-                threading.Thread(target=self._up, args=(near, far), daemon=True).start()
-                threading.Thread(target=self._down, args=(far, near), daemon=True).start()
+                asked: deque[str] = deque()
+                threading.Thread(target=self._up, args=(near, far, asked), daemon=True).start()
+                threading.Thread(target=self._down, args=(far, near, asked), daemon=True).start()
 
-    def _up(self, near: socket.socket, far: socket.socket) -> None:
+    def _up(self, near: socket.socket, far: socket.socket, asked: deque[str]) -> None:
+        rest = b""
         with contextlib.suppress(OSError):
             while data := near.recv(65_536):
+                packets, rest = split(rest + data)
+                asked += (packet.name for packet in map(parse_packet, packets) if packet.kind is Kind.CMD_REQUEST)
                 far.sendall(data)
             far.shutdown(socket.SHUT_RDWR)
 
@@ -293,7 +301,7 @@ class Relay:
         before, self.before_answer = self.before_answer, lambda: None
         before()
 
-    def _down(self, far: socket.socket, near: socket.socket) -> None:
+    def _down(self, far: socket.socket, near: socket.socket, asked: deque[str]) -> None:
         rest, held = b"", b""
         with contextlib.suppress(OSError):
             while data := far.recv(65_536):
@@ -301,7 +309,7 @@ class Relay:
                 for packet in packets:
                     held += len(packet).to_bytes(4) + packet
                     parsed = parse_packet(packet)
-                    if parsed.kind is Kind.CMD_RESPONSE:
+                    if parsed.kind is Kind.CMD_RESPONSE and asked.popleft() == "list-policies":
                         self._before()
                     if not (parsed.kind is Kind.EVENT and parsed.name in STREAMED):
                         near.sendall(held)

@@ -16,7 +16,8 @@ from interop.ipseckit import LIMIT, A, S, World, captured, in_clear, world
 from keyferry.ports import SipPeer
 from keyferry.protocol.security_association import Wanted
 from keyferry.transports.clock import SystemClock
-from keyferry.transports.ipsec import IpsecPolicy, IpsecSource, SaView
+from keyferry.transports.ipsec import IpsecPolicy, IpsecSource
+from keyferry.transports.sa_view import SaView
 from keyferry.transports.vici import Vici
 from system.serving import until
 

@@ -20,7 +20,7 @@ UDP = Way("UDP", "10.99.0.1", 6060, "10.99.0.2", 5090)
 TCP = Way("TCP", "10.99.0.1", 0, "10.99.0.2", 5090)
 GOOD = ChildSa(
     name=WANTED.child, ike_state="ESTABLISHED", identity=WANTED.identity, state="INSTALLED", protocol="ESP", spi_in="b9a6066e",
-    spi_out="54447b9e", encryption="AES_GCM_16", integrity="", local=("10.99.0.1/32",), remote=("10.99.0.2/32",),
+    spi_out="54447b9e", encryption="AES_GCM_16", integrity="", local=("10.99.0.1/32",), remote=("10.99.0.2/32",), ike="isc",
 )  # fmt: skip
 LIST_SA: Section = {  # as charon 5.9.8 says it
     "isc": {

@@ -4,50 +4,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
 from keyferry.errors import ProtectionUnmet
 from keyferry.ports import SipPeer
-from keyferry.protocol.security_association import Wanted
 from keyferry.protocol.sip.message import build_message, make_response
 from keyferry.protocol.vici import Section
-from keyferry.transports.ipsec import MAX_AGE, IpsecPolicy, IpsecSource, SaView
+from keyferry.transports.ipsec import ATTEMPTS, IpsecSource
 from keyferry.transports.vici import Vici
+from transports.sakit import UDP, World, world
 from transports.sipkit import FakeClock, Lab, UdpPeer, patiently, request, turns
-from transports.vicikit import CHILD, IDENTITY, Charon, charon, sa, shunt
-
-UDP = SipPeer("UDP", "10.99.0.2", 5090)
-
-
-class World:
-    """A policy, charon, and what was told."""
-
-    def __init__(self, served: Charon, clock: FakeClock, *, local: str = "10.99.0.1") -> None:
-        self.charon = served
-        self.clock = clock
-        self.view = SaView(Vici(served.path, limit=5.0, sleep=lambda _seconds: asyncio.sleep(0.001)), clock)
-        self.policy = IpsecPolicy(self.view, Wanted(CHILD, IDENTITY), local, 6060)
-        self.changes = asyncio.Queue[None]()
-        self.view.watch(lambda: self.changes.put_nowait(None))
-
-    async def refused(self, peer: SipPeer = UDP) -> str:
-        with pytest.raises(ProtectionUnmet) as raised:
-            await self.policy(peer)
-        return str(raised.value)
-
-
-@asynccontextmanager
-async def world(*sas: Section, local: str = "10.99.0.1", clock: FakeClock | None = None) -> AsyncIterator[World]:
-    async with charon(*sas) as served:
-        made = World(served, clock or FakeClock(), local=local)
-        await made.view.start()
-        try:
-            yield made
-        finally:
-            await made.view.aclose()
+from transports.vicikit import CHILD, charon, sa, shunt
 
 
 async def test_the_configured_sa_lets_through_and_no_other() -> None:
@@ -82,35 +50,7 @@ async def test_charon_is_asked_for_every_transmission() -> None:
     async with world(sa()) as here:
         for asked in range(1, 4):
             await here.policy(UDP)
-            assert here.charon.asked.count("list-sas") == asked
-
-
-async def test_many_at_once_share_questions_but_none_an_answer_older_than_itself() -> None:
-    async with world(sa()) as here:
-        await asyncio.gather(*(here.policy(UDP) for _ in range(50)))
-        assert here.charon.asked.count("list-sas") == 1
-        late: list[asyncio.Task[None]] = []
-
-        def one_more() -> None:  # charon has this question already: it may have looked at its SAs before this one came
-            if not late:
-                late.append(asyncio.get_running_loop().create_task(here.policy(UDP)))
-
-        here.charon.before_answer = one_more
-        await here.policy(UDP)
-        await patiently(late[0])
-        assert here.charon.asked.count("list-sas") == 3
-
-
-async def test_an_event_while_charon_answers_makes_the_answer_void() -> None:
-    async with world(sa()) as here:
-
-        def deleted() -> None:
-            here.charon.sas = []
-            here.view.events += 1
-            here.charon.before_answer = lambda: None
-
-        here.charon.before_answer = deleted
-        assert "no CHILD_SA" in await here.refused()
+            assert here.charon.looks == asked
 
 
 async def test_sas_that_change_all_the_time_let_nothing_through() -> None:
@@ -119,30 +59,91 @@ async def test_sas_that_change_all_the_time_let_nothing_through() -> None:
         assert "change faster" in await here.refused()
 
 
-async def test_who_rekeys_all_the_time_keeps_no_push_to_others_up() -> None:
-    """An application server is at the other end of its own SAs alone, and can make things happen to them as often as it likes."""
+async def test_who_rekeys_ever_so_often_keeps_no_push_up() -> None:
+    """An application server is at the other end of its own SA, and can make things happen to it some hundred times a second."""
     async with world(sa()) as here:
-        left = 6
+        left = ATTEMPTS - 1
 
         def rekeyed() -> None:
             nonlocal left
-            left -= 1
-            here.view.events += left > 0
+            if left:
+                left -= 1
+                here.charon.say("child-rekey", sa())
 
-        here.charon.before_answer = rekeyed
+        here.charon.before_passes = rekeyed
         await here.policy(UDP)
         assert left == 0
 
 
-async def test_an_answer_that_came_long_ago_is_none() -> None:
-    """Our own loop may have stood still between the answer and now."""
-    async with world(sa()) as here:
-        view = await here.view.look()
-        assert here.view.is_current(view)
-        here.clock.time += MAX_AGE
-        assert here.view.is_current(view)
-        here.clock.time += 0.01
-        assert not here.view.is_current(view)
+async def test_an_sa_with_the_same_addresses_and_another_identity_that_comes_and_goes() -> None:
+    """Its name is another one, so nobody who asks for ours hears of it; the event tells, and everything is asked for."""
+    evil = sa("evil.home1.net", name="evil", number=9)
+    for covers in ("10.99.0.2/32", "0.0.0.0/0", "10.99.0.2/32[udp/5090]", "rubbish"):
+        evil = sa("evil.home1.net", name="evil", number=9, remote=covers)
+        async with world(sa()) as here:
+            await here.policy(UDP)
+            here.charon.sas.append(evil)
+            here.charon.say("child-updown", {"up": "yes", **evil})
+            assert "another identity" in await here.refused()  # charon says it before it answers
+            assert "another identity" in await here.refused()
+            here.charon.sas.pop()
+            here.charon.say("child-updown", evil)
+            await here.policy(UDP)
+            await here.policy(UDP)
+
+            def comes(here: World = here, evil: Section = evil) -> None:
+                here.charon.sas = [sa(), evil]
+                here.charon.say("child-rekey", rekeyed(evil))
+                here.charon.before_passes = lambda: None
+
+            here.charon.before_passes = comes  # when charon has told of ours already
+            assert "another identity" in await here.refused()
+
+
+def rekeyed(one: Section) -> Section:
+    """Return what child-rekey says: two CHILD_SAs under one name."""
+    ((name, ike),) = one.items()
+    assert isinstance(ike, dict)
+    children = ike["child-sas"]
+    assert isinstance(children, dict)
+    ((_, child),) = children.items()
+    return {name: {**ike, "child-sas": {"x": {"old": child, "new": child}}}}
+
+
+async def test_strangers_cost_charon_nothing() -> None:
+    """Hosts with which no SA is, thousands a second: once charon has said which there are, none of them makes it say so again."""
+    theirs = sa("scscf1.home1.net", local="10.99.0.2/32", remote="10.99.0.1/32")
+    async with world(theirs, local="10.99.0.2") as here:
+        source = IpsecSource(here.view, CHILD, "10.99.0.2", 5090)
+
+        async def stranger(each: int) -> str:
+            with pytest.raises(ProtectionUnmet) as raised:
+                await source.authenticated(SipPeer("UDP", f"198.51.{each >> 8}.{each & 255}", 5060))
+            return raised.value.problem
+
+        assert {await stranger(each) for each in range(2)} == {
+            "no CHILD_SA covers what comes from there",
+            f"no CHILD_SA {CHILD!r} is with that address",
+        }
+        looks = here.charon.looks
+        assert set(await asyncio.gather(*(stranger(each) for each in range(5_000)))) == {f"no CHILD_SA {CHILD!r} is with that address"}
+        assert here.charon.looks == looks
+        friend = SipPeer("UDP", "10.99.0.1", 6060)
+        await asyncio.gather(*(source.authenticated(friend) for _ in range(50)))
+        assert here.charon.looks == looks + 1  # together they share one
+        here.charon.sas.append(sa("scscf2.home1.net", local="10.99.0.2/32", remote="198.51.0.9/32", number=2))
+        await here.says("child-updown", here.charon.sas[-1])
+        assert (await source.authenticated(SipPeer("UDP", "198.51.0.9", 6060))).name == "scscf2.home1.net"
+        assert await stranger(8) == f"no CHILD_SA {CHILD!r} is with that address"
+
+
+async def test_word_of_an_sa_that_is_slower_than_what_comes_through_it_keeps_nobody_out() -> None:
+    theirs = sa("scscf1.home1.net", local="10.99.0.2/32", remote="10.99.0.1/32")
+    async with world(local="10.99.0.2") as here:
+        source = IpsecSource(here.view, CHILD, "10.99.0.2", 5090)
+        await source.named()
+        here.charon.sas = [theirs]
+        assert (await source.authenticated(SipPeer("UDP", "10.99.0.1", 6060))).name == "scscf1.home1.net"
 
 
 async def test_without_charon_nothing_goes_and_its_return_is_told() -> None:

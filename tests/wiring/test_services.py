@@ -19,7 +19,8 @@ from keyferry.ports.correlation import correlate
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
-from keyferry.transports.ipsec import IpsecSource, SaView
+from keyferry.transports.ipsec import IpsecSource
+from keyferry.transports.sa_view import SaView
 from keyferry.transports.vici import Vici
 from keyferry.wiring.key_agent import is_scscf
 from keyferry.wiring.observability import Metrics, StructLog

@@ -21,6 +21,8 @@ UP: Final = frozenset({"INSTALLED", "REKEYING"})
 """States of a CHILD_SA in which the kernel has both directions; REKEYING: until the next one is there."""
 ABSENT: Final = frozenset({"CREATED", "ROUTED", "RETRYING"})
 """States of a CHILD_SA in which the kernel has nothing that carries packets."""
+UNLISTED: Final = "(cannot be listed)"
+"""State, of our own, of a CHILD_SA that may be there: charon drops an answer about an IKE_SA that has too many."""
 IKE_UP: Final = frozenset({"ESTABLISHED", "REKEYING"})
 """States of an IKE_SA in which both sides are authenticated."""
 SERVICES: Final = {"sip": 5060, "sip-tls": 5061, "sips": 5061, "http-alt": 8080, "http": 80, "https": 443, "diameter": 3868}
@@ -63,6 +65,7 @@ class ChildSa(NamedTuple):
     local: tuple[str, ...]  # traffic selectors
     remote: tuple[str, ...]
     apart: tuple[str, ...] = ()  # what packets need besides, to go through it
+    ike: str = ""  # name of the IKE_SA
 
 
 class Pass(NamedTuple):
@@ -79,6 +82,14 @@ class Wanted(NamedTuple):
     identity: str
 
 
+class Ends(NamedTuple):
+    """Two addresses, and the CHILD_SA that whatever goes between them is to go through."""
+
+    child: str
+    local: str  # numeric
+    remote: str
+
+
 class Way(NamedTuple):
     """Which packets are to be protected."""
 
@@ -89,14 +100,61 @@ class Way(NamedTuple):
     remote_port: int
 
 
+def ike_sas(event: Section) -> dict[str, Section]:
+    """Return the IKE_SAs of an event, by their names."""
+    return {name: ike for name, ike in event.items() if isinstance(ike, dict)}
+
+
 def child_sas(event: Section) -> list[ChildSa]:
-    """Read one list-sa event; what is missing is "", which satisfies nothing."""
+    """Read a list-sa event, or one of those that tell of a change; what is missing is "", which satisfies nothing."""
     found: list[ChildSa] = []
-    for ike in event.values():
-        children = ike.get("child-sas") if isinstance(ike, dict) else None
-        if isinstance(ike, dict) and isinstance(children, dict):
-            found += [_child(ike, child) for child in children.values() if isinstance(child, dict)]
+    for name, ike in ike_sas(event).items():
+        children = ike.get("child-sas")
+        for child in children.values() if isinstance(children, dict) else ():
+            if isinstance(child, dict):
+                both = [each for each in (child.get("old"), child.get("new")) if isinstance(each, dict)]  # child-rekey has two
+                found += [_child(name, ike, each) for each in both or [child]]
     return found
+
+
+def configured_sas(event: Section, name: str, ike: Section) -> list[ChildSa]:
+    """Return what CHILD_SAs an IKE_SA may have that charon cannot list, by a list-conn event: each as wide as it is configured.
+
+    A narrower one may be there (RFC 7296 §2.9), and a wider one not.
+    """
+    children = ike_sas(event).get(name, {}).get("children")
+    found = []
+    for child, settings in children.items() if isinstance(children, dict) else ():
+        if isinstance(settings, dict):
+            local, remote = (
+                tuple(each for text in _list(settings.get(f"{side}-ts")) for each in _resolved(text, ike, side))
+                for side in ("local", "remote")
+            )
+            found.append(_child(name, ike, {"name": child, "state": UNLISTED})._replace(local=local, remote=remote))
+    return found or [_child(name, ike, {"name": name, "state": UNLISTED})._replace(local=("",), remote=("",))]  # of which nobody knows
+
+
+def _resolved(text: str, ike: Section, side: str) -> list[str]:
+    """Return the selectors of one that may be `dynamic`: the virtual addresses, or else the address, of that side."""
+    if not text.startswith("dynamic"):
+        return [text]
+    addresses = [*_list(ike.get(f"{side}-vips")), _text(ike, f"{side}-host")]
+    return [f"{each}/{128 if ':' in each else 32}" for each in addresses if each]
+
+
+def touches(sa: ChildSa, ends: Ends) -> bool:
+    """Tell whether a CHILD_SA may carry anything between two addresses, whatever port and protocol; without the second: is of the name."""
+    return _takes_in(sa.local, ends.local) and _takes_in(sa.remote, ends.remote) if ends.remote else sa.name == ends.child
+
+
+@lru_cache(maxsize=16_384)  # others' SAs change hundreds of times a second, and their selectors do not
+def _takes_in(selectors: tuple[str, ...], address: str) -> bool:
+    return any(_selects(text, "", address, 0, whole=False) for text in selectors)
+
+
+def is_alone(sas: Sequence[ChildSa], ends: Ends) -> bool:
+    """Tell whether nothing but CHILD_SAs of the right name may carry anything between two addresses, and charon can list these."""
+    return all(sa.state in ABSENT or (sa.name == ends.child and sa.state != UNLISTED) for sa in sas)
 
 
 def passes(event: Section) -> list[Pass]:
@@ -132,7 +190,11 @@ def who_is_behind(sas: Sequence[ChildSa], child: str, way: Way) -> str:
     """
     sa = next((sa for sa in sas if sa.state in UP and _covers(sa, way, whole=True)), None)
     if sa is None:
-        raise ProtectionUnmet(f"{way.transport.lower()}:{way.remote}:{way.remote_port}", "no CHILD_SA covers what comes from there")
+        unlisted = (
+            _strange(each, Wanted(child, each.identity)) for each in sas if each.state == UNLISTED and _covers(each, way, whole=False)
+        )
+        problem = next(unlisted, "no CHILD_SA covers what comes from there")
+        raise ProtectionUnmet(f"{way.transport.lower()}:{way.remote}:{way.remote_port}", problem)
     check_way(sas, Wanted(child, sa.identity), way)
     return sa.identity
 
@@ -146,13 +208,14 @@ def _why(sas: Sequence[ChildSa], wanted: Wanted, way: Way) -> str:
     return f"the CHILD_SA {wanted.child!r} does not cover {way.transport} from {way.local} to {way.remote}:{way.remote_port}"
 
 
-def _child(ike: Section, child: Section) -> ChildSa:
+def _child(name: str, ike: Section, child: Section) -> ChildSa:
     return ChildSa(
+        ike=name,
         name=_text(child, "name"), ike_state=_text(ike, "state"), identity=_text(ike, "remote-id"), state=_text(child, "state"),
         protocol=_text(child, "protocol"), spi_in=_text(child, "spi-in"), spi_out=_text(child, "spi-out"),
         encryption=_text(child, "encr-alg"), integrity=_text(child, "integ-alg"),
         local=_list(child.get("local-ts")), remote=_list(child.get("remote-ts")),
-        apart=tuple(name for name in APART if _text(child, name).strip("0")),
+        apart=tuple(each for each in APART if _text(child, each).strip("0")),
     )  # fmt: skip
 
 
@@ -167,6 +230,8 @@ def _list(value: Value | None) -> tuple[str, ...]:
 
 def _strange(sa: ChildSa, wanted: Wanted) -> str:
     """Return what makes it another CHILD_SA than the one wanted; "" nothing."""
+    if sa.state == UNLISTED:
+        return f"the IKE_SA {sa.ike!r} has so many CHILD_SAs that charon cannot list them, and one may cover the address: end some"
     if sa.identity != wanted.identity:
         return f"a CHILD_SA of another identity than {wanted.identity!r} covers the address"  # which, its peer chose
     return "" if sa.name == wanted.child else f"a CHILD_SA of another name than {wanted.child!r} covers the address"
@@ -197,12 +262,15 @@ def _covers(sa: ChildSa | Pass, way: Way, *, whole: bool) -> bool:
 
 
 def _selects(text: str, transport: str, address: str, port: int, *, whole: bool) -> bool:
-    """Tell whether a traffic selector, as charon writes it, takes in a port of an address; 0: every port if `whole`, else one."""
+    """Tell whether a traffic selector, as charon writes it, takes in a port of an address; 0: every port if `whole`, else one.
+
+    Without a transport: whether it takes in any of those that SIP goes over.
+    """
     try:
         selector, number = _selector(text), _number(address)
     except ValueError:
         return not whole
-    if not selector.first <= number <= selector.last or selector.transport not in {"", transport}:
+    if not selector.first <= number <= selector.last or selector.transport not in {"", transport or selector.transport} - {OTHER}:
         return False
     if selector.ports is None or not port:
         return not whole or selector.ports == ALL_PORTS

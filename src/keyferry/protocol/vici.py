@@ -11,8 +11,8 @@ from keyferry.errors import ParseError
 
 MAX_PACKET: Final = 512 * 1024
 """Octets; vici itself sends none that is longer."""
-MAX_ELEMENTS: Final = 20_000
-"""Of one message: an IKE_SA with 250 CHILD_SAs has 6,000."""
+MAX_ELEMENTS: Final = 50_000
+"""Of one message: an IKE_SA with 1,000 CHILD_SAs has 30,000, and is about as long as a packet may be."""
 MAX_DEPTH: Final = 8
 """Sections within sections: list-sa has three."""
 _LENGTH = 4  # octets

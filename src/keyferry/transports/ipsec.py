@@ -3,100 +3,42 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from keyferry.errors import ProtectionUnmet, TransportError
-from keyferry.ports import Clock, SipPeer
-from keyferry.protocol.security_association import ChildSa, Pass, Wanted, Way, check_passes, check_way, child_sas, passes, who_is_behind
-from keyferry.transports.vici import Vici
+from keyferry.ports import SipPeer
+from keyferry.protocol.security_association import ChildSa, Ends, Wanted, Way, check_passes, check_way, touches, who_is_behind
+from keyferry.transports.sa_view import MAX_SAS, SaView, View
 
 _T = TypeVar("_T")
-MAX_AGE: Final = 1.0
-"""Seconds after which an answer of charon's is none: our own loop may have stood still."""
 ATTEMPTS: Final = 10
-"""How often charon is asked for one transmission, where something happened to an SA while it answered: whoever is at the other end of one
-can make it happen some hundred times a second, and must not keep up what goes through others."""
+"""How often charon is asked for one transmission, where something happened to its SA while it answered: whoever is at the other end of it
+can make it happen some hundred times a second."""
+STRANGERS: Final = 0.5
+"""Seconds between questions for hosts of whom charon has told nothing: word of a new SA may be slower than what comes through it."""
 
 
-class View(NamedTuple):
-    """What charon said, when, and after how many events."""
-
-    sas: tuple[ChildSa, ...]
-    passes: tuple[Pass, ...]
-    at: float  # monotonic seconds
-    events: int
-
-
-@dataclass(slots=True)
-class SaView:
-    """charon's SAs, asked for again for every look; who looks while a question is under way waits for the one after it."""
-
-    vici: Vici
-    clock: Clock
-    events: int = 0  # of an SA, or of the connection to charon, so far
-    _watchers: list[Callable[[], None]] = field(default_factory=list)
-    _next: asyncio.Task[View] | None = None
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    async def start(self) -> None:
-        """Connect to charon, if it is there."""
-        self.vici.heard = self._heard
-        await self.vici.start()
-
-    async def aclose(self) -> None:
-        """End the connection."""
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
-        await self.vici.aclose()
-
-    def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` whenever something happens to an SA, or to the connection to charon."""
-        self._watchers.append(changed)
-
-    async def look(self) -> View:
-        """Return what charon said to a question that was put after this call. Raises TransportError."""
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_task(self._ask())
-            self._next.add_done_callback(_retrieved)
-        return await asyncio.shield(self._next)
-
-    def is_current(self, view: View) -> bool:
-        """Tell whether nothing has happened since, and not much time passed."""
-        return view.events == self.events and self.clock.monotonic() - view.at <= MAX_AGE
-
-    async def _ask(self) -> View:
-        async with self._turn:
-            self._next = None  # whoever comes from now on asks after this question was put
-            events = self.events
-            listed = await self.vici.list_sas()
-            past = await self.vici.list_passes()
-            return View(
-                tuple(sa for each in listed for sa in child_sas(each)), tuple(found for each in past for found in passes(each)),
-                self.clock.monotonic(), events,
-            )  # fmt: skip
-
-    def _heard(self, _name: str) -> None:
-        self.events += 1
-        for changed in self._watchers:
-            changed()
+async def _look(view: SaView, ends: Ends) -> View:
+    """Ask charon. Raises ProtectionUnmet."""
+    try:
+        return await view.look(ends)
+    except TransportError as problem:
+        raise ProtectionUnmet(ends.remote, f"charon cannot be asked at {problem.peer}: {problem.problem}") from problem
 
 
-async def _settled(view: SaView, peer: SipPeer, way: Way, judge: Callable[[Sequence[ChildSa]], _T]) -> _T:
-    """Return what `judge` makes of the SAs that charon has, when nothing happened to one meanwhile. Raises ProtectionUnmet."""
+async def settled(view: SaView, child: str, way: Way, judge: Callable[[Sequence[ChildSa]], _T]) -> _T:
+    """Return what `judge` makes of the SAs that charon has, when nothing happened to those of a way meanwhile. Raises ProtectionUnmet."""
+    ends = Ends(child, way.local, way.remote)
     for _ in range(ATTEMPTS):
-        try:
-            found = await view.look()
-        except TransportError as problem:
-            raise ProtectionUnmet(str(peer), f"charon cannot be asked at {problem.peer}: {problem.problem}") from problem
+        found = await _look(view, ends)
+        found.check()
         check_passes(found.passes, way)
         judged = judge(found.sas)
         if view.is_current(found):
             return judged
-    raise ProtectionUnmet(str(peer), "the SAs change faster than charon can be asked")
+    raise ProtectionUnmet(way.remote, "the SAs change faster than charon can be asked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +52,18 @@ class IpsecPolicy:
 
     async def __call__(self, peer: SipPeer) -> None:
         """Raise ProtectionUnmet where nothing may be sent to a numeric address."""
-        if peer.transport not in {"UDP", "TCP"}:
-            raise ProtectionUnmet(str(peer), "the policy `ipsec` is for UDP and TCP within the SA")
-        way = Way(peer.transport, self.local, self.local_port if peer.transport == "UDP" else 0, peer.host, peer.port)
-        await _settled(self.view, peer, way, lambda sas: check_way(sas, self.wanted, way))
+        way = outgoing(peer, self.local, self.local_port)
+        await settled(self.view, self.wanted.child, way, lambda sas: check_way(sas, self.wanted, way))
 
 
-@dataclass(frozen=True, slots=True)
+def outgoing(peer: SipPeer, local: str, local_port: int) -> Way:
+    """Return the way to a peer, where an SA can be for it. Raises ProtectionUnmet."""
+    if peer.transport not in {"UDP", "TCP"}:
+        raise ProtectionUnmet(str(peer), "the policy `ipsec` is for UDP and TCP within the SA")
+    return Way(peer.transport, local, local_port if peer.transport == "UDP" else 0, peer.host, peer.port)
+
+
+@dataclass(slots=True)
 class IpsecSource:
     """Say who sent what came in, by the security association that covers it; for those who take pushes."""
 
@@ -125,6 +72,8 @@ class IpsecSource:
     local: str  # numeric: where we listen
     local_port: int  # 0: any
     _known: set[str] = field(default_factory=set)  # hosts that were behind one when last looked at
+    _named: View | None = None  # the CHILD_SAs of that name, as charon told when it was last asked
+    _strangers: float = 0.0  # monotonic seconds from which on one may cause a question
 
     async def authenticated(self, peer: SipPeer) -> SipPeer:
         """Return a peer with the name that its IKE identity gives it. Raises ProtectionUnmet where no SA covers what it sends.
@@ -133,19 +82,46 @@ class IpsecSource:
         """
         way = Way(peer.transport, self.local, self.local_port, peer.host, peer.port)
         try:
-            name = await _settled(self.view, peer, way, lambda sas: who_is_behind(sas, self.child, way))
+            name = await self._name_behind(way)
         except ProtectionUnmet:
             self._known.discard(peer.host)
             raise
         self._known.add(peer.host)
         return peer._replace(name=name)
 
+    async def may_ask(self, peer: SipPeer, names: Collection[str]) -> None:
+        """Let a request of ours go only to whom an SA proves to be one of these; a check for `SipClient.send`. Raises ProtectionUnmet."""
+        way = outgoing(peer, self.local, self.local_port)
+        if await self._name_behind(way) not in names:
+            raise ProtectionUnmet(str(peer), f"the CHILD_SA {self.child!r} there is with somebody else")
+
+    async def named(self) -> Sequence[ChildSa]:
+        """Return the CHILD_SAs of the name as charon told of them last, which lets nothing through. Raises ProtectionUnmet."""
+        if self._named is None or not self.view.holds(self._named):
+            self._named = await _look(self.view, Ends(self.child, self.local, ""))
+        return self._named.sas
+
     def knows(self, peer: SipPeer) -> bool:
         """Tell whether an SA covered what the same host sent last."""
         return peer.host in self._known
 
+    async def _name_behind(self, way: Way) -> str:
+        ends = Ends(self.child, self.local, way.remote)
+        if not await self._may_be_named(ends):
+            raise ProtectionUnmet(way.remote, f"no CHILD_SA {self.child!r} is with that address")
+        try:
+            return await settled(self.view, self.child, way, lambda sas: who_is_behind(sas, self.child, way))
+        except ProtectionUnmet:
+            self.view.forget(ends)
+            raise
 
-def _retrieved(task: asyncio.Task[View]) -> None:
-    """Look at a failure that those who waited may have given up before."""
-    if not task.cancelled():
-        task.exception()
+    async def _may_be_named(self, ends: Ends) -> bool:
+        """Tell whether charon has to be asked about a host: those with whom it has told of no SA are as many as they like."""
+        named = await self.named()
+        if len(named) > MAX_SAS or any(touches(sa, ends) for sa in named):
+            return True
+        now = self.view.clock.monotonic()
+        if now < self._strangers:
+            return False
+        self._strangers = now + STRANGERS
+        return True

@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 from keyferry.errors import ParseError, TransportError
 from keyferry.protocol.vici import Kind, Packet, Section, build_packet, parse_packet, split
@@ -20,19 +20,20 @@ LIMIT: Final = 1.0
 AGAIN: Final = 0.25
 """Seconds until a connection that ended, or could not be made, is tried again."""
 MAX_STREAMED: Final = 10_000
-"""Events of one answer: as many IKE_SAs."""
-STREAMED: Final = ("list-sa", "list-policy")
+"""Events of one answer that are kept."""
+STREAMED: Final = ("list-sa", "list-policy", "list-conn")
 EVENTS: Final = ("child-updown", "child-rekey", "ike-updown")
+NONE: Final = "%none"
+"""A name that no CHILD_SA has: swanctl.conf knows no such."""
 
-Heard = Callable[[str], None]
-"""Takes the name of an event, or `connected` or `lost`; never waits, never raises."""
+Heard = Callable[[str, Section], None]
+"""Takes the name of an event, or `connected` or `lost`, and what it says; never waits, never raises."""
+Take = Callable[[Section], None]
+"""Takes what charon streams, one event after the other; never waits, never raises."""
 
 
-class Answer(NamedTuple):
-    """What charon answered to a command, and what it streamed before."""
-
-    message: Section
-    streamed: tuple[Section, ...]
+def _dropped(_section: Section) -> None:
+    """Take what nobody asked for: the rest of an answer that was given up."""
 
 
 class ViciLink(asyncio.Protocol):
@@ -43,19 +44,18 @@ class ViciLink(asyncio.Protocol):
         self._heard = heard
         self._lost = lost
         self._buffer = b""
-        self._streamed: list[Section] = []
+        self._take: Take = _dropped
         self._waiting: asyncio.Future[Packet] | None = None
         self._transport: asyncio.Transport | None = None
 
-    async def exchange(self, kind: Kind, name: str, message: Section | None = None) -> tuple[Packet, tuple[Section, ...]]:
-        """Send one packet and return the answer, and what was streamed before; one at a time. Raises TransportError."""
+    async def exchange(self, kind: Kind, name: str, message: Section | None = None, take: Take | None = None) -> Packet:
+        """Send one packet and return the answer; `take` gets what is streamed before. One at a time. Raises TransportError."""
         if self._transport is None or self._waiting is not None:
             raise TransportError("vici", "the connection ended")
         self._waiting = asyncio.get_running_loop().create_future()
-        self._streamed = []
+        self._take = take or _dropped
         self._transport.write(build_packet(kind, name, message))
-        packet = await self._waiting
-        return packet, tuple(self._streamed)
+        return await self._waiting
 
     def end(self, problem: str) -> None:
         """Break the connection; who waits for an answer is told."""
@@ -89,11 +89,9 @@ class ViciLink(asyncio.Protocol):
 
     def _received(self, packet: Packet) -> None:
         if packet.kind is Kind.EVENT and packet.name in STREAMED:
-            self._streamed.append(packet.message)
-            if len(self._streamed) > MAX_STREAMED:
-                self.end(f"charon lists over {MAX_STREAMED} IKE_SAs or policies")
+            self._take(packet.message)
         elif packet.kind is Kind.EVENT:
-            self._heard(packet.name)
+            self._heard(packet.name, packet.message)
         elif self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(packet)
             self._waiting = None
@@ -108,7 +106,7 @@ class Vici:
         self,
         path: Path,
         *,
-        heard: Heard = lambda _name: None,
+        heard: Heard = lambda _name, _message: None,
         limit: float = LIMIT,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         believed: Collection[int] | None = None,
@@ -142,15 +140,15 @@ class Vici:
         if self._link is not None:
             self._link.end("it was closed")
 
-    async def ask(self, command: str, message: Section | None = None) -> Answer:
-        """Send a command; questions wait for each other. Raises TransportError."""
+    async def ask(self, command: str, message: Section | None = None, take: Take | None = None) -> Section:
+        """Send a command and return what charon answers; questions wait for each other. Raises TransportError."""
         async with self._turn:
             link = self._link
             if link is None:
                 raise TransportError(str(self.path), self.problem)
             try:
                 async with asyncio.timeout(self._limit):
-                    packet, streamed = await link.exchange(Kind.CMD_REQUEST, command, message)
+                    packet = await link.exchange(Kind.CMD_REQUEST, command, message, take)
             except TimeoutError:
                 link.end(f"charon did not answer within {self._limit:g} s")
                 raise TransportError(str(self.path), self.problem) from None
@@ -161,15 +159,28 @@ class Vici:
                 raise
         if packet.kind is not Kind.CMD_RESPONSE:
             raise TransportError(str(self.path), f"charon does not know the command {command}")
-        return Answer(packet.message, streamed)
+        return packet.message
+
+    async def listed(self, command: str, message: Section | None = None) -> list[Section]:
+        """Return what charon streams to a command. Raises TransportError, also where that is more than can be kept."""
+        found: list[Section] = []
+
+        def take(section: Section) -> None:
+            if len(found) <= MAX_STREAMED:
+                found.append(section)
+
+        await self.ask(command, message, take)
+        if len(found) > MAX_STREAMED:
+            raise TransportError(str(self.path), f"charon streams over {MAX_STREAMED} events to {command}")
+        return found
 
     async def list_sas(self) -> Sequence[Section]:
         """Return every IKE_SA with its CHILD_SAs, as charon has them now. Raises TransportError."""
-        return (await self.ask("list-sas")).streamed
+        return await self.listed("list-sas")
 
     async def list_passes(self) -> Sequence[Section]:
         """Return the policies that let packets past every SA. Raises TransportError."""
-        return (await self.ask("list-policies", {"pass": "yes"})).streamed
+        return await self.listed("list-policies", {"pass": "yes"})
 
     # ---- inside
 
@@ -188,7 +199,7 @@ class Vici:
             except OSError as problem:
                 self.problem = f"charon is not there ({problem.strerror or problem}). Start it, or correct ipsec.vici"
             else:
-                self.heard("connected")
+                self.heard("connected", {})
                 first.set()
                 await self._ended.wait()
             self._link = None
@@ -199,14 +210,14 @@ class Vici:
         """Connect and subscribe to events. Raises OSError, TimeoutError, TransportError."""
         loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        link = ViciLink(lambda name: self.heard(name), self._lost)
+        link = ViciLink(lambda name, message: self.heard(name, message), self._lost)
         try:
             sock.setblocking(False)
             await loop.sock_connect(sock, os.fspath(self.path))
             self._check_owner(sock)
             await loop.create_unix_connection(lambda: link, sock=sock)
             for name in (*STREAMED, *EVENTS):
-                packet, _ = await link.exchange(Kind.EVENT_REGISTER, name)
+                packet = await link.exchange(Kind.EVENT_REGISTER, name)
                 if packet.kind is not Kind.EVENT_CONFIRM:
                     raise TransportError(str(self.path), f"charon has no event {name}: it is too old")
         except BaseException:
@@ -220,7 +231,7 @@ class Vici:
         if self._link is not None:
             self._link = None
             self.problem = problem
-            self.heard("lost")
+            self.heard("lost", {})
         self._ended.set()
 
     def _check_owner(self, sock: socket.socket) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from keyferry.config import Scscf, split_address
 from keyferry.config.ipsec import ReceivingSide, child_of, identity_of
-from keyferry.errors import KeyferryError, ProtectionUnmet, PushRefused, TransportError
+from keyferry.errors import KeyferryError, ProtectionUnmet, PushRefused
 from keyferry.ports import Counter, Log, Resolver, SipHandler, SipPeer
 from keyferry.ports.correlation import correlate
 from keyferry.protocol.identity import AsId, parse_as_id
@@ -20,7 +20,8 @@ from keyferry.protocol.repeats import WINDOW, Repeats
 from keyferry.protocol.security_association import Wanted
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.protocol.sip.uri import parse_sip_uri
-from keyferry.transports.ipsec import IpsecPolicy, IpsecSource, SaView
+from keyferry.transports.ipsec import IpsecPolicy, IpsecSource
+from keyferry.transports.sa_view import SaView
 from keyferry.transports.sip_tcp import source_of
 from keyferry.transports.vici import Vici
 from keyferry.wiring.services import Services
@@ -38,14 +39,16 @@ class IpsecWatch:
     release: Callable[[str], None] = lambda _server_name: None  # takes the ServerName of an AS that may be sent to again
     abandon: Callable[[str, str], None] = lambda _host, _problem: None  # takes the host to which the way is gone, and why
     _problems: dict[str, str] = field(default_factory=dict)  # by ServerName; "" met
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: set[str] = field(default_factory=set)  # ServerNames to look at, each once, however much happens
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connect to charon, look once, and begin to watch."""
-        self.view.watch(self._changed.set)
+        self.view.watch(self._happened)
         await self.view.start()
-        await self._look()
+        self._changed.clear()
+        await self._look(list(self.policies))
         self._task = asyncio.get_running_loop().create_task(self._follow())
 
     async def aclose(self) -> None:
@@ -55,18 +58,26 @@ class IpsecWatch:
             await asyncio.gather(self._task, return_exceptions=True)
         await self.view.aclose()
 
+    def _happened(self, children: Collection[str] | None) -> None:
+        """Take what happened to CHILD_SAs of these names, or to charon; of others' nothing is heard here."""
+        self._changed.update(name for name, policy in self.policies.items() if children is None or policy.wanted.child in children)
+        self._news.set()
+
     async def _follow(self) -> None:
         while True:
-            await self._changed.wait()
+            await self._news.wait()
+            self._news.clear()
+            changed = list(self._changed)
             self._changed.clear()
             try:
-                await self._look()
+                await self._look(changed)
             except Exception as problem:  # the shell's last line: one failure must not leave what is owed unsent for ever, in silence
                 self.log.warning("ipsec-watch-failed", problem=type(problem).__name__)
 
-    async def _look(self) -> None:
-        problems = await asyncio.gather(*(self._problem(*each) for each in self.policies.items()))  # together they share one question
-        for (server_name, policy), problem in zip(self.policies.items(), problems, strict=True):
+    async def _look(self, server_names: Collection[str]) -> None:
+        policies = {name: self.policies[name] for name in server_names}
+        problems = await asyncio.gather(*(self._problem(*each) for each in policies.items()))  # together they share questions
+        for (server_name, policy), problem in zip(policies.items(), problems, strict=True):
             if self._problems.get(server_name) != problem:
                 self._problems[server_name] = problem
                 self._tell(server_name, policy, problem)
@@ -125,11 +136,12 @@ async def ipsec_source(services: Services, settings: ReceivingSide) -> IpsecSour
     view = SaView(Vici(Path(services.config.ipsec.vici)), services.clock)
     services.exit.push_async_callback(view.aclose)
     await view.start()
+    source = IpsecSource(view, child_of(settings), host, port)
     try:
-        await view.look()
-    except TransportError as problem:
-        services.log.warning("ipsec-unmet", listen=listen, problem=f"charon cannot be asked at {problem}")
-    return IpsecSource(view, child_of(settings), host, port)
+        await source.named()
+    except ProtectionUnmet as problem:
+        services.log.warning("ipsec-unmet", listen=listen, problem=problem.problem)
+    return source
 
 
 def protected(services: Services, source: IpsecSource | None, handler: SipHandler) -> SipHandler:

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from keyferry.errors import ProtectionUnmet, TransportError
-from keyferry.protocol.security_association import Wanted, Way, check_passes, check_way, child_sas, passes
+from keyferry.errors import ProtectionUnmet
+from keyferry.protocol.security_association import ChildSa, Wanted, Way, check_way
+from keyferry.transports.clock import SystemClock
+from keyferry.transports.ipsec import settled
+from keyferry.transports.sa_view import SaView
 from keyferry.transports.vici import Vici
 from keyferry.wiring.ipsec_rules import Pair, Side
 
@@ -22,27 +25,26 @@ class Checked(NamedTuple):
 
 async def check_pairs(pairs: Sequence[Pair], vici_path: Path, side: Side) -> list[Checked]:
     """Ask charon of every pair, as the policy would before a packet."""
-    vici = Vici(vici_path)
-    await vici.start()
+    view = SaView(Vici(vici_path), SystemClock())
+    await view.start()
     try:
-        listed = await vici.list_sas()
-        past = [found for each in await vici.list_passes() for found in passes(each)]
-    except TransportError as problem:
-        return [Checked(pair, f"charon cannot be asked at {problem}") for pair in pairs]
+        return [Checked(pair, await _problem(view, pair, side)) for pair in pairs]
     finally:
-        await vici.aclose()
-    sas = [sa for each in listed for sa in child_sas(each)]
-    found = []
-    for pair in pairs:
+        await view.aclose()
+
+
+async def _problem(view: SaView, pair: Pair, side: Side) -> str:
+    wanted = Wanted(pair.child, pair.ends(side)[2])
+    for way in _ways(pair, side):
+
+        def judge(sas: Sequence[ChildSa], way: Way = way) -> None:
+            check_way(sas, wanted, way)
+
         try:
-            for way in _ways(pair, side):
-                check_passes(past, way)
-                check_way(sas, Wanted(pair.child, pair.ends(side)[2]), way)
+            await settled(view, pair.child, way, judge)
         except ProtectionUnmet as problem:
-            found.append(Checked(pair, problem.problem))
-        else:
-            found.append(Checked(pair, ""))
-    return found
+            return problem.problem
+    return ""
 
 
 def _ways(pair: Pair, side: Side) -> list[Way]:
