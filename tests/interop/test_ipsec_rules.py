@@ -21,10 +21,10 @@ SIX = PAIR._replace(scscf_address=S6, server_address=A6)
 OTHER = PAIR._replace(server="notes-as.home1.net", server_address="10.99.0.3")
 LOOK = """
 import sys
-from keyferry.wiring.ipsec_rules import Pair, rules_problem
+from keyferry.wiring.ipsec_rules import Pair, rules_found
 *fields, side = sys.argv[1:]
 pair = Pair(*[int(each) if each.isdigit() else each for each in fields])
-print(rules_problem([pair], side))
+print(rules_found([pair], side).problem)
 """
 LISTEN = """
 import socket, sys

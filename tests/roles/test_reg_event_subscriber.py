@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from keyferry.errors import LocalProtocolError, RemoteProtocolError, TransportError
+from keyferry.errors import LocalProtocolError, ProtectionUnmet, RemoteProtocolError, TransportError
 from keyferry.ports import SipPeer
 from keyferry.protocol.ims.reginfo import RegInfo
 from keyferry.protocol.sip.message import Request, Response, make_response
@@ -35,6 +35,32 @@ class TestSubscribing:
         info = ue.role.info(SIP)
         assert info is not None
         assert info.registrations[0].contacts[0].expires == int(home.clock.now()) + 3600
+
+    async def test_a_policy_that_is_not_met_lets_no_subscribe_out_and_it_is_sent_when_it_is(self, home: Home) -> None:
+        """A SUBSCRIBE tells who is registered."""
+        met, asked = False, list[SipPeer]()
+
+        async def check(peer: SipPeer) -> None:
+            asked.append(peer)
+            if not met:
+                raise ProtectionUnmet(str(peer), "there is no CHILD_SA")
+
+        ue = home.ue()
+        ue.role.check = check
+        with pytest.raises(ProtectionUnmet):
+            await home.watch(ue)
+        assert home.network.ladder() == []
+        met = True
+        await home.watch(ue)
+        assert home.network.ladder()[0] == "UE > S SUBSCRIBE"
+        met = False
+        await ue.role.subscribe(SIP, home.network.peer("S"))  # a refresh fails, and the subscription stays
+        assert home.network.ladder() == []
+        met = True
+        await pass_time(home, ue, 2.0)
+        assert home.network.ladder()[0] == "UE > S SUBSCRIBE"
+        assert asked == [home.network.peer("S")] * 4
+        assert ue.role.count == 1
 
     async def test_what_a_ue_and_the_network_put_in(self, home: Home) -> None:
         notifier = Notifier(home)

@@ -66,13 +66,13 @@ async def _until(true: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Running]:
+async def running(folder: Path, *, reg_event: bool = False) -> AsyncIterator[Running]:
     """Serve on three loopback addresses."""
     random, metrics = SystemRandom(), Metrics()
     config = demo_config("short", [])
     home = config.network.home_domain
     subscriber = Subscriber(impi=f"a@{home}", impus=[f"sip:a@{home}"], k=K, opc=OPC)
-    server = structs.replace(config.application_servers[0], protection="ipsec", listen_sip=f"{SERVER}:0")
+    server = structs.replace(config.application_servers[0], protection="ipsec", listen_sip=f"{SERVER}:0", reg_event=reg_event)
     async with charon() as served:
         config = structs.replace(
             config, scscf=structs.replace(config.scscf, listen=f"{SCSCF}:0"), application_servers=[server], subscribers=[subscriber],
@@ -115,3 +115,21 @@ async def test_an_application_server_that_cannot_tell_who_pushes_is_pushed_to_ag
         here.says(here.outgoing, here.incoming)
         await here.until("scscf_third_party_registers", "delivered", 1)
         assert (await here.keys(), here.metrics.value("as_pushes", "stored")) == (1, 1)
+
+
+async def test_who_is_registered_is_told_through_the_security_association_alone(tmp_path: Path) -> None:
+    """TS 24.229 §5.7.1.1: the SUBSCRIBE of an application server, and the NOTIFYs for it, ask the policy as pushes do."""
+    async with running(tmp_path, reg_event=True) as here:
+        here.says(here.outgoing, here.incoming)
+        assert (await here.client.register()).k_m is not None
+        await here.until("scscf_third_party_registers", "delivered", 1)
+        await here.until("scscf_notifies", "taken", 1)
+        here.says()
+        await here.until("ipsec_policy", "unmet", 2)
+        await here.client.deregister()
+        await here.until("scscf_notifies", "failed", 1)
+        assert here.metrics.value("as_pushes_refused", "unprotected") == 0  # nothing has left
+        here.says(here.outgoing, here.incoming)
+        await here.until("scscf_third_party_registers", "delivered", 2)
+        await here.until("scscf_notifies", "taken", 2)
+        assert await here.keys() == 0

@@ -195,6 +195,27 @@ async def test_what_came_in_is_of_whom_its_sa_says() -> None:
             await source.authenticated(sender)
 
 
+async def test_a_request_of_an_application_server_goes_only_to_whom_its_sa_proves_to_be_an_s_cscf_of_its() -> None:
+    theirs = sa("scscf1.home1.net", local="10.99.0.2/32", remote="10.99.0.1/32")
+    async with world(theirs, local="10.99.0.2") as here:
+        source, hop = IpsecSource(here.view, CHILD, "10.99.0.2", 5090), SipPeer("TCP", "10.99.0.1", 6060)
+        looks = 0
+        for _ in range(3):
+            await source.may_ask(hop, {"scscf1.home1.net", "scscf2.home1.net"})
+            assert here.charon.looks > looks  # before each transmission
+            looks = here.charon.looks
+        for names, peer, says in (
+            ({"scscf2.home1.net"}, hop, "with somebody else"), ({"scscf1.home1.net"}, hop._replace(host="10.99.0.3"), "no CHILD_SA"),
+            ({"scscf1.home1.net"}, hop._replace(transport="TLS"), "UDP and TCP"),
+        ):  # fmt: skip
+            with pytest.raises(ProtectionUnmet, match=says):
+                await source.may_ask(peer, names)
+        here.charon.sas = []
+        with pytest.raises(ProtectionUnmet, match="no CHILD_SA"):
+            await source.may_ask(hop, {"scscf1.home1.net"})
+        assert not source.knows(hop)  # who was sent to has sent nothing
+
+
 async def test_an_sa_that_goes_between_two_transmissions_stops_the_second() -> None:
     """The request goes out once; the retransmission asks again, and nothing more leaves."""
     async with Lab() as lab, world(sa(local="127.0.0.1/32", remote="127.0.0.1/32"), local="127.0.0.1", clock=lab.clock) as here:

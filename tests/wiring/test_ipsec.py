@@ -9,7 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
+
 from keyferry.config import ApplicationServer, Config, Ipsec
+from keyferry.errors import ProtectionUnmet
 from keyferry.ports import SipPeer
 from keyferry.ports.correlation import correlate, correlation
 from keyferry.protocol.security_association import Wanted
@@ -93,6 +96,21 @@ async def test_an_address_of_ipv6_may_be_written_in_any_way() -> None:
         await served.kill()
         await here.tallies.until("ipsec_policy", "unmet")
         assert here.abandoned == ["2001:DB8:0:0::2"]  # as the connections have it
+
+
+async def test_what_is_no_push_has_to_satisfy_the_policy_of_the_server_that_it_goes_to() -> None:
+    async with charon(sa()) as served, watching(served) as here:
+        hop = SipPeer("TCP", "10.99.0.2", 5090)
+        for each in (hop, hop._replace(port=40_000)):
+            pending = here.watch.toward(each)
+            assert pending is not None
+            await pending
+        assert here.watch.toward(hop._replace(host="10.99.0.3")) is None  # a P-CSCF, a UE
+        served.sas = []
+        pending = here.watch.toward(hop)
+        assert pending is not None
+        with pytest.raises(ProtectionUnmet):
+            await pending
 
 
 async def test_charon_is_asked_once_for_all_policies_when_something_happens() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from keyferry.wiring import ipsec_rules
-from keyferry.wiring.ipsec_rules import Pair, Side, drop_rules, loaded_problem, rules_problem, table_of
+from keyferry.wiring.ipsec_rules import Pair, Rules, Side, drop_rules, loaded_problem, rules_found, table_of
 
 PAIR = Pair("isc-xcap-as-home1-net", "scscf1.home1.net", "10.99.0.1", 6060, "xcap-as.home1.net", "10.99.0.2", 5090)
 SIX = PAIR._replace(scscf_address="2001:db8::1", server_address="2001:db8::2")
@@ -133,7 +133,7 @@ def test_names_for_numbers_and_other_forms_of_an_address_are_the_same() -> None:
 
 
 SAYS = """#!/bin/sh
-cat "{folder}/$6" 2>/dev/null || exit 1
+cat "{folder}/$6"
 """
 
 
@@ -150,12 +150,10 @@ def tables_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_each_pair_is_asked_for(tables: Path) -> None:
     other = PAIR._replace(server_address="10.99.0.3")
     (tables / table_of(PAIR, "scscf")).write_text(json.dumps({"nftables": listed(PAIR, "scscf")}))
-    assert rules_problem([PAIR], "scscf") == ""
-    assert (
-        rules_problem([PAIR, other], "scscf") == "the table inet keyferry_isc_10.99.0.1_10.99.0.3 is not loaded, or this user may not look"
-    )
+    assert rules_found([PAIR], "scscf").problem == ""
+    assert rules_found([PAIR, other], "scscf") == Rules("the table inet keyferry_isc_10.99.0.1_10.99.0.3 is not loaded")
     (tables / table_of(other, "scscf")).write_text(json.dumps({"nftables": listed(PAIR, "scscf")}))
-    assert "_10.99.0.3 looks at the hook output" in rules_problem([PAIR, other], "scscf")
+    assert "_10.99.0.3 looks at the hook output" in rules_found([PAIR, other], "scscf").problem
 
 
 @pytest.mark.parametrize(
@@ -163,12 +161,21 @@ def test_each_pair_is_asked_for(tables: Path) -> None:
 )
 def test_what_nft_does_not_say_is_a_problem(tables: Path, said: str) -> None:
     (tables / table_of(PAIR, "scscf")).write_text(said)
-    assert rules_problem([PAIR], "scscf")
+    assert rules_found([PAIR], "scscf").problem
+
+
+def test_a_user_who_may_not_look_knows_nothing(tables: Path) -> None:
+    """What nft says then, and with which code: both are no word about a table."""
+    program = tables / "nft"
+    program.write_text("#!/bin/sh\necho 'Operation not permitted (you must be root)' >&2\nexit 1\n")
+    assert rules_found([PAIR], "scscf") == Rules("this user may not look at the kernel's rules: be root", read=False)
+    program.write_text('#!/bin/sh\ncase "$6" in *.3) echo "Error: $LC_ALL: No such file or directory" >&2 ;; esac\nexit 1\n')
+    assert rules_found([PAIR, PAIR._replace(server_address="10.99.0.3")], "scscf").problem.endswith("10.99.0.3 is not loaded")
 
 
 def test_no_nft_is_a_problem_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ipsec_rules, "nft", lambda: None)
-    assert rules_problem([PAIR], "scscf") == "nft is not installed"
+    assert rules_found([PAIR], "scscf") == Rules("nft is not installed", read=False)
 
 
 def test_nothing_in_clear_passes_between_the_addresses_but_ike() -> None:

@@ -103,7 +103,7 @@ def check(
     loaded = load_config(config)
     pairs = _pairs(ipsec_files.pairs_of(loaded), as_)
     found = asyncio.run(ipsec_check.check_pairs(pairs, Path(vici or loaded.ipsec.vici), _side(side)))
-    rules = ipsec_rules.rules_problem(pairs, _side(side))
+    rules = ipsec_rules.rules_found(pairs, _side(side)).problem
     good = not rules and not any(each.problem for each in found)
     if as_json:
         each_pair = [{**each.pair._asdict(), "met": not each.problem, "problem": each.problem} for each in found]

@@ -152,6 +152,15 @@ def _takes_in(selectors: tuple[str, ...], address: str) -> bool:
     return any(_selects(text, "", address, 0, whole=False) for text in selectors)
 
 
+def is_single(selector: str) -> bool:
+    """Tell whether a traffic selector is for one address."""
+    try:
+        found = _selector(selector)
+    except ValueError:
+        return False
+    return found.first == found.last
+
+
 def is_alone(sas: Sequence[ChildSa], ends: Ends) -> bool:
     """Tell whether nothing but CHILD_SAs of the right name may carry anything between two addresses, and charon can list these."""
     return all(sa.state in ABSENT or (sa.name == ends.child and sa.state != UNLISTED) for sa in sas)

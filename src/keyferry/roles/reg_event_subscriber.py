@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from keyferry.errors import KeyferryError, LocalProtocolError, RemoteProtocolError
-from keyferry.ports import Clock, Counter, Log, RandomSource, Resolver, SipClient, SipPeer
+from keyferry.ports import Clock, Counter, Log, PeerCheck, RandomSource, Resolver, SipClient, SipPeer
 from keyferry.protocol.ims.agenda import Agenda
 from keyferry.protocol.ims.reginfo import REGINFO_BODY, ContactChange, RegInfo, apply, changes, parse_reginfo, shifted
 from keyferry.protocol.ims.subscribe import REG_EVENT, NotifyView, accepted_by, build_subscribe, noticed_by, parse_notify
@@ -93,6 +93,7 @@ class RegEventSubscriber:
     log: Log
     counter: Counter
     resolver: Resolver | None = None  # None: every request goes to the hop of `subscribe`, the UE's P-CSCF
+    check: PeerCheck | None = None  # what every transmission of a SUBSCRIBE has to satisfy
     _watched: dict[str, _Watched] = field(default_factory=dict)  # by resource
     _by_tag: dict[str, _Watched] = field(default_factory=dict)  # by our tag, one a subscription
     _agenda: Agenda[str] = field(default_factory=Agenda)
@@ -310,7 +311,7 @@ class RegEventSubscriber:
         hop = watched.hop
         if self.resolver is not None and subscription.remote_tag:
             hop = self.resolver.resolve(parse_sip_uri(subscription.next_hop))
-        return await self.sip.send(request, hop)
+        return await self.sip.send(request, hop, check=self.check)
 
     def _refused(self, watched: _Watched, problem: RemoteProtocolError) -> None:
         """Judge an answer that is no 2xx: the subscription may live on, be made anew, or be over."""

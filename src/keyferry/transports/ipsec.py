@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from keyferry.errors import ProtectionUnmet, TransportError
 from keyferry.ports import SipPeer
-from keyferry.protocol.security_association import ChildSa, Ends, Wanted, Way, check_passes, check_way, touches, who_is_behind
+from keyferry.protocol.security_association import ChildSa, Ends, Wanted, Way, check_passes, check_way, is_single, touches, who_is_behind
 from keyferry.transports.sa_view import MAX_SAS, SaView, View
 
 _T = TypeVar("_T")
@@ -100,6 +100,11 @@ class IpsecSource:
         if self._named is None or not self.view.holds(self._named):
             self._named = await _look(self.view, Ends(self.child, self.local, ""))
         return self._named.sas
+
+    def hosts(self) -> list[str]:
+        """Return the addresses at the other end of those CHILD_SAs, where they are single ones."""
+        found = {text.partition("/")[0] for view in (self._named,) if view for sa in view.sas for text in sa.remote if is_single(text)}
+        return sorted(found)
 
     def knows(self, peer: SipPeer) -> bool:
         """Tell whether an SA covered what the same host sent last."""

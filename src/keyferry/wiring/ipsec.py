@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from keyferry.config import Scscf, split_address
 from keyferry.config.ipsec import ReceivingSide, child_of, identity_of
+from keyferry.config.reading import address_of
 from keyferry.errors import KeyferryError, ProtectionUnmet, PushRefused
 from keyferry.ports import Counter, Log, Resolver, SipHandler, SipPeer
 from keyferry.ports.correlation import correlate
@@ -57,6 +58,14 @@ class IpsecWatch:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self.view.aclose()
+
+    def toward(self, peer: SipPeer) -> Awaitable[None] | None:
+        """Let what is no push, and tells who is registered, go to these servers as pushes do; a check for `SipClient.send`."""
+        for server_name, policy in self.policies.items():
+            with contextlib.suppress(KeyferryError):
+                if address_of(self._hop(server_name).host) == address_of(peer.host):
+                    return policy(peer)
+        return None
 
     def _happened(self, children: Collection[str] | None) -> None:
         """Take what happened to CHILD_SAs of these names, or to charon; of others' nothing is heard here."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import os
@@ -90,12 +91,20 @@ table inet {name} {{
 """
 
 
-def rules_problem(pairs: Sequence[Pair], side: Side) -> str:
-    """Return what is wrong with the drop rules of this machine, or network namespace; "" nothing."""
+class Rules(NamedTuple):
+    """What was found of the drop rules."""
+
+    problem: str  # "" none
+    read: bool = True  # whether anybody could look
+
+
+def rules_found(pairs: Sequence[Pair], side: Side) -> Rules:
+    """Look at the drop rules of this machine, or network namespace."""
     path = nft()
     if path is None:
-        return "nft is not installed"
-    return next(filter(None, (_problem(path, pair, side) for pair in pairs)), "")
+        return Rules("nft is not installed", read=False)
+    found = [_found(path, pair, side) for pair in pairs]
+    return min(filter(lambda each: each.problem, found), key=lambda each: not each.read, default=Rules(""))
 
 
 def nft() -> str | None:
@@ -103,17 +112,20 @@ def nft() -> str | None:
     return shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
-def _problem(path: str, pair: Pair, side: Side) -> str:
+def _found(path: str, pair: Pair, side: Side) -> Rules:
     table = table_of(pair, side)
     try:
         command = [path, "-j", "-n", "list", "table", "inet", table]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)  # noqa: S603 - words of ours
+        surroundings = {**os.environ, "LC_ALL": "C"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT, env=surroundings)  # noqa: S603 - ours
+        if done.returncode and os.strerror(errno.ENOENT) in done.stderr:
+            return Rules(f"the table inet {table} is not loaded")
         if done.returncode:
-            return f"the table inet {table} is not loaded, or this user may not look"
+            return Rules("this user may not look at the kernel's rules: be root", read=False)
         problem = loaded_problem(json.loads(done.stdout)["nftables"], pair, side)
     except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError, AttributeError) as failure:
-        return f"nft failed: {type(failure).__name__}"
-    return f"the table inet {table} {problem}; load it again" if problem else ""
+        return Rules(f"nft failed: {type(failure).__name__}")
+    return Rules(f"the table inet {table} {problem}; load it again" if problem else "")
 
 
 def loaded_problem(objects: Sequence[dict[str, Any]], pair: Pair, side: Side) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from keyferry.config.ipsec import ReceivingSide
 from keyferry.config.reading import SipSide
-from keyferry.ports import KeyStore, SipPeer
+from keyferry.ports import KeyStore, PeerCheck, SipPeer
 from keyferry.protocol.identity import AsId
 from keyferry.protocol.ims.keypush import SKEW
 from keyferry.protocol.sip.uri import parse_sip_uri
@@ -16,6 +16,7 @@ from keyferry.roles.reg_event_subscriber import RegEventSubscriber, SubscriberPr
 from keyferry.transports.ipsec import IpsecSource
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.ipsec import ipsec_source, protected
+from keyferry.wiring.ipsec_guard import pairs_of_server, watch_rules
 from keyferry.wiring.isc import OpeningKeys, OpeningKeysOfAll
 from keyferry.wiring.services import Services, is_trusted
 from keyferry.wiring.watching import SWEEP, AsWatch, Tasks
@@ -30,8 +31,10 @@ async def start_key_agent(
     services: Services, settings: ReceivingSide, as_ids: Sequence[AsId], keys: KeyStore, pushers: Iterable[str], *, shown: str
 ) -> KeyAgent:  # fmt: skip
     """Listen for pushes of keys for these AS_IDs, and keep them. Raises ConfigError, StateError, TransportError."""
-    over_tls = settings.protection == "tls"
+    over_tls, pushers = settings.protection == "tls", frozenset(pushers)
     source = await ipsec_source(services, settings) if settings.protection == "ipsec" else None
+    if source is not None:
+        watch_rules(services, source.view, pairs_of_server(services.config, source), "as", shown)
     agent = KeyAgent(
         frozenset(as_ids), {name: _pusher(services, name, as_ids, settings) for name in pushers}, keys, services.clock, services.log,
         services.metrics, over_tls=over_tls, through_ipsec=source is not None,
@@ -41,7 +44,7 @@ async def start_key_agent(
         f"AS {shown}", protected(services, source, lambda request, peer: watch.handle(request, peer)), trusted=(),
         believes=lambda peer: is_scscf(settings, peer, source),
     )  # fmt: skip
-    watch = _watch(services, settings, node, agent)
+    watch = _watch(services, settings, node, agent, None if source is None else lambda peer: source.may_ask(peer, pushers))
     name = parse_sip_uri(settings.sip_uri).host
     if over_tls:
         tls = services.identity(node, name, "as")
@@ -59,10 +62,11 @@ def is_scscf(settings: SipSide, peer: SipPeer, source: IpsecSource | None) -> bo
     return source.knows(peer) if source is not None else is_trusted((), peer)
 
 
-def _watch(services: Services, settings: SipSide, node: SipNode, agent: KeyAgent) -> AsWatch:
+def _watch(services: Services, settings: SipSide, node: SipNode, agent: KeyAgent, check: PeerCheck | None) -> AsWatch:
     subscriber = RegEventSubscriber(
         sip=node, profile=SubscriberProfile(settings.sip_uri, settings.sip_uri, asserts=True), on_news=lambda news: watch.heard(news),
         clock=services.clock, random=services.random, log=services.log, counter=services.metrics, resolver=services.resolver,
+        check=check,
     )  # fmt: skip
     watch = AsWatch(agent, subscriber, services.resolver, Tasks(services.log))
     if settings.reg_event:

@@ -50,6 +50,7 @@ GAUGES: Final[Mapping[str, Described]] = {
     "as_keys": Described("keys that are valid at an AS", ("as_id",)),
     "as_oldest_key_seconds": Described("seconds since the AKA run of the oldest valid key", ("as_id",)),
     "as_youngest_key_seconds": Described("seconds since the AKA run of the youngest valid key", ("as_id",)),
+    "ipsec_rules_loaded": Described("1 while the kernel has the drop rules of a side with the policy ipsec, 0 while it has not", ("name",)),
     "sip_requests_in_progress": Described("SIP requests that wait for their answer at a function", ("function",)),
     "sip_connections": Described("TCP and TLS connections of a function", ("function",)),
     "sip_shedding": Described("1 while a function refuses first REGISTERs because of its load", ("function",)),

@@ -24,6 +24,7 @@ from keyferry.stores.sqlite.registrations import SqliteRegistrationStore
 from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.criteria import shared_criteria
 from keyferry.wiring.ipsec import IpsecWatch, ipsec_watch, policies_by_as_id
+from keyferry.wiring.ipsec_guard import pairs_of_scscf, watch_rules
 from keyferry.wiring.isc import SealingKeys
 from keyferry.wiring.measuring import MeasuredPushes
 from keyferry.wiring.services import Services, is_trusted, only_loopback, only_tls, server_name_of
@@ -59,7 +60,7 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
         targets_of=lambda registration: registrar.targets_of(registration),
         terminate=lambda impi, reg: registrar.network_deregister(impi, reg), told=diagnosis.push,
     )  # fmt: skip
-    reg_event = _reg_event(services, node, registrations, settings)
+    reg_event = _reg_event(services, node, registrations, settings, None if ipsec is None else ipsec.toward)
     auth_policy = _auth_policy(services, settings, server_name)
     registrar = Registrar(
         authenticator=Authenticator(cx, services.clock, auth_policy, services.log, services.metrics, diagnosis),
@@ -87,6 +88,7 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
         ipsec.abandon = node.abandon
         services.exit.push_async_callback(ipsec.aclose)
         await ipsec.start()
+        watch_rules(services, ipsec.view, pairs_of_scscf(services.config, settings.name), "scscf", settings.name)
     repusher = await _start_repusher(services, settings, node, notifier, registrar)
     serving = ScscfServing(registrar, reg_event.forget, limit=settings.hss_requests)
     return ScscfParts(server_name, registrar, registrations, repusher, serving)
@@ -104,13 +106,15 @@ async def _start_repusher(services: Services, settings: Settings, node: SipNode,
     return repusher
 
 
-def _reg_event(services: Services, node: SipNode, registrations: RegistrationStore, settings: Settings) -> RegEventNotifier:
+def _reg_event(
+    services: Services, node: SipNode, registrations: RegistrationStore, settings: Settings, check: PeerCheck | None
+) -> RegEventNotifier:  # fmt: skip
     trusted = settings.trusted_peers
     return RegEventNotifier(
         sip=node, resolver=services.resolver, registrations=registrations, owner_of=registrations.of_impu,
         trusts=lambda peer: is_trusted(trusted, peer), clock=services.clock, random=services.random, log=services.log,
         counter=services.metrics, policy=RegEventPolicy(server_name_of(settings), shared_ifc=shared_criteria(services.config)),
-        profile_of=cached_user_profile,
+        profile_of=cached_user_profile, check=check,
     )  # fmt: skip
 
 

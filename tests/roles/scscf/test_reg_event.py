@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from keyferry.errors import LocalProtocolError, ParseError, StoreError
+from keyferry.errors import LocalProtocolError, ParseError, ProtectionUnmet, StoreError
+from keyferry.ports import SipPeer
 from keyferry.protocol.identity import Reg
 from keyferry.protocol.ims.reginfo import REGINFO_BODY
 from keyferry.protocol.ims.subscribe import build_subscribe, parse_notify
@@ -395,6 +396,24 @@ class TestDelivery:
         await home.clock.advance(4)
         assert [each.version for each in home.documents()] == [0, 1, 2, 3]
         assert [contact.event for contact in home.documents()[-1].registrations[0].contacts] == ["registered", "rejected"]
+
+    async def test_a_policy_that_is_not_met_lets_no_notify_out_and_is_waited_for(self, home: Home, watcher: Watcher) -> None:
+        """Nothing was sent, as nothing would be by a retransmission: the subscription does not end for that."""
+        met = True
+
+        async def check(peer: SipPeer) -> None:
+            if not met:
+                raise ProtectionUnmet(str(peer), "there is no CHILD_SA")
+
+        home.notifier.check = check
+        await watcher.subscribe()
+        met = False
+        await home.put(registration("two", home.clock.now()))
+        assert len(home.notifies()) == 1
+        met = True
+        await home.clock.advance(2)
+        assert len(home.notifies()) == 2
+        assert home.notifier.count == 1
 
     async def test_but_not_for_ever(self, home: Home, watcher: Watcher) -> None:
         await watcher.subscribe()

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from keyferry.errors import KeyferryError, ParseError, RemoteProtocolError, TransportError
-from keyferry.ports import Clock, Counter, Log, RandomSource, Registration, RegistrationStore, Resolver, SipClient, SipPeer
+from keyferry.errors import KeyferryError, ParseError, ProtectionUnmet, RemoteProtocolError, TransportError
+from keyferry.ports import Clock, Counter, Log, PeerCheck, RandomSource, Registration, RegistrationStore, Resolver, SipClient, SipPeer
 from keyferry.protocol.identity import Impi, Impu, Reg, parse_impu
 from keyferry.protocol.ims.agenda import Agenda
 from keyferry.protocol.ims.ifc import InitialFilterCriteria
@@ -99,6 +99,7 @@ class RegEventNotifier:
     policy: RegEventPolicy
     profile_of: ProfileOf = parse_user_profile
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    check: PeerCheck | None = None  # what every transmission of a NOTIFY has to satisfy
     _held: dict[str, _Held] = field(default_factory=dict)  # by our tag
     _of_impi: dict[Impi, dict[str, _Held]] = field(default_factory=dict)
     _events: dict[Impi, dict[Reg, ContactEvent]] = field(default_factory=dict)  # only while somebody subscribes
@@ -344,7 +345,9 @@ class RegEventNotifier:
         request = build_notify(held.subscription, contact=self.policy.scscf_uri, state=state, body=body)
         try:
             hop = self.resolver.resolve(parse_sip_uri(held.subscription.next_hop))
-            outcome = notify_outcome((await self.sip.send(request, hop)).status)
+            outcome = notify_outcome((await self.sip.send(request, hop, check=self.check)).status)
+        except ProtectionUnmet:  # nothing was sent, as would be by a retransmission until the way is protected again
+            outcome = Input.NOTIFY_FAILED
         except TransportError:
             outcome = Input.NOTIFY_TIMEOUT
         except RemoteProtocolError:
