@@ -152,3 +152,21 @@ async def test_an_answer_that_came_long_ago_is_none() -> None:
         assert here.view.is_current(view)
         here.clock.time += 0.01
         assert not here.view.is_current(view)
+
+
+async def test_what_happens_to_the_wanted_sa_makes_nobody_ask_for_all() -> None:
+    """Its other end can make that happen some hundred times a second, and to list all may take tenths of one."""
+    async with world(sa(), crowd(900)) as here:
+        await here.policy(UDP)
+        for event in ("child-rekey", "child-updown", "ike-updown"):
+            await here.says(event, sa())
+            here.charon.questions.clear()
+            await here.policy(UDP)
+            assert here.charon.questions == [("list-sas", {"ike": "isc-1", "child": CHILD}), ("list-policies", {"pass": "yes"})]
+        here.charon.sas[0] = sa(number=2)  # of another IKE_SA now
+        await here.says("child-updown", sa(number=2))
+        here.charon.questions.clear()
+        await here.policy(UDP)
+        assert [question.get("ike") for name, question in here.charon.questions if name == "list-sas"] == ["isc-1", "isc-2"]
+        here.charon.sas[0] = crowd(1_500, CHILD, ike="isc-2", remote="10.99.0.2/32")  # so many that nothing is said of them
+        assert "so many CHILD_SAs" in await here.refused()

@@ -67,6 +67,24 @@ class _Followed:
     event: int  # number of the last one that concerned it
     question: Question = None
 
+    def hear(self, number: int, ends: Ends, ikes: Collection[str], touching: Collection[ChildSa]) -> bool:
+        """Take an event about IKE_SAs of these names, and about CHILD_SAs that may carry packets of this way; tell whether it concerns it.
+
+        One that names no IKE_SA is of the connection to charon, or may be of all.
+        """
+        if ikes and not touching and (self.question is None or set(ikes).isdisjoint(self.question[1])):
+            return False
+        self.event = number
+        if not ikes or any(sa.name != ends.child for sa in touching):
+            self.question = None
+        elif self.question is not None:
+            self.ask_of({*self.question[1], *(sa.ike for sa in touching)}, ends)
+        return True
+
+    def ask_of(self, ikes: Collection[str], ends: Ends) -> None:
+        """Ask of the IKE_SAs of these names alone from now on."""
+        self.question = (ends.child, tuple(sorted(ikes))) if 0 < len(ikes) <= FEW else None
+
 
 @dataclass(slots=True)
 class SaView:
@@ -111,7 +129,11 @@ class SaView:
             task = self._next[question] = asyncio.get_running_loop().create_task(self._ask(question))
             task.add_done_callback(_retrieved)
         answer = await asyncio.shield(task)
-        return View(ends, tuple(answer.sas.get(ends, ())), answer.passes, answer.at, answer.events, question)
+        sas = tuple(answer.sas.get(ends, ()))
+        if question is not None and not sas:
+            self._follow(ends).question = None  # why it is not there, everything tells
+            return await self.look(ends)
+        return View(ends, sas, answer.passes, answer.at, answer.events, question)
 
     def is_current(self, view: View) -> bool:
         """Tell whether nothing has happened to its way since, and not much time passed."""
@@ -183,22 +205,20 @@ class SaView:
         """Note for every way whether another CHILD_SA may carry its packets, and which IKE_SAs have the right one."""
         for ends, followed in self._followed.items():
             sas = [sa for sa in answer.sas.get(ends, ()) if touches(sa, ends)]
-            ikes = tuple(sorted({sa.ike for sa in sas}))
-            if followed.event <= answer.events and 0 < len(ikes) <= FEW and len(sas) <= MAX_SAS and is_alone(sas, ends):
-                followed.question = (ends.child, ikes)
+            if followed.event <= answer.events and len(sas) <= MAX_SAS and is_alone(sas, ends):
+                followed.ask_of({sa.ike for sa in sas}, ends)
 
     def _heard(self, _name: str, message: Section) -> None:
         self.events += 1
         ikes, sas = ike_sas(message), child_sas(message)
-        children = set()
-        for ends, followed in self._followed.items():
-            of_its_ike = followed.question is not None and not ikes.keys().isdisjoint(followed.question[1])
-            if not ikes or of_its_ike or any(touches(sa, ends) for sa in sas):
-                followed.event, followed.question = self.events, None
-                children.add(ends.child)
+        children = {
+            ends.child
+            for ends, followed in self._followed.items()
+            if followed.hear(self.events, ends, ikes, [sa for sa in sas if touches(sa, ends)])
+        }
         if children or not ikes:
             for changed in self._watchers:
-                changed(children if ikes else None)  # what names no IKE_SA is of the connection, or may be of all
+                changed(children if ikes else None)
 
 
 def _numbers(section: Section) -> set[tuple[str, str]]:
