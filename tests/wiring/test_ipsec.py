@@ -51,6 +51,7 @@ async def watching(served: Charon, hosts: str = "10.99.0.2", local: str = "10.99
     tallies = Tallies()
     resolver = TableResolver({"xcap-as.home1.net": hosts} if hosts else {})
     here = Here(served, IpsecWatch(view, {NAME: policy}, resolver, tallies, tallies), tallies)
+    here.watch.sleep = lambda _seconds: asyncio.sleep(0)
     here.watch.release = here.released.put_nowait
     here.watch.abandon = lambda host, _problem: here.abandoned.append(host)
     await here.watch.start()
@@ -128,6 +129,30 @@ async def test_charon_is_asked_once_for_all_policies_when_something_happens() ->
         assert served.looks == 1
 
 
+async def test_an_sa_that_comes_and_goes_all_the_time_fills_no_log() -> None:
+    """Its last state is told all the same."""
+    async with charon() as served, watching(served) as here:
+        goes_on, slept = asyncio.Event(), asyncio.Event()
+
+        async def sleep(_seconds: float) -> None:
+            slept.set()
+            await goes_on.wait()
+
+        here.watch.sleep = sleep
+        served.say("child-updown", sa())
+        await patiently(slept.wait())
+        events = here.watch.view.events
+        for each in range(200):
+            served.sas = [sa()] if each % 2 else []
+            served.say("child-updown", sa())
+        async with asyncio.timeout(5):
+            while here.watch.view.events < events + 200:
+                await asyncio.sleep(0)
+        goes_on.set()
+        assert await patiently(here.released.get()) == NAME
+        assert here.told() == [f"there is no CHILD_SA {CHILD!r}", "ipsec-met"]
+
+
 async def test_a_failure_of_ours_ends_no_watch() -> None:
     async with charon() as served, watching(served) as here:
 
@@ -140,6 +165,7 @@ async def test_a_failure_of_ours_ends_no_watch() -> None:
         served.say("child-updown")
         while here.watch.release is fails or not here.watch.view.events:
             await asyncio.sleep(0)
+        served.say("child-updown", sa("other.home1.net", name="other", remote="192.0.2.1/32"))  # not about it
         served.say("child-updown")
         assert await patiently(here.released.get()) == NAME
         assert "ipsec-watch-failed" in [event for event, _ in here.tallies.events]

@@ -112,19 +112,18 @@ class IpsecSource:
 
     async def _name_behind(self, way: Way) -> str:
         ends = Ends(self.child, self.local, way.remote)
-        if not await self._may_be_named(ends):
+        named = await self.named()
+        is_named = len(named) > MAX_SAS or any(touches(sa, ends) for sa in named)
+        if not is_named and not self._may_cause_a_question():
             raise ProtectionUnmet(way.remote, f"no CHILD_SA {self.child!r} is with that address")
         try:
             return await settled(self.view, self.child, way, lambda sas: who_is_behind(sas, self.child, way))
-        except ProtectionUnmet:
-            self.view.forget(ends)
-            raise
+        finally:
+            if not is_named:
+                self.view.forget(ends)  # strangers are as many as they like
 
-    async def _may_be_named(self, ends: Ends) -> bool:
-        """Tell whether charon has to be asked about a host: those with whom it has told of no SA are as many as they like."""
-        named = await self.named()
-        if len(named) > MAX_SAS or any(touches(sa, ends) for sa in named):
-            return True
+    def _may_cause_a_question(self) -> bool:
+        """Tell whether charon may be asked about a stranger now."""
         now = self.view.clock.monotonic()
         if now < self._strangers:
             return False

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from keyferry.config import Scscf, split_address
 from keyferry.config.ipsec import ReceivingSide, child_of, identity_of
@@ -27,6 +28,9 @@ from keyferry.transports.sip_tcp import source_of
 from keyferry.transports.vici import Vici
 from keyferry.wiring.services import Services
 
+PAUSE: Final = 0.1
+"""Seconds between looks at least: at the other end of an SA anybody can make it come and go hundreds of times a second."""
+
 
 @dataclass(slots=True)
 class IpsecWatch:
@@ -39,6 +43,7 @@ class IpsecWatch:
     counter: Counter
     release: Callable[[str], None] = lambda _server_name: None  # takes the ServerName of an AS that may be sent to again
     abandon: Callable[[str, str], None] = lambda _host, _problem: None  # takes the host to which the way is gone, and why
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     _problems: dict[str, str] = field(default_factory=dict)  # by ServerName; "" met
     _changed: set[str] = field(default_factory=set)  # ServerNames to look at, each once, however much happens
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -81,7 +86,9 @@ class IpsecWatch:
             try:
                 await self._look(changed)
             except Exception as problem:  # the shell's last line: one failure must not leave what is owed unsent for ever, in silence
+                self._changed.update(changed)
                 self.log.warning("ipsec-watch-failed", problem=type(problem).__name__)
+            await self.sleep(PAUSE)
 
     async def _look(self, server_names: Collection[str]) -> None:
         policies = {name: self.policies[name] for name in server_names}
