@@ -121,6 +121,7 @@ async def test_who_is_registered_is_told_through_the_security_association_alone(
     """TS 24.229 §5.7.1.1: the SUBSCRIBE of an application server, and the NOTIFYs for it, ask the policy as pushes do."""
     async with running(tmp_path, reg_event=True) as here:
         here.says(here.outgoing, here.incoming)
+        await here.until("ipsec_policy", "met", 1)  # else the watch may look when it is gone again, and has nothing to tell
         assert (await here.client.register()).k_m is not None
         await here.until("scscf_third_party_registers", "delivered", 1)
         await here.until("scscf_notifies", "taken", 1)
