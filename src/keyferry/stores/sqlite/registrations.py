@@ -59,6 +59,9 @@ _READ_PATH = msgspec.msgpack.Decoder(list[bytes])
 K_M = SealedColumn("registration", "k_m", tuple(_FIELDS.split(", ")))
 
 _SELECT = f"SELECT k_m, {_FIELDS}, body FROM registration LEFT JOIN user_data ON user_data.id = body_id"  # noqa: S608
+_ONE = f"{_SELECT} WHERE impi = ? AND reg = ?"
+_OF_IMPI = f"{_SELECT} WHERE impi = ? ORDER BY reg LIMIT ?"
+_AT = f"{_SELECT} WHERE registration.id = ?"
 _NEW_VALUES = ", ".join(f"{field} = excluded.{field}" for field in ("k_m", "body_id", *K_M.bound[2:]))
 _PLACES = ", ".join("?" for _ in ("k_m", "body_id", *K_M.bound))
 _UPSERT = f"INSERT INTO registration (k_m, body_id, {_FIELDS}) VALUES ({_PLACES}) ON CONFLICT (impi, reg) DO UPDATE SET {_NEW_VALUES}"  # noqa: S608
@@ -128,7 +131,7 @@ class SqliteRegistrationStore:
 
         Raises SealError if the row was tampered with.
         """
-        rows = self._database.read(f"{_SELECT} WHERE impi = ? AND reg = ?", (impi, reg))
+        rows = self._database.read(_ONE, (impi, reg))
         return self._registration(rows[0]) if rows else None
 
     async def of_impi(self, impi: Impi) -> Sequence[Registration]:
@@ -136,7 +139,7 @@ class SqliteRegistrationStore:
 
         Raises SealError if a row was tampered with.
         """
-        rows = self._database.read(f"{_SELECT} WHERE impi = ? ORDER BY reg LIMIT ?", (impi, MAX_DEVICES))
+        rows = self._database.read(_OF_IMPI, (impi, MAX_DEVICES))
         return [self._registration(row) for row in rows]
 
     async def impis(self, after: str, limit: int) -> Sequence[Impi]:
@@ -164,7 +167,7 @@ class SqliteRegistrationStore:
             if place % SLICE == 0:
                 await asyncio.sleep(0)
             try:
-                registrations.extend(map(self._registration, self._database.read(f"{_SELECT} WHERE registration.id = ?", identifier)))
+                registrations.extend(map(self._registration, self._database.read(_AT, identifier)))
             except SealError as error:
                 problem = error
         if problem is not None and not registrations:
