@@ -54,7 +54,7 @@ def test_credentials_are_read_as_they_were_written(credentials: Credentials) -> 
     assert parse_credentials(build_credentials(credentials)) == credentials
 
 
-NAMES = ("response", "algorithm", "cnonce", "opaque", "qop", "nc", "Qop", "auts", "username", "userhash")
+NAMES = ("response", "algorithm", "cnonce", "opaque", "qop", "nc", "Qop", "auts", "username", "userhash", "integrity-protected")
 PARAMETER = st.tuples(st.sampled_from(NAMES), st.sampled_from(["x", '"x"', '""', '"a, nc=1"', '"\x80"', '"\\""', "", '"'])).map("=".join)
 PIECES = st.lists(st.sampled_from([",", " ", '"', "x"]) | PARAMETER | PARAMETER.map(", ".__add__), max_size=9).map("".join)
 
@@ -64,6 +64,9 @@ PIECES = st.lists(st.sampled_from([",", " ", '"', "x"]) | PARAMETER | PARAMETER.
 @example(', response="x", response="x"')
 @example(', response="x", qop=auth, nc=1, qop=auth')
 @example(", algorithm=SHA-256")
+@example(', response="x", qop=auth, integrity-protected="no"')
+@example(', response="x", integrity-protected="no", integrity-protected="yes"')
+@example(', response="x", integrity-protected="no", qop=auth')
 def test_the_usual_form_of_credentials_is_read_as_any_other(rest: str) -> None:
     """A comma behind the last parameter changes nothing of their meaning (RFC 9110 §5.6.1), but they are then read by the grammar."""
     text = f'Digest username="u", realm="r", nonce="n", uri="/a, nc=1"{rest}'

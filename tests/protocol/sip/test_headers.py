@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from costs import costs_under
@@ -22,6 +22,7 @@ from keyferry.protocol.sip.headers import (
     build_name_addr,
     build_via,
     build_warning,
+    check_name_addr,
     parse_cseq,
     parse_expires,
     parse_name_addr,
@@ -212,6 +213,27 @@ def test_any_text_gives_a_value_that_round_trips_or_parse_error(text: str) -> No
             assert split_list(item) == [item]
 
 
+def refuses(read: Callable[[str], object], text: str) -> bool:
+    """Tell whether a reader raises ParseError."""
+    try:
+        read(text)
+    except ParseError:
+        return True
+    return False
+
+
+@given(SCRAPS | st.text(max_size=60) | SCRAPS.map("<sip:a@b>;tag".__add__))
+@example("<sip:alice@home1.net>;tag=1928301774")
+@example("<sip:a@b>;tag=1;tag=2")
+@example('<sip:a@b>;tag="1"')
+@example("<sip:a@b>;tag=1, <sip:c@d>")
+@example("<sip:a b>;tag=1")
+@example(f"<sip:{2_050 * 'a'}>;tag=1")
+def test_an_address_is_checked_as_it_is_parsed(text: str) -> None:
+    """The usual form is told without parsing, and nothing else is taken for it."""
+    assert refuses(check_name_addr, text) is refuses(parse_name_addr, text)
+
+
 HOSTILE = [
     "a" + " " * 64_000,
     '"' + "\\" * 64_000,
@@ -231,7 +253,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(
-    "parse", [parse_name_addr, parse_name_addr_list, parse_via, parse_via_list, top_via, parse_cseq, parse_expires, split_list]
+    "parse",
+    [check_name_addr, parse_name_addr, parse_name_addr_list, parse_via, parse_via_list, top_via, parse_cseq, parse_expires, split_list],
 )
 def test_hostile_values_take_linear_time(parse: Callable[[str], object]) -> None:
     """64 kB values, far over what a message may hold; the prototype took seconds on the first."""
