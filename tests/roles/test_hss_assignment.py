@@ -103,6 +103,9 @@ class TestOrder:
         assert (caught.value.code, caught.value.experimental) == (5012, False)
         assert ended(found, A, 7.0 + LATE, 4) == ended(found, A, 8.0, 6) == ended(found, A, 8.0, 5) == NOBODY
 
+    def test_a_clock_that_was_set_back_keeps_no_end_out_until_it_is_as_late_again(self) -> None:
+        assert ended(registered(NOBODY, A, 1_000_000.0, 5), A, 7.0, 4) == NOBODY
+
     @pytest.mark.parametrize(("of_registration", "of_end"), [(0, 4), (5, 0), (0, 0)])
     def test_where_it_is_not_known_an_end_ends(self, of_registration: int, of_end: int) -> None:
         assert ended(registered(NOBODY, A, 7.0, of_registration), A, 8.0, of_end) == NOBODY

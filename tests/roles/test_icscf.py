@@ -127,6 +127,29 @@ async def test_a_silent_s_cscf_is_504(home: Home) -> None:
     assert home.log.warnings == ["s-cscf-unreachable"]
 
 
+@pytest.mark.parametrize("protected", [False, True])
+async def test_what_the_hss_takes_is_no_time_of_the_s_cscf(home: Home, protected: bool) -> None:
+    """The P-CSCF would give up first, and say that we are silent."""
+    cx = home.icscf.cx
+
+    class Slow:
+        async def user_authorization(self, *args: Any) -> UserAuthorization:
+            await home.clock.advance(ANSWER_WITHIN - 0.01)
+            return await cx.user_authorization(*args)
+
+    async def silent(request: Request, peer: SipPeer) -> Response:
+        return await asyncio.get_running_loop().create_future()
+
+    home.icscf = replace(home.icscf, cx=Slow())  # type: ignore[arg-type]  # all that it asks for
+    home.network.attach("S", "scscf1.home1.net", silent)
+    request = register()
+    if protected:
+        marked = f'{request.get("Authorization")}, integrity-protected="yes"'
+        request = request.with_headers([(name, marked if name == "Authorization" else value) for name, value in request.headers])
+    answer = await asyncio.wait_for(home.network.carry("UE", request, home.network.peer("I")), 60)
+    assert (answer.status, answer.get("Warning")) == (504, '399 icscf "S-CSCF scscf1.home1.net: no answer in 0.01 s"')
+
+
 async def test_an_s_cscf_that_nobody_can_find_is_replaced(home: Home) -> None:
     """§5.3.1.3."""
     await home.subscribers.set_server_name(Impi("alice@home1.net"), "sip:gone.home1.net")
@@ -265,6 +288,23 @@ class TestSeveral:
         home.network.attach("S2", "scscf2.home1.net", late)
         assert (await ask(home)).status == 504
         assert (second.seen, home.network.sent("I", "S")) == (1, [])
+
+    async def test_one_that_was_given_less_time_than_the_others_is_not_known_to_be_down(self, home: Home) -> None:
+        second = Second(home, 480)
+        home.icscf = replace(home.icscf, patience=20.0)
+        await assign(home, OTHER)
+
+        async def late(request: Request, peer: SipPeer) -> Response:
+            await home.clock.advance(ANSWER_WITHIN - 0.01)
+            return await second.answer(request, peer)
+
+        async def silent(request: Request, peer: SipPeer) -> Response:
+            return await asyncio.get_running_loop().create_future()
+
+        home.network.attach("S2", "scscf2.home1.net", late)
+        home.network.attach("S", "scscf1.home1.net", silent)
+        assert (await ask(home)).status == 504
+        assert [home.icscf._is_down(each) for each in (OTHER, SCSCF)] == [True, False]
 
     async def test_one_that_was_silent_is_still_asked_where_there_is_no_other(self, home: Home) -> None:
         Second(home)

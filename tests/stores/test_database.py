@@ -218,6 +218,18 @@ class TestFailures:
             await asyncio.gather(*writes)
         assert stored(database.path) == [0, 1, 2]
 
+    async def test_a_start_waits_for_another_processs_transaction(self, database: Database) -> None:
+        with contextlib.closing(sqlite3.connect(database.path, isolation_level=None, check_same_thread=False)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            ends = threading.Timer(0.05, other.execute, ("COMMIT",))
+            ends.start()
+            database.ensure(("CREATE TABLE IF NOT EXISTS u (x)",))
+            ends.join()
+            other.execute("BEGIN IMMEDIATE")
+            (waits,) = database._writer.execute("PRAGMA busy_timeout").fetchone()
+            assert waits == 0  # from then on the thread waits, not the loop
+        assert database.read("SELECT x FROM u") == []
+
     async def test_a_transaction_that_does_not_end_is_a_store_error(self, tmp_path: Path) -> None:
         with (
             Database(tmp_path / "busy.db", SCHEMA, busy_ms=10) as database,

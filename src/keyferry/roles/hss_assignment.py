@@ -57,8 +57,9 @@ def ended(found: Assignment, server_name: str, now: float = 0.0, order: int = 0)
 
     So does a challenge of this one while another serves: what has ended here was before the user went there. Raises CxError 5012 for an
     end that this S-CSCF asked for before the registration: it was on its way for long, and another HSS may have carried it out since.
+    A registration of the time to come says that the clock was set back, and with it the order of the S-CSCF's requests.
     """
-    if found.serving == server_name and 0 < order < found.order and now < found.since + LATE:
+    if found.serving == server_name and 0 < order < found.order and found.since <= now < found.since + LATE:
         raise outdated()
     owed = tuple([each for each in found.owed if each.server_name != server_name])
     if found.serving not in {None, server_name}:

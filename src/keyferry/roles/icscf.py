@@ -21,7 +21,9 @@ from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.cx_status import status_of
 
 ANSWER_WITHIN: Final = 28.0
-"""Seconds that S-CSCFs may take together: less than the P-CSCF waits for us, so that its UE is told who was silent."""
+"""Seconds that the HSS and S-CSCFs may take together: less than the P-CSCF waits for us, so that its UE is told who was silent."""
+AT_ONCE: Final = 1.0
+"""Seconds: an HSS that takes less leaves an S-CSCF as long as SIP waits, which is the node's timer F and costs none here."""
 DOWN: Final = 30.0
 """Seconds that a silent S-CSCF is asked last: its users do not wait for it each."""
 MAX_TRIED: Final = 8
@@ -76,12 +78,13 @@ class Icscf:
         kind = AuthorizationType.DE_REGISTRATION if deregisters(request) else AuthorizationType.REGISTRATION
         protected = authorization is not None and parse_credentials(authorization).parameter("integrity-protected") == "yes"
         asker = _Asker(self.cx, impi, impu, request.get("P-Visited-Network-ID") or "")
+        until = self.clock.monotonic() + ANSWER_WITHIN
         try:
             if protected or kind is AuthorizationType.DE_REGISTRATION:  # another S-CSCF knows nothing of what is to be renewed or ended
                 target = (await asker.ask(kind)).server_name or self.default_scscf
-                answer = await self._sent(request, impi, target, None)
+                answer = await self._sent(request, impi, target, self._patience(until))
                 return answer if isinstance(answer, Response) else self._not_served(request, {target: answer})
-            return await self._initial(request, asker)
+            return await self._initial(request, asker, until)
         except CxError as problem:
             if self.refused is not None:
                 self.refused(impi, problem, status_of(problem))
@@ -89,28 +92,35 @@ class Icscf:
                 self.log.warning("register-refused", impi=impi, impu=impu, cx=problem.name)
             return make_response(request, status_of(problem))
 
-    async def _initial(self, request: Request, asker: _Asker) -> Response:
+    async def _initial(self, request: Request, asker: _Asker, until: float) -> Response:
         """Send to the S-CSCF assigned; where it is silent or sends us away, to the next one that the HSS names (§5.3.1.3)."""
         found = await asker.ask(AuthorizationType.REGISTRATION)
         if found.server_name is not None and self._is_down(found.server_name):
             found = await asker.ask(AuthorizationType.REGISTRATION_AND_CAPABILITIES)
-        until = self.clock.monotonic() + ANSWER_WITHIN
         tried: dict[str, str] = {}
         while True:
             offered = [found.server_name] if found.server_name is not None else self._in_order(found.candidates)
             target = next((server for server in offered if server not in tried), None)
-            left = until - self.clock.monotonic()
-            if target is None or len(tried) >= MAX_TRIED or left <= 0:
+            patience = self._patience(until, self.patience)
+            if target is None or len(tried) >= MAX_TRIED or patience == 0:
                 return self._not_served(request, tried)
-            answer = await self._sent(request, asker.impi, target, self.patience and min(self.patience, left))
+            answer = await self._sent(request, asker.impi, target, patience)
             if isinstance(answer, Response) and answer.status != 480 and not 300 <= answer.status < 400:
                 self._down.pop(target, None)
                 return answer
             silent = not isinstance(answer, Response)
             tried[target] = str(answer) if silent else "sends us away"
             self.counter.count("icscf_moved_on", "silent" if silent else "sent-away")
-            self._down[target] = self.clock.monotonic() + DOWN
+            if not silent or patience == self.patience:  # of one that was given less, nobody knows
+                self._down[target] = self.clock.monotonic() + DOWN
             found = await asker.ask(AuthorizationType.REGISTRATION_AND_CAPABILITIES)
+
+    def _patience(self, until: float, most: float | None = None) -> float | None:
+        """Return the seconds that an S-CSCF may take; None: as long as SIP waits."""
+        left = max(0.0, until - self.clock.monotonic())
+        if most is not None:
+            return min(most, left)
+        return None if left > ANSWER_WITHIN - AT_ONCE else left
 
     async def _sent(self, request: Request, impi: Impi, target: str, patience: float | None) -> Response | str:
         """Return the answer of an S-CSCF, or why there is none."""
@@ -121,7 +131,7 @@ class Icscf:
         except TransportError as problem:
             why = problem.problem
         except TimeoutError:
-            why = f"no answer in {patience:g} s"
+            why = f"no answer in {patience:.3g} s"
         self.log.warning("s-cscf-unreachable", impi=impi, server=target, problem=why)
         return why
 

@@ -73,7 +73,6 @@ class Database:
         try:
             claim(self._writer, path)
             self.ensure(schema)
-            self._writer.execute("PRAGMA busy_timeout = 0")  # the loop's thread never waits for a lock
             self._reader = connect(path, CACHE_KIB // 4)
         except BaseException:
             self._writer.close()
@@ -90,10 +89,9 @@ class Database:
         self.close()
 
     def ensure(self, schema: Sequence[str]) -> None:
-        """Run the statements of a schema; before the first write."""
-        if not schema:
-            return
+        """Run the statements of a schema, after whatever another process is writing; before the first write."""
         try:
+            self._writer.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
             self._writer.execute("BEGIN IMMEDIATE")
             for statement in schema:
                 self._writer.execute(statement)
@@ -101,6 +99,8 @@ class Database:
         except sqlite3.Error as problem:
             _roll_back(self._writer)
             raise StoreError(f"{self.path.name}: {problem}") from problem
+        finally:
+            self._writer.execute("PRAGMA busy_timeout = 0")  # the loop's thread never waits for a lock
 
     # ---- reading
 
