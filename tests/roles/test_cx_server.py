@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 
 from contract.wires import HSS, SCSCF, SERVER_NAME, WAYS, Way, an_hss, wired
-from keyferry.errors import CxError, TransportError
+from keyferry.errors import CxError, StoreError, TransportError
 from keyferry.ports import DeregistrationReason
 from keyferry.protocol.aka import AuthVector
 from keyferry.protocol.diameter import base, cx
@@ -165,6 +165,11 @@ class TestMultimediaAuth:
         assert not has_amf_bit(item.vector.autn[6:8])
 
 
+class FullStore(MemorySubscriberStore):
+    async def reassign(self, impi: Impi, change: object) -> NoReturn:
+        raise StoreError("hss.db: database or disk is full")
+
+
 class TestServerAssignment:
     """TS 29.228 §6.1.2."""
 
@@ -177,6 +182,17 @@ class TestServerAssignment:
         server.stood_still = lambda: True
         assert (await result(server, a_sar(kind))) == (code, False)
         assert await server.hss.location_info(ALICE_SIP) == SERVER_NAME
+
+    @pytest.mark.parametrize(
+        ("kind", "code"), [(Type.USER_DEREGISTRATION, 3004), (Type.AUTHENTICATION_TIMEOUT, 3004), (Type.REGISTRATION, 5012)]
+    )
+    async def test_an_end_that_cannot_be_stored_is_not_refused_for_good(self, kind: Type, code: int) -> None:
+        log, store = RecordingLog(), FullStore()
+        await store.add(subscriber("alice"))
+        hss = an_hss(store)
+        server = CxServer(hss, hss, HSS, log, RecordingCounter())
+        assert (await result(server, a_sar(kind))) == (code, False)
+        assert log.warnings == ["cx-request-failed"]
 
     async def test_a_profile_that_is_there_already_is_not_sent(self) -> None:
         server = await a_server()

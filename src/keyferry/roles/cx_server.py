@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, TypeAlias
 
-from keyferry.errors import CxError, KeyferryError, ParseError
+from keyferry.errors import CxError, KeyferryError, ParseError, StoreError
 from keyferry.ports import Counter, CxDirectory, DeregistrationReason, Log, OrderedCx, Resync, ServerAssignment
 from keyferry.ports.correlation import correlate
 from keyferry.ports.diameter import DiameterAsker, DiameterRemote
@@ -166,7 +166,13 @@ class CxServer:
             impi, impu = sar.impi, sar.impus[0]  # the usual case, which the HSS itself looks up
         else:
             impi, impu = await self.directory.identities(sar.impi, sar.impus)
-        user_data = await self.hss.server_assignment(impi, impu, sar.server_name, assignment, order=order_of(request, peer))
+        try:
+            user_data = await self.hss.server_assignment(impi, impu, sar.server_name, assignment, order=order_of(request, peer))
+        except StoreError as problem:
+            if assignment in _OF_ONE:
+                raise
+            self.log.warning("cx-request-failed", command="SAR", peer=peer.origin_host, problem=str(problem))
+            raise cx.error_for(ResultCode.TOO_BUSY) from problem  # an end that is refused is never told again
         self._remember(sar.server_name, peer)
         result = _STORED if sar.assignment in _NOT_STORED else cx.SUCCESS
         return cx.build_saa(request, cx.Saa(impi, b"" if sar.user_data_available else user_data, result), self.identity)
