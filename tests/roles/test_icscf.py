@@ -137,9 +137,6 @@ async def test_what_the_hss_takes_is_no_time_of_the_s_cscf(home: Home, protected
             await home.clock.advance(ANSWER_WITHIN - 0.01)
             return await cx.user_authorization(*args)
 
-    async def silent(request: Request, peer: SipPeer) -> Response:
-        return await asyncio.get_running_loop().create_future()
-
     home.icscf = replace(home.icscf, cx=Slow())  # type: ignore[arg-type]  # all that it asks for
     home.network.attach("S", "scscf1.home1.net", silent)
     request = register()
@@ -209,6 +206,11 @@ class TestSubscribe:
 
         object.__setattr__(home.icscf, "cx", Failing())
         assert await ask_for(home) == 500
+
+
+async def silent(request: Request, peer: SipPeer) -> Response:
+    never: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+    return await never
 
 
 OTHER = "sip:scscf2.home1.net"
@@ -297,9 +299,6 @@ class TestSeveral:
         async def late(request: Request, peer: SipPeer) -> Response:
             await home.clock.advance(ANSWER_WITHIN - 0.01)
             return await second.answer(request, peer)
-
-        async def silent(request: Request, peer: SipPeer) -> Response:
-            return await asyncio.get_running_loop().create_future()
 
         home.network.attach("S2", "scscf2.home1.net", late)
         home.network.attach("S", "scscf1.home1.net", silent)

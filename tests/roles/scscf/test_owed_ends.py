@@ -191,6 +191,20 @@ async def test_nor_does_a_store_that_is_full(home: Home) -> None:
     home.network.failures.clear()
 
 
+async def test_an_end_that_another_hss_carries_out_then_is_made_good(home: Home) -> None:
+    """The end that is still to be told says nothing of who is back; what unseated him is answered late, as after any outage."""
+    alice = home.device()
+    await alice.register()
+    told = moody(home)
+    await alice.deregister()
+    await settle()
+    told.problem = None
+    await alice.register()
+    home.scscf.reports.owe(alice.impi, SIP_ALICE, ServerAssignment.RE_REGISTRATION)
+    await home.clock.advance(60)
+    assert told.seen[-1] is ServerAssignment.RE_REGISTRATION
+
+
 async def test_a_store_that_cannot_forget_keeps_nobody_from_leaving(home: Home) -> None:
     alice = home.device()
     await alice.register()

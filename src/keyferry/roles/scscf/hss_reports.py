@@ -67,6 +67,11 @@ class HssReports:
         held = [each[impi] for each in (self._owed, self._being_told) if impi in each]
         return next((each for each in held if each[1] in ENDS), None)
 
+    def owe_no_end(self, impi: Impi) -> None:
+        """Leave an end unsaid that was said otherwise: it would keep from being said what comes now, of a user who is back."""
+        if impi in self._owed and self._owed[impi][1] in ENDS:
+            del self._owed[impi]
+
     async def aclose(self) -> None:
         """Stop; what is still owed stays unsaid."""
         self._closed = True

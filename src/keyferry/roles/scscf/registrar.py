@@ -283,6 +283,7 @@ class Registrar:
         except CxError as problem:
             if is_unreached(problem):
                 raise
+        self.reports.owe_no_end(impi)
 
     async def _expire(self, over: Registration) -> int:
         registration = await self.registrations.get(over.impi, over.reg)
