@@ -23,7 +23,9 @@ from docs.console import ROOT
 from keyferry import config
 from keyferry.config import agent
 from keyferry.errors import KeyferryError
+from keyferry.kemi.store import K_M
 from keyferry.protocol.ims.verdicts import ADVICE, Reason
+from keyferry.stores.rotation import SEALED_COLUMNS
 from keyferry.wiring.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
 DOCS = ROOT / "docs"
@@ -61,6 +63,13 @@ def test_no_key_stands_among_the_messages() -> None:
     assert not re.search(r"<kf:key[^>]*>[A-Za-z0-9+/=]{44}", text)
     for number in ("K_AS, 32 octets", "ck, 32 hex digits", "V‖C"):
         assert number in text
+
+
+def test_every_sealed_column_is_documented_with_what_it_binds() -> None:
+    text = (DOCS / "protocol.md").read_text("utf-8")
+    for column in (*SEALED_COLUMNS, K_M):
+        row = next((line for line in text.splitlines() if f"`{column.table}.{column.column}`" in line), "")
+        assert row.split("|")[3].split(" (")[0].strip() == ", ".join(column.bound), column
 
 
 # ---- settings
