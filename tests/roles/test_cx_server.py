@@ -157,6 +157,18 @@ class TestMultimediaAuth:
                 assert told == [(ALICE, item.vector.rand, item.server_data) for item in items]
         assert len(told) == 2
 
+    async def test_a_store_that_keeps_none_costs_nobody_the_vector(self) -> None:
+        log, store = RecordingLog(), MemorySubscriberStore()
+        await store.add(subscriber("alice")._replace(release=6))
+        hss = an_hss(store)
+
+        async def full(impi: Impi, vector: AuthVector, data: bytes) -> None:
+            raise StoreError("hss.db: database or disk is full")
+
+        server = CxServer(hss, hss, HSS, log, RecordingCounter(), CxPolicy(marker_for=frozenset({SCSCF.origin_host})), full)
+        assert (await result(server, a_mar())) == (2001, False)
+        assert log.warnings == ["rspauth-not-kept"]
+
     @pytest.mark.parametrize(("release", "host"), [(5, SCSCF.origin_host), (None, SCSCF.origin_host), (6, "scscf2.home1.net")])
     async def test_others_get_none(self, release: int | None, host: str) -> None:
         server = await a_server(CxPolicy(marker_for=frozenset({host})), release)

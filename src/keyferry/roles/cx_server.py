@@ -135,11 +135,18 @@ class CxServer:
             vector = await self.hss.multimedia_auth(mar.impi, mar.impu, mar.server_name, resync, masked=bool(marker))
             data = marker if len(vector.xres) >= MIN_MASKED_RES else b""
             if data and self.gave is not None:
-                await self.gave(mar.impi, vector, data)
+                await self._keep(self.gave(mar.impi, vector, data), mar.impi)
             items.append(cx.AuthItem(vector, data))
             resync = None  # it has moved SEQ
         self._remember(mar.server_name, peer)
         return cx.build_maa(request, cx.Maa(mar.impi, mar.impu, tuple(items)), self.identity)
+
+    async def _keep(self, keeping: Awaitable[None], impi: Impi) -> None:
+        """Keep a vector for rspauth; a store that does not take it costs the 200 that, and nobody the registration."""
+        try:
+            await keeping
+        except StoreError as problem:
+            self.log.warning("rspauth-not-kept", impi=impi, problem=str(problem))
 
     async def _marker(self, impi: Impi, peer: DiameterRemote) -> bytes:
         """Return what goes behind AUTN: there the Contact decides nothing, what is provisioned does (DESIGN §10)."""
