@@ -305,6 +305,14 @@ class TestSeveral:
         assert (await ask(home)).status == 504
         assert [home.icscf._is_down(each) for each in (OTHER, SCSCF)] == [True, False]
 
+    async def test_one_that_had_all_the_time_that_there_is_is_down_whatever_the_patience(self, home: Home) -> None:
+        Second(home)
+        home.network.down("S2")
+        home.icscf = replace(home.icscf, patience=ANSWER_WITHIN + 2)
+        await assign(home, OTHER)
+        assert (await ask(home)).status == 401
+        assert home.icscf._is_down(OTHER)
+
     async def test_one_that_was_silent_is_still_asked_where_there_is_no_other(self, home: Home) -> None:
         Second(home)
         home.network.down("S", "S2")

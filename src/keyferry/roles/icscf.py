@@ -111,7 +111,8 @@ class Icscf:
             silent = not isinstance(answer, Response)
             tried[target] = str(answer) if silent else "sends us away"
             self.counter.count("icscf_moved_on", "silent" if silent else "sent-away")
-            if not silent or patience == self.patience:  # of one that was given less, nobody knows
+            # one that was given less time may be well
+            if not silent or patience is None or patience >= min(self.patience or ANSWER_WITHIN, ANSWER_WITHIN - AT_ONCE):
                 self._down[target] = self.clock.monotonic() + DOWN
             found = await asker.ask(AuthorizationType.REGISTRATION_AND_CAPABILITIES)
 
