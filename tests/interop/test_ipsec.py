@@ -98,7 +98,7 @@ async def test_strongswan_s_own_client_and_ours_see_the_same(place: Path, change
         here.up()
         ours = Vici(here.home.socket)
         await ours.start()
-        (mine,) = [child_sas(each) for each in await ours.list_sas()]
+        (mine,) = [child_sas(each) for each in await ours.listed("list-sas")]
         await ours.aclose()
         (theirs,) = [child_sas(_texts(each)) for each in await vici_package(here.home.socket)]
         assert mine == theirs

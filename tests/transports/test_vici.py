@@ -51,9 +51,9 @@ async def client(path: Path, limit: float = 5.0) -> AsyncIterator[tuple[Vici, He
 
 async def test_the_sas_that_charon_has_are_listed() -> None:
     async with charon(sa(), sa("other.home1.net", number=2)) as served, client(served.path) as (vici, heard):
-        assert await vici.list_sas() == [sa(), sa("other.home1.net", number=2)]
+        assert await vici.listed("list-sas") == [sa(), sa("other.home1.net", number=2)]
         served.sas.pop()
-        assert await vici.list_sas() == [sa()]
+        assert await vici.listed("list-sas") == [sa()]
         assert await vici.ask("version") == {"version": "5.9.8"}
         assert heard.names == ["connected"]
         assert served.connections == 1
@@ -62,7 +62,7 @@ async def test_the_sas_that_charon_has_are_listed() -> None:
 def test_it_works_on_the_loop_that_serve_uses() -> None:
     async def run() -> None:
         async with charon(sa()) as served, client(served.path) as (vici, heard):
-            assert await vici.list_sas() == [sa()]
+            assert await vici.listed("list-sas") == [sa()]
             served.say("child-updown")
             await heard.until("child-updown")
 
@@ -72,7 +72,7 @@ def test_it_works_on_the_loop_that_serve_uses() -> None:
 
 async def test_questions_wait_for_each_other() -> None:
     async with charon(sa()) as served, client(served.path) as (vici, _):
-        found = await asyncio.gather(*(vici.list_sas() for _ in range(5)))
+        found = await asyncio.gather(*(vici.listed("list-sas") for _ in range(5)))
         assert found == [[sa()]] * 5
 
 
@@ -88,20 +88,20 @@ async def test_an_end_is_told_and_the_connection_made_again() -> None:
         await served.kill()
         await heard.until("lost")
         with pytest.raises(TransportError, match="charon"):
-            await vici.list_sas()
+            await vici.listed("list-sas")
         await served.again()
         await heard.until("connected", 2)
-        assert await vici.list_sas() == [sa()]
+        assert await vici.listed("list-sas") == [sa()]
 
 
 async def test_where_no_charon_is_the_error_says_so(tmp_path: Path) -> None:
     async with client(tmp_path / "charon.vici") as (vici, heard):
         with pytest.raises(TransportError, match="charon is not there"):
-            await vici.list_sas()
+            await vici.listed("list-sas")
         assert heard.names == []
     async with client(tmp_path / ("long" * 30)) as (vici, _):
         with pytest.raises(TransportError, match="path too long"):
-            await vici.list_sas()
+            await vici.listed("list-sas")
 
 
 async def test_a_socket_that_is_not_ours_to_use_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,32 +111,32 @@ async def test_a_socket_that_is_not_ours_to_use_is_said(tmp_path: Path, monkeypa
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", refused)  # root, as whom tests may run, may use every socket
     async with client(tmp_path / "charon.vici") as (vici, _):
         with pytest.raises(TransportError, match=r"may not ask charon.*--group"):
-            await vici.list_sas()
+            await vici.listed("list-sas")
 
 
 async def test_a_charon_that_does_not_answer_costs_one_time_out() -> None:
     async with charon() as served, client(served.path, limit=0.1) as (vici, heard):
         served.silent = True
-        asking = [asyncio.create_task(vici.list_sas()) for _ in range(4)]
+        asking = [asyncio.create_task(vici.listed("list-sas")) for _ in range(4)]
         for done in await patiently(asyncio.gather(*asking, return_exceptions=True)):
             assert isinstance(done, TransportError)
         assert served.asked.count("list-sas") <= 2
         served.silent = False
         await heard.until("connected", 2)
-        assert await vici.list_sas() == []
+        assert await vici.listed("list-sas") == []
 
 
 async def test_the_answer_to_a_question_that_was_given_up_is_not_that_to_the_next() -> None:
     async with charon(sa()) as served, client(served.path) as (vici, heard):
         served.silent = True
-        given_up = asyncio.create_task(vici.list_sas())
+        given_up = asyncio.create_task(vici.listed("list-sas"))
         while "list-sas" not in served.asked:
             await asyncio.sleep(0.001)
         given_up.cancel()
         await asyncio.gather(given_up, return_exceptions=True)
         served.silent = False
         await heard.until("connected", 2)
-        assert await vici.list_sas() == [sa()]
+        assert await vici.listed("list-sas") == [sa()]
 
 
 @pytest.mark.parametrize(
@@ -153,18 +153,18 @@ async def test_what_is_no_vici_ends_the_connection_and_satisfies_nobody(raw: byt
     async with charon() as served, client(served.path, limit=0.5) as (vici, heard):
         served.raw = raw
         with suppress(TransportError):
-            await vici.list_sas()
+            await vici.listed("list-sas")
         await heard.until("lost")
         served.raw = b""
         await heard.until("connected", 2)
-        assert await vici.list_sas() == []
+        assert await vici.listed("list-sas") == []
 
 
 async def test_more_sas_than_there_can_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_STREAMED", 3)
     async with charon(*[sa(number=number) for number in range(5)]) as served, client(served.path) as (vici, _):
         with pytest.raises(TransportError, match="over 3"):
-            await vici.list_sas()
+            await vici.listed("list-sas")
 
 
 @pytest.mark.parametrize(("change", "why"), [({"knows": frozenset()}, "does not know"), ({"has_events": False}, "too old")])
@@ -174,7 +174,7 @@ async def test_a_charon_that_cannot_do_what_is_needed(change: dict[str, Any], wh
             setattr(served, name, value)
         async with client(served.path) as (vici, _):
             with pytest.raises(TransportError, match=why):
-                await vici.list_sas()
+                await vici.listed("list-sas")
 
 
 async def test_a_stranger_s_socket_is_not_believed() -> None:
@@ -183,6 +183,6 @@ async def test_a_stranger_s_socket_is_not_believed() -> None:
         vici = Vici(served.path, believed={4711})
         await vici.start()
         with pytest.raises(TransportError, match="neither root nor ours"):
-            await vici.list_sas()
+            await vici.listed("list-sas")
         await vici.aclose()
         assert served.asked == []

@@ -169,7 +169,7 @@ class SaView:
                 child, ikes = question
                 for ike in ikes:
                     await self.vici.ask("list-sas", {"ike": ike, "child": child}, lambda section: _keep(sas, child_sas(section)))
-            past = await self.vici.list_passes()
+            past = await self.vici.listed("list-policies", {"pass": "yes"})
             answer = _Answer(sas, tuple(found for each in past for found in passes(each)), self.clock.monotonic(), events)
             if question is None:
                 self._learn(answer)

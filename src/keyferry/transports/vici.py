@@ -8,7 +8,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Final, cast
 
@@ -88,7 +88,7 @@ class ViciLink(asyncio.Protocol):
         self.end("charon ended the connection")
 
     def _received(self, packet: Packet) -> None:
-        if packet.kind is Kind.EVENT and packet.name in STREAMED:
+        if packet.kind is Kind.EVENT and packet.name in STREAMED and self._waiting is not None:
             self._take(packet.message)
         elif packet.kind is Kind.EVENT:
             self._heard(packet.name, packet.message)
@@ -173,14 +173,6 @@ class Vici:
         if len(found) > MAX_STREAMED:
             raise TransportError(str(self.path), f"charon streams over {MAX_STREAMED} events to {command}")
         return found
-
-    async def list_sas(self) -> Sequence[Section]:
-        """Return every IKE_SA with its CHILD_SAs, as charon has them now. Raises TransportError."""
-        return await self.listed("list-sas")
-
-    async def list_passes(self) -> Sequence[Section]:
-        """Return the policies that let packets past every SA. Raises TransportError."""
-        return await self.listed("list-policies", {"pass": "yes"})
 
     # ---- inside
 
