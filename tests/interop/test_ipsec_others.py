@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from interop.ipseckit import A, Charon, S, World, needed, run, world
+from interop.ipseckit import LIMIT, A, Charon, S, World, needed, run, world
 from keyferry.errors import ProtectionUnmet
 from keyferry.ports import SipPeer
 from keyferry.protocol.security_association import Wanted
@@ -19,6 +20,7 @@ from keyferry.transports.clock import SystemClock
 from keyferry.transports.ipsec import IpsecPolicy, IpsecSource
 from keyferry.transports.sa_view import SaView
 from keyferry.transports.vici import Vici
+from system.serving import until
 
 pytestmark = pytest.mark.interop
 WANTED = Wanted("isc-xcap-as-home1-net", "xcap-as.home1.net")
@@ -130,3 +132,23 @@ async def test_what_happens_to_other_tunnels_stops_nothing_and_one_over_the_same
                 await asyncio.to_thread(end, here.home, "same")
                 await policy(THERE)
                 assert (await source.authenticated(BACK)).name == "scscf1.home1.net"
+
+
+def test_a_process_that_serves_says_when_the_drop_rules_are_gone_and_when_they_are_back(place: Path) -> None:
+    """On both sides, by itself: somebody has flushed them, and an SA is rekeyed meanwhile."""
+    with world(place) as here:
+        here.up()
+        sides = ((here.scscf, here.home), (here.server, here.far))
+        for process, _ in sides:
+            until(lambda process=process: "ipsec-rules-loaded" in process.log.read_text(), seconds=LIMIT, what="rules are there")  # type: ignore[misc]
+            assert "ipsec-rules-missing" not in process.log.read_text()
+        for _, charon in sides:
+            charon.without_rules()
+        here.home.rekey()
+        for process, charon in sides:
+            until(lambda process=process: "ipsec-rules-missing" in process.log.read_text(), seconds=LIMIT, what="they are missing")  # type: ignore[misc]
+            assert re.search(r'(?m)^keyferry_ipsec_rules_loaded\{name=".+"\} 0\.0$', process.get("/metrics"))
+            charon.rules()
+        here.home.rekey()
+        for process, _ in sides:
+            until(lambda process=process: process.log.read_text().count("ipsec-rules-loaded") == 2, seconds=LIMIT, what="they are back")  # type: ignore[misc]
