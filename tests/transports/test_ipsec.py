@@ -59,6 +59,35 @@ async def test_sas_that_change_all_the_time_let_nothing_through() -> None:
         assert "change faster" in await here.refused()
 
 
+async def test_an_sa_that_comes_while_charon_answers_lets_through() -> None:
+    async with world() as here:
+
+        def comes() -> None:
+            here.charon.sas = [sa()]
+            here.charon.say("child-updown", sa())
+            here.charon.before_passes = lambda: None
+
+        here.charon.before_passes = comes  # when it has said that there is none
+        await here.policy(UDP)
+
+
+@pytest.mark.parametrize("child", [
+    {"spi-out": ""}, {"spi-in": "00000000"}, {"state": "INSTALLING"}, {"state": ["INSTALLED"]}, {"remote-ts": "10.99.0.2/32"},
+    {"local-ts": []}, {"encr-alg": {}}, {"protocol": "AH"},
+])  # fmt: skip
+async def test_one_direction_of_an_sa_or_what_nobody_can_read_of_one_lets_nothing_through(child: Section) -> None:
+    broken = sa()
+    broken["isc-1"]["child-sas"][f"{CHILD}-1"].update(child)  # type: ignore[index,call-overload,union-attr]
+    async with world(broken) as here:
+        for _ in range(2):
+            await here.refused()
+        here.charon.sas = [sa()]
+        await here.policy(UDP)
+        here.charon.sas = [broken]
+        for _ in range(2):
+            await here.refused()
+
+
 async def test_who_rekeys_ever_so_often_keeps_no_push_up() -> None:
     """An application server is at the other end of its own SA, and can make things happen to it some hundred times a second."""
     async with world(sa()) as here:

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keyferry.errors import ProtectionUnmet
-from keyferry.protocol.security_association import Ends, Wanted
+from keyferry.protocol.security_association import Ends, Wanted, child_sas, touches
 from keyferry.protocol.vici import Section
 from keyferry.transports.ipsec import IpsecPolicy, IpsecSource
-from keyferry.transports.sa_view import MAX_AGE
+from keyferry.transports.sa_view import MAX_AGE, SaView, View
+from keyferry.transports.vici import Vici
 from transports.sakit import UDP, world
-from transports.sipkit import patiently
+from transports.sipkit import FakeClock, patiently
 from transports.vicikit import CHILD, crowd, sa
 
 
@@ -170,3 +174,29 @@ async def test_what_happens_to_the_wanted_sa_makes_nobody_ask_for_all() -> None:
         assert [question.get("ike") for name, question in here.charon.questions if name == "list-sas"] == ["isc-1", "isc-2"]
         here.charon.sas[0] = crowd(1_500, CHILD, ike="isc-2", remote="10.99.0.2/32")  # so many that nothing is said of them
         assert "so many CHILD_SAs" in await here.refused()
+
+
+TEXTS = st.sampled_from(["", "isc-1", CHILD, "10.99.0.2/32", "0.0.0.0/0", "rubbish", "old", "new", "child-sas", "INSTALLED", "\udcff"])
+SECTIONS = st.recursive(
+    st.one_of(TEXTS, st.lists(TEXTS, max_size=3)),
+    lambda inner: st.dictionaries(st.one_of(TEXTS, st.sampled_from(["local-ts", "remote-ts", "name", "uniqueid"])), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(TEXTS, SECTIONS, max_size=3))
+async def test_whatever_charon_tells_is_taken(message: Section) -> None:
+    """And if it may be about the way, or nobody can say what it is about, charon is asked again for what it said before."""
+    view = SaView(Vici(Path("/nowhere")), FakeClock())
+    ends = Ends(CHILD, "10.99.0.1", UDP.host)
+    followed = view._follow(ends)
+    followed.ask_of(["isc-1"], ends)
+    before = View(ends, (), (), 0.0, view.events, followed.question)
+    assert view.holds(before)
+    view._heard("child-updown", message)
+    ikes = {name for name, ike in message.items() if isinstance(ike, dict)}
+    assert view.events == 1
+    if not ikes or "isc-1" in ikes or any(touches(sa, ends) for sa in child_sas(message)):
+        assert not view.holds(before)
+    if any(touches(sa, ends) and sa.name != CHILD for sa in child_sas(message)):
+        assert view._follow(ends).question is None
