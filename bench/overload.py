@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import hashlib
 import heapq
+import itertools
 import json
 import multiprocessing
 import re
@@ -88,6 +89,7 @@ def serve(link: Connection, kind: str, control: bool, subscribers: int, first_us
 async def serve_fixed(link: Connection, policy: OverloadPolicy | None, first: float, second: float) -> None:
     """Answer the first REGISTER of a registration with 401 and the second with 200, each after so many seconds of work."""
     metrics = Metrics()
+    nonces = itertools.count()  # who answers a nonce that another has answered is refused under load
 
     async def handle(request: Request, _: SipPeer) -> Response:
         answers = 'response="0' in (request.get("Authorization") or "")
@@ -96,7 +98,7 @@ async def serve_fixed(link: Connection, policy: OverloadPolicy | None, first: fl
             pass
         if answers:
             return make_response(request, 200)
-        return make_response(request, 401, headers=(("WWW-Authenticate", f'Digest realm="{HOME}", nonce="{"n" * 48}"'),))
+        return make_response(request, 401, headers=(("WWW-Authenticate", f'Digest realm="{HOME}", nonce="{next(nonces):048}"'),))
 
     node = SipNode(
         name="bench", clock=SystemClock(), random=SystemRandom(), log=StructLog("none"), handler=handle, counter=metrics, overload=policy
