@@ -16,15 +16,13 @@ pytestmark = pytest.mark.interop
 
 
 def _apart(running: Network) -> tuple[Path, Path]:
-    """Return the files of two HSSs of one state directory: the first is asked by the script alone, the second by Kamailio over Cx."""
+    """Return the files of two HSSs of one state directory: the script asks the first, as long as it is there, and Kamailio the second."""
     ports = {"diameter": free_port(), "admin": free_port()}
     text = (running.folder / "hss.toml").read_text("utf-8")
     asked = running.folder / "asked.toml"
     text_asked = text.replace(f":{running.ports['3868']}", f":{ports['diameter']}")
     asked.write_text(text_asked.replace(f":{running.ports['HSS']}", f":{ports['admin']}"))
-    other = running.folder / "other.toml"
-    other.write_text("".join(line for line in text.splitlines(keepends=True) if not line.startswith("rspauth_socket")))
-    return asked, other
+    return asked, running.folder / "hss.toml"
 
 
 def test_rspauth_and_ends_outlive_the_process_that_gave_the_vector_and_reach_the_one_that_is_asked(tmp_path: Path) -> None:
@@ -35,7 +33,7 @@ def test_rspauth_and_ends_outlive_the_process_that_gave_the_vector_and_reach_the
         asked, other = _apart(running)
         log = tmp_path / "other.log"
         with (
-            serving(asked, running.folder / "state", "--role", "hss", log=tmp_path / "asked.log"),
+            serving(asked, running.folder / "state", "--role", "hss", log=tmp_path / "asked.log") as first,
             serving(other, running.folder / "state", "--role", "hss", "--role", "admin", log=log),
         ):
             until(lambda: "peer=scscf1.home1.net" in log.read_text(), seconds=20, what="Kamailio is connected to the other HSS")
@@ -52,6 +50,11 @@ def test_rspauth_and_ends_outlive_the_process_that_gave_the_vector_and_reach_the
             done = keyferry("subscriber", "terminate", IMPI, "--admin", admin, "--state", running.folder / "state", "--json")
             assert done.returncode == 0, done.stdout + done.stderr
             until(partial(_is_gone, running), seconds=10, what="no key is left at the AS")
+
+            first.kill()
+            until(lambda: "rspauth-taken-over" in log.read_text(), seconds=10, what="the other listens for the script")
+            _, answer = _registers(ue)
+            assert "\r\nAuthentication-Info: " in answer
 
 
 def _registers(ue: RawUe) -> tuple[Run, str]:

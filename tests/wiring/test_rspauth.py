@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -17,6 +19,7 @@ from keyferry.errors import StateError
 from keyferry.roles.cx_ended import EndedBook
 from keyferry.roles.cx_rspauth import RspauthBook
 from keyferry.wiring import rspauth
+from keyferry.wiring.metrics import Metrics
 from keyferry.wiring.services import Services
 
 
@@ -40,3 +43,33 @@ def test_a_group_that_cannot_be_given_is_said_with_what_to_do(monkeypatch: pytes
     assert rspauth._group(Kamailio(rspauth_group=str(os.getegid())), 1) == os.getegid()
     with pytest.raises(StateError, match="usermod -aG"):
         rspauth._group(Kamailio(rspauth_group="54321"), 1)
+
+
+async def test_a_second_process_takes_over_when_the_first_ends(tmp_path: Path) -> None:
+    path, works, told = tmp_path / "s", [], []
+    config = Config(kamailio=Kamailio(rspauth_socket=str(path), user=str(os.geteuid())))
+    ended = cast("EndedBook", SimpleNamespace(since=lambda host, place: []))
+
+    async with AsyncExitStack() as stack:
+        log = SimpleNamespace(warning=lambda event, **_: told.append(event))
+        services = SimpleNamespace(
+            config=config, exit=stack, log=log, metrics=Metrics(), every=lambda seconds, work: works.append(work)
+        )  # fmt: skip
+        async with AsyncExitStack() as first:
+            services.exit = first
+            await rspauth.start_rspauth(cast("Services", services), cast("RspauthBook", SimpleNamespace(prove=None)), ended)
+            assert (works, told) == ([], [])
+            services.exit = stack
+            await rspauth.start_rspauth(cast("Services", services), cast("RspauthBook", SimpleNamespace(prove=None)), ended)
+            (work,) = works
+            await work()
+            assert told == ["rspauth-standby"]
+        for _ in range(2):
+            await work()
+        assert told == ["rspauth-standby", "rspauth-taken-over"]
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b'{"ended": "s", "since": 0}\n')
+        assert await reader.readline() == b'{"ended": []}\n'
+        writer.close()
+        await writer.wait_closed()
+    assert not path.exists()

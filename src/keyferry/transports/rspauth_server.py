@@ -47,6 +47,11 @@ class RspauthServer:
         self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_LINE)
         self._path, self._inode = path, take_name(path)
 
+    @property
+    def is_listening(self) -> bool:
+        """Tell whether it has begun."""
+        return self._path is not None
+
     async def aclose(self) -> None:
         """End."""
         if self._server is not None:
@@ -67,6 +72,8 @@ class RspauthServer:
                 self.log.warning("rspauth-not-allowed", uid=uid)
                 return
             line = await asyncio.wait_for(reader.readline(), PATIENCE)
+            if not line:  # somebody looked whether we are there
+                return
             writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
             await asyncio.wait_for(writer.drain(), PATIENCE)
         except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError):

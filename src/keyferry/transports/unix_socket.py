@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -71,6 +72,18 @@ def bind_unix(path: Path, mode: int, group: int | None) -> socket.socket:
     return sock
 
 
+def is_taken(path: Path) -> bool:
+    """Tell at once whether somebody listens there. Raises StateError: it is no socket."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise StateError(str(path), "is there, and is no socket", "Choose another path for the agent's socket")
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(os.fspath(path)) not in {errno.ECONNREFUSED, errno.ENOENT}
+
+
 def take_name(path: Path) -> int:
     """Let a socket that listens have its own name; return its inode number. Raises StateError."""
     try:
@@ -104,16 +117,8 @@ def _check_folder(path: Path) -> None:
 
 def _check_free(path: Path) -> None:
     """Refuse where another agent listens; a socket that a killed one left is replaced."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise StateError(str(path), "is there, and is no socket", "Choose another path for the agent's socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        with contextlib.suppress(ConnectionRefusedError):
-            probe.connect(os.fspath(path))
-            raise StateError(str(path), "is the socket of another agent that runs", "Stop that one, or choose another path")
+    if is_taken(path):
+        raise StateError(str(path), "is the socket of another agent that runs", "Stop that one, or choose another path")
 
 
 def _unusable(path: Path, problem: OSError) -> StateError:

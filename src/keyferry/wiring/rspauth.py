@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 from keyferry.config.kamailio import Kamailio
 from keyferry.errors import StateError
 from keyferry.roles.cx_ended import EndedBook
 from keyferry.roles.cx_rspauth import RspauthBook
 from keyferry.transports.rspauth_server import RspauthServer
-from keyferry.transports.unix_socket import group_id, main_group, user_id
+from keyferry.transports.unix_socket import group_id, is_taken, main_group, user_id
 from keyferry.wiring.services import Services
+
+TAKE_OVER: Final = 2.0
+"""Seconds between two looks whether the process that listens at the socket is still there."""
 
 
 async def start_rspauth(services: Services, book: RspauthBook, ended: EndedBook) -> None:
-    """Listen, if a socket is configured. Raises StateError."""
+    """Listen, if a socket is configured; where another process of the HSS does, when that ends. Raises StateError."""
     settings = services.config.kamailio
     if settings.rspauth_socket is None:
         return
@@ -24,7 +28,18 @@ async def start_rspauth(services: Services, book: RspauthBook, ended: EndedBook)
     users = {0, os.geteuid(), user}
     server = RspauthServer(book.prove, users, services.log, services.metrics, ended.since, _group(settings, user))
     services.exit.push_async_callback(server.aclose)
-    await server.listen(Path(settings.rspauth_socket))
+    path = Path(settings.rspauth_socket)
+    if not is_taken(path):
+        await server.listen(path)
+        return
+    services.log.warning("rspauth-standby", socket=str(path))
+
+    async def take_over() -> None:
+        if not server.is_listening and not is_taken(path):
+            await server.listen(path)
+            services.log.warning("rspauth-taken-over", socket=str(path))
+
+    services.every(TAKE_OVER, take_over)
 
 
 def _group(settings: Kamailio, user: int) -> int | None:
