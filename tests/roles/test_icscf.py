@@ -147,6 +147,19 @@ async def test_what_the_hss_takes_is_no_time_of_the_s_cscf(home: Home, protected
     assert (answer.status, answer.get("Warning")) == (504, '399 icscf "S-CSCF scscf1.home1.net: no answer in 0.01 s"')
 
 
+async def test_an_hss_that_takes_all_the_time_is_what_the_ue_is_told_of(home: Home) -> None:
+    cx = home.icscf.cx
+
+    class Slow:
+        async def user_authorization(self, *args: Any) -> UserAuthorization:
+            await home.clock.advance(ANSWER_WITHIN)
+            return await cx.user_authorization(*args)
+
+    home.icscf = replace(home.icscf, cx=Slow())  # type: ignore[arg-type]  # all that it asks for
+    answer = await ask(home)
+    assert (answer.status, answer.get("Warning")) == (504, '399 icscf "S-CSCF not asked: the HSS took all the time"')
+
+
 async def test_an_s_cscf_that_nobody_can_find_is_replaced(home: Home) -> None:
     """§5.3.1.3."""
     await home.subscribers.set_server_name(Impi("alice@home1.net"), "sip:gone.home1.net")
