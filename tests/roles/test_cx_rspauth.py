@@ -90,6 +90,15 @@ async def test_the_right_answer_gets_it_once_from_this_process_or_another(
             await each.prove(build_credentials(answer()))
 
 
+async def test_what_proves_nothing_any_more_is_not_kept(book: RspauthBook, clock: Clock) -> None:
+    clock.at = LIFE - 1
+    await book.sweep()
+    assert book.store.given(answer().nonce) is not None
+    clock.at = LIFE
+    await book.sweep()
+    assert book.store.given(answer().nonce) is None
+
+
 async def test_of_two_who_ask_at_once_one_gets_it(book: RspauthBook, process: Callable[[], RspauthBook]) -> None:
     asked = (book, process(), book, process())
     found = await asyncio.gather(*[each.prove(build_credentials(answer())) for each in asked], return_exceptions=True)

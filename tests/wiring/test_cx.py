@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from keyferry.config import Config
 from keyferry.config.cx import Cx
 from keyferry.config.cx import Hss as Settings
+from keyferry.ports.scripts import GivenVector
+from keyferry.protocol.crypto.secret import Secret
+from keyferry.protocol.identity import Impi
 from keyferry.roles.cx_client import DiameterCx
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
@@ -34,3 +38,17 @@ async def test_times_and_bounds_are_those_of_the_file(tmp_path: Path) -> None:
             assert isinstance(asking.cx, DiameterCx)
             assert asking.cx.timeout == 3.0
             assert [peer.origin_host for peer in asking.node.connected()] == ["hss.home1.net"]
+
+
+async def test_xres_that_proves_nothing_any_more_goes_from_the_disk_at_the_start(tmp_path: Path) -> None:
+    clock = SystemClock()
+    with open_state(tmp_path / "state", random=SystemRandom()) as state:
+        services = Services(Config(hss=Settings(listen_diameter="127.0.0.1:0")), state, clock, SystemRandom(), StructLog("none"), Metrics())
+        async with services.exit:
+            parts = await start_hss(services)
+            given = GivenVector(Impi("u@home1.net"), Secret(bytes(8)), clock.now() - 1)
+            await parts.scripts.keep("n", given, 0.0)
+            await start_cx_server(services, parts.hss, parts.scripts)
+            async with asyncio.timeout(60):
+                while parts.scripts.given("n") is not None:
+                    await asyncio.sleep(0.001)

@@ -38,6 +38,9 @@ class ScriptStore(Protocol):
     async def take(self, nonce: str) -> bool:
         """Drop a vector; true for one alone of all who try, in whatever process. Raises StoreError."""
 
+    async def forget(self, now: float) -> None:
+        """Drop vectors whose time is over, also where none comes after them. Raises StoreError."""
+
     async def end(self, host: str, impi: Impi, at: int, now: int) -> None:
         """Keep durably that the registrations of a user at an S-CSCF that began before `at` are over (milliseconds). Raises StoreError."""
 

@@ -33,6 +33,10 @@ class RspauthBook:
         now = self.clock.now()
         await self.store.keep(aka_nonce(vector.rand, vector.autn, server_data), GivenVector(impi, vector.xres, now + LIFE), now)
 
+    async def sweep(self) -> None:
+        """Keep no XRES that proves nothing any more. Raises StoreError."""
+        await self.store.forget(self.clock.now())
+
     async def prove(self, authorization: str) -> str:
         """Return rspauth for the Authorization of a REGISTER, once.
 

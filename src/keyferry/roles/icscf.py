@@ -138,7 +138,10 @@ class Icscf:
 
     def _not_served(self, request: Request, tried: Mapping[str, str]) -> Response:
         """Answer that no S-CSCF took a request, and say which ones were asked (§5.3.1.3)."""
-        why = ", ".join(f"{target.removeprefix('sip:')}: {problem}" for target, problem in tried.items()) or "not asked: the HSS took all the time"
+        why = (
+            ", ".join(f"{target.removeprefix('sip:')}: {problem}" for target, problem in tried.items())
+            or "not asked: the HSS took all the time"
+        )
         return make_response(request, 504, headers=(("Warning", build_warning(self.name or "icscf", f"S-CSCF {why}")),))
 
     def _in_order(self, candidates: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from keyferry.protocol.diameter.peer import PeerTimers
 from keyferry.roles.cx_client import CxListener, DiameterCx
 from keyferry.roles.cx_ended import EndedBook, NotingServings
 from keyferry.roles.cx_exchange import Sessions
-from keyferry.roles.cx_rspauth import RspauthBook
+from keyferry.roles.cx_rspauth import LIFE, RspauthBook
 from keyferry.roles.cx_server import CxPolicy, CxServer, DiameterServings
 from keyferry.roles.hss import Hss
 from keyferry.transports.diameter_client import DiameterClient, DiameterPeer
@@ -44,6 +44,7 @@ async def start_cx_server(services: Services, hss: Hss, scripts: ScriptStore) ->
     # by whichever process a vector is given, or a user ended: the script of a Kamailio may ask another
     book, ended = RspauthBook(services.clock, scripts), EndedBook(services.clock, scripts)
     remember = book.remember if policy.rspauth else None
+    services.every(LIFE, book.sweep, first=0.0)
     await start_rspauth(services, book, ended)
     pulse = Pulse(services.clock, services.log, services.config.cx.timeout / 2)  # who asks waits for so long before asking another HSS
     services.every(pulse.limit / 4, pulse.beat)

@@ -41,6 +41,14 @@ async def test_vectors_are_bounded_in_time_and_number(store: SqliteScriptStore) 
     assert [store.given(f"n{number}") is not None for number in range(5)] == [False] * 4 + [True]
 
 
+async def test_the_last_vector_goes_too_when_its_time_is_over(store: SqliteScriptStore, database: Database) -> None:
+    await store.keep("n", GIVEN, 1000.0)
+    await store.forget(1299.0)
+    assert store.given("n") == GIVEN
+    await store.forget(1300.0)
+    assert execute(database.path, "SELECT count(*) FROM given_vector") == [(0,)]
+
+
 async def test_xres_is_sealed_for_its_nonce_and_user(store: SqliteScriptStore, database: Database) -> None:
     await store.keep("n", GIVEN, 1000.0)
     [(sealed,)] = execute(database.path, "SELECT xres FROM given_vector")

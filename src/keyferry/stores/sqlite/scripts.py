@@ -70,6 +70,11 @@ class SqliteScriptStore:
 
         return await self._database.write(work)
 
+    async def forget(self, now: float) -> None:
+        """Drop vectors whose time is over, also where none comes after them; nothing is written where there are none. Raises StoreError."""
+        if self._database.read("SELECT 1 FROM given_vector WHERE until <= ? LIMIT 1", (now,)):
+            await self._database.write(lambda connection: connection.execute("DELETE FROM given_vector WHERE until <= ?", (now,)))
+
     async def end(self, host: str, impi: Impi, at: int, now: int) -> None:
         """Keep durably that the registrations of a user at an S-CSCF that began before `at` are over (milliseconds). Raises StoreError."""
 
