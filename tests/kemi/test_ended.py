@@ -165,6 +165,13 @@ def test_an_as_that_says_anything_but_200_is_told_again_less_and_less_often(
     assert blocks(again()) == []
 
 
+def test_a_clock_that_was_set_back_keeps_no_as_waiting(again: Callable[[], KemiEnded], ended: KemiEnded, clock: Clock) -> None:
+    told(ended)
+    clock.at -= 10_000
+    assert [reg for reg, _ in blocks(again())] == [REG]
+    assert blocks(ended) == []
+
+
 def test_an_end_is_told_no_longer_than_the_key_lives(again: Callable[[], KemiEnded], ended: KemiEnded, clock: Clock) -> None:
     told(ended)
     clock.at += 601

@@ -231,6 +231,8 @@ class KemiStore:
         """
         now = self._now()
         with self._transaction() as connection:
+            # what was told in the time to come waits for nothing: the clock was set back
+            connection.execute("UPDATE owed SET told_at = 0, due_at = ? WHERE told_at > ?", (now, now))
             (unanswered,) = connection.execute("SELECT count(*) FROM owed WHERE told_at > ?", (now - ANSWERED_WITHIN,)).fetchone()
             while unanswered < MAX_UNANSWERED and (row := connection.execute(_DUE, (now,)).fetchone()) is not None:
                 number, impi, as_id, reg, impu, expires_at, later = row
