@@ -54,6 +54,7 @@ class Faults:
         """Let all go well until told otherwise."""
         self.servers, self.peer = servers, peer
         self.fates: list[Fate] = []  # of the next copies
+        self.fates_of_sars: list[Fate] = []  # before the others'
         self.held: list[Held] = []
         self.unheard = False  # whether a registration was carried out of which nobody hears
         self.late: Callable[[DiameterMessage], None] = lambda answer: None
@@ -61,7 +62,8 @@ class Faults:
     async def send(self, request: DiameterMessage, *, timeout: float) -> DiameterMessage:
         """Return the first answer. Raises TransportError."""
         for server in self.servers:
-            fate = self.fates.pop(0) if self.fates else Fate.ANSWERED
+            fates = self.fates_of_sars if request.code == cx.SERVER_ASSIGNMENT and self.fates_of_sars else self.fates
+            fate = fates.pop(0) if fates else Fate.ANSWERED
             if fate in (Fate.ANSWERED, Fate.UNANSWERED):
                 answer = await server.handle(request, self.peer)
                 if fate is Fate.ANSWERED:

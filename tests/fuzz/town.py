@@ -80,7 +80,7 @@ class Town(Home):
 
     nodes: dict[str, Node] = field(default_factory=dict)
     hsss: list[Hss] = field(default_factory=list)
-    asks: Faults | None = None  # of the I-CSCF
+    asks: Faults = field(init=False)  # of the I-CSCF
     down: set[str] = field(default_factory=set)
     starts: int = 0  # of HSS processes
 
@@ -139,7 +139,7 @@ class Town(Home):
             registrations=node.registrations, cx=cx, clock=self.clock, random=random, log=self.log, counter=self.counter,
             policy=RegistrarPolicy(), changed=node.reg_event.changed, trusts=lambda peer: peer in self.trusted,
         )  # fmt: skip
-        cx.done_late = node.registrar.reports.owe
+        cx.done_late = node.registrar.tell_again
         if node.starts == 1:
             self.scscf, self.reg_event, self.diagnosis = node.registrar, node.reg_event, diagnosis
 
@@ -159,8 +159,16 @@ class Town(Home):
         for wire in self.wires():
             wire.servers[number].hss = wire.servers[number].directory = hss
 
+    def goes(self, node: Node) -> None:
+        """Nobody reaches an S-CSCF any more."""
+        self.down.add(node.nick)
+        self.network.down(node.nick)
+
+    def comes(self, node: Node) -> None:
+        self.down.discard(node.nick)
+        self.network.up(node.nick)
+
     def wires(self) -> list[Faults]:
-        assert self.asks is not None
         return [*(node.wire for node in self.nodes.values()), self.asks]
 
     async def sweep(self) -> None:

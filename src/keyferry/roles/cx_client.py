@@ -22,7 +22,7 @@ from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.roles.cx_exchange import NAMES, SUCCEEDED, Sessions, count_request, exchanged, outcome_of
 
 T = TypeVar("T")
-Late: TypeAlias = Callable[[Impi, Impu, ServerAssignment], None]
+Late: TypeAlias = Callable[[Impi, Impu], None]
 
 TIMEOUT: Final = 5.0
 """Seconds that an answer may take: a REGISTER is sent again meanwhile, and given up after 32."""
@@ -48,7 +48,7 @@ class DiameterCx:
     counter: Counter
     timeout: float = TIMEOUT
     done_late: Late | None = None
-    """Told what to say once more where an HSS has done something after we waited for it no more: it may have undone what came since."""
+    """Told of whom an HSS has done something after we waited for it no more: it may have undone what came since."""
     _sessions: Sessions = field(init=False)
     _ends: OrderedDict[bytes, tuple[Impi, Impu]] = field(default_factory=OrderedDict)  # by Session-Id
 
@@ -96,10 +96,10 @@ class DiameterCx:
             return
         if ended is not None:
             self.log.warning("cx-ended-late", impi=ended[0])
-            self.done_late(*ended, ServerAssignment.RE_REGISTRATION)
+            self.done_late(*ended)
         elif registered:
             self.log.warning("cx-registered-late", impi=registered[0])
-            self.done_late(*registered, ServerAssignment.TIMEOUT_DEREGISTRATION)
+            self.done_late(*registered)
 
     def _remember_end(self, request: DiameterMessage, impi: Impi, impu: Impu) -> None:
         session = request.first(SESSION_ID)
@@ -174,10 +174,10 @@ class CxListener:
     serving: CxServing | None = None  # None: a function that serves nobody, such as an I-CSCF, or not yet
     done_late: Late | None = None  # of the registrar
 
-    def late(self, impi: Impi, impu: Impu, assignment: ServerAssignment) -> None:
-        """Pass on what to say once more, if it holds."""
+    def late(self, impi: Impi, impu: Impu) -> None:
+        """Pass on of whom the HSS is to be told once more."""
         if self.done_late is not None:
-            self.done_late(impi, impu, assignment)
+            self.done_late(impi, impu)
 
     async def handle(self, request: DiameterMessage, peer: DiameterRemote) -> DiameterMessage:
         """Answer one request (transports' handler)."""

@@ -141,7 +141,7 @@ class System:
         cx, listener = await self._cx_of(settings.name, "scscf", parts)
         started = await start_scscf(self.services, cx, settings, diagnosis)
         if listener is not None:
-            listener.serving, listener.done_late = started.serving, started.registrar.reports.owe
+            listener.serving, listener.done_late = started.serving, started.registrar.tell_again
         elif parts is not None:
             parts.servings.by_name[started.server_name] = started.serving
         return started

@@ -142,7 +142,9 @@ async def test_who_comes_back_before_the_hss_was_told_is_told_of_after_it(home: 
     told.seen.clear()
     await alice.register()
     assert told.seen == [END, ServerAssignment.REGISTRATION]
+    home.counter.counts.clear()
     await home.clock.advance(60)
+    assert home.counter["scscf_hss_reports", "told"] == 0
     assert told.seen == [END, ServerAssignment.REGISTRATION]
     assert (await home.hss.location_info(SIP_ALICE), await home.registrations.owed_ends()) == (SCSCF, [])
 

@@ -206,12 +206,12 @@ async def test_a_failure_that_waits_is_not_told_past_a_challenge_that_is_being_m
 
 async def test_the_hss_hears_again_of_who_is_registered_where_it_carried_out_an_earlier_end_late(home: Home) -> None:
     told, ue = watch(home), home.device()
-    home.scscf.reports.owe(ue.impi, SIP_ALICE, ServerAssignment.RE_REGISTRATION)
+    home.scscf.tell_again(ue.impi, SIP_ALICE)
     await settle()
-    assert told.seen == []
+    assert told.seen == [ServerAssignment.TIMEOUT_DEREGISTRATION]
     await ue.register()
     await home.hss.server_assignment(ue.impi, SIP_ALICE, SCSCF, ServerAssignment.USER_DEREGISTRATION)
-    home.scscf.reports.owe(ue.impi, SIP_ALICE, ServerAssignment.RE_REGISTRATION)
+    home.scscf.tell_again(ue.impi, SIP_ALICE)
     await settle()
     assert await home.hss.location_info(SIP_ALICE) == SCSCF
     assert told.seen[-1] is ServerAssignment.RE_REGISTRATION

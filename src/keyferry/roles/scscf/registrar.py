@@ -236,15 +236,22 @@ class Registrar:
         """Let the HSS free a user who is registered no more, or whose registration came to nothing (§5.4.1.2.1, §5.4.1.2.3, §5.4.1.4).
 
         Not while a device of the user is registered, nor, for the latter, being challenged: a stranger who answers wrongly must not end
-        those. RE_REGISTRATION is for who is registered. Raises CxError.
+        those. All else is said as it is by now. Raises CxError.
         """
         async with self.turns.turn(impi):
-            challenged = assignment in FAILURES and self.authenticator.is_challenging(impi)
             registered = bool(await self.registrations.of_impi(impi))
-            if not challenged and registered is (assignment is ServerAssignment.RE_REGISTRATION):
-                await self._tell_hss(impi, impu, assignment)
-            elif assignment in ENDS:
+            if assignment in FAILURES and (registered or self.authenticator.is_challenging(impi)):
+                return
+            if registered:
+                await self._tell_hss(impi, impu, ServerAssignment.RE_REGISTRATION)
                 await self._owe_no_end(impi)
+            else:
+                again = assignment is ServerAssignment.RE_REGISTRATION
+                await self._tell_hss(impi, impu, ServerAssignment.TIMEOUT_DEREGISTRATION if again else assignment)
+
+    def tell_again(self, impi: Impi, impu: Impu) -> None:
+        """Tell the HSS whether a user is registered: it has done late what was asked before."""
+        self.reports.owe(impi, impu, ServerAssignment.RE_REGISTRATION)
 
     async def _tell_hss(self, impi: Impi, impu: Impu, assignment: ServerAssignment) -> None:
         """SAR of which no profile is wanted; an end is owed until the HSS has judged. Raises CxError."""
