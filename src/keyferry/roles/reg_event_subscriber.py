@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from keyferry.errors import KeyferryError, LocalProtocolError, RemoteProtocolError
+from keyferry.errors import KeyferryError, LocalProtocolError, ProtectionUnmet, RemoteProtocolError
 from keyferry.ports import Clock, Counter, Log, PeerCheck, RandomSource, Resolver, SipClient, SipPeer
 from keyferry.protocol.ims.agenda import Agenda
 from keyferry.protocol.ims.reginfo import REGINFO_BODY, ContactChange, RegInfo, apply, changes, parse_reginfo, shifted
@@ -117,6 +117,7 @@ class RegEventSubscriber:
     async def subscribe(self, resource: str, hop: SipPeer, route: tuple[str, ...] = (), expires: int | None = None) -> None:
         """Watch a resource, a public identity; `route` are name-addrs to preload, `expires` in seconds. A watched one is refreshed.
 
+        Where `check` stops it, it is sent when it no longer does.
         Raises RemoteProtocolError with the status of a refusal, TransportError, LocalProtocolError where there are too many.
         """
         asked = self.profile.expires if expires is None else expires
@@ -132,6 +133,9 @@ class RegEventSubscriber:
             self._watched[resource] = self._by_tag[watched.subscription.local_tag] = watched
             try:
                 await self._send_subscribe(watched)
+            except ProtectionUnmet as problem:  # nothing was sent, as nothing would be by a retransmission: later
+                self._failed(watched, str(problem))
+                return
             except KeyferryError:
                 if watched.subscription.state in {State.ACTIVE, State.PENDING}:
                     return  # the answer was lost, but a NOTIFY says it all
