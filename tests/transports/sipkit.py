@@ -230,7 +230,12 @@ async def patiently(work: Awaitable[T]) -> T:
 
 
 async def turns(count: int = 5) -> None:
-    """Let the loop go round."""
+    """Let arrive what was sent, as a datagram that is sent behind it has arrived, and let the loop go round."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.setblocking(False)
+        own.bind(("127.0.0.1", 0))
+        own.sendto(b"x", own.getsockname())
+        await patiently(asyncio.get_running_loop().sock_recv(own, 1))
     for _ in range(count):
         await asyncio.sleep(0)
 
