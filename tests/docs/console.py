@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from system.serving import EXAMPLE_PORTS, environment, free_port
+from system.serving import EXAMPLE_PORTS, environment, free_port, patient
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("examples", "tests/interop/sipp")
@@ -104,7 +104,7 @@ class Shell:
         for name in self.copied:
             shutil.copytree(ROOT / name, self.folder / name)
         for path in (self.folder / "examples").glob("*.toml"):
-            path.write_text(self.moved(path.read_text("utf-8")), "utf-8")
+            path.write_text(self.moved(patient(path.read_text("utf-8"))), "utf-8")
 
     def moved(self, text: str) -> str:
         """Return a text with the ports of the pages replaced."""

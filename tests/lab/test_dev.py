@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from keyferry.lab.demo import demo_config
+from keyferry.lab.dev import DevOptions, dev_config
 from system.serving import keyferry, running
 
 MAIN = """
@@ -90,6 +92,12 @@ def test_an_application_with_its_own_door_keeps_its_rules(tmp_path: Path) -> Non
                 request = direct.build_request("GET", f"https://127.0.0.1:{port}/{path}", headers={"Host": f"notes.home1.net:{port}"})
                 request.extensions["sni_hostname"] = "notes.home1.net"
                 assert direct.send(request).status_code == status
+
+
+def test_a_busy_machine_is_taken_for_no_flood() -> None:
+    """An HSS, a compiler or other tests beside it: a phone was answered 503 where the processor was away for 0.2 s."""
+    assert dev_config(DevOptions(), []).network.overload == "off"
+    assert demo_config("short", []).network.overload == "off"
 
 
 def test_names_are_the_developers(tmp_path: Path) -> None:

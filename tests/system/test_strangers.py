@@ -20,7 +20,7 @@ from keyferry.protocol.aka import Usim, algorithm_of
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.digest import Credentials, build_credentials, hash_a1, parse_aka_nonce, parse_challenge, respond
 from keyferry.protocol.sip.message import Response, parse_message
-from system.serving import Lab, Served, make_lab, serving, until
+from system.serving import Lab, Served, make_lab, serving, shedding, until
 
 STRANGERS = Path(__file__).parent / "strangers.py"
 RATE, AT_LEAST, SECONDS = 1_200, 1_000, 2.5  # REGISTERs a second: asked for, and really sent; and for how long
@@ -88,7 +88,7 @@ class Victim:
 @pytest.fixture(name="victim", scope="module")
 def victim_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     """Return the UE of examples/, at a process that serves."""
-    lab = make_lab(tmp_path_factory.mktemp("strangers"))
+    lab = make_lab(tmp_path_factory.mktemp("strangers"), shedding)
     with serving(lab.serve, lab.state) as served, closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
         sock.bind(("127.0.0.1", 0))
         yield Victim(lab, served, sock)

@@ -95,7 +95,7 @@ def demo_config(names: Names, subscribers: list[Subscriber], gm: Literal["off", 
         for app in ("xcap", "notes")
     ]
     return Config(
-        network=Network(home_domain=home, gm=gm),
+        network=Network(home_domain=home, gm=gm, overload="off"),  # a machine that is busy with other things is no flood
         pcscf=Pcscf(name=f"pcscf1.{home}", listen=any_port, gm_listen=any_port, icscf=f"sip:icscf.{home}"),
         icscf=Icscf(name=f"icscf.{home}", listen=any_port, scscf=f"sip:scscf1.{home}"),
         scscf=Scscf(name=f"scscf1.{home}", listen=any_port, as_probe=0),  # nothing restarts here, and questions are no part of the story
