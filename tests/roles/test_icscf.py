@@ -269,7 +269,7 @@ class TestSeveral:
         """Its users do not wait for it each."""
         second = Second(home)
         second.gate.clear()
-        home.icscf = replace(home.icscf, patience=0.05)
+        home.icscf = replace(home.icscf, patience=0.3)
         for expected in (1, 1):
             await assign(home, OTHER)
             assert (await ask(home)).status == 401

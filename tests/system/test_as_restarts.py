@@ -55,11 +55,11 @@ async def test_an_as_that_lost_its_keys_has_them_again_though_nobody_registers(t
             async with open_phones(lab, server, stores, phones) as again:
                 await check_acknowledged(again)
         assert network.health()["registrations"] == before["registrations"] == UES
+        until(lambda: "repush-ended" in network.log.read_text(), seconds=EVENT_LIMIT, what="the S-CSCF has heard all answers")
         counts = network.admin("/metrics")[1]
         assert 'keyferry_scscf_registrations_total{reason="initial"} 4.0' in counts
         assert 'keyferry_scscf_registrations_total{reason="re"}' not in counts
         assert 'keyferry_scscf_repush_total{reason="pushed"} 4.0' in counts
-        assert "repush-ended" in network.log.read_text()
 
 
 async def test_the_scscf_is_killed_while_it_pushes_again(tmp_path: Path) -> None:

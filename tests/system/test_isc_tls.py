@@ -135,7 +135,8 @@ def test_an_as_that_lost_its_keys_is_asked_and_gets_them_again_over_tls_alone(ma
             file.unlink()
         with machines.appserver() as server:
             until(lambda: keys(server) == 1, seconds=LIMIT, what="the key again")
-        assert 'keyferry_scscf_repush_total{reason="pushed"} 1.0' in core.admin("/metrics")[1]
+        pushed = 'keyferry_scscf_repush_total{reason="pushed"} 1.0'
+        until(lambda: pushed in core.admin("/metrics")[1], seconds=LIMIT, what="the answer to that push")
         assert 'keyferry_scscf_registrations_total{reason="initial"} 1.0' in core.admin("/metrics")[1]
 
 

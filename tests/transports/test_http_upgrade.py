@@ -18,6 +18,7 @@ from keyferry.errors import TransportError
 from keyferry.transports.http_bounds import Bounds
 from keyferry.transports.http_server import HttpServer
 from keyferry.transports.http_upgrade import UpgradingHttp
+from steady import steady
 
 LIMIT = 60.0
 UPGRADE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -124,6 +125,7 @@ class Hasty(UpgradingHttp):
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@steady(0.05)
 def test_a_tunnel_whose_client_takes_nothing_is_ended(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """Else what the server behind sends waits for ever, as long as the client sends something now and then."""
     ended = asyncio.Event()
@@ -152,6 +154,7 @@ def test_a_tunnel_whose_client_takes_nothing_is_ended(factory: Callable[[], asyn
         runner.run(attack())
 
 
+@steady(0.05)
 async def test_a_tunnel_in_which_nothing_moves_is_the_business_of_who_joins_it() -> None:
     """RFC 6455 §5.5.2: both ends may be silent for minutes."""
     app = App(101)

@@ -17,6 +17,7 @@ from keyferry.errors import TransportError
 from keyferry.protocol.vici import MAX_PACKET, Kind, Section, build_packet
 from keyferry.transports import vici as module
 from keyferry.transports.vici import Vici
+from steady import steady
 from transports.sipkit import patiently
 from transports.vicikit import charon, sa
 
@@ -114,6 +115,7 @@ async def test_a_socket_that_is_not_ours_to_use_is_said(tmp_path: Path, monkeypa
             await vici.listed("list-sas")
 
 
+@steady(0.03)
 async def test_a_charon_that_does_not_answer_costs_one_time_out() -> None:
     async with charon() as served, client(served.path, limit=0.1) as (vici, heard):
         served.silent = True
