@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import httpx
 from asgi.doorkit import Client, Pki, record
 from asgi.frameworks.browsing import ALICE, ALICE_ID
 from asgi.stockclients import HOST
+from loopback import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 SITE = """
@@ -70,8 +70,7 @@ def test_the_user_is_djangos_remote_user(tmp_path: Path) -> None:
     (tmp_path / "notes_site.py").write_text(SITE)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT / "tests", tmp_path)))}
     subprocess.run([sys.executable, "notes_site.py"], cwd=tmp_path, env=environment, check=True, timeout=120)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = ["-m", "granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", str(port), "--no-access-log"]
     command += ["--ssl-certificate", str(certificate.pem), "--ssl-keyfile", str(certificate.pem), "notes_site:app"]
     server = subprocess.Popen(
