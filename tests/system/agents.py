@@ -22,7 +22,7 @@ from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.ims.keys import first_nonce
 from keyferry.transports.clock import SystemClock
 from keyferry.transports.pki import Certificate, Pki
-from system.serving import STOP_LIMIT, Lab, environment, free_port, make_lab, ready_line, ue, until
+from system.serving import START_LIMIT, STOP_LIMIT, Lab, environment, free_port, make_lab, ready_line, ue, until
 
 WIKI, MAIL = "wiki.home1.net", "mail.home1.net"
 APP = Path(__file__).with_name("agent_app.py")
@@ -176,7 +176,7 @@ def running_workers(made: AgentLab, count: int = 2, as_id: str = WIKI) -> Iterat
             stack.enter_context(_worker(made, certificate, as_id, port))
         workers = [Worker(port, pki.ca_file, as_id) for port in ports]
         for worker in workers:
-            until(lambda worker=worker: _answers(worker), seconds=30, what="a worker answers")  # type: ignore[misc]
+            until(lambda worker=worker: _answers(worker), seconds=START_LIMIT, what="a worker answers")  # type: ignore[misc]
         yield workers
 
 
