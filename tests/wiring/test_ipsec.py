@@ -210,8 +210,9 @@ async def test_nothing_that_came_in_clear_is_heard_by_an_application_server(tmp_
                     assert (await take(REGISTER, stranger)).status == 480
                 served.sas = []
                 assert (await take(REGISTER, sender)).status == 480
+                assert (await take(replace(REGISTER, method="NOTIFY"), sender)).status == 503  # 480 would end the subscription
                 assert heard == [(sender._replace(name="scscf1.home1.net"), ICID)]
-                assert services.metrics.value("as_pushes_refused", "unprotected") == 3
+                assert services.metrics.value("as_pushes_refused", "unprotected") == 4
                 assert protected(services, None, handler) is handler
                 for _ in range(1000):
                     await take(REGISTER, SipPeer("UDP", "10.99.0.3", 6060))

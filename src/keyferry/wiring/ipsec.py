@@ -163,7 +163,8 @@ async def ipsec_source(services: Services, settings: ReceivingSide) -> IpsecSour
 def protected(services: Services, source: IpsecSource | None, handler: SipHandler) -> SipHandler:
     """Let nothing come to a handler that no security association covers; it hears whose it is (DESIGN §6, "who may push").
 
-    The answer is 480: an S-CSCF whose association is being set up again asks again, which it would not after a 403.
+    The answer is 480: an S-CSCF whose association is being set up again asks again, which it would not after a 403. To a NOTIFY it is 503,
+    as 480 would end the subscription (RFC 6665 §4.2.2).
     """
     if source is None:
         return handler
@@ -187,7 +188,7 @@ def protected(services: Services, source: IpsecSource | None, handler: SipHandle
             services.metrics.count("as_pushes_refused", refusal.reason)
             if repeats.take((source_of(peer.host),), ("others",), services.clock.now(), services.clock.monotonic()):
                 services.log.warning("request-unprotected", method=request.method, peer=str(peer), problem=problem.problem)
-            return make_response(request, refusal.status)
+            return make_response(request, 503 if request.method == "NOTIFY" else refusal.status)
         correlate(correlation_of(request.get("P-Charging-Vector")))
         return await handler(request, named)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from keyferry.errors import LocalProtocolError, ParseError, ProtectionUnmet, StoreError
-from keyferry.ports import SipPeer
+from keyferry.errors import LocalProtocolError, ParseError, ProtectionUnmet, StoreError, TransportError
+from keyferry.ports import PeerCheck, SipPeer
 from keyferry.protocol.identity import Reg
 from keyferry.protocol.ims.reginfo import REGINFO_BODY
 from keyferry.protocol.ims.subscribe import build_subscribe, parse_notify
@@ -397,20 +397,27 @@ class TestDelivery:
         assert [each.version for each in home.documents()] == [0, 1, 2, 3]
         assert [contact.event for contact in home.documents()[-1].registrations[0].contacts] == ["registered", "rejected"]
 
-    async def test_a_policy_that_is_not_met_lets_no_notify_out_and_is_waited_for(self, home: Home, watcher: Watcher) -> None:
-        """Nothing was sent, as nothing would be by a retransmission: the subscription does not end for that."""
+    @pytest.mark.parametrize("lost", [False, True], ids=["before", "on-its-way"])
+    async def test_a_policy_that_is_not_met_lets_no_notify_out_and_is_waited_for(self, home: Home, watcher: Watcher, lost: bool) -> None:
+        """Nothing was sent, or it was lost with what had protected it: that says nothing about the subscriber."""
         met = True
 
         async def check(peer: SipPeer) -> None:
             if not met:
                 raise ProtectionUnmet(str(peer), "there is no CHILD_SA")
 
-        home.notifier.check = check
+        async def send(_request: Request, _hop: SipPeer, *, check: PeerCheck) -> Response:
+            raise TransportError("tcp", "the security association that it went through is gone")
+
         await watcher.subscribe()
-        met = False
+        home.notifier.check = check
+        met, sip = False, home.notifier.sip
+        if lost:
+            home.notifier.sip = type("Lost", (), {"send": staticmethod(send)})()
         await home.put(registration("two", home.clock.now()))
         assert len(home.notifies()) == 1
-        met = True
+        assert home.counter["scscf_notifies", "failed"] == 1
+        met, home.notifier.sip = True, sip
         await home.clock.advance(2)
         assert len(home.notifies()) == 2
         assert home.notifier.count == 1

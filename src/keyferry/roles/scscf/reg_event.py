@@ -343,19 +343,28 @@ class RegEventNotifier:
 
     async def _send(self, held: _Held, state: SubscriptionState, body: bytes | None) -> Input:
         request = build_notify(held.subscription, contact=self.policy.scscf_uri, state=state, body=body)
+        hop: SipPeer | None = None
         try:
             hop = self.resolver.resolve(parse_sip_uri(held.subscription.next_hop))
             outcome = notify_outcome((await self.sip.send(request, hop, check=self.check)).status)
-        except ProtectionUnmet:  # nothing was sent, as would be by a retransmission until the way is protected again
-            outcome = Input.NOTIFY_FAILED
-        except TransportError:
-            outcome = Input.NOTIFY_TIMEOUT
+        except TransportError as problem:
+            outcome = Input.NOTIFY_FAILED if isinstance(problem, ProtectionUnmet) or await self._is_stopped(hop) else Input.NOTIFY_TIMEOUT
         except RemoteProtocolError:
             outcome = Input.NOTIFY_REFUSED
         self.counter.count("scscf_notifies", outcome.name.removeprefix("NOTIFY_").lower())
         if outcome is not Input.NOTIFY_TAKEN:
             self.log.warning("notify-not-taken", impi=held.impi, watcher=held.watcher.kind, outcome=outcome.name)
         return outcome
+
+    async def _is_stopped(self, hop: SipPeer | None) -> bool:
+        """Tell whether the policy stops what goes there: while it does, nobody can say that the subscriber is gone."""
+        try:
+            pending = None if hop is None or self.check is None else self.check(hop)
+            if pending is not None:
+                await pending
+        except ProtectionUnmet:
+            return True
+        return False
 
 
 def _impu(uri: str) -> Impu | None:
