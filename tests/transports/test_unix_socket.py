@@ -14,7 +14,18 @@ import pytest
 
 from keyferry.errors import StateError
 from keyferry.transports import unix_socket
-from keyferry.transports.unix_socket import Admission, bind_unix, drop_name, group_id, main_group, stand_in_of, take_name, user_id
+from keyferry.transports.unix_socket import (
+    Admission,
+    bind_unix,
+    drop_name,
+    group_id,
+    is_our_turn,
+    main_group,
+    stand_in_of,
+    take_name,
+    turn_file,
+    user_id,
+)  # fmt: skip
 from transports.agentkit import MAIL, WIKI, short_folder
 
 EVERY = [WIKI, MAIL]
@@ -106,3 +117,24 @@ def test_a_relative_path_is_one_of_the_working_folder(monkeypatch: pytest.Monkey
         monkeypatch.chdir(folder)
         bind_unix(Path("a.sock"), 0o600, None).close()
         assert stand_in_of(folder / "a.sock").exists()
+
+
+def test_a_turn_is_one_processs_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    first, second = turn_file(path), turn_file(path)
+    try:
+        assert [is_our_turn(path, each) for each in (first, second, first)] == [True, False, True]
+    finally:
+        os.close(first)
+    assert is_our_turn(path, second)
+    os.close(second)
+
+
+def test_a_turn_is_taken_at_no_file_that_others_could_choose(tmp_path: Path) -> None:
+    (tmp_path / "s.lock").symlink_to(tmp_path / "other")
+    with pytest.raises(StateError, match="cannot be used"):
+        turn_file(tmp_path / "s")
+    assert not (tmp_path / "other").exists()
+    tmp_path.chmod(0o777)
+    with pytest.raises(StateError, match="could be replaced"):
+        turn_file(tmp_path / "t")

@@ -45,6 +45,27 @@ def test_a_group_that_cannot_be_given_is_said_with_what_to_do(monkeypatch: pytes
         rspauth._group(Kamailio(rspauth_group="54321"), 1)
 
 
+async def test_of_two_that_start_at_once_one_listens_and_the_other_takes_over(tmp_path: Path) -> None:
+    path, works, told = tmp_path / "s", [], []
+    config = Config(kamailio=Kamailio(rspauth_socket=str(path), user=str(os.geteuid())))
+    ended = cast("EndedBook", SimpleNamespace(since=lambda host, place: []))
+    log = SimpleNamespace(warning=lambda event, **_: told.append(event))
+
+    async def start(stack: AsyncExitStack) -> None:
+        services = SimpleNamespace(config=config, exit=stack, log=log, metrics=Metrics(), every=lambda seconds, work: works.append(work))
+        await rspauth.start_rspauth(cast("Services", services), cast("RspauthBook", SimpleNamespace(prove=None)), ended)
+
+    async with AsyncExitStack() as second:
+        async with AsyncExitStack() as first:
+            await asyncio.gather(start(first), start(second))
+            assert told == ["rspauth-standby"]
+        (work,) = works
+        await work()
+        assert told == ["rspauth-standby", "rspauth-taken-over"]
+        assert path.is_socket()
+    assert not path.exists()
+
+
 async def test_a_second_process_takes_over_when_the_first_ends(tmp_path: Path) -> None:
     path, works, told = tmp_path / "s", [], []
     config = Config(kamailio=Kamailio(rspauth_socket=str(path), user=str(os.geteuid())))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import grp
 import os
 import pwd
@@ -82,6 +83,24 @@ def is_taken(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(os.fspath(path)) not in {errno.ECONNREFUSED, errno.ENOENT}
+
+
+def turn_file(path: Path) -> int:
+    """Open the file beside a socket by whose lock processes that share its name take turns. Raises StateError."""
+    _check_folder(path)
+    try:
+        return os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as problem:
+        raise _unusable(path, problem) from problem
+
+
+def is_our_turn(path: Path, turn: int) -> bool:
+    """Take the turn, until the file is closed, if nobody has it or listens there without it. Raises StateError: it is no socket."""
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return not is_taken(path)
 
 
 def take_name(path: Path) -> int:

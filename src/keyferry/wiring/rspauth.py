@@ -12,7 +12,7 @@ from keyferry.errors import StateError
 from keyferry.roles.cx_ended import EndedBook
 from keyferry.roles.cx_rspauth import RspauthBook
 from keyferry.transports.rspauth_server import RspauthServer
-from keyferry.transports.unix_socket import group_id, is_taken, main_group, user_id
+from keyferry.transports.unix_socket import group_id, is_our_turn, main_group, turn_file, user_id
 from keyferry.wiring.services import Services
 
 TAKE_OVER: Final = 2.0
@@ -27,15 +27,17 @@ async def start_rspauth(services: Services, book: RspauthBook, ended: EndedBook)
     user = user_id(settings.user, "kamailio.user")
     users = {0, os.geteuid(), user}
     server = RspauthServer(book.prove, users, services.log, services.metrics, ended.since, _group(settings, user))
-    services.exit.push_async_callback(server.aclose)
     path = Path(settings.rspauth_socket)
-    if not is_taken(path):
+    turn = turn_file(path)
+    services.exit.callback(os.close, turn)  # after the socket's end: until then nobody else listens
+    services.exit.push_async_callback(server.aclose)
+    if is_our_turn(path, turn):
         await server.listen(path)
         return
     services.log.warning("rspauth-standby", socket=str(path))
 
     async def take_over() -> None:
-        if not server.is_listening and not is_taken(path):
+        if not server.is_listening and is_our_turn(path, turn):
             await server.listen(path)
             services.log.warning("rspauth-taken-over", socket=str(path))
 
