@@ -15,6 +15,8 @@ from keyferry.stores.sealing import Keyring, SealedColumn
 
 MAX_GIVEN: Final = 100_000
 """Vectors, 30 MB; the oldest goes, and its 200 lacks rspauth."""
+SWEPT: Final = 100
+"""Vectors whose time is over that go at a time: what a flood of challenges left would hold up the HSS, all at once."""
 MAX_ENDS: Final = 10_000
 """1 MB; the oldest goes, and its key lives to its own end."""
 END_LIFE: Final = 3_600_000
@@ -30,6 +32,7 @@ SCHEMA: Final = (
     " at INTEGER NOT NULL)",
 )
 XRES: Final = SealedColumn("given_vector", "xres", ("nonce", "impi", "until"))
+_SWEEP: Final = "DELETE FROM given_vector WHERE id IN (SELECT id FROM given_vector WHERE until <= ? LIMIT ?)"
 
 
 class SqliteScriptStore:
@@ -47,7 +50,7 @@ class SqliteScriptStore:
         sealed = XRES.seal(self._keyring, given.xres.reveal(), row)
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM given_vector WHERE until <= ?", (now,))
+            connection.execute(_SWEEP, (now, SWEPT))
             insert = "INSERT OR REPLACE INTO given_vector (nonce, impi, until, xres) VALUES (?, ?, ?, ?) RETURNING id"
             (number,) = connection.execute(insert, (*row, sealed)).fetchone()
             connection.execute("DELETE FROM given_vector WHERE id <= ?", (number - self._max_given,))
@@ -72,8 +75,8 @@ class SqliteScriptStore:
 
     async def forget(self, now: float) -> None:
         """Drop vectors whose time is over, also where none comes after them; nothing is written where there are none. Raises StoreError."""
-        if self._database.read("SELECT 1 FROM given_vector WHERE until <= ? LIMIT 1", (now,)):
-            await self._database.write(lambda connection: connection.execute("DELETE FROM given_vector WHERE until <= ?", (now,)))
+        while self._database.read("SELECT 1 FROM given_vector WHERE until <= ? LIMIT 1", (now,)):
+            await self._database.write(lambda connection: connection.execute(_SWEEP, (now, SWEPT)))
 
     async def end(self, host: str, impi: Impi, at: int, now: int) -> None:
         """Keep durably that the registrations of a user at an S-CSCF that began before `at` are over (milliseconds). Raises StoreError."""
