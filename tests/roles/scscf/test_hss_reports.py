@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from keyferry.errors import CxError, StoreError
+from keyferry.errors import CxError, SealError
 from keyferry.ports import ServerAssignment
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.roles.scscf.hss_reports import AT_ONCE, HssReports
@@ -107,9 +107,9 @@ async def test_what_it_refuses_is_not_said_again_and_keeps_no_other_waiting(told
     assert told.log.fields("hss-report-refused")["problem"] == "DIAMETER_ERROR_USER_UNKNOWN"
 
 
-async def test_a_store_that_fails_for_one_user_keeps_no_other_waiting(told: Told) -> None:
+async def test_a_row_that_does_not_open_keeps_no_other_waiting(told: Told) -> None:
     async def failing(impi: Impi, impu: Impu, assignment: ServerAssignment) -> None:
-        raise StoreError("scscf", "is full")
+        raise SealError("the seal does not open in this row")
 
     told.reports.tell = failing
     told.owe(3)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import pytest
 
 from keyferry.errors import CxError, RegistrationFailed, StoreError
-from keyferry.ports import OwedEnd, PendingPush, Registration, ServerAssignment
+from keyferry.ports import Assignment, OwedEnd, PendingPush, Registration, ServerAssignment
 from keyferry.protocol.identity import Impi, Impu
 from roles.home import SCSCF, Home
 from roles.manual import SIP_ALICE
@@ -191,6 +192,28 @@ async def test_nor_does_a_store_that_is_full(home: Home) -> None:
     await settle()
     assert await assigned(home) == SCSCF  # as before
     home.network.failures.clear()
+
+
+@pytest.mark.parametrize("how", [END, TIMEOUT])
+async def test_an_hss_of_this_process_whose_store_is_full_is_told_later(home: Home, how: ServerAssignment) -> None:
+    alice = home.device(expires=600)
+    await alice.register()
+    reassign = home.subscribers.reassign
+
+    async def full(impi: Impi, change: Callable[[Assignment], Assignment]) -> NoReturn:
+        raise StoreError("hss.db: is full")
+
+    home.subscribers.reassign = full  # type: ignore[method-assign]
+    if how is END:
+        await alice.deregister()  # it is over here, and the UE is told so
+    else:
+        await home.clock.advance(601)
+        await home.scscf.sweep()
+    await settle()
+    assert (await home.registrations.count(), await assigned(home)) == (0, SCSCF)
+    home.subscribers.reassign = reassign  # type: ignore[method-assign]
+    await home.clock.advance(60)
+    assert (await assigned(home), await home.registrations.owed_ends()) == (None, [])
 
 
 async def test_an_end_that_another_hss_carries_out_then_is_made_good(home: Home) -> None:

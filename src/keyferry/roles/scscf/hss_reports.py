@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from keyferry.errors import CxError, KeyferryError
+from keyferry.errors import CxError, KeyferryError, StoreError
 from keyferry.ports import Clock, Counter, Log, ServerAssignment
 from keyferry.protocol.identity import Impi, Impu
 from keyferry.roles.cx_status import is_unreached
@@ -112,18 +112,23 @@ class HssReports:
             await self.tell(impi, impu, assignment)
         except CxError as problem:
             if is_unreached(problem):
-                if not self._pause:
-                    self.log.warning("hss-report-waits", impi=impi, assignment=assignment.name, cx=problem.name)
-                self.counter.count("scscf_hss_reports", "waits")
-                return False
+                return self._waits(impi, assignment, problem.name)
             self._refused(impi, assignment, problem.name)
-        except KeyferryError as problem:  # the store: others may open
+        except StoreError as problem:  # ours, or that of an HSS in this process: full, or locked
+            return self._waits(impi, assignment, str(problem))
+        except KeyferryError as problem:  # a row that does not open: others may
             self._refused(impi, assignment, str(problem))
         except Exception as problem:  # a bug of ours costs one report; its words may quote what it stumbled over
             self._refused(impi, assignment, type(problem).__name__)
         else:
             self.counter.count("scscf_hss_reports", "told")
         return True
+
+    def _waits(self, impi: Impi, assignment: ServerAssignment, problem: str) -> bool:
+        if not self._pause:
+            self.log.warning("hss-report-waits", impi=impi, assignment=assignment.name, cx=problem)
+        self.counter.count("scscf_hss_reports", "waits")
+        return False
 
     def _refused(self, impi: Impi, assignment: ServerAssignment, problem: str) -> None:
         self.counter.count("scscf_hss_reports", "refused")  # the user may be gone from the HSS

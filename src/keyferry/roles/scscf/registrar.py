@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from keyferry.errors import CxError, KeyferryError, ParseError
+from keyferry.errors import CxError, KeyferryError, ParseError, StoreError
 from keyferry.ports import (
     Clock,
     Counter,
@@ -447,6 +447,9 @@ class Registrar:
             self.log.warning("cx-error", impi=impi, cx=problem.name)
             if is_unreached(problem):
                 self.reports.owe(impi, impu, assignment)
+        except StoreError as problem:  # of an HSS in this process
+            self.log.warning("cx-error", impi=impi, cx=str(problem))
+            self.reports.owe(impi, impu, assignment)
 
     def _ok(self, request: Request, view: RegisterView, proven: Proven, profile: UserProfile, devices: Sequence[Registration]) -> Response:
         """§5.4.1.2.2F: Path as received, Service-Route, P-Associated-URI with the default identity first, every binding."""
