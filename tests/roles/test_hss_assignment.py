@@ -113,7 +113,12 @@ class TestOrder:
     def test_it_is_that_of_the_one_that_serves(self) -> None:
         found = registered(registered(NOBODY, A, 7.0, 5)._replace(server_name=B), B, 8.0, 2)
         assert found == Assignment(B, B, (owed(A, since=8.0),), 2, 8.0)
-        assert ended(found, A, 9.0, 1) == found._replace(owed=())
+        assert ended(found, A, 9.0) == found._replace(owed=())
+
+    def test_an_end_that_comes_late_takes_no_rtr_back_that_a_later_registration_is_owed(self) -> None:
+        found = registered(registered(NOBODY, A, 7.0, 5)._replace(server_name=B), B, 8.0, 2)
+        assert ended(found, A, 9.0, 4) == found
+        assert ended(found._replace(server_name=A), A, 9.0, 4) == found._replace(server_name=A)
 
     def test_it_comes_back_with_a_registration_that_was_not_ended(self) -> None:
         before = registered(NOBODY, A, 7.0, 5)

@@ -61,7 +61,8 @@ def ended(found: Assignment, server_name: str, now: float = 0.0, order: int = 0)
     """
     if found.serving == server_name and 0 < order < found.order and found.since <= now < found.since + LATE:
         raise outdated()
-    owed = tuple([each for each in found.owed if each.server_name != server_name])
+    # Where the order is known the S-CSCF is ours, and takes an RTR for who is gone: an end that comes late may be of before what it is for.
+    owed = found.owed if order else tuple([each for each in found.owed if each.server_name != server_name])
     if found.serving not in {None, server_name}:
         return found._replace(owed=owed)
     return Assignment(found.server_name if found.server_name != server_name else None, None, owed)
