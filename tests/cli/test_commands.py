@@ -245,6 +245,11 @@ def test_the_demonstration_ends_with_its_word() -> None:
     done = keyferry("demo")
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().splitlines()[-1] == "demo: ok"
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in done.stdout.splitlines() if line.startswith("│ UE ")]
+    assert rows[-2:] == [  # a newcomer must not take the last answers for failures
+        ["UE B: GET at xcap.home1.net", "403, as it must be: the document is UE A's"],
+        ["UE A: GET at xcap.home1.net", "401, as it must be: UE A de-registered, and its old key is dead"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,9 @@ def _show(result: DemoResult) -> None:
         first = "before the 200" if key["pushed_before_200"] else "after the 200"
         table.add_row(f"key at {key['as']}", f"fingerprint {key['fingerprint']}, pushed {first}")
     for request in result.http:
-        table.add_row(f"{request['who']}: {request['method']} at {request['as']}", str(request["status"]))
+        table.add_row(
+            f"{request['who']}: {request['method']} at {request['as']}",
+            ", ".join(each for each in (str(request["status"]), request["because"]) if each),
+        )
     console.print()
     console.print(table)

@@ -151,10 +151,11 @@ class Demo:
         await self._raw_keys()
         self._phase("UE B registers; its key does not open UE A's document")
         await self.bob.client.register()
-        await self._http(await self.bob.state(), xcap, "GET", document, expect=403, who="UE B")
+        theirs = "as it must be: the document is UE A's"
+        await self._http(await self.bob.state(), xcap, "GET", document, expect=403, who="UE B", because=theirs)
         self._phase("UE A de-registers; its old key is dead")
         await self.alice.client.deregister()
-        await self._http(alice, xcap, "GET", document, expect=401)
+        await self._http(alice, xcap, "GET", document, expect=401, because="as it must be: UE A de-registered, and its old key is dead")
 
     def _phase(self, title: str) -> None:
         self.result.ladder.phase = title
@@ -218,15 +219,24 @@ class Demo:
         return answered is not None and told is not None and answered < told
 
     async def _http(
-        self, state: UeState, as_id: AsId, method: str, path: str, body: bytes = b"", *, expect: int, media: str = "", who: str = "UE A"
-    ) -> httpx.Response:
+        self, state: UeState, as_id: AsId, method: str, path: str, body: bytes = b"", *, expect: int, media: str = "", who: str = "UE A",
+        because: str = "",
+    ) -> httpx.Response:  # fmt: skip
         port = next(one.port for one in self.system.listeners if one.proto == "https" and one.name == as_id)
         url = f"https://{as_id}:{port}{path}"
         headers = {"Content-Type": media} if media else {}
         client = self._client(state, as_id, url, who)
         response = await client.request(method, url, content=body or None, headers=headers)
         self.result.http.append(
-            {"as": as_id, "mechanism": "digest", "method": method, "path": path, "status": response.status_code, "who": who}
+            {
+                "as": as_id,
+                "mechanism": "digest",
+                "method": method,
+                "path": path,
+                "status": response.status_code,
+                "who": who,
+                "because": because,
+            }
         )
         _promise(response.status_code == expect, f"{method} by {who} is answered {expect}, not {response.status_code}")
         return response
