@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from keyferry.cli.app import application
+from keyferry.errors import StateError
 
 EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"
 UE: Final = ("--config", EXAMPLES / "ue.toml")
@@ -98,3 +99,16 @@ def test_a_state_that_is_mistyped_is_not_made(tmp_path: Path, monkeypatch: pytes
     assert (done.exit_code == 0) == (command in {"check", "keys derive", "lab down"}), (done.output, done.exception)
     assert done.exit_code != 2, done.output
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "sate"] * there
+
+
+@pytest.mark.parametrize("text", [None, "no key\n"], ids=["missing", "no export"])
+def test_an_import_of_keys_that_are_not_there_makes_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    """The one command that makes a state directory for another's file: it reads that first."""
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("isc.keys").write_text(text)
+        Path("isc.keys").chmod(0o600)
+    done = CliRunner().invoke(application("keys"), ["keys", "import-isc", "isc.keys", "--state", "state"])
+    assert isinstance(done.exception, StateError), done.output
+    assert str(done.exception).startswith("isc.keys: ")
+    assert not Path("state").exists()

@@ -31,12 +31,12 @@ def test_both_sides_have_the_same_keys_and_the_newest_seals(tmp_path: Path) -> N
         assert file.stat().st_mode & 0o777 == 0o600
         two.isc_keys(S, A)
         two.isc_keys(S, B)
-        assert [(pair.scscf, pair.as_id) for pair in import_isc(two, file)] == [(S, A)]
+        assert [(pair.scscf, pair.as_id) for pair in import_isc(two, read_export(file))] == [(S, A)]
         assert two.isc_keys(S, A) == one.isc_keys(S, A)
         rotate_isc(two, S, A)
         file.unlink()
         export_isc(two, file, as_id=A)
-        import_isc(one, file)
+        import_isc(one, read_export(file))
         assert list(one.isc_keys(S, A)) == ["t1", "t2"]
         assert one.isc_keys(S, A) == two.isc_keys(S, A)
         with pytest.raises(StateError, match="cannot be written: File exists"):
@@ -64,7 +64,7 @@ def test_what_is_no_such_file_is_refused_as_a_whole(tmp_path: Path, text: str, s
     file.chmod(0o600)
     with open_state(tmp_path / "state", random=CountedRandom()) as state:
         with pytest.raises(StateError, match=says):
-            import_isc(state, file)
+            import_isc(state, read_export(file))
         assert state.isc_pairs() == []
 
 

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from keyferry.errors import StateError
 from keyferry.ports import Clock, Log
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.stores.isc_export import read_export, write_export
+from keyferry.stores.isc_export import Exported, write_export
 from keyferry.stores.state_dir import TRANSPORT_KEY_OCTETS, StateDir
 
 LOOK: Final = 1.0
@@ -90,9 +90,8 @@ def export_isc(state: StateDir, file: Path, scscf: str | None = None, as_id: str
     return chosen
 
 
-def import_isc(state: StateDir, file: Path) -> list[IscPair]:
-    """Replace the keys of each pair that such a file names; whoever runs over this state sees it within LOOK. Raises StateError."""
-    found = read_export(file)
+def import_isc(state: StateDir, found: Exported) -> list[IscPair]:
+    """Replace the keys of each pair that an exported file names; whoever runs over this state sees it within LOOK. Raises StateError."""
     with _alone(state):
         for (scscf, as_id), keys in found.items():
             state.write_isc_keys(scscf, as_id, keys)

@@ -26,6 +26,7 @@ from keyferry.protocol.ims.keys import (
 )
 from keyferry.stores.backup import back_up
 from keyferry.stores.database import Database
+from keyferry.stores.isc_export import read_export
 from keyferry.stores.isc_keys import IscPair as IscPair
 from keyferry.stores.isc_keys import export_isc, import_isc, retire_isc, rotate_isc
 from keyferry.stores.rotation import rotate
@@ -101,9 +102,10 @@ def export_isc_keys(state_path: Path, file: Path, scscf: str | None, as_id: AsId
 
 
 def import_isc_keys(state_path: Path, file: Path) -> list[IscPair]:
-    """Take the transport keys of such a file; return whose. Raises StateError."""
+    """Take the transport keys of such a file; return whose. The file is read before a state directory is made. Raises StateError."""
+    keys = read_export(file)
     with opened_state(state_path) as state:
-        return import_isc(state, file)
+        return import_isc(state, keys)
 
 
 def derive_keys(*, ck: Secret, ik: Secret, rand: bytes, impi: Impi, as_id: AsId, ua_id: bytes, realm: str) -> dict[str, str]:
