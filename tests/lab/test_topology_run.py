@@ -31,7 +31,9 @@ case "$1 $2" in
     ! grep -qx "$3" "$FAKE/netns" || { echo "Cannot create namespace file \"/run/netns/$3\": File exists" >&2; exit 1; }
     echo "$3" >> "$FAKE/netns"; mv "$FAKE/alias" "$FAKE/alias-$3" ;;
 "-n kf-"*) [ "$3 $4 $5" != "-j link show" ] || printf '[{"ifalias": "%s"}]' "$(cat "$FAKE/alias-$2" 2>/dev/null)" ;;
-"netns delete") grep -vx "$3" "$FAKE/netns" > "$FAKE/rest"; mv "$FAKE/rest" "$FAKE/netns" ;;
+"netns delete")
+    [ "$3" != "$(cat "$FAKE/rival" 2>/dev/null)" ] || for each in visited home as; do echo theirs > "$FAKE/alias-kf-t1-$each"; done
+    grep -vx "$3" "$FAKE/netns" > "$FAKE/rest"; mv "$FAKE/rest" "$FAKE/netns" ;;
 "netns exec") echo "no part is here" >&2; case "$*" in *serve*) exit 3 ;; *http.client*) exit 1 ;; esac ;;
 esac
 exit 0
@@ -221,6 +223,15 @@ def test_a_lab_that_was_made_by_half_is_ended_and_again_is_no_error(machine: Mac
     assert topology_run.down("t1", machine.labs) == {"id": "t1", "was": True, "processes": 0, "namespaces": 1}
     assert machine.is_clean()
     assert topology_run.down("t1", machine.labs) == {"id": "t1", "was": False, "processes": 0, "namespaces": 0}
+
+
+@root
+def test_a_namespace_that_somebody_else_makes_while_ours_are_ended_is_not_touched(machine: Machine) -> None:
+    """Each is looked at just before it is deleted: a look at all of them first would be old by the time the last one goes."""
+    (machine.folder / "rival").write_text("kf-t1-ue")  # once this one is deleted the other names are somebody else's
+    with pytest.raises(LabFailed, match="no part is here"):
+        machine.up(delays=("0",), losses=("0",))
+    assert machine.namespaces == ["somebody-elses", "kf-t1-visited", "kf-t1-home", "kf-t1-as"]
 
 
 @root

@@ -176,9 +176,12 @@ def end_lab(files: LabFiles, record: Record) -> dict[str, int]:
     """End a lab, whole or half made: processes, namespaces, and last its directory. Raises LabFailed."""
     processes = end_processes(record.token)
     there = namespaces_of_all()
-    names = [name for name in record.namespaces if name in there and is_own_namespace(name, record.token)]
-    for name in names:
-        must(("ip", "netns", "delete", name))
+    ended = 0
+    for name in record.namespaces:
+        # Looked at just before it is deleted: the name may be another's since, and iproute2 deletes by name alone.
+        if name in there and is_own_namespace(name, record.token):
+            must(("ip", "netns", "delete", name))
+            ended += 1
     if not files.root.is_symlink():
         shutil.rmtree(files.root)
-    return {"processes": processes, "namespaces": len(names)}
+    return {"processes": processes, "namespaces": ended}
