@@ -239,6 +239,26 @@ def test_a_part_that_is_gone_is_told_by_status(labs: Path) -> None:
     assert keyferry("lab", "down", made["id"], "--state", labs).returncode == 0
 
 
+def test_the_commands_that_up_prints_at_its_end_work_from_anywhere(labs: Path, tmp_path: Path) -> None:
+    """Of a lab that is not where labs are by default: be its UE, and end it."""
+    done = keyferry("lab", "up", "--id", f"{ID}g", "--state", labs, "--delay", "0", "--loss", "0")
+    assert done.returncode == 0, done.stderr
+    status, down = (line.strip() for line in done.stdout.splitlines()[-2:])
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for line, says in ((status, "registered"), (down, f"lab {ID}g: ended")):
+        did = subprocess.run(
+            ["sh", "-c", line],
+            cwd=tmp_path,
+            env={**environment(), "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+        assert (did.returncode, says in did.stdout) == (0, True), (line, did.stdout, did.stderr)
+    assert not _of(f"{ID}g")
+
+
 def _not_ok(labs: Path, lab: str) -> dict[str, Any] | None:
     done = keyferry("lab", "status", lab, "--state", labs, "--json")
     told: dict[str, Any] = json.loads(done.stdout)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,10 +65,12 @@ def up(
     _show(made, as_json)
     if not as_json:
         namespace = next(name for name in made["namespaces"] if name.endswith("-ue"))
-        ue = f"--config {made['directory']}/ue.toml --state {made['directory']}/state/ue"
+        folder = Path(made["directory"]).absolute()
+        ue = f"--config {shlex.quote(str(folder / 'ue.toml'))} --state {shlex.quote(str(folder / 'state' / 'ue'))}"
         console.print("Be the UE, and end it:", markup=False)
         console.print(f"  ip netns exec {namespace} keyferry ue status {ue}", markup=False)
-        console.print(f"  keyferry lab down {made['id']}", markup=False)
+        elsewhere = "" if state == LABS else f" --state {shlex.quote(str(state.absolute()))}"
+        console.print(f"  keyferry lab down {made['id']}{elsewhere}", markup=False)
     if not made["ok"]:
         raise typer.Exit(1)
 

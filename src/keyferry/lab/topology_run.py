@@ -441,7 +441,9 @@ def _make_root(files: LabFiles) -> None:
             raise LabFailed(f"{files.root.parent} can be changed by others than root", "Give a directory of root's: --state DIR")
         files.root.mkdir(mode=0o700)
     except FileExistsError:
-        raise LabFailed(f"a lab {files.root.name} is there already", f"End it: keyferry lab down {files.root.name}") from None
+        raise LabFailed(
+            f"a lab {files.root.name} is there already", f"End it: keyferry lab down {files.root.name} --state {files.root.parent}"
+        ) from None
     except OSError as problem:
         raise LabFailed(f"{files.root} cannot be made: {problem.strerror}", "Give another directory: --state DIR") from problem
 
