@@ -59,7 +59,7 @@ def test_a_wrong_configuration_says_where(tmp_path: Path, old: str, new: str, sa
         text = LAB.replace("\nopc = ", '\nop = "ff53bade17df5d4e793073ce9d7579fa"\nopc = ', 1)
     file.write_text(text, "utf-8")
     line = _said(keyferry("serve", "--config", file, "--state", tmp_path / "state"), 2)
-    assert line.startswith(f"keyferry: {file}: ")
+    assert re.match(rf"keyferry: {re.escape(str(file))}:\d+: ", line), line
     assert re.search(said, line), line
     assert "465b5ce8" not in line
     assert not (tmp_path / "state").exists()
@@ -153,7 +153,7 @@ def test_two_application_servers_at_one_sip_uri_must_listen_at_one_place(tmp_pat
     """One SIP URI is one listener; with the same, both start (tests/system/test_shared_sip_uri.py)."""
     lab = make_lab(tmp_path, lambda text: text.replace("sip:notes-as.home1.net:5091", "sip:xcap-as.home1.net:5090"))
     line = _said(keyferry("serve", "--config", lab.serve, "--state", lab.state, "--log", "none"), 2)
-    said = r"keyferry: \S+lab.toml: application_servers\[1\].listen_sip: is not that of xcap.home1.net, which has the same sip_uri"
+    said = r"keyferry: \S+lab.toml:45: application_servers\[1\].listen_sip: is not that of xcap.home1.net, which has the same sip_uri"
     assert re.fullmatch(f"{said}{REMEDY}", line), line
 
 

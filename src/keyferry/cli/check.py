@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import socket
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,8 @@ from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console,
 from keyferry.config import Config, load_config, load_ue_config
 from keyferry.config.agent import load_agent_config
 from keyferry.config.cx import cx_peers
+from keyferry.config.explaining import kind_of
+from keyferry.config.reading import load_toml
 from keyferry.errors import ConfigError, KeyferryError
 from keyferry.wiring.hss import subscriber_of
 from keyferry.wiring.ipsec_files import pairs_of
@@ -46,14 +47,11 @@ def check(
 def _check(file: Path) -> tuple[str, list[str]]:
     if file.exists() and not file.is_file() and not file.is_dir():
         raise ConfigError(str(file), "is no file", "It is read twice, and a pipe can be read once: give the path of a file")
-    try:
-        tables = set(tomllib.loads(file.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        tables = set()  # load_config says what is wrong
-    if "ue" in tables:
+    command = kind_of(load_toml(file))
+    if command == "keyferry ue":
         load_ue_config(file)
         return "ue", []
-    if "agent" in tables:
+    if command == "keyferry agent":
         load_agent_config(file)
         return "agent", []
     loaded = load_config(file)

@@ -16,6 +16,7 @@ from keyferry.config.cx import check_cx, check_hss
 from keyferry.config.ipsec import Child, Identity, check_ipsec
 from keyferry.config.ipsec import Ipsec as Ipsec
 from keyferry.config.kamailio import Kamailio as Kamailio
+from keyferry.config.lines import located
 from keyferry.config.profiles import Profile, check_profile_of, check_profiles
 from keyferry.config.profiles import names_of as profile_names
 from keyferry.config.reading import Section as _Section
@@ -345,17 +346,24 @@ KEY_OCTETS: dict[str, dict[str, tuple[int, ...]]] = {
 
 def load_config(path: Path) -> Config:
     """Read the file of `keyferry serve`. Raises ConfigError."""
-    config = load_file(path, Config, SECTIONS)
-    _check_names(path, config)
-    _check_peers(path, config)
-    check_hss(path, config.hss)
-    check_cx(path, config.cx, config.hosts)
+    config = load_file(path, Config)
+    with located(path):
+        _check_names(path, config)
+        _check_peers(path, config)
+        check_hss(path, config.hss)
+        check_cx(path, config.cx, config.hosts)
     return config
 
 
 def load_ue_config(path: Path) -> UeConfig:
     """Read the file of `keyferry ue`. Raises ConfigError."""
-    config = load_file(path, UeConfig, SECTIONS)
+    config = load_file(path, UeConfig)
+    with located(path):
+        _check_ue(path, config)
+    return config
+
+
+def _check_ue(path: Path, config: UeConfig) -> None:
     checked(f"{path}: ue.impi", parse_impi, config.ue.impi)
     checked(f"{path}: ue.impu", parse_impu, config.ue.impu)
     _check_keys(f"{path}: ue", config.ue)
@@ -364,7 +372,6 @@ def load_ue_config(path: Path) -> UeConfig:
         remedy = "Set ue.pcscf_name to its host name"
         raise ConfigError(f"{path}: ue.pcscf", "a certificate names a host, and this is an address", remedy)
     split_address(config.ue.pcscf_gm, f"{path}: ue.pcscf_gm")
-    return config
 
 
 SECTIONS: tuple[type[_Section], ...] = (

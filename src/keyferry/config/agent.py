@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from keyferry.config.ipsec import Child, Ipsec, check_receiving
+from keyferry.config.lines import located
 from keyferry.config.reading import Section, UnsealedEnds, check_protection, checked, load_file, split_address
 from keyferry.errors import ConfigError
 from keyferry.protocol.identity import parse_as_id
@@ -82,7 +83,13 @@ def _check_listeners(path: Path, agent: Agent) -> None:
 
 def load_agent_config(path: Path) -> AgentConfig:
     """Read the file of `keyferry agent`. Raises ConfigError."""
-    config = load_file(path, AgentConfig, (Agent, AgentUser, Ipsec))
+    config = load_file(path, AgentConfig)
+    with located(path):
+        _check(path, config)
+    return config
+
+
+def _check(path: Path, config: AgentConfig) -> None:
     agent = config.agent
     known: set[str] = set()
     for place, text in enumerate(agent.as_ids):
@@ -98,4 +105,3 @@ def load_agent_config(path: Path) -> AgentConfig:
         for text in user.as_ids:
             if checked(where, parse_as_id, text) not in known:
                 raise ConfigError(where, f"{text!r} is none of agent.as_ids", "Add it there, or take it out here")
-    return config

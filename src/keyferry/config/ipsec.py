@@ -91,9 +91,10 @@ def check_ipsec(path: Path, servers: Sequence[IpsecSide], scscfs: Sequence[Liste
         elif server.ipsec_child is not None or server.ipsec_identity is not None:
             name = "ipsec_child" if server.ipsec_child is not None else "ipsec_identity"
             raise ConfigError(f"{where}.{name}", f"is not used with protection {server.protection!r}", "Leave it out")
-    for scscf in scscfs if some else ():
-        _check_text(f"{path}: {scscf.name!r}.name", scscf.name, _IDENTITY)
-        check_numeric(f"{path}: {scscf.name}.listen", scscf.listen)
+    for place, scscf in enumerate(scscfs if some else ()):
+        where = f"{path}: further_scscfs[{place - 1}]" if place else f"{path}: scscf"
+        _check_text(f"{where}.name", scscf.name, _IDENTITY)
+        check_numeric(f"{where}.listen", scscf.listen)
 
 
 def _check_server(where: str, server: IpsecSide) -> None:

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from keyferry.config.explaining import check_kind, explained
 from keyferry.errors import ConfigError, ParseError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.sip.uri import parse_sip_uri
@@ -77,8 +77,18 @@ def split_address(text: str, where: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def load_file(path: Path, kind: type[T], sections: Collection[type[Section]]) -> T:
-    """Read a TOML file; `sections` are all that a known key may be in. Raises ConfigError."""
+def load_file(path: Path, kind: type[T]) -> T:
+    """Read a TOML file. Raises ConfigError."""
+    document = load_toml(path)
+    check_kind(path, document, kind)
+    try:
+        return msgspec.convert(document, kind, dec_hook=decode_secret)
+    except msgspec.ValidationError as problem:
+        raise explained(path, str(problem), kind, document) from None
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file, of whatever kind. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
@@ -89,15 +99,13 @@ def load_file(path: Path, kind: type[T], sections: Collection[type[Section]]) ->
     if len(data) > MAX_FILE:
         raise ConfigError(str(path), f"is over {MAX_FILE} octets", "Add subscribers with `keyferry subscriber add` instead")
     try:
-        document = tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError:
         raise ConfigError(str(path), "is not UTF-8", "Save it as UTF-8") from None
     except tomllib.TOMLDecodeError as problem:
-        raise ConfigError(str(path), f"is not TOML: {problem}") from None
-    try:
-        return msgspec.convert(document, kind, dec_hook=decode_secret)
-    except msgspec.ValidationError as problem:
-        raise _explained(path, str(problem), kind, sections) from None
+        line = re.search(r"at line (\d+)", str(problem))
+        where = f"{path}:{line[1]}" if line else str(path)
+        raise ConfigError(where, f"is not TOML: {problem}", "Mend that line; text stands in quotation marks") from None
 
 
 def decode_secret(kind: type[Any], value: object) -> object:
@@ -107,35 +115,6 @@ def decode_secret(kind: type[Any], value: object) -> object:
             raise ValueError("not 16 to 32 octets in hexadecimal")
         return Secret(bytes.fromhex(value))
     raise NotImplementedError(f"no decoder for {kind}")
-
-
-def _explained(path: Path, problem: str, kind: type[Section], sections: Iterable[type[Section]]) -> ConfigError:
-    """Turn msgspec's words into ours: where in the file, and where the key belongs, or the nearest known one."""
-    text, _, place = problem.partition(" - at ")
-    where = place.strip("`").removeprefix("$.").removeprefix("$") or "top level"
-    unknown = re.search(r"unknown field `([^`]+)`", text)
-    if not unknown:
-        return ConfigError(f"{path}: {where}", text[:1].lower() + text[1:])
-    homes = _homes(kind, unknown[1])
-    if homes:
-        return ConfigError(f"{path}: {where}", f"unknown key `{unknown[1]}`", f"It belongs in {' or '.join(homes)}")
-    near = difflib.get_close_matches(unknown[1], sorted(_all_keys((kind, *sections))), n=1)
-    remedy = f"Did you mean `{near[0]}`?" if near and near[0] != unknown[1] else "docs/configuration.md lists every key"
-    return ConfigError(f"{path}: {where}", f"unknown key `{unknown[1]}`", remedy)
-
-
-def _homes(kind: type[Section], key: str) -> list[str]:
-    """Return the tables of a file of this kind that know a key."""
-    tables = []
-    for name, hint in get_type_hints(kind).items():
-        inner = next((each for each in get_args(hint) if isinstance(each, type) and issubclass(each, Section)), None)
-        if key in getattr(hint if inner is None else inner, "__struct_fields__", ()):
-            tables.append(f"[{name}]" if inner is None else f"[[{name}]]")
-    return tables
-
-
-def _all_keys(sections: Iterable[type[Section]]) -> set[str]:
-    return {name for section in sections for name in section.__struct_fields__}
 
 
 def check_protection(where: str, server: SipSide, *, listens: bool = True) -> None:
