@@ -471,6 +471,27 @@ class TestFormerServer:
         await settle()
         assert await network.store.owing() == {}
 
+    async def test_an_s_cscf_that_does_not_answer_keeps_no_other_waiting_in_a_sweep(self, network: Network, scscf: Asked) -> None:
+        gate, frozen = asyncio.Event(), Asked()
+
+        async def meanwhile() -> None:
+            await gate.wait()
+
+        frozen.meanwhile = meanwhile
+        first = "sip:scscf0.home1.net"  # before the other in the sweep's order
+        for name, user in ((first, "bobby"), (SCSCF, "carol")):
+            each = subscriber(user)
+            await network.store.add(each)
+            owed = OwedTermination(name, DeregistrationReason.NEW_SERVER_ASSIGNED, "", network.clock.now())
+            await network.store.reassign(each.impi, lambda found, owed=owed: found._replace(owed=(owed,)))  # type: ignore[misc]
+        network.scscfs[first] = frozen
+        sweep = asyncio.get_running_loop().create_task(network.later())
+        await settle()
+        assert (len(frozen.terminations), len(scscf.terminations), sweep.done()) == (1, 1, False)
+        gate.set()
+        await sweep
+        assert await network.store.owing() == {}
+
     async def test_a_store_that_fails_ends_nothing(self, network: Network, scscf: Asked) -> None:
         async def fails(impi: Impi) -> Assignment:
             raise StoreError("the disk is full")

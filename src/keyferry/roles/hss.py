@@ -44,6 +44,7 @@ MAX_COUNTERS = 65_536  # subscribers whose SEQ is held in memory; the others sta
 OWED_AGAIN = 30.0  # seconds after which an RTR that nobody took is sent again: whoever owed it has had its answer by then, or is gone
 OWED_FOR = 604_800.0  # seconds that an RTR is kept: a registration that no REGISTER renews has ended by itself, in 600,000 s at the latest
 OWED_BATCH = 500  # RTRs read at a time; where an S-CSCF refuses one, the next have to wait for the next sweep
+SCSCFS_AT_ONCE = 16  # S-CSCFs that a sweep sends RTRs to at a time: one that does not answer must not keep the others waiting
 OWED_AT_ONCE = 20  # of these, sent together: one that is not answered in its time holds up no other
 MAX_UNANSWERED = 3  # attempts: Kamailio leaves a RTR for a user who is not registered there, any more, unanswered
 
@@ -276,12 +277,16 @@ class Hss:
             count = await self.subscribers.forget_owed(now - OWED_FOR)
             self.log.warning("s-cscf-never-told", users=count)
             self.counter.count("hss_terminations", "given-up")
-        for server_name in sorted(owing):
-            if self.servings is not None and self.servings.at(server_name) is not None:
-                while await self._catch_up(server_name, now - OWED_AGAIN):
-                    pass
+        here = [name for name in sorted(owing) if self.servings is not None and self.servings.at(name) is not None]
+        for start in range(0, len(here), SCSCFS_AT_ONCE):
+            await asyncio.gather(*[self._catch_up(name, now - OWED_AGAIN) for name in here[start : start + SCSCFS_AT_ONCE]])
 
-    async def _catch_up(self, server_name: str, before: float) -> bool:
+    async def _catch_up(self, server_name: str, before: float) -> None:
+        """Send an S-CSCF the RTRs that are older, as long as it takes them."""
+        while await self._catch_up_some(server_name, before):
+            pass
+
+    async def _catch_up_some(self, server_name: str, before: float) -> bool:
         """Send an S-CSCF some of the RTRs that are older; return whether it took each, and there may be more."""
         owed = [each for each in await self.subscribers.owed_to(server_name, OWED_BATCH) if each[1].since <= before]
         whole = len(owed) == OWED_BATCH and not any((impi, server_name) in self._telling for impi, _ in owed)
