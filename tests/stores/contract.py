@@ -189,21 +189,31 @@ class RegistrationContract:
         assert list(await store.as_stores()) == [replace(one, place=9), two]
 
     async def test_the_end_of_a_user_s_last_registration_is_owed_until_it_is_told(self, store: RegistrationStore) -> None:
-        end = OwedEnd(IMPI, registration().impu, ServerAssignment.TIMEOUT_DEREGISTRATION)
-        other = OwedEnd(OTHER_IMPI, registration().impu, ServerAssignment.USER_DEREGISTRATION)
+        end = OwedEnd(IMPI, registration().impu, ServerAssignment.TIMEOUT_DEREGISTRATION, NOW + 1)
+        other = OwedEnd(OTHER_IMPI, registration().impu, ServerAssignment.USER_DEREGISTRATION, NOW + 2)
         for reg in (REG, OTHER_REG):
             await store.commit(registration(reg=reg), [])
         await store.remove(IMPI, REG, [], end)
         assert list(await store.owed_ends()) == []
         await store.remove(IMPI, OTHER_REG, [])
         assert list(await store.owed_ends()) == []
-        await store.remove(IMPI, OTHER_REG, [], end._replace(assignment=ServerAssignment.USER_DEREGISTRATION))
+        await store.remove(IMPI, OTHER_REG, [], end._replace(assignment=ServerAssignment.USER_DEREGISTRATION, since=NOW))
         await store.remove(IMPI, OTHER_REG, [], end)
         await store.remove(OTHER_IMPI, REG, [], other)
         assert list(await store.owed_ends()) == [end, other]
         await store.end_told(IMPI)
         await store.end_told(IMPI)
         assert list(await store.owed_ends()) == [other]
+
+    async def test_an_end_of_what_was_never_registered_is_owed_too_and_each_has_its_age(self, store: RegistrationStore) -> None:
+        ends = [OwedEnd(Impi(f"u{age}"), registration().impu, ServerAssignment.TIMEOUT_DEREGISTRATION, NOW - age) for age in (9, 5, 1)]
+        for end in ends:
+            await store.owe_end(end)
+        assert list(await store.owed_ends()) == ends
+        assert (await store.forget_ends(NOW - 5), list(await store.owed_ends())) == (1, ends[1:])
+        await store.commit(registration(), [])
+        await store.owe_end(OwedEnd(IMPI, registration().impu, ServerAssignment.TIMEOUT_DEREGISTRATION, NOW))
+        assert list(await store.owed_ends()) == ends[1:]
 
 
 class KeyContract:

@@ -342,8 +342,17 @@ class RegistrationStore(Protocol):
     async def remove(self, impi: Impi, reg: Reg, pushes: Sequence[PendingPush], end: OwedEnd | None = None) -> None:
         """Remove the registration, replace the pushes owed, and owe the HSS `end` if the user has no other; durable when it returns."""
 
+    async def owe_end(self, end: OwedEnd) -> None:
+        """Owe the HSS an end if the user has no registration; durable when it returns."""
+
     async def owed_ends(self) -> Sequence[OwedEnd]:
-        """Return what the HSS is still to be told, at start-up: of one user the last, in all a bounded number, the latest."""
+        """Return what the HSS is still to be told, at start-up: of one user the last, in all a bounded number, the latest.
+
+        `since` is exact to a millisecond, and a little later where several came in one or the clock was set back.
+        """
+
+    async def forget_ends(self, until: float) -> int:
+        """Drop the ends that are owed since before `until`, as far as that is known; return how many."""
 
     async def end_told(self, impi: Impi) -> None:
         """Owe the HSS no end of this user's."""

@@ -91,6 +91,7 @@ class OwedEnd(NamedTuple):
     impi: Impi
     impu: Impu
     assignment: ServerAssignment
+    since: float = 0.0  # seconds since the epoch; 0: not known
 
 
 class OwedTermination(NamedTuple):

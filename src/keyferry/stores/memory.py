@@ -211,9 +211,22 @@ class MemoryRegistrationStore:
         self._places.pop((impi, reg), None)
         if not devices:
             self._registrations.pop(impi, None)
-            if end is not None:
-                self._ends[impi] = end
         self._owe(pushes)
+        if end is not None:
+            await self.owe_end(end)
+
+    async def forget_ends(self, until: float) -> int:
+        """Drop the ends that are owed since before `until`; return how many."""
+        old = [impi for impi, end in self._ends.items() if 0 < end.since < until]
+        for impi in old:
+            del self._ends[impi]
+        return len(old)
+
+    async def owe_end(self, end: OwedEnd) -> None:
+        """Owe the HSS an end if the user has no registration."""
+        if end.impi not in self._registrations:
+            self._ends.pop(end.impi, None)
+            self._ends[end.impi] = end
 
     async def owed_ends(self) -> Sequence[OwedEnd]:
         """Return what the HSS is still to be told."""

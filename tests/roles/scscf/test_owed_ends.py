@@ -12,6 +12,7 @@ import pytest
 from keyferry.errors import CxError, RegistrationFailed, StoreError
 from keyferry.ports import Assignment, OwedEnd, PendingPush, Registration, ServerAssignment
 from keyferry.protocol.identity import Impi, Impu
+from keyferry.roles.scscf.registrar import OWED_FOR
 from roles.home import SCSCF, Home
 from roles.manual import SIP_ALICE
 from roles.network import settle
@@ -61,7 +62,7 @@ async def ends(home: Home, how: ServerAssignment) -> None:
 @pytest.mark.parametrize("how", [END, TIMEOUT])
 async def test_after_a_restart_the_hss_is_told(home: Home, how: ServerAssignment) -> None:
     await ends(home, how)
-    assert await home.registrations.owed_ends() == [OwedEnd(Impi("alice@home1.net"), SIP_ALICE, how)]
+    assert await home.registrations.owed_ends() == [OwedEnd(Impi("alice@home1.net"), SIP_ALICE, how, home.clock.now())]
     await home.restart_scscf()
     await home.scscf.take_up()
     await settle()
@@ -82,7 +83,7 @@ async def test_an_s_cscf_that_ends_in_the_middle_has_owed_it_since_the_registrat
 
     object.__setattr__(home.scscf, "cx", Dying())
     await alice.deregister()
-    assert seen == [(0, [OwedEnd(alice.impi, SIP_ALICE, END)])]
+    assert seen == [(0, [OwedEnd(alice.impi, SIP_ALICE, END, home.clock.now())])]
     assert await home.registrations.owed_ends() == []  # told
 
 
@@ -169,6 +170,37 @@ async def test_a_registration_whose_answer_is_lost_leaves_nobody_assigned(home: 
     await settle()
     assert (await assigned(home), await home.registrations.count()) == (None, 0)
     assert told.seen == [ServerAssignment.REGISTRATION, TIMEOUT]
+
+
+async def test_after_a_restart_too_when_no_answer_at_all_had_come(home: Home) -> None:
+    """The HSS has carried the SAR out, and cannot be reached until the S-CSCF has started again."""
+
+    class Silent(Moody):
+        async def server_assignment(self, impi: Impi, impu: Impu, name: str, assignment: ServerAssignment) -> bytes:
+            if assignment is ServerAssignment.REGISTRATION:
+                await home.hss.server_assignment(impi, impu, name, assignment)
+            raise CxError(3002, "DIAMETER_UNABLE_TO_DELIVER")
+
+    object.__setattr__(home.scscf, "cx", Silent(home))
+    with pytest.raises(RegistrationFailed):
+        await home.device().register()
+    await settle()
+    assert await assigned(home) == SCSCF
+    await home.restart_scscf()
+    await home.scscf.take_up()
+    await settle()
+    assert (await assigned(home), await home.registrations.owed_ends()) == (None, [])
+
+
+async def test_an_end_that_is_owed_for_longer_than_a_registration_can_last_is_given_up(home: Home) -> None:
+    await ends(home, END)
+    await home.restart_scscf()
+    await home.clock.advance(OWED_FOR + 1)
+    told = moody(home)
+    await home.scscf.take_up()
+    await settle()
+    assert (told.seen, await home.registrations.owed_ends()) == ([], [])
+    assert home.log.fields("owed-ends-too-old") == {"users": 1}
 
 
 async def test_nor_does_a_store_that_is_full(home: Home) -> None:

@@ -157,9 +157,17 @@ async def test_many_expired_come_in_slices(store: SqliteRegistrationStore) -> No
 
 async def test_of_more_ends_than_may_be_owed_the_latest_are_kept(store: SqliteRegistrationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registrations, "MAX_ENDS", 3)
-    ends = [OwedEnd(Impi(f"u{number}"), Impu("sip:u@x"), ServerAssignment.TIMEOUT_DEREGISTRATION) for number in range(6)]
+    ends = [OwedEnd(Impi(f"u{number}"), Impu("sip:u@x"), ServerAssignment.TIMEOUT_DEREGISTRATION, NOW + number) for number in range(6)]
     for end in ends:
         await store.remove(end.impi, REG, [], end)
         if end is ends[1]:
             await store.remove(ends[0].impi, REG, [], ends[0])  # is the latest again
     assert list(await store.owed_ends()) == ends[3:]
+
+
+async def test_an_end_that_an_earlier_version_owes_is_of_no_known_age_and_kept(store: SqliteRegistrationStore) -> None:
+    old = OwedEnd(Impi("old"), Impu("sip:old@x"), ServerAssignment.TIMEOUT_DEREGISTRATION)
+    await store.owe_end(old)
+    await store.owe_end(old._replace(impi=Impi("new"), since=NOW))
+    assert await store.forget_ends(NOW + 1) == 1
+    assert list(await store.owed_ends()) == [old]

@@ -43,6 +43,7 @@ Changed: TypeAlias = Callable[
 EndEvent: TypeAlias = Literal["deactivated", "rejected", "probation"]
 SUPPORTED = ("path", "sec-agree")  # the second is for the P-CSCF; a registrar behind one that leaves it in place loses nothing
 REAUTH_WITHIN = 60  # seconds that a UE has to authenticate again (§5.4.1.6)
+OWED_FOR = 604_800.0  # seconds that an end is owed: as long as the HSS owes an RTR: no registration of that time can be left
 EXPIRY_BATCH = 500  # registrations ended per sweep; more wait for the next
 REPORT_BATCH = 500  # users per sweep whose unanswered challenge the HSS is told of; of more it learns with their next attempt
 
@@ -274,8 +275,12 @@ class Registrar:
 
     async def take_up(self) -> None:
         """Owe the HSS again what it was not told of before we ended. Raises StoreError."""
+        old = await self.registrations.forget_ends(self.clock.now() - OWED_FOR)
+        if old:
+            self.log.warning("owed-ends-too-old", users=old)
+            self.counter.count("scscf_hss_reports", "dropped")
         for end in await self.registrations.owed_ends():
-            self.reports.owe(*end)
+            self.reports.owe(end.impi, end.impu, end.assignment)
 
     async def _end_first(self, impi: Impi) -> None:
         """Tell the HSS of the end of a user who is back, before it hears of that.
@@ -328,8 +333,16 @@ class Registrar:
         except KeyferryError as problem:
             judged = isinstance(problem, CxError) and not is_unreached(problem)
             if not judged and not await self.registrations.of_impi(view.impi):
-                self.reports.owe(view.impi, view.impu, ServerAssignment.TIMEOUT_DEREGISTRATION)
+                await self._owe_end(view.impi, view.impu)
             raise
+
+    async def _owe_end(self, impi: Impi, impu: Impu) -> None:
+        """Owe the HSS the end of what it may have assigned, durably where the store can."""
+        self.reports.owe(impi, impu, ServerAssignment.TIMEOUT_DEREGISTRATION)
+        try:
+            await self.registrations.owe_end(OwedEnd(impi, impu, ServerAssignment.TIMEOUT_DEREGISTRATION, self.clock.now()))
+        except StoreError as problem:
+            self.log.warning("end-not-kept", impi=impi, problem=str(problem))
 
     async def _assigned(self, request: Request, view: RegisterView, proven: Proven, grant: int) -> Response:
         now = self.clock.now()
@@ -423,7 +436,7 @@ class Registrar:
     ) -> None:
         owed = await self.owing.owe_end(registration, request)
         tells = assignment is not ServerAssignment.NO_ASSIGNMENT
-        end = OwedEnd(registration.impi, registration.impu, assignment) if tells else None
+        end = OwedEnd(registration.impi, registration.impu, assignment, self.clock.now()) if tells else None
         await self.registrations.remove(registration.impi, registration.reg, [push for push, _ in owed], end)
         began = self.clock.monotonic()
         begun = self.notifier.begin(owed, None)  # first: an HSS that is away keeps no key alive

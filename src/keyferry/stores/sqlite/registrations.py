@@ -24,6 +24,8 @@ MAX_DEVICES = 1_000
 """Registrations of one IMPI that are returned; the S-CSCF admits far fewer."""
 MAX_ENDS = 100_000
 """Ends that the HSS is owed, 100 octets each; the oldest goes. Of them the HSS learns with the user's next REGISTER."""
+FIRST_DATED = 10**8
+"""An `owed_end.id` above this is milliseconds since the epoch; earlier versions counted from 1."""
 SEQ_MEMORY_MS = 10 * 86_400_000
 """A seq is at least the clock's milliseconds (DESIGN §6), so one this much older than the newest need not be remembered:
 the AS's tombstone (seven days and an hour) is over, and the clock alone makes the next one higher."""
@@ -47,7 +49,7 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS push ("
     " impi TEXT NOT NULL, reg TEXT NOT NULL, as_id TEXT NOT NULL, server_name TEXT NOT NULL, seq INTEGER NOT NULL, owed INTEGER NOT NULL,"
     " erase INTEGER NOT NULL, impu TEXT NOT NULL, give_up_at REAL NOT NULL, PRIMARY KEY (impi, reg, as_id, server_name)) WITHOUT ROWID",
-    # ends of users' last registrations that the HSS is still to be told of, the oldest first
+    # ends of users' last registrations that the HSS is still to be told of, the oldest first: id is at least the milliseconds of the clock
     "CREATE TABLE IF NOT EXISTS owed_end ("
     " id INTEGER PRIMARY KEY, impi TEXT NOT NULL UNIQUE, impu TEXT NOT NULL, assignment INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS as_store ("
@@ -115,8 +117,18 @@ class SqliteRegistrationStore:
 
     async def owed_ends(self) -> Sequence[OwedEnd]:
         """Return what the HSS is still to be told, the oldest first."""
-        rows = await self._database.scan("SELECT impi, impu, assignment FROM owed_end ORDER BY id")
-        return [OwedEnd(Impi(impi), Impu(impu), ServerAssignment(assignment)) for impi, impu, assignment in rows]
+        rows = await self._database.scan("SELECT impi, impu, assignment, id FROM owed_end ORDER BY id")
+        return [OwedEnd(Impi(impi), Impu(impu), ServerAssignment(kind), _since(place)) for impi, impu, kind, place in rows]
+
+    async def owe_end(self, end: OwedEnd) -> None:
+        """Owe the HSS an end if the user has no registration; durable when it returns."""
+        await self._database.write(lambda connection: _owe_end(connection, end))
+
+    async def forget_ends(self, until: float) -> int:
+        """Drop the ends that are owed since before `until`, as far as that is known; return how many."""
+        bounds = FIRST_DATED, int(until * 1000)
+        sql = "DELETE FROM owed_end WHERE id > ? AND id < ?"
+        return await self._database.write(lambda connection: connection.execute(sql, bounds).rowcount)
 
     async def end_told(self, impi: Impi) -> None:
         """Owe the HSS no end of this user's; durable when it returns."""
@@ -298,9 +310,16 @@ def _owe_end(connection: sqlite3.Connection, end: OwedEnd) -> None:
     if connection.execute("SELECT 1 FROM registration WHERE impi = ? LIMIT 1", (end.impi,)).fetchone() is not None:
         return
     connection.execute(
-        "INSERT OR REPLACE INTO owed_end (impi, impu, assignment) VALUES (?, ?, ?)", (end.impi, end.impu, int(end.assignment))
+        "INSERT OR REPLACE INTO owed_end (id, impi, impu, assignment)"
+        " VALUES (max(?, 1 + coalesce((SELECT max(id) FROM owed_end), 0)), ?, ?, ?)",
+        (int(end.since * 1000), end.impi, end.impu, int(end.assignment)),
     )
-    connection.execute("DELETE FROM owed_end WHERE id <= (SELECT max(id) FROM owed_end) - ?", (MAX_ENDS,))
+    connection.execute("DELETE FROM owed_end WHERE id <= (SELECT id FROM owed_end ORDER BY id DESC LIMIT 1 OFFSET ?)", (MAX_ENDS,))
+
+
+def _since(place: int) -> float:
+    """Return when an end was owed, 0 for a row that is older than this use of its id."""
+    return place / 1000 if place > FIRST_DATED else 0.0
 
 
 def _push_row(push: PendingPush) -> Row:
