@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from keyferry.errors import CxError
-from keyferry.ports import Assignment, DeregistrationReason, OwedTermination
+from keyferry.ports import Assignment, DeregistrationReason, OwedTermination, ToldEnd
 from keyferry.roles.hss_assignment import (
     LATE,
     MAX_OWED,
@@ -101,14 +101,30 @@ class TestOrder:
         with pytest.raises(CxError) as caught:
             ended(found, A, 7.0 + LATE - 1, 4)
         assert (caught.value.code, caught.value.experimental) == (5012, False)
-        assert ended(found, A, 7.0 + LATE, 4) == ended(found, A, 8.0, 6) == ended(found, A, 8.0, 5) == NOBODY
+        for now, order in ((7.0 + LATE, 4), (8.0, 6), (8.0, 5)):
+            assert ended(found, A, now, order) == NOBODY._replace(ended=ToldEnd(A, order, now))
 
     def test_a_clock_that_was_set_back_keeps_no_end_out_until_it_is_as_late_again(self) -> None:
-        assert ended(registered(NOBODY, A, 1_000_000.0, 5), A, 7.0, 4) == NOBODY
+        assert ended(registered(NOBODY, A, 1_000_000.0, 5), A, 7.0, 4)[:2] == (None, None)
 
     @pytest.mark.parametrize(("of_registration", "of_end"), [(0, 4), (5, 0), (0, 0)])
     def test_where_it_is_not_known_an_end_ends(self, of_registration: int, of_end: int) -> None:
-        assert ended(registered(NOBODY, A, 7.0, of_registration), A, 8.0, of_end) == NOBODY
+        assert ended(registered(NOBODY, A, 7.0, of_registration), A, 8.0, of_end)[:2] == (None, None)
+
+    def test_a_registration_that_was_asked_for_before_the_end_is_refused_while_it_may_be_a_late_copy(self) -> None:
+        found = ended(registered(NOBODY, A, 7.0, 5), A, 8.0, 9)
+        with pytest.raises(CxError) as caught:
+            registered(found, A, 8.0 + LATE - 1, 5)
+        assert (caught.value.code, caught.value.experimental) == (5012, False)
+        assert registered(found, A, 9.0, 10) == Assignment(A, A, (), 10, 9.0)
+        assert registered(found, A, 8.0 + LATE, 5).serving == registered(found, A, 7.5, 5).serving == A
+
+    def test_another_s_cscf_has_an_order_of_its_own(self) -> None:
+        assert registered(ended(registered(NOBODY, A, 7.0, 5), A, 8.0, 9), B, 9.0, 2) == Assignment(B, B, (), 2, 9.0)
+
+    def test_who_was_challenged_since_may_register_whatever_the_order(self) -> None:
+        found = challenged(ended(registered(NOBODY, A, 7.0, 5), A, 8.0, 9), A, again=False)
+        assert registered(found, A, 9.0, 3) == Assignment(A, A, (), 3, 9.0)
 
     def test_it_is_that_of_the_one_that_serves(self) -> None:
         found = registered(registered(NOBODY, A, 7.0, 5)._replace(server_name=B), B, 8.0, 2)

@@ -8,7 +8,7 @@ import asyncio
 import pytest
 
 from keyferry.errors import CxError, StoreError
-from keyferry.ports import Assignment, DeregistrationReason, OwedTermination, SubscribedImpu, SubscriberStore, Subscription
+from keyferry.ports import Assignment, DeregistrationReason, OwedTermination, SubscribedImpu, SubscriberStore, Subscription, ToldEnd
 from keyferry.protocol.identity import Impi, Impu
 from stores.made import key, subscriber
 
@@ -127,7 +127,9 @@ class SubscriberContract:
     async def test_an_assignment_is_changed_whole(self, store: SubscriberStore) -> None:
         impi = subscriber().impi
         owed = OwedTermination("sip:b.ims.example", DeregistrationReason.NEW_SERVER_ASSIGNED, "why", 17.5)
-        full = Assignment("sip:c.ims.example", "sip:a.ims.example", (owed,), (1 << 65) + 7, 21.5)
+        full = Assignment(
+            "sip:c.ims.example", "sip:a.ims.example", (owed,), (1 << 65) + 7, 21.5, ToldEnd("sip:d.ims.example", 1 << 65, 3.5)
+        )
         assert await store.assignment(impi) == Assignment()
         with pytest.raises(StoreError, match="no such subscriber"):
             await store.reassign(impi, lambda found: full)

@@ -48,6 +48,17 @@ def test_a_first_start_makes_everything_private(path: Path) -> None:
         assert state.keyring.open(sealed, "t.c", []) == b"secret"
 
 
+def test_the_number_of_a_start_rises_though_the_clock_was_set_back(path: Path) -> None:
+    with opened(path) as state:
+        assert [state.next_start("scscf1.home1.net", at) for at in (1000, 400, 1001, 2000)] == [1000, 1001, 1002, 2000]
+    with opened(path) as state:
+        assert (state.next_start("scscf1.home1.net", 7), state.next_start("scscf2.home1.net", 7)) == (2001, 7)
+        for damaged in ("", "x", "9" * 10, "9" * 5000, "-1"):
+            (path / "scscf1.home1.net.start").write_text(damaged)
+            assert state.next_start("scscf1.home1.net", 8) == 8
+    assert stat.S_IMODE((path / "scscf1.home1.net.start").stat().st_mode) == 0o600
+
+
 def test_the_last_kek_is_current(path: Path) -> None:
     with opened(path) as state:
         (old,) = state.keks

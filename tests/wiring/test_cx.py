@@ -9,6 +9,7 @@ from pathlib import Path
 from keyferry.config import Config
 from keyferry.config.cx import Cx
 from keyferry.config.cx import Hss as Settings
+from keyferry.ports import ServerAssignment
 from keyferry.ports.scripts import GivenVector
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi
@@ -19,6 +20,15 @@ from keyferry.wiring.cx import HELLO, start_cx_client, start_cx_server
 from keyferry.wiring.hss import start_hss
 from keyferry.wiring.observability import Metrics, StructLog
 from keyferry.wiring.services import Services
+from roles.home import subscriber
+
+
+class SetBack(SystemClock):
+    """Of a machine whose clock was set back by an hour."""
+
+    @staticmethod
+    def now() -> float:
+        return SystemClock.now() - 3600
 
 
 async def test_times_and_bounds_are_those_of_the_file(tmp_path: Path) -> None:
@@ -38,6 +48,33 @@ async def test_times_and_bounds_are_those_of_the_file(tmp_path: Path) -> None:
             assert isinstance(asking.cx, DiameterCx)
             assert asking.cx.timeout == 3.0
             assert [peer.origin_host for peer in asking.node.connected()] == ["hss.home1.net"]
+
+
+async def test_an_end_is_carried_out_though_the_s_cscf_s_clock_was_set_back_before_it_started_again(tmp_path: Path) -> None:
+    """RFC 6733 §8.8: its Session-Ids go on rising, and the HSS believes what they say of the order."""
+    alice, server_name = subscriber("alice"), "sip:scscf1.home1.net"
+    impu, random = alice.impus[0].impu, SystemRandom()
+    with open_state(tmp_path / "hss", random=random) as there, open_state(tmp_path / "scscf", random=random) as here:
+        home = Config(hss=Settings(listen_diameter="127.0.0.1:0", peers=["scscf1.home1.net"]))
+        services = Services(home, there, SystemClock(), random, StructLog("none"), Metrics())
+        async with services.exit:
+            parts = await start_hss(services)
+            await parts.subscribers.add(alice)
+            await start_cx_server(services, parts.hss, parts.scripts)
+            (door,) = services.listeners
+            config = Config(cx=Cx(peers=[f"aaa://{door.host}:{door.port}"]))
+
+            async def tell(assignment: ServerAssignment, clock: SystemClock) -> None:
+                asking = Services(config, here, clock, random, StructLog("none"), Metrics())
+                async with asking.exit:
+                    cx, node, _ = await start_cx_client(asking, "scscf1.home1.net", "scscf")
+                    await node.ready()
+                    await cx.server_assignment(alice.impi, impu, server_name, assignment)
+
+            await tell(ServerAssignment.REGISTRATION, SystemClock())
+            assert (await parts.subscribers.assignment(alice.impi)).serving == server_name
+            await tell(ServerAssignment.USER_DEREGISTRATION, SetBack())
+            assert (await parts.subscribers.assignment(alice.impi)).serving is None
 
 
 async def test_xres_that_proves_nothing_any_more_goes_from_the_disk_at_the_start(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from keyferry.ports.cx import OwedEnd as OwedEnd
 from keyferry.ports.cx import OwedTermination as OwedTermination
 from keyferry.ports.cx import Resync as Resync
 from keyferry.ports.cx import ServerAssignment as ServerAssignment
+from keyferry.ports.cx import ToldEnd as ToldEnd
 from keyferry.ports.door import KeySource as KeySource
 from keyferry.ports.door import UseLedger as UseLedger
 from keyferry.protocol.aka import AkaName

@@ -103,6 +103,14 @@ class OwedTermination(NamedTuple):
     since: float  # seconds since the epoch
 
 
+class ToldEnd(NamedTuple):
+    """The end by which an S-CSCF of ours let go of a user."""
+
+    server_name: str
+    order: int  # of its SAR (OrderedCx)
+    since: float  # seconds since the epoch
+
+
 class Assignment(NamedTuple):
     """Which S-CSCFs have to do with a user (TS 29.228 §6.1.2.1)."""
 
@@ -111,6 +119,7 @@ class Assignment(NamedTuple):
     owed: tuple[OwedTermination, ...] = ()  # what others may still have of the user, one RTR each
     order: int = 0  # of the SAR by which `serving` came to serve (OrderedCx)
     since: float = 0.0  # seconds since the epoch, if that is known: when it came
+    ended: ToldEnd | None = None  # the last one, while nobody has challenged or registered the user since
 
 
 class CxServing(Protocol):

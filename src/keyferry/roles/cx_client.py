@@ -47,6 +47,7 @@ class DiameterCx:
     log: Log
     counter: Counter
     timeout: float = TIMEOUT
+    start: int = 0  # higher at every start (Sessions); 0: the clock's seconds
     done_late: Late | None = None
     """Told of whom an HSS has done something after we waited for it no more: it may have undone what came since."""
     _sessions: Sessions = field(init=False)
@@ -54,7 +55,7 @@ class DiameterCx:
 
     def __post_init__(self) -> None:
         """Prepare."""
-        self._sessions = Sessions(self.identity.origin_host, self.clock, self.random)
+        self._sessions = Sessions(self.identity.origin_host, self.clock, self.random, self.start)
 
     async def user_authorization(
         self, impi: Impi, impu: Impu, visited_network: str, kind: AuthorizationType = AuthorizationType.REGISTRATION

@@ -38,9 +38,10 @@ class Sessions:
 
     __slots__ = ("_number", "_origin_host")
 
-    def __init__(self, origin_host: str, clock: Clock, random: RandomSource) -> None:
+    def __init__(self, origin_host: str, clock: Clock, random: RandomSource, start: int = 0) -> None:
+        """Begin; `start` is higher at every start, whatever the clock says; 0: the clock's seconds."""
         self._origin_host = origin_host
-        self._number = int(clock.now()) << 32 | int.from_bytes(random.octets(4), "big")  # two starts in one second
+        self._number = (start or int(clock.now())) << 32 | int.from_bytes(random.octets(4), "big")  # two starts in one second
 
     def next(self) -> str:
         """Return one; it says which registration the request belongs to, so that the HSS's log can."""

@@ -190,7 +190,8 @@ class Hss:
         try:
             before, after = await self._reassign(impi, lambda found: registered(found, server_name, now, order))
         except CxError as problem:
-            self.log.warning("already-registered", impi=impi, server=server_name, assigned=problem.server_name)
+            kind = "already-registered" if problem.experimental else "registration-came-late"
+            self.log.warning(kind, impi=impi, server=server_name, assigned=problem.server_name)
             raise
         for owed in after.owed:
             if owed not in before.owed:

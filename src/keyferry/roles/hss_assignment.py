@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Final
 
 from keyferry.errors import CxError
-from keyferry.ports import Assignment, DeregistrationReason, OwedTermination
+from keyferry.ports import Assignment, DeregistrationReason, OwedTermination, ToldEnd
 
 MAX_OWED: Final = 8
 """RTRs kept for one user: one who moves on before the S-CSCFs behind are told has registrations at few that are still alive."""
@@ -36,14 +36,18 @@ def serving_names(assigned: str | None, serving: str | None) -> tuple[str, ...]:
 
 def challenged(found: Assignment, server_name: str, *, again: bool) -> Assignment:
     """MAR: the S-CSCF that challenges may register the user (§8.1); what an AUTS answers, `again`, was asked before, by whoever it was."""
-    return found if again and found.server_name is not None else found._replace(server_name=server_name)
+    return found if again and found.server_name is not None else found._replace(server_name=server_name, ended=None)
 
 
 def registered(found: Assignment, server_name: str, now: float, order: int = 0) -> Assignment:
     """SAR REGISTRATION, RE_REGISTRATION: the user is this S-CSCF's, and another that had it is owed an RTR.
 
-    Raises CxError 5005: only a MAR takes a user from another S-CSCF, as only then has this one seen the user.
+    Raises CxError 5005: only a MAR takes a user from another S-CSCF, as only then has this one seen the user; and 5012 for what
+    this one asked for before it told of the end: it was on its way for long, and would leave a user assigned who is registered nowhere.
     """
+    last = found.ended
+    if last is not None and last.server_name == server_name and 0 < order < last.order and last.since <= now < last.since + LATE:
+        raise outdated()
     if found.server_name not in {None, server_name} and found.serving != server_name:
         raise already_registered(found.server_name or "")
     owed = {each.server_name: each for each in found.owed if each.server_name != server_name}
@@ -65,7 +69,8 @@ def ended(found: Assignment, server_name: str, now: float = 0.0, order: int = 0)
     owed = found.owed if order else tuple([each for each in found.owed if each.server_name != server_name])
     if found.serving not in {None, server_name}:
         return found._replace(owed=owed)
-    return Assignment(found.server_name if found.server_name != server_name else None, None, owed)
+    last = ToldEnd(server_name, order, now) if order else found.ended
+    return Assignment(found.server_name if found.server_name != server_name else None, None, owed, ended=last)
 
 
 def unproven(found: Assignment, server_name: str) -> Assignment:

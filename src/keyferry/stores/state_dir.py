@@ -35,6 +35,7 @@ TRANSPORT_KEY_OCTETS = 64
 FIRSTTRANSPORT_KID = "t1"
 USER_IDS_OCTETS = 32
 MAX_KEY_FILE = 16_384
+MAX_START = 2**32 - 1  # the half of a Session-Id that it becomes has 32 bits
 """Octets: a hundred keys of 64 octets in base64; two are in use at most."""
 
 _OWN = {"version", "lock", "agent.lock", "kek.lock", "kek", "user-ids", "isc"}
@@ -75,6 +76,17 @@ class StateDir:
         if not _NAME.fullmatch(name) or name in _OWN:
             raise StateError(str(self.root), "no file of the state can have such a name", "Use letters, digits, dots and hyphens")
         return self.root / name
+
+    def next_start(self, name: str, at: int) -> int:
+        """Return a number that is higher than at any start of `name` before, `at` (seconds since the epoch) if that is; durably.
+
+        Raises StateError.
+        """
+        file = self.path(f"{name}.start")
+        text = _read_private(file, own=True).strip() if file.exists() else ""
+        found = max(at, int(text) + 1 if text.isdecimal() and len(text) <= 10 and int(text) < MAX_START else 0)
+        _write_octets(file, b"%d\n" % found, replace=True)
+        return found
 
     def databases(self) -> list[Path]:
         """Return every database file, by name."""

@@ -89,7 +89,9 @@ async def start_cx_client(services: Services, name: str, role: Role) -> CxParts:
     services.exit.push_async_callback(node.aclose)
     await node.start()
     realm = settings.realm or services.config.network.home_domain
-    cx = DiameterCx(node, identity, realm, services.clock, services.random, services.log, services.metrics, settings.timeout)
+    # What the HSS believes of the order of our SARs must hold after a clock was set back, too.
+    start = services.state.next_start(identity.origin_host, int(services.clock.now())) if role == "scscf" else 0
+    cx = DiameterCx(node, identity, realm, services.clock, services.random, services.log, services.metrics, settings.timeout, start)
     cx.done_late, node.late_answer = listener.late, cx.late
     return CxParts(cx, node, listener)
 

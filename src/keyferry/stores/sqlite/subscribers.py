@@ -11,7 +11,7 @@ from typing import Final, cast
 import msgspec
 
 from keyferry.errors import StoreError
-from keyferry.ports import Assignment, DeregistrationReason, OwedTermination, SubscribedImpu, Subscriber, Subscription
+from keyferry.ports import Assignment, DeregistrationReason, OwedTermination, SubscribedImpu, Subscriber, Subscription, ToldEnd
 from keyferry.protocol.aka import AkaName
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi, Impu
@@ -36,6 +36,9 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS serving (impi TEXT NOT NULL, server_name TEXT NOT NULL, reason INTEGER, info TEXT NOT NULL,"
     " since REAL NOT NULL, PRIMARY KEY (impi, server_name)) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS serving_owed ON serving (server_name, since) WHERE reason IS NOT NULL",
+    # the last end that an S-CSCF told of, whose SAR's order is the number; a challenge or a registration takes it away
+    "CREATE TABLE IF NOT EXISTS told_end (impi TEXT PRIMARY KEY, server_name TEXT NOT NULL, number TEXT NOT NULL, since REAL NOT NULL)"
+    " WITHOUT ROWID",
 )
 KEYS = SealedColumn("subscriber", "keys", ("impi", "algorithm", "amf", "profile", "impus"))
 
@@ -45,6 +48,9 @@ _SELECT: Final = f"SELECT server_name, seq, {_COLUMNS} FROM subscriber WHERE imp
 _SELECT_SERVED: Final = f"SELECT server_name, {_SERVING}, {_COLUMNS} FROM subscriber WHERE impi = ?"  # noqa: S608
 _READ_KEYS: Final = msgspec.msgpack.Decoder(list[bytes | int])
 _READ_IMPUS: Final = msgspec.json.Decoder(list[tuple[str, bool]])
+_ASSIGNED: Final = (
+    "SELECT subscriber.server_name, told_end.server_name, number, since FROM subscriber LEFT JOIN told_end USING (impi) WHERE impi = ?"
+)
 _ASSIGNMENT: Final = "SELECT server_name, reason, info, since FROM serving WHERE impi = ? ORDER BY since, server_name"
 
 
@@ -150,6 +156,7 @@ class SqliteSubscriberStore:
         def work(connection: sqlite3.Connection) -> bool:
             connection.execute("DELETE FROM subscriber_impu WHERE impi = ?", (impi,))
             connection.execute("DELETE FROM serving WHERE impi = ?", (impi,))
+            connection.execute("DELETE FROM told_end WHERE impi = ?", (impi,))
             return connection.execute("DELETE FROM subscriber WHERE impi = ?", (impi,)).rowcount > 0
 
         return await self._database.write(work)
@@ -199,7 +206,8 @@ class SqliteSubscriberStore:
 
     async def assignment(self, impi: Impi) -> Assignment:
         """Return which S-CSCFs have to do with a user."""
-        return _assignment(await self.server_name(impi), self._database.read(_ASSIGNMENT, (impi,)))
+        assigned = self._database.read(_ASSIGNED, (impi,))
+        return _assignment(assigned[0], self._database.read(_ASSIGNMENT, (impi,))) if assigned else Assignment()
 
     async def reassign(self, impi: Impi, change: Callable[[Assignment], Assignment]) -> tuple[Assignment, Assignment]:
         """Change that durably, and return what it was and what it is; processes take turns, by SQLite's lock.
@@ -208,14 +216,16 @@ class SqliteSubscriberStore:
         """
 
         def work(connection: sqlite3.Connection) -> tuple[Assignment, Assignment]:
-            row = connection.execute("SELECT server_name FROM subscriber WHERE impi = ?", (impi,)).fetchone()
+            row = connection.execute(_ASSIGNED, (impi,)).fetchone()
             if row is None:
                 raise StoreError(f"{impi}: no such subscriber")
-            before = _assignment(row[0], connection.execute(_ASSIGNMENT, (impi,)).fetchall())
+            before = _assignment(row, connection.execute(_ASSIGNMENT, (impi,)).fetchall())
             after = change(before)
             if after.server_name != before.server_name:
                 connection.execute("UPDATE subscriber SET server_name = ? WHERE impi = ?", (after.server_name, impi))
-            if after[1:] != before[1:]:
+            if after.ended != before.ended:
+                _keep_end(connection, impi, after.ended)
+            if after[1:-1] != before[1:-1]:
                 connection.execute("DELETE FROM serving WHERE impi = ?", (impi,))
                 rows: list[Row] = [(impi, each.server_name, int(each.reason), each.info, each.since) for each in after.owed]
                 if after.serving is not None:
@@ -268,7 +278,16 @@ class SqliteSubscriberStore:
         )
 
 
-def _assignment(server_name: str | None, rows: Sequence[Row]) -> Assignment:
+def _keep_end(connection: sqlite3.Connection, impi: Impi, end: ToldEnd | None) -> None:
+    connection.execute("DELETE FROM told_end WHERE impi = ?", (impi,))
+    if end is not None:
+        values = (impi, end.server_name, str(end.order), end.since)
+        connection.execute("INSERT INTO told_end (impi, server_name, number, since) VALUES (?, ?, ?, ?)", values)
+
+
+def _assignment(assigned: Row, rows: Sequence[Row]) -> Assignment:
+    server_name, ended_at, number, ended_since = assigned
+    ended = None if ended_at is None else ToldEnd(ended_at, int(number), ended_since)
     serving, order, since = next(((name, info, since) for name, reason, info, since in rows if reason is None), (None, "", 0.0))
     owed = [OwedTermination(name, DeregistrationReason(reason), info, since) for name, reason, info, since in rows if reason is not None]
-    return Assignment(server_name, serving, tuple(owed), int(order or 0), since)
+    return Assignment(server_name, serving, tuple(owed), int(order or 0), since, ended)
