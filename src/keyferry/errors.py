@@ -182,6 +182,10 @@ class UpstreamFailed(TransportError):
         self.status = 504 if reason.endswith("-timeout") else 503 if reason == "busy" else 502
 
 
+class LocalFailure(TransportError):
+    """Report that nothing was sent for a reason of our own, such as too many connections: it says nothing about the peer."""
+
+
 class ProtectionUnmet(TransportError):
     """Report that nothing was sent, since a protection policy is not met; the text says why, and holds nothing that a peer chose."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from keyferry.errors import CxError
+from keyferry.errors import CxError, LocalFailure
 from keyferry.ports import SipPeer
 from keyferry.protocol.digest import Credentials, build_credentials
 from keyferry.protocol.identity import Impi
@@ -125,6 +125,17 @@ async def test_a_silent_s_cscf_is_504(home: Home) -> None:
     answer = await ask(home)
     assert (answer.status, answer.get("Warning")) == (504, '399 icscf "S-CSCF scscf1.home1.net: no answer in 32 s"')
     assert home.log.warnings == ["s-cscf-unreachable"]
+
+
+async def test_what_we_cannot_send_for_want_of_connections_is_no_silence_of_the_s_cscf(home: Home) -> None:
+    """It is asked first again, by the next user's REGISTER."""
+
+    def refuse(request: Request) -> Request:
+        raise LocalFailure("tcp:127.0.0.1:6060", "too many connections are open")
+
+    home.network.requests["I", "S"] = refuse
+    assert (await ask(home)).status == 504
+    assert not home.icscf._is_down("sip:scscf1.home1.net")
 
 
 @pytest.mark.parametrize("protected", [False, True])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from keyferry.errors import CxError, TransportError
+from keyferry.errors import CxError, LocalFailure, TransportError
 from keyferry.ports import Clock, Counter, CxClient, Log, Resolver, SipClient, SipPeer
 from keyferry.protocol.digest import is_digest, parse_credentials
 from keyferry.protocol.identity import Impi, Impu, parse_impi, parse_impu
@@ -85,6 +85,9 @@ class Icscf:
                 answer = await self._sent(request, impi, target, self._patience(until))
                 return answer if isinstance(answer, Response) else self._not_served(request, {target: answer})
             return await self._initial(request, asker, until)
+        except LocalFailure as problem:  # ours: no S-CSCF was silent, and another would not hear of it either
+            self.log.warning("s-cscf-unreachable", impi=impi, server=problem.peer, problem=problem.problem)
+            return self._not_served(request, {problem.peer: problem.problem})
         except CxError as problem:
             if self.refused is not None:
                 self.refused(impi, problem, status_of(problem))
@@ -124,11 +127,13 @@ class Icscf:
         return None if left > ANSWER_WITHIN - AT_ONCE else left
 
     async def _sent(self, request: Request, impi: Impi, target: str, patience: float | None) -> Response | str:
-        """Return the answer of an S-CSCF, or why there is none."""
+        """Return the answer of an S-CSCF, or why there is none. Raises LocalFailure where it was not asked."""
         onward = forwarded(request, uri=target)
         try:
             answer = self.sip.send(onward, self.resolver.resolve(parse_sip_uri(target)))
             return await (answer if patience is None else asyncio.wait_for(answer, patience))
+        except LocalFailure:
+            raise
         except TransportError as problem:
             why = problem.problem
         except TimeoutError:

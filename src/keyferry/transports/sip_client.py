@@ -8,7 +8,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable
 
-from keyferry.errors import KeyferryError, ParseError, TransportError
+from keyferry.errors import KeyferryError, LocalFailure, ParseError, TransportError
 from keyferry.ports import PeerCheck, SipPeer
 from keyferry.protocol.sip.headers import CSeq, Via, parse_cseq, top_via
 from keyferry.protocol.sip.message import Request, Response
@@ -109,7 +109,7 @@ class SipClientSide:
     def close(self) -> None:
         """Fail everything."""
         for call in list(self._calls.values()):
-            self._fail(call, TransportError(str(call.flow.peer), "this node was closed"))
+            self._fail(call, LocalFailure(str(call.flow.peer), "this node was closed"))
 
     def _match(self, response: Response, flow: Flow) -> Call | None:
         # §17.1.3: the branch, our sent-by, and the method of CSeq; its number too

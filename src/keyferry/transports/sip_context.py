@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
-from keyferry.errors import TransportError
+from keyferry.errors import LocalFailure, TransportError
 from keyferry.ports import Clock, Counter, Log, PeerCheck, RandomSource, SipEvent, SipObserver, SipPeer
 from keyferry.protocol.sip.message import Message
 from keyferry.protocol.sip.transaction import Timers
@@ -129,4 +129,4 @@ async def permitted(check: PeerCheck, peer: SipPeer) -> None:
 
 def not_listening(transport: str) -> TransportError:
     """Say that a node has no socket of a transport."""
-    return TransportError(transport.lower(), "this node does not listen on it; call listen() first")
+    return LocalFailure(transport.lower(), "this node does not listen on it; call listen() first")

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from keyferry.errors import EspRejected, LocalProtocolError, ParseError, RemoteProtocolError, TransportError
+from keyferry.errors import EspRejected, LocalFailure, LocalProtocolError, ParseError, RemoteProtocolError, TransportError
 from keyferry.ports import Clock, Counter, Log, PeerCheck, RandomSource, SipHandler, SipObserver, SipPeer
 from keyferry.protocol.ims.gm_association import GmAssociations
 from keyferry.protocol.sip.grammar import MAX_MESSAGE
@@ -159,7 +159,7 @@ class SipNode:
         that no receiver takes, and what `check` raises.
         """
         if self._closed:
-            raise TransportError(str(hop), "this node was closed")
+            raise LocalFailure(str(hop), "this node was closed")
         if request.get("CSeq") is None:
             raise LocalProtocolError("a request without CSeq")
         if hop.transport == ESP:

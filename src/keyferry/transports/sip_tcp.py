@@ -9,7 +9,7 @@ import socket
 from collections import Counter, deque
 from typing import Final, cast
 
-from keyferry.errors import ParseError, TransportError
+from keyferry.errors import LocalFailure, ParseError, TransportError
 from keyferry.ports import SipPeer
 from keyferry.protocol.sip.framing import StreamFramer
 from keyferry.transports.sip_context import Receiver, SipContext
@@ -322,7 +322,7 @@ class TcpTransport:
         opening = self._opening.get(key)
         if opening is None:
             if len(self._connections) + len(self._opening) >= self.context.limits.connections:
-                raise TransportError(str(peer), "too many connections are open")
+                raise LocalFailure(str(peer), "too many connections are open")
             opening = asyncio.get_running_loop().create_task(self._open(peer, local_host))
             self._opening[key] = opening
             opening.add_done_callback(lambda done: self._opened(key, done))

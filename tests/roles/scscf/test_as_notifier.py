@@ -42,6 +42,15 @@ class TestTheMessage:
         assert (request.get("CSeq"), request.get("Expires")) == ("1 REGISTER", "86400")
         assert request.get("P-Associated-URI") == "<sip:alice@home1.net>, <tel:+15550510>"
 
+    @pytest.mark.parametrize("name", ["P-Access-Network-Info", "P-Visited-Network-ID", "P-Charging-Vector"])
+    async def test_a_header_of_the_register_is_copied_up_to_1024_octets(self, home: Home, name: str) -> None:
+        """A UE may have written it, in several rows: a longer one is left out whole, and makes no push too large."""
+        for value, copied in ((("x" * 1_024,), True), (("x" * 1_025,), False), (("\u20ac" * 400,), False), (("x" * 600, "y" * 600), False)):
+            register = Request("REGISTER", "sip:home1.net", tuple((name, each) for each in value))
+            server = ApplicationServer(SIP_OF[XCAP])
+            (target,) = select_targets([(server, ())], home.scscf.notifier.policy, register, None)
+            assert [each for each in target.access if each] == (["x" * 1_024] if copied else [])
+
     async def test_the_key_is_sealed_on_the_wire(self, home: Home) -> None:
         alice = await registered(home)
         (request,) = pushes(home)

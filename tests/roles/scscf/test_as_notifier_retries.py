@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from keyferry.errors import LocalFailure, RemoteProtocolError
 from keyferry.ports import PendingPush, Registration, SipPeer
 from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.identity import Impi, Impu, Reg
@@ -24,6 +25,16 @@ async def home() -> AsyncIterator[Home]:
     """One AS, and an S-CSCF that waits for its answer as long as it takes."""
     async with open_home(criteria=[criterion(XCAP)]) as opened:
         yield opened
+
+
+def once_unsendable(home: Home, problem: Exception) -> None:
+    """Let the S-CSCF's node refuse the next request to the AS."""
+
+    def refuse(request: Request) -> Request:
+        del home.network.requests["S", "AS1"]
+        raise problem
+
+    home.network.requests["S", "AS1"] = refuse
 
 
 class TestRetries:
@@ -92,6 +103,25 @@ class TestRetries:
         await registered(hasty)
         assert hasty.log.warnings == ["third-party-register-not-delivered"]
         assert hasty.counter["scscf_push_failed", "unreachable"] == 1
+
+    async def test_what_no_receiver_would_take_says_nothing_of_the_as(self, hasty: Home) -> None:
+        """The push is refused, and tried again at the next authentication; no other user waits."""
+        once_unsendable(hasty, RemoteProtocolError("over 65535 octets", status=513))
+        await registered(hasty)
+        assert hasty.scscf.notifier.gate(SIP_OF[XCAP]).is_open
+        assert hasty.counter["scscf_push_failed", "unsendable"] == 1
+        assert len(await hasty.owed()) == 1
+        await registered(hasty, user="bobby")
+        assert await hasty.keys_at() == 1
+
+    async def test_what_we_cannot_send_for_want_of_connections_says_nothing_of_the_as(self, hasty: Home) -> None:
+        once_unsendable(hasty, LocalFailure("tcp:127.0.0.1:5060", "too many connections are open"))
+        alice = await registered(hasty)
+        assert hasty.scscf.notifier.gate(SIP_OF[XCAP]).is_open
+        await registered(hasty, user="bobby")
+        assert await hasty.keys_at() == 1
+        await hasty.clock.advance(0.5)
+        assert await hasty.key_of(alice) is not None
 
     @pytest.mark.parametrize("status", [500, 503, 408, 480, 600])
     async def test_an_as_in_trouble_is_tried_again(self, hasty: Home, status: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
-from keyferry.errors import KeyferryError, ProtectionUnmet, RemoteProtocolError, SealError, StoreError, TransportError
+from keyferry.errors import KeyferryError, LocalFailure, ProtectionUnmet, RemoteProtocolError, SealError, StoreError, TransportError
 from keyferry.ports import Clock, Counter, Log, PeerCheck, PendingPush, RandomSource, Registration, RegistrationStore, Resolver, SipClient
 from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
@@ -39,6 +39,7 @@ SetKey: TypeAlias = tuple[Impi, AsId, str, Reg]
 
 
 ACCESS_HEADERS = ("P-Access-Network-Info", "P-Visited-Network-ID", "P-Charging-Vector")
+MAX_COPIED = 1_024  # octets of one of them; a longer one is left out, since a UE may have written it
 Access: TypeAlias = tuple[str | None, str | None, str | None]  # their values in the REGISTER, for an AS of the trust domain (RFC 7315)
 MAX_TERMINATIONS = 10  # within TERMINATIONS_IN: an AS that is down must not put a whole network out
 TERMINATIONS_IN = 60.0  # seconds
@@ -121,8 +122,13 @@ def select_targets(
 
 
 def _access(register: Request) -> Access:
-    network, visited, charging = (", ".join(register.all(name)) or None for name in ACCESS_HEADERS)
+    network, visited, charging = (_copied(register, name) for name in ACCESS_HEADERS)
     return network, visited, charging
+
+
+def _copied(register: Request, name: str) -> str | None:
+    value = ", ".join(register.all(name))
+    return value if value and len(value.encode("utf-8", "surrogateescape")) <= MAX_COPIED else None
 
 
 @dataclass(slots=True)
@@ -308,7 +314,9 @@ class AsNotifier:
         key = set_key(push)
         try:
             await self._try_until_done(push, target, registration)
-        except KeyferryError as problem:  # a store that failed, or a set that no receiver would take
+        except KeyferryError as problem:  # a store that failed, or a push that no receiver would take, as a UE made it too large
+            if isinstance(problem, RemoteProtocolError):
+                self.counter.count("scscf_push_failed", "unsendable")
             if self._latest.get(key) == push.seq:
                 self._refuse(push)
             self._alarm(push, str(problem))
@@ -374,7 +382,11 @@ class AsNotifier:
             # Checked at every transmission by the sender: no key follows a change of route or transport (DESIGN §6).
             hop = self.resolver.resolve(_server_uri(push.server_name))
             response = await self.sip.send(request, hop, check=self.policy.check_for(push))
-        except (TransportError, RemoteProtocolError) as problem:
+        except LocalFailure as problem:  # says nothing of the AS: this push alone is tried again
+            self.counter.count("scscf_push_failed", "unsendable")
+            self._alarm(push, str(problem))
+            return False
+        except TransportError as problem:
             gate.failed()
             self.counter.count("scscf_push_failed", "unprotected" if isinstance(problem, ProtectionUnmet) else "unreachable")
             self._alarm(push, str(problem))
