@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from keyferry.transports import http_bounds
-from keyferry.transports.http_bounds import MAX_HEAD
+from keyferry.transports.http_bounds import MAX_FIELDS, MAX_HEAD
 from keyferry.transports.http_server import HttpServer
 from steady import steady
 from transports.httpkit import Message, answer, length, sent
@@ -68,6 +68,23 @@ async def test_a_chunked_body_of_single_octets_passes() -> None:
         await sent(writer, b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n")
         assert (await answer(reader)).startswith(b"HTTP/1.1 200")
         assert await reader.readexactly(5) == b"20000"
+
+
+@pytest.mark.parametrize("piece", [7, 100_000])
+async def test_a_head_of_more_fields_than_any_client_sends_is_refused_before_any_application_hears_of_it(piece: int) -> None:
+    async with connected() as (reader, writer):
+        await sent(writer, b"GET / HTTP/1.1\r\n" + b"a:\r\n" * MAX_FIELDS + b"\r\n", piece)
+        assert (await answer(reader)).startswith(b"HTTP/1.1 200")
+        assert await reader.readexactly(1) == b"0"
+        await sent(writer, b"GET / HTTP/1.1\r\n" + b"a:\r\n" * (MAX_FIELDS + 1) + b"\r\n", piece)
+        assert (await answer(reader)).startswith(b"HTTP/1.1 431")
+        assert not await answer(reader)
+
+
+async def test_many_fields_in_a_head_without_end_are_refused_once() -> None:
+    async with connected() as (reader, writer):
+        await sent(writer, b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 5_000, 1_000_000)
+        assert (await reader.read()).count(b"431") == 1
 
 
 @pytest.mark.parametrize("octets", [b"", b"GET / HT"])
