@@ -7,12 +7,61 @@ import io
 import json
 import logging
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import pytest
 from prometheus_client import generate_latest
 
 from keyferry.ports.correlation import correlate
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.wiring.observability import MAX_A_SECOND, MAX_QUEUED, BackgroundStream, Metrics, StructLog, bridge_libraries
+from keyferry.transports.clock import SystemClock
+from keyferry.wiring.observability import (
+    MAX_A_SECOND,
+    MAX_KINDS,
+    MAX_OF_SOURCE,
+    MAX_QUEUED,
+    BackgroundStream,
+    Metrics,
+    StructLog,
+    bridge_libraries,
+)
+
+
+@dataclass
+class Libraries:
+    """What a library logs, and what came of it."""
+
+    logger: logging.Logger
+    stream: io.StringIO
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.stream.getvalue().splitlines()]
+
+
+@pytest.fixture
+def libraries() -> Iterator[Libraries]:
+    stream, logger = io.StringIO(), logging.getLogger("uvicorn.error")
+    before = logger.handlers, logger.propagate, logger.level
+    bridge_libraries(StructLog("json", stream))
+    yield Libraries(logger, stream)
+    logger.handlers, logger.propagate, level = before
+    logger.setLevel(level)
+
+
+class Seconds(SystemClock):
+    """A clock that stands."""
+
+    time = 1.5
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+@pytest.fixture
+def seconds() -> Seconds:
+    return Seconds()
 
 
 def test_a_log_line_is_one_json_object_and_a_key_prints_its_length() -> None:
@@ -114,6 +163,54 @@ def test_one_event_does_not_fill_the_disk() -> None:
     lines = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
     assert MAX_A_SECOND <= lines.count("cx-error") <= 2 * MAX_A_SECOND  # a second may end meanwhile
     assert "registered" in lines
+
+
+def test_a_flood_of_one_librarys_warnings_silences_no_other_error_of_it(libraries: Libraries) -> None:
+    """Strangers cause "Invalid HTTP request received." as often as they like; the fault of an application is told all the same."""
+    for _ in range(3 * MAX_A_SECOND):
+        libraries.logger.warning("Invalid HTTP request received.")
+    for kind in (ValueError, KeyError):
+        for _ in range(2):
+            try:
+                raise kind("of an application")
+            except (ValueError, KeyError):
+                libraries.logger.exception("Exception in ASGI application\n")
+    libraries.logger.error("ASGI callable returned without starting response.")
+    told = [line.get("traceback", line["text"]) for line in libraries.lines()]
+    assert sum("ValueError" in text for text in told) == sum("KeyError" in text for text in told) == 2
+    assert "ASGI callable returned without starting response." in told
+    assert told.count("Invalid HTTP request received.") <= 2 * MAX_A_SECOND  # a second may end meanwhile
+
+
+def test_ever_new_texts_of_a_library_do_not_fill_the_disk(libraries: Libraries) -> None:
+    for number in range(10 * MAX_KINDS):
+        libraries.logger.warning(f"connection {number} was reset")  # asyncio's come formatted, with what the peer is
+    assert len(libraries.lines()) <= 2 * (MAX_KINDS + MAX_A_SECOND)
+
+
+def test_one_peer_does_not_silence_what_is_said_of_another() -> None:
+    out = io.StringIO()
+    log = StructLog("json", out)
+    for port in range(3 * MAX_A_SECOND):
+        log.warning("push-refused", peer=f"192.0.2.1:{port + 1024}")
+    log.warning("push-refused", peer="[2001:db8::1]:5060")
+    peers = [json.loads(line)["peer"] for line in out.getvalue().splitlines() if "log-lines-left-out" not in line]
+    assert "[2001:db8::1]:5060" in peers
+    assert MAX_OF_SOURCE <= len(peers) - 1 <= 2 * MAX_OF_SOURCE
+
+
+def test_what_was_left_out_is_counted_with_its_kind(seconds: Seconds) -> None:
+    out = io.StringIO()
+    log = StructLog("json", out, clock=seconds)
+    for _ in range(MAX_A_SECOND + 7):
+        log.warning("library", kind="ValueError at app.py:3")
+        log.warning("cx-error")
+    seconds.time += 1.0
+    log.info("registered")
+    left_out = [line for line in map(json.loads, out.getvalue().splitlines()) if line["event"] == "log-lines-left-out"]
+    assert [(line["of"], line.get("kind"), line["count"]) for line in left_out] == [
+        ("library", "ValueError at app.py:3", 7), ("cx-error", None, 7)
+    ]  # fmt: skip
 
 
 def test_what_is_refused_keeps_out_nothing_that_is_accepted() -> None:

@@ -8,20 +8,25 @@ import logging
 import queue
 import sys
 import threading
-import time
 import traceback
-from collections.abc import MutableMapping
-from typing import Any, Literal, TextIO, cast
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, Literal, TextIO, TypeAlias, cast
 
 import structlog
 
-from keyferry.ports import Log
+from keyferry.ports import Clock, Log
 from keyferry.ports.correlation import correlation
+from keyferry.transports.clock import SystemClock
 from keyferry.wiring.metrics import Metrics as Metrics
 
 LogFormat = Literal["text", "json", "none"]
+_Key: TypeAlias = tuple[str, object, object]  # event, status, kind
 MAX_QUEUED = 10_000  # lines, some 3 MB
-MAX_A_SECOND = 200  # lines of one event, or of one event and status
+MAX_A_SECOND = 200  # lines of one event, or of one event and status, or of one kind of a library's
+MAX_OF_SOURCE = 50  # of them, about one peer
+MAX_KINDS = 20  # told apart in a second
+MAX_KIND = 100  # characters
 
 
 class BackgroundStream:
@@ -68,11 +73,13 @@ class BackgroundStream:
 class StructLog:
     """Write events with named fields, one line each. Keys are `Secret` and print their length only."""
 
-    def __init__(self, format_: LogFormat = "text", stream: TextIO | BackgroundStream | None = None) -> None:
+    def __init__(self, format_: LogFormat = "text", stream: TextIO | BackgroundStream | None = None, clock: Clock | None = None) -> None:
         renderer = structlog.processors.JSONRenderer() if format_ == "json" else structlog.dev.ConsoleRenderer(colors=False)
         self._silent = format_ == "none"
+        self._clock = clock or SystemClock()
         self._second = 0
-        self._seen: dict[tuple[str, object], int] = {}
+        self._seen: dict[_Key, _Seen] = {}
+        self._kinds = 0  # of those
         self._logger = structlog.wrap_logger(
             structlog.PrintLogger(cast("TextIO", stream or sys.stderr)),
             processors=[_add_correlation, structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), renderer],
@@ -80,25 +87,59 @@ class StructLog:
 
     def info(self, event: str, **fields: object) -> None:
         """Record what an operator wants to see."""
-        if not self._silent and self._allowed(event, fields.get("status")):
+        if not self._silent and self._allowed(event, fields):
             self._logger.info(event, **fields)
 
     def warning(self, event: str, **fields: object) -> None:
         """Record an alarm."""
-        if not self._silent and self._allowed(event, fields.get("status")):
+        if not self._silent and self._allowed(event, fields):
             self._logger.warning(event, **fields)
 
-    def _allowed(self, event: str, status: object) -> bool:
-        """Let MAX_A_SECOND lines of one event and status through: strangers cause some, and must not fill the disk, nor mute others."""
-        second = int(time.monotonic())
+    def _allowed(self, event: str, fields: Mapping[str, object]) -> bool:
+        """Let so many lines of one event, status and kind through, and of one peer fewer.
+
+        Strangers cause some, and must not fill the disk, nor mute what is of another kind.
+        """
+        second = int(self._clock.monotonic())
         if second != self._second:
-            before, self._second, self._seen = self._seen, second, {}
-            for (name, of_status), count in before.items():
-                if count > MAX_A_SECOND:
-                    also = {} if of_status is None else {"status": of_status}
-                    self._logger.warning("log-lines-left-out", of=name, count=count - MAX_A_SECOND, **also)
-        self._seen[event, status] = count = self._seen.get((event, status), 0) + 1
-        return count <= MAX_A_SECOND
+            self._tell_left_out()
+            self._second = second
+        key: _Key = (event, fields.get("status"), fields.get("kind"))
+        seen = self._seen.get(key)
+        if seen is None:
+            if key[2] is not None:
+                self._kinds += 1
+                key = key if self._kinds <= MAX_KINDS else (event, key[1], None)
+            seen = self._seen.setdefault(key, _Seen())
+        seen.count += 1
+        allowed = seen.told < MAX_A_SECOND and ("peer" not in fields or seen.may_tell_of(str(fields["peer"])))
+        seen.told += allowed
+        return allowed
+
+    def _tell_left_out(self) -> None:
+        before, self._seen, self._kinds = self._seen, {}, 0
+        for (event, status, kind), seen in before.items():
+            if seen.count > seen.told:
+                also = {name: value for name, value in (("status", status), ("kind", kind)) if value is not None}
+                self._logger.warning("log-lines-left-out", of=event, count=seen.count - seen.told, **also)
+
+
+class _Seen:
+    """The lines of one kind in a second."""
+
+    __slots__ = ("count", "peers", "told")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.told = 0
+        self.peers: dict[str, int] = {}  # as many as lines were told, at most
+
+    def may_tell_of(self, peer: str) -> bool:
+        host = peer.rpartition(":")[0] or peer  # whoever connects again has another port
+        lines = self.peers.get(host, 0)
+        if lines < MAX_OF_SOURCE:
+            self.peers[host] = lines + 1
+        return lines < MAX_OF_SOURCE
 
 
 def _add_correlation(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -118,10 +159,22 @@ class _Bridge(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields: dict[str, object] = {"logger": record.name, "text": record.getMessage()}
+        # The limit counts by kind, and a stranger must not choose it: the message without its arguments, and what failed where.
+        fields: dict[str, object] = {"logger": record.name, "text": record.getMessage(), "kind": _kind_of(record)}
         if record.exc_info and record.exc_info[0] is not None:
             fields["traceback"] = "".join(traceback.format_exception(*record.exc_info))  # places, never local values
         self._log.warning("library", **fields)
+
+
+def _kind_of(record: logging.LogRecord) -> str:
+    kind = str(record.msg).partition("\n")[0][:MAX_KIND]
+    error, _, places = record.exc_info or (None, None, None)
+    if error is None:
+        return kind
+    while places is not None and places.tb_next is not None:
+        places = places.tb_next
+    where = f" at {Path(places.tb_frame.f_code.co_filename).name}:{places.tb_lineno}" if places else ""
+    return f"{kind}: {error.__name__}{where}"
 
 
 def bridge_libraries(log: Log) -> None:
