@@ -52,6 +52,14 @@ async def test_a_document_is_put_read_and_deleted(app: XcapApp) -> None:
     assert (await ask(app)).status == 404
 
 
+async def test_a_tag_without_its_quotes_is_compared_as_its_client_means_it(app: XcapApp) -> None:
+    """RFC 9110 §8.8.3 has quotes; some clients give back only what is between them."""
+    tag = ((await ask(app, "PUT", headers=[TYPE], body=EMPTY_LISTS)).get("etag") or "").strip('"')
+    assert (await ask(app, "PUT", headers=[TYPE, ("If-Match", "x")], body=EMPTY_LISTS)).status == 412
+    assert (await ask(app, "PUT", headers=[TYPE, ("If-Match", tag)], body=EMPTY_LISTS)).status == 200
+    assert (await ask(app, headers=[("If-None-Match", tag)])).status == 304
+
+
 @pytest.mark.parametrize("root", ["", "/mtasxdms", "/UtProxy/rest"])
 async def test_phones_have_their_operators_root_compiled_in(app: XcapApp, root: str) -> None:
     """HANDSETS X8; X6: a query on a document is ignored."""
@@ -66,8 +74,9 @@ async def test_statuses(app: XcapApp) -> None:
     assert (await ask(app, target=LISTS + "%")).status == 400
     assert (await ask(app, target="/" + "x" * 3000)).status == 414
     assert (await ask(app, target=LISTS.replace("alice", "bob"))).status == 403
+    assert (await ask(app, target=LISTS.replace("alice", "bob").replace("resource-lists", "pres-rules"))).status == 404
     assert (await ask(app, "PUT", body=EMPTY_LISTS)).status == 415
-    assert (await ask(app, headers=[("If-Match", "x")])).status == 400
+    assert (await ask(app, headers=[("If-Match", "a b")])).status == 400
     assert (await ask(app, "PUT", headers=[TYPE], body=b"x" * (MAX_DOCUMENT + 1))).status == 413
     for method, target in (("POST", LISTS), ("PATCH", LISTS), ("PUT", "/xcap-caps/global/index")):
         answer = await ask(app, method, target)

@@ -33,7 +33,8 @@ class XcapServer:
     """Serve documents. There is one set per user: any public identity of the user names it, the first one owns it.
 
     Every method takes the identities that the door proved, the default first, and raises RemoteProtocolError with the
-    status to answer: 403 for another user's documents whether they exist or not, 404, 405, 412, 415; XcapConflict for 409.
+    status to answer: 404 for a usage that is not served, then 403 for another user's documents whether they exist or not, 404, 405, 412,
+    415; XcapConflict for 409.
     """
 
     documents: DocumentStore
@@ -43,8 +44,8 @@ class XcapServer:
         """Read a document (§8.4): what is stored, else what the usage gives to a user who stored nothing."""
         if uri.tree == "global":
             return self._global(uri, conditions)
-        owner = owner_of(impus, uri)
         usage = self._usage(uri)
+        owner = owner_of(impus, uri)
         stored = await self.documents.get(uri.auid, owner, uri.document)
         return _answer(_present(usage, uri, stored), usage.mime, conditions)
 
@@ -52,8 +53,7 @@ class XcapServer:
         self, impus: Sequence[Impu], uri: XcapUri, *, content_type: str | None, body: bytes, conditions: Conditions = NO_CONDITIONS
     ) -> XcapAnswer:
         """Create or replace a document (§8.2.1): durable when it returns."""
-        owner = self._writable(impus, uri)
-        usage = self._usage(uri)
+        usage, owner = self._writable(impus, uri)
         if content_type is None or content_type.partition(";")[0].strip().lower() != usage.mime:
             raise RemoteProtocolError(f"a document here has the type {usage.mime}", 415)
         if uri.document not in usage.documents:
@@ -68,8 +68,7 @@ class XcapServer:
 
     async def delete(self, impus: Sequence[Impu], uri: XcapUri, conditions: Conditions = NO_CONDITIONS) -> XcapAnswer:
         """Delete a stored document (§8.3); where the usage has a default, that is what a user reads afterwards."""
-        owner = self._writable(impus, uri)
-        usage = self._usage(uri)
+        usage, owner = self._writable(impus, uri)
         gone = await self.documents.delete(
             uri.auid, owner, uri.document, expect=lambda stored: check_write(conditions, _etag(usage, uri, stored))
         )
@@ -77,10 +76,10 @@ class XcapServer:
             raise RemoteProtocolError("you have stored no document here", 404)
         return XcapAnswer(200)
 
-    def _writable(self, impus: Sequence[Impu], uri: XcapUri) -> Impu:
+    def _writable(self, impus: Sequence[Impu], uri: XcapUri) -> tuple[ApplicationUsage, Impu]:
         if uri.tree == "global":
             raise RemoteProtocolError("the global tree is read-only", 405)
-        return owner_of(impus, uri)
+        return self._usage(uri), owner_of(impus, uri)
 
     def _usage(self, uri: XcapUri) -> ApplicationUsage:
         for usage in self.usages:

@@ -37,6 +37,8 @@ def test_a_tag_depends_on_the_octets_alone() -> None:
         ('"a"', [EntityTag("a", False)]),
         ('W/"a", "b" ,, ""', [EntityTag("a", True), EntityTag("b", False), EntityTag("", False)]),
         ('"a,b"', [EntityTag("a,b", False)]),
+        ("a", [EntityTag("a", False)]),
+        (' a,W/b , "c"', [EntityTag("a", False), EntityTag("b", True), EntityTag("c", False)]),
     ],
 )
 def test_tags_are_read(text: str, tags: list[EntityTag] | None) -> None:
@@ -44,7 +46,9 @@ def test_tags_are_read(text: str, tags: list[EntityTag] | None) -> None:
     assert parse_entity_tags(text) == tags
 
 
-@pytest.mark.parametrize("text", ["", ",", " ", "a", '"a', '"a" "b"', '*, "a"', '"a b"', 'w/"a"', '"' + "a" * MAX_HEADER + '"'])
+@pytest.mark.parametrize(
+    "text", ["", ",", " ", '"a', "a b", 'a"b"', "a, *", '"a" "b"', '*, "a"', '"a b"', 'w/"a"', '"' + "a" * MAX_HEADER + '"']
+)
 def test_what_is_no_list_of_tags_is_refused(text: str) -> None:
     """RFC 9110 §8.8.3."""
     with pytest.raises(ParseError):

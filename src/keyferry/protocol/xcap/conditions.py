@@ -13,7 +13,13 @@ from keyferry.errors import ParseError, RemoteProtocolError
 MAX_HEADER = 2048
 """Octets of one If-Match or If-None-Match: over 30 of our tags."""
 
-_TAG = re.compile(r'[ \t]*(?:(?P<weak>W/)?"(?P<tag>[\x21\x23-\x7e\x80-\xff]*)")?[ \t]*(?:,|$)')
+_TAG = re.compile(
+    r"""
+    [ \t]* (?: (?P<weak>W/)? (?: "(?P<tag>[\x21\x23-\x7e\x80-\xff]*)" | (?!\*[ \t]*(?:,|$)) (?P<bare>[\x21\x23-\x2b\x2d-\x7e\x80-\xff]+) ) )?
+    [ \t]* (?: ,|$ )""",
+    re.VERBOSE,
+)
+"""An entity tag; `bare` is one whose client left its quotes out."""
 
 
 class Conditions(NamedTuple):
@@ -39,7 +45,7 @@ def etag_of(body: bytes) -> str:
 
 
 def parse_entity_tags(text: str) -> list[EntityTag] | None:
-    """Return the tags of If-Match or If-None-Match, None for `*`.
+    """Return the tags of If-Match or If-None-Match, None for `*`; a tag may lack its quotes.
 
     Raises ParseError.
     """
@@ -52,9 +58,10 @@ def parse_entity_tags(text: str) -> list[EntityTag] | None:
     while position < len(text):
         found = _TAG.match(text, position)
         if found is None:
-            raise ParseError("entity tags", "neither * nor a list of quoted tags")
-        if found["tag"] is not None:
-            tags.append(EntityTag(found["tag"], found["weak"] is not None))
+            raise ParseError("entity tags", "neither * nor a list of tags")
+        tag = found["tag"] if found["bare"] is None else found["bare"]
+        if tag is not None:
+            tags.append(EntityTag(tag, found["weak"] is not None))
         position = found.end()
     if not tags:
         raise ParseError("entity tags", "empty")
