@@ -16,6 +16,7 @@ from keyferry.asgi.limits import CHALLENGES, FailureLimits
 from keyferry.asgi.session import SessionCookie
 from keyferry.errors import ConfigError, StoreError
 from keyferry.ports import KeyRecord
+from keyferry.protocol import digest
 from keyferry.protocol.identity import AsId
 from keyferry.protocol.ims import keys as ims_keys
 
@@ -245,6 +246,19 @@ async def test_what_an_honest_client_does_counts_for_nothing() -> None:
         await call(door.door, headers=[client.answer(challenge)])
         assert (await call(door.door, headers=[client.answer(challenge)])).challenge().stale  # the count was used
     assert (await fail(door, "")).status == 401
+
+
+@pytest.mark.parametrize("says", ["MD5", "SHA-256", None])
+async def test_a_client_that_knows_only_md5_uses_up_nothing_of_what_its_address_may_fail(says: str | None) -> None:
+    """Whether it says so, or echoes the algorithm that it was offered, or names none (RFC 7616 §3.4: that is MD5)."""
+    door = make_door(ALICE_KEY, limits=FailureLimits(burst=2, per_second=0.001))
+    knows = Client(ALICE_KEY, "MD5")
+    for _ in range(20):
+        credentials = replace(knows.credentials(await door.challenge()), algorithm=says)
+        answer = await call(door.door, headers=[("Authorization", digest.build_credentials(credentials))])
+        assert (answer.status, door.counter.seen[-1]) == (401, "door algorithm")
+    assert (await fail(door)).status == 401
+    assert door.counter.seen[-1] == "door response"  # a neighbour's failure: not "limited"
 
 
 async def test_cookies_and_forms_count_too() -> None:

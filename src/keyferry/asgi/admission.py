@@ -34,8 +34,9 @@ MAX_IN_LINE = 4_096
 """Requests of one address over its limit that are looked into or wait for it, some 10,000 octets each: more than a server has connections;
 but those of clients that have left stand in line, too."""
 
-FAILED = frozenset({"response", "unknown-key", "malformed", "realm", "algorithm", "qop", "uri", "scheme-unknown", "session", "body"})
-"""Refusals that count against the source: those that an honest client gives no or few occasions for."""
+FAILED = frozenset({"response", "unknown-key", "malformed", "realm", "qop", "uri", "scheme-unknown", "session", "body"})
+"""Refusals that count against the source: those that an honest client gives no or few occasions for. A client that knows only MD5
+fails with every request and guesses nothing: it must not use up what its neighbours behind the same NAT may fail."""
 
 _USERNAME = re.compile(rb'username="([^"]*)"', re.IGNORECASE)
 _OTHER_SITE = b"A page of another site made this request; it must not act in your name.\n"

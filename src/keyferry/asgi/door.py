@@ -50,6 +50,7 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _FIRST_NONCE = 32  # characters of a first nonce; others have 40
 _FIRST_COUNT = "00000001"
+_MD5_DIGITS = 32  # of a response by MD5; some clients make one and echo the algorithm that they were offered
 _CNONCE = re.compile(rf"[\x20\x21\x23-\x5b\x5d-\x7e]{{1,{MAX_CNONCE}}}")  # needs no escape where it is sent back
 
 
@@ -358,7 +359,7 @@ def _check_form(credentials: digest.Credentials, place: Place) -> str:
     if credentials.qop is None:
         raise Refused("rfc-2069", 400, b"The Digest response has no qop, as in RFC 2069. Use a client of RFC 7616 or RFC 2617.\n")
     algorithm = place.algorithms.get((credentials.algorithm or "MD5").lower())
-    if algorithm is None:
+    if algorithm is None or (algorithm != "MD5" and len(credentials.response) == _MD5_DIGITS):
         raise Refused("algorithm")
     if credentials.qop not in place.qop or (credentials.qop == "auth-int" and algorithm == "MD5"):
         raise Refused("qop")

@@ -15,7 +15,8 @@ MAX_HEADER = 2048
 
 _TAG = re.compile(
     r"""
-    [ \t]* (?: (?P<weak>W/)? (?: "(?P<tag>[\x21\x23-\x7e\x80-\xff]*)" | (?!\*[ \t]*(?:,|$)) (?P<bare>[\x21\x23-\x2b\x2d-\x7e\x80-\xff]+) ) )?
+    [ \t]* (?: (?P<weak>W/)?
+    (?: "(?P<tag>[\x21\x23-\x7e\x80-\xff]*)" | (?!\*[ \t]*(?:,|$)) (?P<bare>[\x21\x23-\x2b\x2d-\x7e\x80-\xff]+) ) )?
     [ \t]* (?: ,|$ )""",
     re.VERBOSE,
 )
