@@ -96,6 +96,14 @@ async def test_credentials_are_used_once_except_by_nginx_itself() -> None:
     assert (await endpoint.ask(answer, id="a" * 32)).status == 401
 
 
+async def test_the_same_request_with_other_credentials_is_judged_anew() -> None:
+    """What was granted to one Authorization is granted to no other, and to none, within the time in which nginx may ask again."""
+    endpoint = Endpoint()
+    assert (await endpoint.ask(await endpoint.answer(), id="a" * 32)).status == 204
+    assert (await endpoint.ask(await endpoint.answer(ha1=Secret(b"0" * 64)), id="a" * 32)).status == 401
+    assert (await endpoint.ask(id="a" * 32)).status == 401
+
+
 async def test_the_certificate_that_the_client_saw_is_nginxs() -> None:
     """The cnonce of our own client is bound to it: a relay with another certificate fails."""
     endpoint = Endpoint()

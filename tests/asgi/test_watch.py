@@ -226,6 +226,17 @@ async def test_a_key_that_is_now_anothers_is_over() -> None:
     assert await scene.run() == ["200", "one"]
 
 
+async def test_a_login_ends_with_its_key_also_where_another_has_its_name() -> None:
+    """Whoever proved the old K_AS has not proved the new one, whose identities are the same."""
+    scene = Scene("one")
+
+    def replaced() -> None:
+        scene.door.keys.records[KEY.key_id] = KEY._replace(k_as=record("bob").k_as)
+
+    scene.app.steps = ("one", replaced, scene.later, "two")
+    assert await scene.run() == ["200", "one"]
+
+
 async def test_errors_of_the_application_stay_its_own() -> None:
     def breaks() -> None:
         raise RuntimeError("of the application")

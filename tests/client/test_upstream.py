@@ -243,3 +243,21 @@ async def test_what_comes_on_an_idle_connection_is_nobody_s_answer() -> None:
                 await asyncio.sleep(0)
         assert await ask(upstream) == (200, b"ok")
         assert len(server.octets) == 2
+
+
+async def test_an_idle_connection_with_unread_octets_is_not_quiet() -> None:
+    """The peer has not closed: only the octets tell."""
+
+    async def chatty(recorder: Recorder, wire: Wire) -> None:
+        await wire.head()
+        await wire.write(recorder.answer)
+        await wire.read()
+
+    async with recording(chatty) as server, closing(HttpUpstream(Address("127.0.0.1", server.port))) as upstream:
+        assert await ask(upstream) == (200, b"ok")
+        (idle,) = upstream._idle
+        assert idle.quiet()
+        idle.reader.feed_data(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+        assert not idle.quiet()
+        assert await ask(upstream) == (200, b"ok")
+        assert len(server.octets) == 2

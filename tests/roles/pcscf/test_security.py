@@ -259,6 +259,21 @@ class TestUnderProtection:
         assert visited.sas.of_peer(second).state is State.ESTABLISHED
         assert visited.sas.of_peer(first).state is State.ESTABLISHED
 
+    async def test_a_late_register_over_the_old_set_does_not_bring_its_keys_back(self, visited: Visited) -> None:
+        """Its 2xx arrives after the newer set was taken into use: the Gm keys stay the newer set's."""
+        first, server = await visited.challenged()
+        await visited.ask(sm7(server), 200, peer=first)
+        client = build_mechanisms([each_with(each, 2_000) for each in OFFER])
+        challenge = ("WWW-Authenticate", CHALLENGE.replace("01" * 16, "03" * 16))
+        again = await visited.ask(sm7(server, client=client, credentials=SM1), 401, challenge, peer=first)
+        second = visited.sas.hop(next(each for each in visited.live if each.state is State.TEMPORARY))
+        await visited.ask(sm7(again.get("Security-Server") or "", client=client), 200, peer=second)
+        newer = visited.pcscf.fingerprint("alice@home1.net", CONTACT)
+        visited.sas.associations.received(visited.sas.of_peer(second), visited.clock.monotonic())
+        assert visited.sas.of_peer(first).state is State.OLD
+        await visited.ask(sm7(server), 200, peer=first)
+        assert visited.pcscf.fingerprint("alice@home1.net", CONTACT) == newer
+
     async def test_a_refusal_over_a_set_in_use_does_not_end_it(self, visited: Visited) -> None:
         peer, server = await visited.challenged()
         await visited.ask(sm7(server), 200, peer=peer)
@@ -353,6 +368,18 @@ class TestOtherRequests:
     async def test_one_in_clear_of_a_ue_that_has_associations_is_refused(self, visited: Visited) -> None:
         await self.registered(visited)
         assert (await visited.ask(self.subscribe())).status == 403
+
+    async def test_one_in_clear_over_tcp_with_the_registered_contact_is_refused(self, visited: Visited) -> None:
+        """Over TCP any port of the UE's host would do: that the UE has associations is what refuses it."""
+        await self.registered(visited)
+        assert (await visited.ask(self.subscribe(), peer=SipPeer("TCP", "127.0.0.2", 5100))).status == 403
+
+    async def test_one_over_a_temporary_set_of_a_registered_device_is_refused(self, visited: Visited) -> None:
+        """Anybody can have a set made in another's name; until an answer over it was right it speaks for nobody."""
+        await self.registered(visited)
+        client = build_mechanisms([each_with(each, 2_000) for each in OFFER])
+        temporary, _ = await visited.challenged(client=client)
+        assert (await visited.ask(self.subscribe(), peer=temporary)).status == 403
 
     async def test_one_over_a_set_that_nobody_registered_over_is_refused(self, visited: Visited) -> None:
         hop, _ = await visited.challenged()

@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 
 from keyferry.errors import RegistrationFailed
-from keyferry.protocol.identity import Impi, Impu
+from keyferry.protocol.identity import Impi, Impu, Reg
+from keyferry.protocol.ims.registration import RegisterView
 from keyferry.protocol.sip.message import Response
-from keyferry.roles.scscf.bindings import is_of
+from keyferry.roles.scscf.bindings import is_of, may_stay
 from roles.home import Home, open_home
 from roles.manual import DEVICE, SIP_ALICE, TEL_ALICE, Manual, answers
 
@@ -25,6 +26,25 @@ async def test_a_registration_is_that_of_its_whole_implicit_set(home: Home, impu
     await Manual(home).procedure()
     (registration,) = await home.registrations.of_impi(Impi("alice@home1.net"))
     assert is_of(registration, [Impu(impu) for impu in impus]) is ours
+
+
+@pytest.mark.parametrize(
+    ("change", "stays"),
+    [({}, True), ({"impu": Impu(TEL_ALICE)}, False), ({"path": ("<sip:p2.net;lr>",)}, False), ({"release": 15}, False),
+     ({"contact_uri": "sip:alice@192.0.2.9"}, False), ({"every_contact": True}, False)],
+    ids=lambda change: next(iter(change), "same") if isinstance(change, dict) else None,
+)  # fmt: skip
+async def test_a_protected_register_stays_without_a_challenge_for_the_same_identity_path_and_contact_alone(
+    home: Home, change: dict[str, object], stays: bool
+) -> None:
+    """TS 24.229 §5.4.1.2.2: another public identity of the same user was not in the AKA run that made the associations."""
+    await Manual(home).procedure()
+    (held,) = await home.registrations.of_impi(Impi("alice@home1.net"))
+    uri = held.contact.partition(">")[0].strip("<")
+    view = RegisterView(
+        held.impi, held.impu, None, held.contact, uri, Reg(held.reg), held.release, 600, False, held.call_id, held.cseq + 1, held.path, ""
+    )._replace(**change)  # type: ignore[arg-type]
+    assert may_stay(held, view, home.clock.now(), reauth_age=600.0) is stays
 
 
 class TestContacts:
