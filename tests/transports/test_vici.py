@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -16,10 +17,10 @@ import uvloop
 from keyferry.errors import TransportError
 from keyferry.protocol.vici import MAX_PACKET, Kind, Section, build_packet
 from keyferry.transports import vici as module
-from keyferry.transports.vici import Vici
+from keyferry.transports.vici import Vici, ViciLink
 from steady import steady
 from transports.sipkit import patiently
-from transports.vicikit import charon, sa
+from transports.vicikit import charon, crowd, sa
 
 
 class Heard:
@@ -48,6 +49,40 @@ async def client(path: Path, limit: float = 5.0) -> AsyncIterator[tuple[Vici, He
         yield made, heard
     finally:
         await made.aclose()
+
+
+async def test_a_list_of_hundreds_of_sas_is_read_in_many_turns_of_the_loop_and_in_order() -> None:
+    heard: list[str] = []
+    link = ViciLink(lambda name, _message: heard.append(name), lambda _problem: None)
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    transport, _ = await loop.create_connection(lambda: link, sock=ours)
+    try:
+        link.data_received(build_packet(Kind.EVENT, "child-updown", crowd(900)) + build_packet(Kind.EVENT, "ike-updown", {}))
+        assert (heard, transport.is_reading()) == ([], False)  # nothing is held back that the kernel does not hold
+        turns = 0
+        while len(heard) < 2:
+            turns += 1
+            await asyncio.sleep(0)
+        assert heard == ["child-updown", "ike-updown"]
+        assert turns > 20  # of 4 ms each; in one it stopped the loop for 0.1 s
+        assert transport.is_reading()
+    finally:
+        link.end("it is over")
+        theirs.close()
+
+
+async def test_the_end_of_the_connection_ends_the_reading() -> None:
+    heard: list[str] = []
+    link = ViciLink(lambda name, _message: heard.append(name), lambda problem: heard.append(problem))
+    ours, theirs = socket.socketpair()
+    await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
+    link.data_received(build_packet(Kind.EVENT, "child-updown", crowd(900)) + b"\0\0\0\0")
+    assert heard == ["charon sent what is no vici: vici packet: has a length of 0 or over 524288"]
+    theirs.close()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(heard) == 1
 
 
 async def test_the_sas_that_charon_has_are_listed() -> None:

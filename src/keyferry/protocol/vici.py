@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple, TypeAlias
 
@@ -13,6 +13,8 @@ MAX_PACKET: Final = 512 * 1024
 """Octets; vici itself sends none that is longer."""
 MAX_ELEMENTS: Final = 50_000
 """Of one message: an IKE_SA with 1,000 CHILD_SAs has 30,000, and is about as long as a packet may be."""
+STEP: Final = 250
+"""Elements that are read without a pause: 1 ms."""
 MAX_DEPTH: Final = 8
 """Sections within sections: list-sa has three."""
 _LENGTH = 4  # octets
@@ -80,6 +82,17 @@ def build_packet(kind: Kind, name: str = "", message: Mapping[str, Value] | None
 
 def parse_packet(data: bytes) -> Packet:
     """Read one packet without its length. Raises ParseError."""
+    steps = packet_steps(data)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Packet = end.value
+            return found
+
+
+def packet_steps(data: bytes) -> Generator[None, None, Packet]:
+    """Read one packet without its length, and yield after every STEP elements: the longest takes 0.1 s. Raises ParseError."""
     try:
         kind = Kind(data[0])
     except (IndexError, ValueError):
@@ -87,7 +100,7 @@ def parse_packet(data: bytes) -> Packet:
     name, place = _read(data, 1, 1) if kind in _NAMED else ("", 1)
     if kind in _BARE and place != len(data):
         raise ParseError("vici packet", "goes on after its end")
-    return Packet(kind, name, _Reader(data, place).message())
+    return Packet(kind, name, (yield from _Reader(data, place).message()))
 
 
 class _Reader:
@@ -99,12 +112,14 @@ class _Reader:
         self._open: list[Section] = [{}]
         self._list: list[str] | None = None
 
-    def message(self) -> Section:
-        """Return the message. Raises ParseError."""
-        for _ in range(MAX_ELEMENTS):
+    def message(self) -> Generator[None, None, Section]:
+        """Return the message, in steps. Raises ParseError."""
+        for number in range(1, MAX_ELEMENTS + 1):
             if self._place == len(self._data):
                 break
             self._element()
+            if number % STEP == 0:
+                yield
         else:
             raise ParseError("vici message", f"has over {MAX_ELEMENTS} elements")
         if len(self._open) > 1 or self._list is not None:

@@ -8,12 +8,13 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Collection
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Generator
 from pathlib import Path
 from typing import Final, cast
 
 from keyferry.errors import ParseError, TransportError
-from keyferry.protocol.vici import Kind, Packet, Section, build_packet, parse_packet, split
+from keyferry.protocol.vici import Kind, Packet, Section, build_packet, packet_steps, split
 
 LIMIT: Final = 1.0
 """Seconds for an answer, the connection included: charon answers within a millisecond, or is not well."""
@@ -23,6 +24,10 @@ MAX_STREAMED: Final = 10_000
 """Events of one answer that are kept."""
 STREAMED: Final = ("list-sa", "list-policy", "list-conn")
 EVENTS: Final = ("child-updown", "child-rekey", "ike-updown")
+TURN: Final = 16_384
+"""Octets of packets that are read before others get their turn: 4 ms."""
+STEP_OCTETS: Final = 4_096
+"""What a step of reading is counted as."""
 NONE: Final = "%none"
 """A name that no CHILD_SA has: swanctl.conf knows no such."""
 
@@ -47,6 +52,9 @@ class ViciLink(asyncio.Protocol):
         self._take: Take = _dropped
         self._waiting: asyncio.Future[Packet] | None = None
         self._transport: asyncio.Transport | None = None
+        self._packets: deque[bytes] = deque()
+        self._parsing: Generator[None, None, Packet] | None = None
+        self._busy = False  # reading goes on in another turn of the loop
 
     async def exchange(self, kind: Kind, name: str, message: Section | None = None, take: Take | None = None) -> Packet:
         """Send one packet and return the answer; `take` gets what is streamed before. One at a time. Raises TransportError."""
@@ -63,6 +71,8 @@ class ViciLink(asyncio.Protocol):
         if transport is None:
             return
         transport.abort()
+        self._packets.clear()
+        self._parsing = None
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(TransportError("vici", problem))
         self._lost(problem)
@@ -77,8 +87,9 @@ class ViciLink(asyncio.Protocol):
         """Take answers and events."""
         try:
             packets, self._buffer = split(self._buffer + data)
-            for packet in packets:
-                self._received(parse_packet(packet))
+            self._packets.extend(packets)
+            if not self._busy:
+                self._read()
         except ParseError as problem:
             self.end(f"charon sent what is no vici: {problem}")
 
@@ -86,6 +97,40 @@ class ViciLink(asyncio.Protocol):
         """Take the end."""
         del exc
         self.end("charon ended the connection")
+
+    def _read(self) -> None:
+        """Read packets in their order, some milliseconds' worth: whoever else the loop serves gets a turn in between."""
+        left = TURN
+        while self._transport is not None and (self._packets or self._parsing is not None):
+            if left <= 0:
+                self._go_on_later(self._transport)
+                return
+            if self._parsing is None:
+                packet = self._packets.popleft()
+                left -= min(len(packet), STEP_OCTETS)
+                self._parsing = packet_steps(packet)
+            else:
+                left -= STEP_OCTETS
+            try:
+                next(self._parsing)
+            except StopIteration as end:
+                self._parsing = None
+                self._received(end.value)
+
+    def _go_on_later(self, transport: asyncio.Transport) -> None:
+        self._busy = True
+        if not transport.is_closing():
+            transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._busy = False
+        try:
+            self._read()
+        except ParseError as problem:
+            self.end(f"charon sent what is no vici: {problem}")
+        if not self._busy and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _received(self, packet: Packet) -> None:
         if packet.kind is Kind.EVENT and packet.name in STREAMED and self._waiting is not None:
