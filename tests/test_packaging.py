@@ -77,7 +77,7 @@ def test_the_metadata_asks_for_cryptography_alone_and_names_the_extras(tmp_path:
     built = metadata(tmp_path)
     required = [str(one) for one in built.get_all("Requires-Dist") or ()]
     assert [one for one in required if "extra ==" not in one] == ["cryptography>=46"]
-    assert set(built.get_all("Provides-Extra") or ()) == {"asgi", "client", "kemi", "server", "diameter", "all"}
+    assert set(built.get_all("Provides-Extra") or ()) == {"asgi", "client", "kemi", "server", "diameter", "wsgi", "all"}
     names = {
         extra: {re.split(r"[^a-zA-Z0-9_-]", one)[0] for one in required if f'extra == "{extra}"' in one}
         for extra in ("asgi", "client", "server", "diameter")
@@ -92,7 +92,7 @@ def test_what_is_pinned_for_a_run_is_what_the_extras_ask_for() -> None:
     """`make demo` installs the pins and then the project without its dependencies."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *extras["server"], *extras["client"], *extras["diameter"]]
+    asked = [*project["dependencies"], *extras["server"], *extras["client"], *extras["diameter"], *extras["wsgi"]]
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements" / "run.txt").read_text().splitlines()}
     assert {re.split(r"[^a-zA-Z0-9_-]", one)[0].lower() for one in asked} <= pinned
 

@@ -14,7 +14,7 @@ import pytest
 
 from keyferry.lab.demo import demo_config
 from keyferry.lab.dev import DevOptions, dev_config
-from system.serving import keyferry, running
+from system.serving import EXAMPLES, keyferry, running
 
 MAIN = """
 begun = []
@@ -126,3 +126,13 @@ def test_what_is_wrong_is_said(tmp_path: Path, arguments: tuple[str, ...], said:
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_flask_application_is_served(tmp_path: Path) -> None:
+    """The example, as it is written."""
+    (tmp_path / "flask_app.py").write_text((EXAMPLES / "flask_app.py").read_text("utf-8"), "utf-8")
+    with developing(tmp_path, "--app", "flask_app:app") as ready:
+        ready["app"] += "me"
+        alice, bob = (get(ready, name).json() for name in ("alice", "bob"))
+        assert (alice["name"], bob["name"]) == ("sip:alice@home1.net", "sip:bob@home1.net")
+        assert alice["id"] != bob["id"]

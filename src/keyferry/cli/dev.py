@@ -23,7 +23,9 @@ from keyferry.wiring.observability import StructLog
 def dev(
     app: Annotated[
         str,
-        typer.Option(metavar="MODULE:ATTRIBUTE", help="Your ASGI application, with a SimLogin of its own or without; or `notes`, ours."),
+        typer.Option(
+            metavar="MODULE:ATTRIBUTE", help="Your ASGI or WSGI application, with a SimLogin of its own or without; or `notes`, ours."
+        ),
     ] = "notes",
     as_id: Annotated[
         str, typer.Option(metavar="HOST", help="The host name that users open; default: that of your SimLogin, else app.test.")

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 from keyferry.asgi.auth import SimLogin
 from keyferry.asgi.notes import Notes
 from keyferry.asgi.static_keys import load_static_keys
+from keyferry.asgi.wsgi import WsgiAdapter, is_wsgi
 from keyferry.asgi.xcap import XcapApp
 from keyferry.config import AGENT, ApplicationServer
 from keyferry.errors import ConfigError
@@ -128,7 +129,7 @@ def _application(settings: ApplicationServer, database: Database) -> AsgiApp:
 
 
 def load_application(reference: str) -> AsgiApp:
-    """Import `module:attribute`. Raises ConfigError."""
+    """Import `module:attribute`, an ASGI or a WSGI application. Raises ConfigError."""
     module, colon, attribute = reference.partition(":")
     if not colon:
         raise ConfigError("app", f"{reference!r} is neither xcap, notes nor module:attribute")
@@ -136,4 +137,4 @@ def load_application(reference: str) -> AsgiApp:
         app = cast("AsgiApp", getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError) as problem:
         raise ConfigError("app", f"{reference!r} cannot be imported: {problem}", "Is its folder on PYTHONPATH?") from problem
-    return app
+    return WsgiAdapter(app) if is_wsgi(app) else app
