@@ -142,6 +142,7 @@ def _named(text: str, name: str) -> str:
 
 
 Drive: TypeAlias = Callable[[Place, Sequence[Call]], Awaitable[list[Got]]]
+Burst: TypeAlias = Callable[[Place, Sequence[str]], Awaitable[list[int]]]
 """Make the calls one after the other with one client, and return what it got."""
 
 
@@ -188,6 +189,27 @@ async def with_aiohttp(at: Place, calls: Sequence[Call]) -> list[Got]:
             async with session.request(one.method, at.url + one.path, data=one.body or None, headers=one.headers) as answer:
                 found.append(Got(answer.status, await answer.read()))
     return found
+
+
+async def burst_of_aiohttp(at: Place, paths: Sequence[str]) -> list[int]:
+    """Requests at once of a session that has no challenge yet; returns their final statuses."""
+    tls = ssl.create_default_context(cafile=str(at.ca))
+    digest = aiohttp.DigestAuthMiddleware(at.user, at.password)
+
+    async def one(session: aiohttp.ClientSession, path: str) -> int:
+        async with session.get(at.url + path) as answer:
+            return answer.status
+
+    async with aiohttp.ClientSession(middlewares=(digest,), connector=aiohttp.TCPConnector(ssl=tls)) as session:
+        return await asyncio.gather(*[one(session, path) for path in paths])
+
+
+async def burst_of_httpx(at: Place, paths: Sequence[str]) -> list[int]:
+    """Do the same with httpx."""
+    tls = ssl.create_default_context(cafile=str(at.ca))
+    auth = httpx.DigestAuth(at.user, at.password)
+    async with httpx.AsyncClient(verify=tls, auth=auth, trust_env=False, timeout=60) as client:
+        return [answer.status_code for answer in await asyncio.gather(*[client.get(at.url + path) for path in paths])]
 
 
 class LibCurl:

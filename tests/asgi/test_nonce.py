@@ -12,8 +12,10 @@ from keyferry.errors import DigestRejected
 from keyferry.protocol.crypto.secret import Secret
 
 
-def nonces(scope: str = "xcap.home1.net", key: bytes = b"k" * 32, lifetime: float = 1000.0, keys: int = 10, per_key: int = 3) -> Nonces:
-    return Nonces(key=Secret(key), scope=scope, lifetime=lifetime, keys=keys, per_key=per_key)
+def nonces(
+    scope: str = "xcap.home1.net", key: bytes = b"k" * 32, lifetime: float = 1000.0, keys: int = 10, per_key: int = 3, **more: int
+) -> Nonces:
+    return Nonces(key=Secret(key), scope=scope, lifetime=lifetime, keys=keys, per_key=per_key, **more)
 
 
 def chance(number: int) -> bytes:
@@ -132,6 +134,41 @@ def test_a_key_pushed_out_by_others_starts_with_nonces_issued_since() -> None:
     assert not refused(door, unused, key="alice", now=200.0)  # issued after the last that alice can have used
 
 
+def test_a_thousand_users_who_begin_with_a_hundred_requests_at_once_are_all_let_in() -> None:
+    """Each request has a nonce of its own, and they come back in any order; then no nonce is taken again."""
+    door = Nonces(key=Secret(b"k" * 32), scope="a", lifetime=1000.0)
+    issued = [door.issue(100.0 + number / 1000, chance(number)) for number in range(100)]
+    shuffled = [issued[37 * place % 100] for place in range(100)]
+    assert not any(refused(door, nonce, key=f"key{key}", now=200.0) for nonce in shuffled for key in range(1_000))
+    assert all(refused(door, nonce, key=f"key{key}", now=200.0) for nonce in issued for key in (0, 500, 999))
+    assert not any(refused(door, nonce, 2, key="key0", now=200.0) for nonce in issued)  # each connection goes on with its own
+
+
+def test_all_keys_together_remember_no_more_than_their_bound() -> None:
+    """Those that were not used for longest go, whole; what they used is refused."""
+    door = nonces(keys=100, per_key=50, all_nonces=120)
+    first: list[str] = []
+    for key in range(20):
+        issued = [door.issue(100.0 + key + number / 100, chance(number)) for number in range(40)]
+        assert not any(refused(door, nonce, key=f"key{key}", now=200.0) for nonce in issued)
+        first = first if key else issued
+    kept = door.save().counts
+    assert [counts.key_id for counts in kept] == ["key17", "key18", "key19"]
+    assert sum(len(counts.once) for counts in kept) == 120
+    assert all(refused(door, nonce, count, key="key0", now=200.0) for nonce in first for count in (1, 2))
+
+
+def test_a_nonce_that_makes_room_for_another_makes_no_unused_one_stale() -> None:
+    """A user has more connections, each with a nonce of its own, than windows."""
+    door = nonces(per_key=20, windows=2)
+    unused = door.issue(100.0, chance(99))
+    issued = [door.issue(101.0 + number, chance(number)) for number in range(4)]
+    assert not any(refused(door, nonce, count, now=200.0) for nonce in issued for count in (1, 2))
+    assert all(refused(door, nonce, count, now=200.0) for nonce in issued[:2] for count in (1, 2, 3))
+    assert not any(refused(door, nonce, 3, now=200.0) for nonce in issued[2:])
+    assert not refused(door, unused, now=200.0)
+
+
 def test_a_refused_claim_pushes_nobody_out() -> None:
     """Somebody with a key cannot make room by reuse."""
     door = nonces(keys=1)
@@ -142,13 +179,21 @@ def test_a_refused_claim_pushes_nobody_out() -> None:
     assert not refused(door, nonce, 2, key="alice")
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc"), st.integers(1, 100)), max_size=60))
-def test_nothing_is_ever_taken_twice(uses: list[tuple[int, str, int]]) -> None:
-    """RFC 7616 §5.4, however small the tables."""
-    door = nonces(keys=2, per_key=2)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc"), st.one_of(st.integers(1, 3), st.integers(1, 100))), max_size=60),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(0, 60),
+)
+def test_nothing_is_ever_taken_twice(uses: list[tuple[int, str, int]], windows: int, all_nonces: int, restart: int) -> None:
+    """RFC 7616 §5.4, however small the tables, and whenever what they hold is saved and restored."""
+    door = nonces(keys=2, per_key=4, windows=windows, all_nonces=all_nonces)
     issued = [door.issue(100.0 + i // 2, chance(i)) for i in range(6)]
     taken: set[tuple[int, str, int]] = set()
-    for which, key, count in uses:
+    for place, (which, key, count) in enumerate(uses):
+        if place == restart:
+            saved, door = door.save(limit=3), nonces(keys=2, per_key=4, windows=windows, all_nonces=all_nonces)
+            door.restore(saved)
         if not refused(door, issued[which], count, key=key, now=200.0):
             assert (which, key, count) not in taken
             taken.add((which, key, count))

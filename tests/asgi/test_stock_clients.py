@@ -17,10 +17,13 @@ from pathlib import Path
 import pytest
 
 from asgi.stockclients import (
+    Burst,
     Call,
     Drive,
     Got,
     Site,
+    burst_of_aiohttp,
+    burst_of_httpx,
     site,
     with_aiohttp,
     with_async_httpx,
@@ -64,6 +67,16 @@ async def test_one_challenge_is_enough_for_all_requests_of_a_connection(drive: D
         assert got[count:] == [Got(200, one.body) for one in calls[:count]]
         assert at.statuses == [401] + [201] * count + [200] * count
         assert len({entry.connection for entry in at.log}) == 1
+
+
+@pytest.mark.parametrize("burst", [burst_of_aiohttp, burst_of_httpx], ids=["aiohttp", "httpx"])
+@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.interop)])
+async def test_a_hundred_first_requests_at_once_are_all_let_in(burst: Burst, rounds: int, tmp_path: Path) -> None:
+    """Each has a challenge of its own, and a nonce; the answers come back in any order."""
+    async with site(tmp_path) as at:
+        for _ in range(rounds):
+            statuses = await burst(at, [f"/notes/{number}" for number in range(100)])
+            assert statuses == [404] * 100  # of the application, which has no such notes
 
 
 @clients
