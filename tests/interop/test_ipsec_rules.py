@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from interop.ipseckit import A6, LIMIT, S6, A, Namespace, S, namespaces, needed, run
+from interop.ipseckit import A6, LIMIT, S6, A, Charon, Namespace, S, namespaces, needed, run
+from keyferry.wiring.ipsec_files import SWANCTL_FOLDERS, Choices, strongswan_conf, swanctl_conf
 from keyferry.wiring.ipsec_rules import Pair, Side, drop_rules, table_of
 from system.serving import environment, until
 
@@ -19,6 +22,7 @@ pytestmark = pytest.mark.interop
 PAIR = Pair("isc", "scscf1.home1.net", S, 6060, "xcap-as.home1.net", A, 5090)
 SIX = PAIR._replace(scscf_address=S6, server_address=A6)
 OTHER = PAIR._replace(server="notes-as.home1.net", server_address="10.99.0.3")
+SIDES: Final[tuple[Side, Side]] = ("scscf", "as")
 LOOK = """
 import sys
 from keyferry.wiring.ipsec_rules import Pair, rules_found
@@ -96,6 +100,31 @@ def test_ike_passes_and_pushes_do_not_also_where_no_neighbour_is_known(
     assert not passes(home, far, own, peer, 5090)  # the side that receives drops it, too
     far.run(needed("nft"), "delete", "table", "inet", table_of(pair, "as"))
     assert passes(home, far, own, peer, 5090)
+
+
+def test_over_ipv6_ike_finds_its_neighbour_past_the_kernel_s_policies(both: tuple[Namespace, Namespace], tmp_path: Path) -> None:
+    """RFC 4861 §7.2: an advertisement goes between the two addresses, and no SA can be there before."""
+    with ExitStack() as stack:
+        charons = []
+        for side, namespace in zip(SIDES, both, strict=True):
+            charon = Charon(namespace, tmp_path / side)
+            choices = Choices(side, "kernel", "psk", str(charon.socket))
+            for name in ("", *SWANCTL_FOLDERS):
+                (charon.folder / name).mkdir()
+            (charon.folder / "strongswan.conf").write_text(strongswan_conf(choices))
+            (charon.folder / "swanctl.conf").write_text(swanctl_conf([SIX], choices, []))
+            stack.callback(charon.kill)
+            charon.start()
+            charons.append(charon)
+        policies = [each.run(needed("ip"), "-6", "xfrm", "policy").stdout for each in both]
+        assert all(f"src {S6}/128 dst {A6}/128" in text for text in policies)
+        for side, namespace in zip(SIDES, both, strict=True):
+            load(namespace, tmp_path / side, side, SIX)
+        for each in both:
+            each.run(needed("ip"), "neigh", "flush", "dev", each.device, check=False)
+        words = ("--initiate", "--child", "isc", "--timeout", "10", "--uri", f"unix://{charons[0].socket}")
+        said = run(needed("swanctl"), *words, check=False).stdout  # nobody has a key; that the peer answers is what counts
+        assert f"received packet: from {A6}[500] to {S6}[500]" in said
 
 
 def test_one_pair_s_rules_take_no_other_s_away(both: tuple[Namespace, Namespace], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,18 @@ def test_where_the_kernel_has_esp_it_is_transport_mode_and_traps(tmp_path: Path)
     assert "encap = no " in text
     assert "kernel-libipsec" not in strongswan_conf(choices)
     assert "kernel-libipsec" in strongswan_conf(SCSCF)
+
+
+def test_over_ipv6_the_kernel_s_policies_leave_neighbour_discovery_out() -> None:
+    """RFC 4861 §4, RFC 4301 §4.4.1.1: ICMPv6 types 133 to 137, each in the upper octet of what stands for a port."""
+    six = PAIR._replace(scscf_address="2001:db8::1", server_address="2001:db8::2")
+    kernel = Choices("scscf", "kernel", "psk", "/run/x.vici")
+    text = swanctl_conf([six], kernel, [])
+    for number in (34048, 34304, 34560, 34816, 35072):
+        assert f"local_ts = 2001:db8::1/128[ipv6-icmp/{number}]\n        remote_ts = 2001:db8::2/128[ipv6-icmp/{number}]" in text
+    assert text.count("mode = pass") == 5
+    for pair, choices in ((PAIR, kernel), (six, replace(kernel, esp="userspace"))):
+        assert "mode = pass" not in swanctl_conf([pair], choices, [])
 
 
 def test_whoever_may_use_charons_socket_may_run_nothing() -> None:

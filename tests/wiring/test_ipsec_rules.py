@@ -39,7 +39,8 @@ def listed(pair: Pair, side: Side) -> Objects:
     ]
     if family == "ip6":
         neighbours = [
-            field("ip6", "hoplimit", 255), field("icmpv6", "type", {"set": [135, 136]}), field("icmpv6", "code", 0), {"accept": None}
+            field("ip6", "hoplimit", 255), field("icmpv6", "type", {"set": [133, 134, 135, 136, 137]}),
+            field("icmpv6", "code", 0), {"accept": None}
         ]  # fmt: skip
         passing.append(neighbours)
     found: Objects = [{"metainfo": {"version": "1.0.6"}}, {"table": {"family": "inet", "name": table_of(pair, side), "handle": 1}}]
@@ -192,7 +193,7 @@ def test_of_ipv6_neighbours_find_each_other_and_nothing_more() -> None:
     """RFC 4861 §7.1.1, §7.1.2: hop limit 255, code 0; no router between two machines says anything from their addresses."""
     text = drop_rules([SIX], "scscf")
     assert "ip6 saddr 2001:db8::1 ip6 daddr 2001:db8::2 jump to_peer" in text
-    assert text.count("ip6 hoplimit 255 icmpv6 type { 135, 136 } icmpv6 code 0 accept") == 2
+    assert text.count("ip6 hoplimit 255 icmpv6 type { 133, 134, 135, 136, 137 } icmpv6 code 0 accept") == 2
     assert text.count("icmpv6") == 4
 
 

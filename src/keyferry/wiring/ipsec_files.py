@@ -23,7 +23,7 @@ from keyferry.protocol.sip.uri import parse_sip_uri
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.pki import Pki
 from keyferry.transports.resolver import TableResolver
-from keyferry.wiring.ipsec_rules import Pair, Side, drop_rules
+from keyferry.wiring.ipsec_rules import NEIGHBOURS, Pair, Side, drop_rules
 from keyferry.wiring.protection import opened_state
 
 Esp = Literal["kernel", "userspace"]
@@ -274,7 +274,8 @@ swanctl {{
 
 def swanctl_conf(pairs: Sequence[Pair], choices: Choices, secrets: Sequence[str]) -> str:
     """Return a whole swanctl.conf."""
-    connections = "".join(_connection(pair, choices) for pair in pairs)
+    discovery = [_discovery(pair, choices) for pair in pairs if choices.esp == "kernel" and ":" in pair.scscf_address]
+    connections = "".join([*discovery, *(_connection(pair, choices) for pair in pairs)])
     kept = f"\nsecrets {{\n{''.join(secrets)}}}\n" if secrets else "\n# The private key is in private/, the CA in x509ca/.\n"
     return f"""# Written by `keyferry ipsec write` for the side of the {"S-CSCF" if choices.side == "scscf" else "application server"}.
 # Zb/Za of TS 33.210, certificates of TS 33.310. Load it with: SWANCTL_DIR={{this folder}} swanctl --load-all --noprompt
@@ -282,6 +283,28 @@ def swanctl_conf(pairs: Sequence[Pair], choices: Choices, secrets: Sequence[str]
 connections {{
 {connections}}}
 {kept}"""
+
+
+def _discovery(pair: Pair, choices: Choices) -> str:
+    """Return the policies that let neighbour discovery between two IPv6 addresses past the kernel's SAs (RFC 4861; RFC 4301 §4.4.1.1)."""
+    _, own, _, peer = pair.ends(choices.side)
+    children = "".join(
+        f"""      {_section(pair)}-nd-{kind} {{
+        local_ts = {own}/128[ipv6-icmp/{kind << 8}]
+        remote_ts = {peer}/128[ipv6-icmp/{kind << 8}]
+        mode = pass
+        start_action = trap
+      }}
+"""
+        for kind in NEIGHBOURS
+    )
+    return f"""  {_section(pair)}-nd {{
+    # Neighbour discovery, by its ICMPv6 type (in the upper octet), past the SA: the kernel would drop it, and find nobody to send ESP to.
+    remote_addrs = 127.0.0.1        # never a peer's: there is no IKE_SA here
+    children {{
+{children}    }}
+  }}
+"""
 
 
 def _connection(pair: Pair, choices: Choices) -> str:

@@ -19,7 +19,11 @@ NFT_TABLE: Final = "keyferry_isc"
 """What the name of every pair's table begins with."""
 LIMIT: Final = 10.0
 """Seconds for nft."""
-_NUMBERS: Final = {"esp": 50, "nd-neighbor-solicit": 135, "nd-neighbor-advert": 136}  # whatever nft calls them
+NEIGHBOURS: Final = (133, 134, 135, 136, 137)
+"""ICMPv6 types of neighbour discovery (RFC 4861 §4): without it IKE finds nobody, nor does what IKE protects."""
+_NUMBERS: Final = {  # whatever nft calls them
+    "esp": 50, "nd-router-solicit": 133, "nd-router-advert": 134, "nd-neighbor-solicit": 135, "nd-neighbor-advert": 136, "nd-redirect": 137,
+}  # fmt: skip
 
 
 class Pair(NamedTuple):
@@ -59,8 +63,9 @@ def _table(pair: Pair, side: Side) -> str:
     _, own, _, peer = pair.ends(side)
     name, family = table_of(pair, side), _family(own)
     neighbours = ""
-    if family == "ip6":  # RFC 4861 §7.1: from the neighbour itself, or it is none; without it IKE would find nobody
-        neighbours = "    ip6 hoplimit 255 icmpv6 type { 135, 136 } icmpv6 code 0 accept   # neighbour solicitation, advertisement\n"
+    if family == "ip6":  # RFC 4861 §6.1, §7.1, §8.1: with hop limit 255 it is of this link, and with another it is none
+        types = ", ".join(map(str, NEIGHBOURS))
+        neighbours = f"    ip6 hoplimit 255 icmpv6 type {{ {types} }} icmpv6 code 0 accept   # neighbour discovery\n"
     passing = f"""\
     udp sport {{ 500, 4500 }} udp dport {{ 500, 4500 }} accept   # IKE, and ESP in UDP
     meta l4proto esp accept
@@ -205,7 +210,8 @@ def _passing(hook: str, family: str) -> list[list[dict[str, Any]]]:
         [_is(transformed, True), accept],
     ]
     if family == "ip6":
-        found.append([_is("ip6 hoplimit", 255), _is("icmpv6 type", 135, 136), _is("icmpv6 code", 0), accept])
+        for types in (NEIGHBOURS, (135, 136)):  # the second is what earlier versions wrote
+            found.append([_is("ip6 hoplimit", 255), _is("icmpv6 type", *types), _is("icmpv6 code", 0), accept])
     return found
 
 
