@@ -60,6 +60,16 @@ def test_an_sa_of_an_interface_a_mark_or_a_label_carries_no_packet_of_ours(name:
     check_way([sa], WANTED, UDP)
 
 
+@pytest.mark.parametrize("apart", [("if-id-out",), ("mark-in", "mark-out")])
+@pytest.mark.parametrize("strange", [{"identity": "vpn.example"}, {"name": "vpn"}])
+def test_somebody_else_s_sa_with_an_interface_or_a_mark_stops_the_way_and_says_what_to_do(apart: tuple[str, ...], strange: Any) -> None:
+    """A route to an XFRM interface, or a mark by a firewall, leads our packets into it, and charon knows of neither."""
+    other = GOOD._replace(remote=("0.0.0.0/0",), apart=apart, **strange)
+    with pytest.raises(ProtectionUnmet, match=f"with {', '.join(apart)}: let its traffic selectors leave that address out"):
+        check_way([GOOD, other], WANTED, UDP)
+    check_way([GOOD, other._replace(remote=("192.0.2.0/24",))], WANTED, UDP)
+
+
 @pytest.mark.parametrize("way", [UDP, TCP])
 @pytest.mark.parametrize(
     "change",

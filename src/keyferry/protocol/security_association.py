@@ -241,9 +241,11 @@ def _strange(sa: ChildSa, wanted: Wanted) -> str:
     """Return what makes it another CHILD_SA than the one wanted; "" nothing."""
     if sa.state == UNLISTED:
         return f"the IKE_SA {sa.ike!r} has so many CHILD_SAs that charon cannot list them, and one may cover the address: end some"
+    # A route to its XFRM interface, or a firewall that marks packets, may lead ours into it: charon cannot say whether one does.
+    apart = f", with {', '.join(sa.apart)}: let its traffic selectors leave that address out" if sa.apart else ""
     if sa.identity != wanted.identity:
-        return f"a CHILD_SA of another identity than {wanted.identity!r} covers the address"  # which, its peer chose
-    return "" if sa.name == wanted.child else f"a CHILD_SA of another name than {wanted.child!r} covers the address"
+        return f"a CHILD_SA of another identity than {wanted.identity!r} covers the address{apart}"  # which, its peer chose
+    return "" if sa.name == wanted.child else f"a CHILD_SA of another name than {wanted.child!r} covers the address{apart}"
 
 
 def _weak(sa: ChildSa) -> str:
