@@ -142,8 +142,8 @@ def _named(text: str, name: str) -> str:
 
 
 Drive: TypeAlias = Callable[[Place, Sequence[Call]], Awaitable[list[Got]]]
-Burst: TypeAlias = Callable[[Place, Sequence[str]], Awaitable[list[int]]]
 """Make the calls one after the other with one client, and return what it got."""
+Burst: TypeAlias = Callable[[Place, Sequence[str]], Awaitable[list[int]]]
 
 
 async def with_httpx(at: Place, calls: Sequence[Call]) -> list[Got]:
