@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,20 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from asgi.doorkit import AS_ID, Client, Door, FakeClock, FakeKeys, Pki, call, make_door, record, serving
+from keyferry.asgi.admission import PSK_SCOPE
 from keyferry.asgi.audit import Event
 from keyferry.asgi.exchange import Message, Receive, Scope, Send
 from keyferry.asgi.session import SessionCookie
-from keyferry.asgi.watch import RECHECK, RETRY, UNKNOWN, LoginEnded, Watch
+from keyferry.asgi.watch import BODY_RECHECK, RECHECK, RETRY, UNKNOWN, LoginEnded, Watch, watching
 from keyferry.errors import StoreError
 from keyferry.protocol import digest
+from keyferry.protocol.ims.key_record import PskProof
+from keyferry.protocol.ims.keys import UA_TLS13_PSK
+from keyferry.transports.http_server import HttpServer
 
 KEY = record()
 LOCAL = record(as_id="localhost")  # type: ignore[arg-type]
+PSK = PskProof(KEY, "ims-as-key", UA_TLS13_PSK, "TLS_AES_128_GCM_SHA256")
 Step = str | Callable[[], None]
 
 
@@ -256,6 +262,82 @@ async def test_a_session_and_an_open_path_are_watched_too() -> None:
     with pytest.raises(AssertionError):  # the answer has no end
         await call(scene.door.door, headers=[cookie])
     assert scene.door.counter.seen[-2:] == ["door granted", "door_ended over"]
+
+
+# ---- bodies that arrive slowly
+
+
+class Uploads:
+    """An application that reads a body to its end, and says nothing; it may begin its answer first."""
+
+    def __init__(self, *, begins: bool = False) -> None:
+        self.begins = begins
+        self.heard: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.begins:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"listening", "more_body": True})
+        more = True
+        while more:
+            message = await receive()
+            self.heard.put_nowait(message)
+            more = message.get("more_body", False)
+
+
+@asynccontextmanager
+async def uploading(door: Door, head: bytes) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Begin an upload to our own server, which is told that TLS ended before it."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await door.door({**scope, "scheme": "https", **({PSK_SCOPE: PSK} if b"Authorization" not in head else {})}, receive, send)
+
+    server = HttpServer(app)
+    reader, writer = await asyncio.open_connection(*await server.listen("127.0.0.1", 0))
+    try:
+        writer.write(head + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        yield reader, writer
+    finally:
+        writer.close()
+        await server.aclose()
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("way", ["digest", "psk"])
+async def test_no_octet_of_a_slow_upload_reaches_the_application_after_the_end_of_its_key(way: str, begins: bool) -> None:
+    """It is told that the client is gone, and the connection ends, over real sockets."""
+    app = Uploads(begins=begins)
+    door = make_door(KEY, app=app)  # type: ignore[arg-type]
+    head = f"PUT /notes HTTP/1.1\r\nHost: {AS_ID}\r\n"
+    if way == "digest":
+        head += "{}: {}\r\n".format(*Client(KEY).answer(await door.challenge(), method="PUT"))
+    async with asyncio.timeout(60), uploading(door, head.encode()) as (reader, writer):
+        assert (await app.heard.get())["body"] == b"a"
+        door.clock.time += 0.9
+        writer.write(b"1\r\nb\r\n")
+        assert (await app.heard.get())["body"] == b"b"  # the key lives
+        door.keys.records.clear()
+        door.clock.time += 0.9
+        writer.write(b"1\r\nc\r\n")
+        assert (await app.heard.get())["type"] == "http.disconnect"
+        said = await reader.read()  # to the end of the connection
+    assert said.startswith(b"HTTP/1.1 200" if begins else b"HTTP/1.1 503")
+    assert not said.endswith(b"0\r\n\r\n")  # an answer that was begun is cut off
+    assert door.counter.seen[-1] == "door_ended over"
+
+
+async def test_the_end_of_a_body_is_no_exception_nor_is_one_that_was_signed() -> None:
+    watch = Watch(Asked(True, False), (clock := FakeClock()).monotonic)
+    pieces = [{"type": "http.request", "body": b"a", "more_body": True}] * 2 + [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Message:
+        return pieces.pop(0)
+
+    watched = watching(receive, watch)
+    for expected in ("http.request", "http.request", "http.disconnect", "http.disconnect"):
+        assert (await watched())["type"] == expected
+        clock.time += BODY_RECHECK
+    assert watch.due()  # nothing is sent any more
 
 
 # ---- over the wire

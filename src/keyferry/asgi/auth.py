@@ -31,7 +31,7 @@ from keyferry.asgi.routing import Router
 from keyferry.asgi.session import SessionCookie, without_session
 from keyferry.asgi.sockets import LivingSocket, no_body, refusing
 from keyferry.asgi.sources import ledger_of, sources_of
-from keyferry.asgi.watch import STORE, Watch
+from keyferry.asgi.watch import STORE, Watch, watching
 from keyferry.errors import ConfigError, LocalProtocolError, SealError, StoreError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impu, KeyId
@@ -253,13 +253,15 @@ class SimLogin:
                 socket = LivingSocket(receive, adding(send, self._private, added), watch)
                 await self.app(inner, socket.receive, socket.send)
             elif admitted.proof is None:
-                await self.app(inner, receive, adding(send, self._private, added, watch=watch))
+                await self.app(inner, watching(receive, watch), adding(send, self._private, added, watch=watch))
             elif admitted.proof.body is None:
                 added.append(proof_of_server(admitted.proof))
-                await self.app(inner, receive, adding(send, self._private, added, watch=watch))
+                await self.app(inner, watching(receive, watch), adding(send, self._private, added, watch=watch))
             else:
                 answer = adding(send, self._private, added, watch=watch)
-                await self._doors[name].serve_signed(admitted.proof, admitted.proof.body, self.app, inner, receive, answer)
+                await self._doors[name].serve_signed(
+                    admitted.proof, admitted.proof.body, lambda held: watching(held, watch), self.app, inner, receive, answer
+                )
         except Exception:
             if not watch.ended:
                 raise

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -210,13 +210,15 @@ class Door:
         mechanism = "first-nonce" if first else "digest"
         return Proof(record, place.offer.mechanism, mechanism, credentials, algorithm, ha1, nextnonce, body)
 
-    async def serve_signed(self, proof: Proof, request: HeldBody, app: App, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer a request whose body was signed, and sign its answer whole."""
+    async def serve_signed(
+        self, proof: Proof, request: HeldBody, watched: Callable[[Receive], Receive], app: App, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Let the application answer a request whose body was signed, and sign its answer whole; `watched` may end the body early."""
         held = HeldBody(self._max_body, self._answers, digest.body_hasher(proof.algorithm), proof.record.key_id)
         response = SignedResponse(send, lambda body_hash: _info(proof, body_hash), held, head=scope["method"] == "HEAD")
         try:
             # Without the server's extensions: a file that it would send by itself cannot be signed.
-            await app({**scope, "extensions": {}}, replayed(request, receive), response)
+            await app({**scope, "extensions": {}}, watched(replayed(request, receive)), response)
         finally:
             request.close()
             held.close()

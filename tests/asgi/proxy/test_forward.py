@@ -49,6 +49,29 @@ async def test_bodies_go_up_as_they_are_delimited() -> None:
     assert (third.body, third.all(b"content-length")) == (b"", [b"0"])
 
 
+async def test_no_octet_of_a_slow_upload_reaches_the_server_after_the_end_of_its_key() -> None:
+    """The server behind sees a request that is cut off, the client a 503 and the end of the connection."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def hear(_: Recorder, wire: Wire) -> None:
+        while await wire.read():
+            if b"ab" in wire.seen:
+                begun.set()
+        ended.set()
+
+    async with recording(hear) as server, proxying(server) as proxy, proxy.connected() as (reader, writer):
+        writer.write(await proxy.head("PUT", "/a", b"Transfer-Encoding: chunked\r\n") + b"2\r\nab\r\n")
+        async with asyncio.timeout(LIMIT):
+            await begun.wait()
+            proxy.keys.records.clear()
+            proxy.clock.time += 0.9
+            writer.write(b"2\r\ncd\r\n")
+            assert status(await reader.read()) == 503
+            await ended.wait()
+    assert b"cd" not in b"".join(server.octets)
+    assert not b"".join(server.octets).endswith(b"0\r\n\r\n")
+
+
 async def test_an_intended_identity_is_honoured_or_refused() -> None:
     """TS 24.109 §7.2."""
     async with recording() as server, proxying(server) as proxy:
