@@ -74,6 +74,14 @@ def chain(objects: Objects, name: str) -> dict[str, Any]:
     return next(each["chain"] for each in objects if each.get("chain", {}).get("name") == name)
 
 
+@pytest.mark.parametrize(("types", "problem"), [([135, 136], ""), ([128, 135, 136], "lets more than IKE and ESP through")])
+def test_of_neighbour_discovery_no_more_passes_than_there_is(types: list[int], problem: str) -> None:
+    """The first is what earlier versions wrote; 128 is an echo request."""
+    found = json.loads(json.dumps(listed(SIX, "scscf")).replace("[133, 134, 135, 136, 137]", json.dumps(types)))
+    assert loaded_problem(found, SIX, "scscf").startswith(problem) is True
+    assert bool(loaded_problem(found, SIX, "scscf")) is bool(problem)
+
+
 @pytest.mark.parametrize("side", ["scscf", "as"])
 @pytest.mark.parametrize("pair", [PAIR, SIX], ids=["ipv4", "ipv6"])
 def test_what_was_written_is_content(pair: Pair, side: Side) -> None:

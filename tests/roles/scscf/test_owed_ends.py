@@ -192,6 +192,19 @@ async def test_after_a_restart_too_when_no_answer_at_all_had_come(home: Home) ->
     assert (await assigned(home), await home.registrations.owed_ends()) == (None, [])
 
 
+async def test_a_store_that_cannot_keep_the_end_leaves_it_to_this_process(home: Home) -> None:
+    async def full(*_: object) -> None:
+        raise StoreError("scscf.db: is full")
+
+    home.registrations.commit = full  # type: ignore[method-assign,assignment]
+    home.registrations.owe_end = full  # type: ignore[method-assign,assignment]
+    with pytest.raises(RegistrationFailed):
+        await home.device().register()
+    await settle()
+    assert (await assigned(home), home.log.fields("end-not-kept")["impi"]) == (None, "alice@home1.net")
+    home.network.failures.clear()
+
+
 async def test_an_end_that_is_owed_for_longer_than_a_registration_can_last_is_given_up(home: Home) -> None:
     await ends(home, END)
     await home.restart_scscf()
