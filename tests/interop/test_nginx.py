@@ -239,6 +239,31 @@ async def test_the_server_behind_is_told_the_name_that_the_login_was_for_and_the
         assert [got.all(field) for got in here.server.requests()] == [[f"{HOST}:8443".encode()], [HOST.encode()], [HOST.encode()]]
 
 
+CLEARED = (
+    "Forwarded", "X-Real-IP", "X-Forwarded-Port", "X-Forwarded-Prefix", "X-Forwarded-Scheme", "X-Forwarded-Server", "X-Forwarded-Ssl",
+    "X-Forwarded-User", "X-Keyferry-Secret", "X-Keyferry-Public-Identity", "X-Keyferry-Status", "X-Original-URL", "X-Rewrite-URL",
+    "Remote-User", "X-Remote-User", "Authorization", "X-3GPP-Intended-Identity",
+)  # fmt: skip
+SET = ("X-3GPP-Asserted-Identity", "X-Keyferry-User", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto")
+
+
+@pytest.mark.parametrize("name", CLEARED + SET)
+async def test_no_field_that_the_server_may_trust_goes_on_as_a_client_wrote_it(name: str, tmp_path: Path) -> None:
+    """Twice, and with underscores: CGI and WSGI take one for a hyphen."""
+    async with nginx(tmp_path) as here:
+        said = await here.ask(f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        field, value = Client(KEY).answer(digest.parse_challenge(_field(said, b"www-authenticate")), 1, uri="/notes")
+        lie = '"tel:+15551234"' if name == "X-3GPP-Intended-Identity" else "eve"
+        spelt = {"Authorization": (), "X-3GPP-Intended-Identity": (name,)}.get(name, (name, name.upper(), name.replace("-", "_")))
+        lies = "".join(f"{text}: {lie}\r\n" for text in spelt)
+        request = f"GET /notes HTTP/1.1\r\nHost: {HOST}\r\n{field}: {value}\r\n{lies}\r\n"
+        assert status(await here.ask(request.encode())) == 200
+    (got,) = here.server.requests()
+    assert b"eve" not in b"".join(here.server.octets)
+    assert len(got.all(name.lower().encode())) == (1 if name in SET else 0)
+    assert "-" not in name or got.all(name.lower().replace("-", "_").encode()) == []
+
+
 async def test_what_a_client_says_in_nginxs_or_the_endpoints_fields_is_nothing(tmp_path: Path) -> None:
     lies = b"X-Original-Host: other\r\nX-Original-Method: PUT\r\nX-Original-Scheme: http\r\nX-Original-Id: 1\r\nX-Keyferry-Secret: x\r\n"
     async with nginx(tmp_path) as here:
