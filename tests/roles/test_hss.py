@@ -380,6 +380,24 @@ class TestServerAssignment:
         assert await self.sar(hss, assignment) == b""
         assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name is None
 
+    async def test_a_registration_that_is_carried_out_after_its_end_assigns_nobody(self, hss: Hss) -> None:
+        """Its first copy lay in the socket of a frozen HSS, and the S-CSCF, which had no answer at all, has told of the end since."""
+        await mar(hss)
+
+        async def sar(assignment: ServerAssignment, order: int) -> bytes:
+            return await hss.server_assignment(ALICE, ALICE_SIP, SCSCF, assignment, order=order)
+
+        await sar(ServerAssignment.TIMEOUT_DEREGISTRATION, 9)
+        with pytest.raises(CxError) as caught:
+            await sar(ServerAssignment.REGISTRATION, 5)
+        assert (caught.value.code, caught.value.experimental) == (5012, False)
+        assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name is None
+        assert isinstance(hss.log, RecordingLog)
+        assert hss.log.warnings == ["registration-came-late"]
+        await mar(hss)
+        await sar(ServerAssignment.REGISTRATION, 10)
+        assert (await hss.user_authorization(ALICE, ALICE_SIP, "")).server_name == SCSCF
+
 
 @pytest.mark.parametrize(("option", "masked", "amf"), [(True, True, "8001"), (True, False, "8000"), (False, True, "8000")])
 async def test_amf_says_that_a_vector_will_be_masked(store: Store, option: bool, masked: bool, amf: str) -> None:
