@@ -78,6 +78,7 @@ class Bystanders:
     served: Served
     gm: bool = False
     clients: list[UeClient] = field(default_factory=list)
+    stores: dict[int, MemoryUeStore] = field(default_factory=dict)  # of cards that several devices have
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Bystanders]:
@@ -88,13 +89,15 @@ class Bystanders:
             yield self
 
     @asynccontextmanager
-    async def ue(self, number: int) -> AsyncIterator[UeClient]:
-        """Open one UE, of a bystander or of the `more`."""
+    async def ue(self, number: int, *, device: int | None = None) -> AsyncIterator[UeClient]:
+        """Open one UE, of a bystander or of the `more`; of several devices with one card, `device` numbers each."""
         pcscf = SipPeer("UDP", "127.0.0.1", self.served.port("pcscf", proto="udp"))
         gm = SipPeer("UDP", "127.0.0.1", self.served.port("pcscf", proto="esp")) if self.gm else None
+        store = MemoryUeStore() if device is None else self.stores.setdefault(number, MemoryUeStore())  # one card, one SQN
+        instance = None if device is None else f"urn:uuid:00000000-0000-4000-8000-{device:012d}"
         async with open_ue(
-            profile(number), card(number), pcscf=pcscf, gm=gm, store=MemoryUeStore(), clock=SystemClock(), random=SystemRandom(),
-            log=StructLog("none"),
+            profile(number), card(number), pcscf=pcscf, gm=gm, store=store, clock=SystemClock(), random=SystemRandom(),
+            log=StructLog("none"), instance=instance,
         ) as client:  # fmt: skip
             yield client
 

@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from keyferry.client.ue import UeClient
+from keyferry.errors import RegistrationFailed
 from keyferry.ports import SipPeer
+from keyferry.protocol.ims.registration import MAX_CONTACT
 from keyferry.protocol.sip.message import Request, Response, build_message
 from keyferry.transports.sip_node import SipNode
 from system.bystanders import NUMBER, Bystanders, crowded
 from system.serving import serving
+
+DEVICES = 16  # of one user (RegistrarPolicy.max_devices)
 
 
 @pytest.mark.parametrize("gm", [False, True], ids=["in-clear", "over-esp"])
@@ -72,3 +78,43 @@ async def test_a_register_that_makes_our_push_too_large_holds_up_nobody_elses(tm
 
             await bystanders.register_under(attack)
         assert set(way.statuses) == {401, 200}
+
+
+class LongContact:
+    """A UE's way to the P-CSCF on which its Contact gets a display name of so many characters."""
+
+    def __init__(self, client: UeClient, character: str, number: int) -> None:
+        node = client.ue.sip
+        assert isinstance(node, SipNode)
+        self.node, self.character, self.number = node, character, number
+        self.statuses: list[int] = []
+
+    async def send(self, request: Request, hop: SipPeer, **_: object) -> Response:
+        contact = request.get("Contact") or ""
+        name = self.character * (self.number - len(contact) - 3)
+        response = await self.node.send(request.replacing("Contact", f'"{name}" {contact}'), hop)
+        self.statuses.append(response.status)
+        return response
+
+
+@pytest.mark.parametrize(("character", "status"), [("\u20ac", 400), ("x", 200)], ids=["octets-over-characters", "ascii"])
+async def test_sixteen_devices_with_the_longest_contacts_hold_up_nobody(tmp_path: Path, character: str, status: int) -> None:
+    """Their lengths are octets (RFC 3261 §7.3.1), so a 200 that lists all of them fits the connection of I- and S-CSCF."""
+    lab = crowded(tmp_path, more=1)
+    async with AsyncExitStack() as stack:
+        served = stack.enter_context(serving(lab.serve, lab.state))
+        bystanders = await stack.enter_async_context(Bystanders(lab, served).opened())
+        ways = []
+        for number in range(DEVICES):
+            device = await stack.enter_async_context(bystanders.ue(NUMBER, device=number))
+            way = device.ue.sip = LongContact(device, character, MAX_CONTACT)
+            ways.append((device, way))
+        turns = itertools.cycle(ways)
+
+        async def attack() -> None:
+            for device, _ in itertools.islice(turns, DEVICES if not ways[-1][1].statuses else 1):
+                with suppress(RegistrationFailed):
+                    await device.register()
+
+        await bystanders.register_under(attack)
+        assert {each for _, way in ways for each in way.statuses} - {401} == {status}

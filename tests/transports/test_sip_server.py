@@ -11,9 +11,9 @@ import pytest
 from keyferry.errors import RemoteProtocolError
 from keyferry.ports import SipPeer
 from keyferry.protocol.sip.headers import parse_name_addr, parse_via_list
-from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.protocol.sip.message import Request, Response, build_message, make_response
 from keyferry.transports.sip_context import Limits
-from transports.sipkit import Lab, UdpPeer, ok, patiently, register, turns
+from transports.sipkit import Lab, TcpPeer, UdpPeer, ok, patiently, register, turns
 
 BARE = Limits(in_progress=2, retry_after=7)
 
@@ -48,6 +48,34 @@ async def test_a_request_is_answered_with_a_to_tag_and_the_source_in_its_via() -
             assert lab.seen[0].local == lab.udp
             assert lab.seen[0].at == lab.clock.now()
             assert lab.seen[0].octets == len(register(peer.hop.port))
+
+
+async def test_a_response_that_is_too_large_ends_its_transaction_and_not_the_connection() -> None:
+    """Its receiver would read no further: RFC 3261 §21.5.14 is what it gets instead, and the next request its own answer."""
+
+    async def much(request: Request, peer: SipPeer) -> Response:
+        rows = 3 if request.method == "REGISTER" else 1
+        return make_response(request, 200, headers=[("Contact", "\u20ac" * 8_000)] * rows)
+
+    async with Lab(much) as lab:
+        peer = await TcpPeer.to(lab.tcp)
+        peer.send(register(9, transport="TCP"))
+        assert (await peer.response()).status == 513
+        peer.send(register(9, transport="TCP", branch="z9hG4bK2", method="OPTIONS"))
+        assert (await peer.response()).status == 200
+        await peer.close()
+
+
+async def test_what_is_too_large_by_what_it_repeats_of_its_request_is_not_sent() -> None:
+    async with Lab(ok) as lab:
+        peer = await TcpPeer.to(lab.tcp)
+        long = register(9, transport="TCP").replace(b"Max-Forwards: 70", b"\r\n".join([b"Via: SIP/2.0/TCP a;x=" + b"y" * 8_000] * 8))
+        room = 65_535 - len(long) - len("X: \r\n") - 10
+        peer.send(long.replace(b"Call-ID: c1", b"Call-ID: c1" + b"1" * room))
+        await lab.tallies.until("sip_dropped", "too-large")
+        peer.send(register(9, transport="TCP", branch="z9hG4bK2", method="OPTIONS"))
+        assert (await peer.response()).status == 200
+        await peer.close()
 
 
 async def test_without_rport_the_answer_goes_to_the_port_in_sent_by() -> None:
@@ -252,7 +280,8 @@ async def test_what_cannot_be_answered_is_counted() -> None:
     """A stranger's sent-by port 0, an answer too long for a datagram."""
 
     async def long(request: Request, peer: SipPeer) -> Response:
-        return make_response(request, 200, body=bytes(66_000))
+        head = len(build_message(make_response(request, 200, to_tag="1" * 16))) + len("0000")  # of a Content-Length of five digits
+        return make_response(request, 200, body=bytes(65_520 - head))
 
     async with Lab(long) as lab:
         with UdpPeer() as peer:

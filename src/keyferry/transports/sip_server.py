@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from keyferry.errors import KeyferryError, ParseError, RemoteProtocolError
 from keyferry.ports import SipHandler, SipPeer
 from keyferry.protocol.sip.completed import CompletedResponses
-from keyferry.protocol.sip.grammar import with_parameter
+from keyferry.protocol.sip.grammar import MAX_MESSAGE, with_parameter
 from keyferry.protocol.sip.headers import Via, build_via, top_via
 from keyferry.protocol.sip.message import (
     Request,
@@ -191,8 +191,11 @@ class SipServer:
     async def _answer(self, handler: SipHandler, request: Request, flow: Flow) -> tuple[Response, bytes]:
         try:
             response = with_to_tag(await handler(request, flow.peer), lambda: self._tag(request))
+            data = build_message(response)
+            if len(data) > MAX_MESSAGE:
+                raise RemoteProtocolError("the response would be too large", status=513)
             if response.status >= 200:
-                return response, build_message(response)
+                return response, data
             problem: str = "provisional response"
         except RemoteProtocolError as error:
             status = error.status if 300 <= error.status <= 699 else 500
@@ -238,6 +241,9 @@ class SipServer:
         return request, flow
 
     def _send(self, response: Response, data: bytes, back: Flow, *, retransmission: bool = False) -> None:
+        if len(data) > MAX_MESSAGE:  # what it has to repeat of its request alone; its receiver would read no further on the connection
+            self._context.count("sip_dropped", "too-large")
+            return
         try:
             back.send(data)
         except KeyferryError:

@@ -7,11 +7,16 @@ import pytest
 
 from keyferry.errors import RegistrationFailed
 from keyferry.protocol.identity import Impi, Impu, Reg
-from keyferry.protocol.ims.registration import RegisterView
+from keyferry.protocol.ims.registration import MAX_CONTACT, RegisterView
 from keyferry.protocol.sip.message import Response
 from keyferry.roles.scscf.bindings import is_of, may_stay
 from roles.home import Home, open_home
 from roles.manual import DEVICE, SIP_ALICE, TEL_ALICE, Manual, answers
+
+LONG = {
+    "Via": "SIP/2.0/UDP 192.0.2.1;branch=z9hG4bKlong;x=", "From": "<sip:alice@home1.net>;tag=1;x=", "To": "<sip:alice@home1.net>;x=",
+    "Path": "<sip:pcscf1.visited1.net;lr>;x=",
+}  # fmt: skip
 
 
 def listed(answer: Response) -> list[tuple[str, str]]:
@@ -83,6 +88,31 @@ class TestContacts:
 
     async def test_a_contact_that_would_swell_the_200_of_others_is_400(self, home: Home) -> None:
         assert (await Manual(home).send(contact=f"{DEVICE};x={'y' * 2048}")).status == 400
+
+    async def test_a_contact_is_measured_in_octets(self, home: Home) -> None:
+        """A euro sign has three."""
+        own = f'"{"{}"}" {DEVICE}'
+        room = MAX_CONTACT - len(own.format(""))
+        assert (await Manual(home).send(contact=own.format("\u20ac" * (room // 3)))).status == 401
+        assert (await Manual(home).send(contact=own.format("\u20ac" * (room // 3 + 1)))).status == 400
+
+    async def test_what_would_be_answered_with_too_large_a_200_changes_nothing(self) -> None:
+        """Every device's longest contact fits; not with all that one of them would have repeated besides."""
+
+        def device(number: int) -> str:
+            own = DEVICE.replace("urn:uuid:9", f"urn:uuid:{number}")
+            return f"{own};x={'y' * (MAX_CONTACT - len(own) - 3)}"
+
+        async with open_home(registrar={"max_devices": 24}) as home:
+            home.network.attach("X", "x.invalid", None)
+            manual = Manual(home)
+            for number in range(23):
+                assert (await manual.procedure(contact=device(number))).status == 200
+            more = {name: value + "y" * (8_000 - len(value)) for name, value in LONG.items()}
+            for number, expires in ((23, "600"), (22, "0")):
+                assert (await manual.procedure(contact=device(number), expires=expires, **more)).status == 413
+                assert len(await home.registrations.of_impi(Impi("alice@home1.net"))) == 23
+            assert (await manual.procedure(contact=device(23))).status == 200
 
     async def test_a_ue_knows_its_own_among_several(self, home: Home) -> None:
         await home.device(number=1, expires=3600).register()

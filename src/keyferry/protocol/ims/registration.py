@@ -29,7 +29,7 @@ from keyferry.protocol.sip.headers import (
     parse_name_addr_list,
     parse_via_list,
 )
-from keyferry.protocol.sip.message import Request
+from keyferry.protocol.sip.message import Request, octets_of
 
 AKA_ALGORITHM = "AKAv1-MD5"
 DEFAULT_EXPIRES = 600_000  # seconds; what TS 24.229 §5.1.1.2.1 lets a UE ask for
@@ -86,7 +86,7 @@ def read_register(request: Request) -> RegisterView:
     path = tuple(rows.get("Path", ()))
     if len(contacts) > MAX_CONTACTS or len(path) > MAX_PATH:
         raise ParseError("REGISTER", "too many Contact or Path values")
-    if any(len(contact) > MAX_CONTACT for contact in contacts):
+    if any(octets_of(contact) > MAX_CONTACT for contact in contacts):
         raise ParseError("Contact", f"is over {MAX_CONTACT} octets")
     if contacts == ["*"]:
         if expires != 0:

@@ -32,6 +32,7 @@ _REQUEST_URI = re.compile(r'[^ \t<>"\x00-\x1f\x7f]++')
 _CALL_ID = re.compile(r"[^ \t,;\x00-\x1f\x7f]++")
 _DIGITS = re.compile(r"[0-9]{1,9}+", re.ASCII)
 _WRITABLE = frozenset(KNOWN) - {"Content-Length"}
+_LINES = 4_096  # octets at most of what `least_octets` leaves out: the first line of a response, Content-Length and the blank line
 _ECHOED = ("From", "To", "Call-ID", "CSeq")
 
 
@@ -223,6 +224,16 @@ def build_message(message: Message) -> bytes:
         return text.encode("utf-8", "surrogateescape") + message.body
     except UnicodeEncodeError as problem:
         raise LocalProtocolError("a header field that UTF-8 cannot hold") from problem
+
+
+def octets_of(text: str) -> int:
+    """Return how many octets a part of a message takes when it is sent."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
+
+
+def is_too_large(message: Message) -> bool:
+    """Tell whether a message is over MAX_MESSAGE octets, mostly without writing it."""
+    return 4 * least_octets(message) > MAX_MESSAGE - _LINES and len(build_message(message)) > MAX_MESSAGE
 
 
 def least_octets(message: Message) -> int:

@@ -11,6 +11,7 @@ from keyferry.protocol.identity import Impu, Reg
 from keyferry.protocol.ims.registration import RegisterView, granted_contact
 from keyferry.protocol.ims.user_profile import identities_of
 from keyferry.protocol.sip.headers import parse_name_addr
+from keyferry.protocol.sip.message import Response, is_too_large
 
 
 def held_of(devices: Iterable[Registration], reg: Reg) -> Registration | None:
@@ -42,6 +43,13 @@ def contacts_of(devices: Sequence[Registration], now: float, first: Reg | None =
     current = [each for each in devices if each.expires_at > now]
     current.sort(key=lambda each: each.reg != first)  # stable: a client that reads one value reads its own
     return tuple(("Contact", granted_contact(each.contact, max(1, round(each.expires_at - now)))) for each in current)
+
+
+def fitting(response: Response) -> Response:
+    """Return a 200 that fits one message, with all that its REGISTER has it repeat and list. Raises RemoteProtocolError."""
+    if is_too_large(response):
+        raise RemoteProtocolError("the 200 would be too large: shorten Via, Path or Contact", status=413)
+    return response
 
 
 def may_stay(held: Registration | None, view: RegisterView, now: float, *, reauth_age: float) -> bool:

@@ -30,7 +30,7 @@ from keyferry.protocol.sip.message import Request, Response, make_response, refu
 from keyferry.roles.cx_status import is_unreached, status_of
 from keyferry.roles.scscf.as_notifier import AsNotifier, AsTarget, select_targets
 from keyferry.roles.scscf.authenticator import Authenticator, Challenged, Proven, Refused
-from keyferry.roles.scscf.bindings import check_order, contacts_of, held_of, is_of, may_stay, with_device
+from keyferry.roles.scscf.bindings import check_order, contacts_of, fitting, held_of, is_of, may_stay, with_device
 from keyferry.roles.scscf.hss_reports import ENDS, FAILURES, HssReports
 from keyferry.roles.scscf.owing import Owing, expiry_request, profile_of
 from keyferry.roles.scscf.reauthentication import Reauthentications
@@ -370,7 +370,7 @@ class Registrar:
             realm=self.authenticator.policy.realm if proven.held is None else proven.held.realm, expires_at=now + grant,
             aka_time=aka_time, key_not_before=aka_time, release=view.release, k_m=proven.k_m, user_data=user_data,
         )  # fmt: skip
-        response = self._ok(request, view, proven, profile, with_device(devices, registration))
+        response = fitting(self._ok(request, view, proven, profile, with_device(devices, registration)))
         kind = RegistrationType.RE_REGISTRATION if previous else RegistrationType.INITIAL_REGISTRATION
         targets = select_targets(self.owing.servers(user_data, request, (kind,)), self.notifier.policy, request, response)
         owed = await self.owing.owe(registration, targets, had_keys=previous is not None and previous.k_m is not None)
@@ -418,12 +418,13 @@ class Registrar:
         ending = [each for each in devices if view.every_contact or each.reg == view.reg]
         for registration in ending:
             check_order(registration, view)  # of all before any: the request fails whole
+        left = contacts_of([each for each in devices if each not in ending], self.clock.now())
+        response = fitting(make_response(request, 200, headers=(*left, *_authentication_info(view, proven)), to_tag=self._tag()))
         for registration in ending:
             await self._end(registration, ServerAssignment.USER_DEREGISTRATION, request)
             self.log.info("deregistered", impi=view.impi, reg=registration.reg)
         self.counter.count("scscf_registrations", "ended")
-        left = contacts_of([each for each in devices if each not in ending], self.clock.now())
-        return make_response(request, 200, headers=(*left, *_authentication_info(view, proven)), to_tag=self._tag())
+        return response
 
     async def _end(
         self,
