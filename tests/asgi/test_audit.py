@@ -58,6 +58,24 @@ def test_a_line_says_who_what_when_how_and_the_result(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "audit.log").stat().st_mode) == 0o600
 
 
+def test_a_file_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+    """Whoever made it before, and whatever log rotation made it with."""
+    path = tmp_path / "audit.log"
+    path.touch()
+    path.chmod(0o666)
+    AuditLog(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_symbolic_link_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    """Whoever may write to the folder would choose which file of ours the log is written to."""
+    (tmp_path / "other").write_text("untouched")
+    (tmp_path / "audit.log").symlink_to(tmp_path / "other")
+    with pytest.raises(ConfigError, match="audit"):
+        AuditLog(tmp_path / "audit.log")
+    assert (tmp_path / "other").read_text() == "untouched"
+
+
 def test_fields_are_bounded_and_cannot_begin_a_line(tmp_path: Path) -> None:
     line = GRANTED._replace(method="X" * 1000 + "\n", source="\n\u2028\x00\ud800").line()
     assert line.count(b"\n") == 1

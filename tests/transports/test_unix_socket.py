@@ -14,9 +14,11 @@ import pytest
 
 from keyferry.errors import StateError
 from keyferry.transports import unix_socket
+from keyferry.transports.http_server import HttpServer
 from keyferry.transports.unix_socket import (
     Admission,
     bind_unix,
+    check_folder,
     drop_name,
     group_id,
     is_our_turn,
@@ -27,6 +29,7 @@ from keyferry.transports.unix_socket import (
     user_id,
 )  # fmt: skip
 from transports.agentkit import MAIL, WIKI, short_folder
+from transports.httpkit import length
 
 EVERY = [WIKI, MAIL]
 OTHER = 4_000_000_001
@@ -138,3 +141,39 @@ def test_a_turn_is_taken_at_no_file_that_others_could_choose(tmp_path: Path) -> 
     tmp_path.chmod(0o777)
     with pytest.raises(StateError, match="could be replaced"):
         turn_file(tmp_path / "t")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
+async def test_an_http_server_does_not_listen_where_another_user_could_take_its_place(mode: int) -> None:
+    with short_folder() as folder:
+        folder.chmod(mode)
+        server = HttpServer(length)
+        with pytest.raises(StateError, match="chmod go-w"):
+            await server.listen_unix(folder / "s")
+        assert not list(folder.iterdir())
+        folder.chmod(0o755)
+        await server.listen_unix(folder / "s")
+        await server.aclose()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
+def test_a_server_behind_is_not_looked_for_where_another_user_could_take_its_place(mode: int) -> None:
+    with short_folder() as folder:
+        folder.chmod(mode)
+        with pytest.raises(StateError, match="chmod go-w"):
+            check_folder(folder / "s", "the server behind")
+        folder.chmod(0o755)
+        check_folder(folder / "s", "the server behind")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone gives a folder away")
+def test_the_folder_of_a_server_behind_may_be_the_servers_own_and_nobody_elses() -> None:
+    with short_folder() as folder, socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(folder / "s"))
+        os.chown(folder, OTHER, -1)
+        with pytest.raises(StateError, match="another user"):
+            check_folder(folder / "s", "the server behind", socket_owner=True)
+        os.chown(folder / "s", OTHER, -1)
+        check_folder(folder / "s", "the server behind", socket_owner=True)
+        with pytest.raises(StateError, match="another user"):
+            check_folder(folder / "s", "the agent")

@@ -18,7 +18,7 @@ from keyferry.asgi.auth import Identity
 from keyferry.asgi.certificates import READ_EVERY
 from keyferry.asgi.identity import SimUser
 from keyferry.client.upstream import Address
-from keyferry.errors import ConfigError
+from keyferry.errors import ConfigError, StateError
 from keyferry.protocol import digest
 from keyferry.protocol.identity import AsId
 from keyferry.stores.database import Database
@@ -102,6 +102,16 @@ async def _call(forward: Any, scope: dict[str, Any]) -> int:
 
     await forward({"type": "http", "method": "GET", "headers": [(b"host", NAME.encode())], **scope}, receive, send)
     return int(sent[0]["status"])
+
+
+async def test_a_server_behind_is_not_reached_by_a_socket_that_anybody_could_make(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    async with AsyncExitStack() as stack:
+        target = parse_target(f"{NAME}=unix:{tmp_path}/open/app.sock", plain=False)
+        proxy = process(tmp_path, stack, targets=[target], listen="127.0.0.1:0")
+        with pytest.raises(StateError, match="the server behind"):
+            await proxy.start()
 
 
 async def test_the_endpoint_for_nginx_listens_on_its_socket(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import datetime
 import json
 import math
 import os
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -37,6 +38,7 @@ SEVERAL = "several"
 """The source of what came from more addresses than are told apart."""
 MAX_FIELD = 300
 """Characters of a field: a key id has at most 278."""
+MODE = 0o600
 BATCH = 256
 """Lines in one write."""
 
@@ -191,7 +193,16 @@ class AuditLog:
         self._file = self._open()
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+        file = os.open(self._path, flags, MODE)
+        try:
+            status = os.fstat(file)
+            if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) != MODE:
+                os.fchmod(file, MODE)  # it was there, or the umask took something away
+        except OSError:
+            os.close(file)
+            raise
+        return file
 
     def _close_file(self) -> None:
         if self._file >= 0:

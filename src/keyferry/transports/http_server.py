@@ -17,6 +17,7 @@ import uvicorn
 from keyferry.errors import TransportError
 from keyferry.transports.http_bounds import BoundedHttp
 from keyferry.transports.sip_udp import listen_remedy
+from keyferry.transports.unix_socket import check_folder
 
 AsgiApp: TypeAlias = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[MutableMapping[str, Any]]], Callable[[MutableMapping[str, Any]], Awaitable[None]]],
@@ -87,7 +88,11 @@ class HttpServer:
         return address
 
     async def listen_unix(self, path: Path, mode: int = 0o660) -> None:
-        """Bind a UNIX socket that its owner and group may use; one that nobody listens on any more is replaced. Raises TransportError."""
+        """Bind a UNIX socket that its owner and group may use; one that nobody listens on any more is replaced.
+
+        Raises TransportError; StateError where another user could put a socket in its place.
+        """
+        check_folder(path, "this server")
         sock = _unix_listener(path, mode)
         self._path = path
         await self._start(sock, f"unix:{path}")

@@ -56,7 +56,7 @@ def peer_of(transport: asyncio.Transport) -> tuple[int, frozenset[int]]:
 
 def bind_unix(path: Path, mode: int, group: int | None) -> socket.socket:
     """Return a socket that is bound beside `path`; it takes that name when it listens, so that nobody meets one that does not."""
-    _check_folder(path)
+    check_folder(path)
     _check_free(path)
     stand_in = stand_in_of(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -87,7 +87,7 @@ def is_taken(path: Path) -> bool:
 
 def turn_file(path: Path) -> int:
     """Open the file beside a socket by whose lock processes that share its name take turns. Raises StateError."""
-    _check_folder(path)
+    check_folder(path)
     try:
         return os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as problem:
@@ -124,14 +124,21 @@ def stand_in_of(path: Path) -> Path:
     return path.with_name(f"{path.name}~")
 
 
-def _check_folder(path: Path) -> None:
+def check_folder(path: Path, who: str = "the agent", *, socket_owner: bool = False) -> None:
+    """Refuse a socket in whose place another user could put one, and be `who`; the folder is root's or ours, or of the socket's owner.
+
+    Raises StateError.
+    """
+    owners = {0, os.geteuid()}
     try:
         status = path.parent.stat()
+        if socket_owner and path.exists():
+            owners.add(path.stat().st_uid)
     except OSError as problem:
         raise _unusable(path, problem) from problem
-    if stat.S_IMODE(status.st_mode) & 0o022 or status.st_uid not in {0, os.geteuid()}:
-        remedy = f"Run: chmod go-w {path.parent}, or choose a folder of the agent's own user"
-        raise StateError(str(path), "could be replaced by another user, who would then be the agent", remedy)
+    if stat.S_IMODE(status.st_mode) & 0o022 or status.st_uid not in owners:
+        remedy = f"Run: chmod go-w {path.parent}, or choose a folder of the user that listens there"
+        raise StateError(str(path), f"could be replaced by another user, who would then be {who}", remedy)
 
 
 def _check_free(path: Path) -> None:

@@ -44,6 +44,7 @@ from keyferry.transports.http_server import AsgiApp, HttpServer, tls_context
 from keyferry.transports.http_upgrade import UpgradingHttp
 from keyferry.transports.pki import Pki, not_after_of
 from keyferry.transports.service_manager import ServiceManager
+from keyferry.transports.unix_socket import check_folder
 from keyferry.wiring.connections import allow_connections
 from keyferry.wiring.gauges import show_certificates, show_ready
 from keyferry.wiring.measuring import MeasuredDoor
@@ -212,6 +213,8 @@ class ProxyProcess:
     def _forward(self, target: Target) -> Forward:
         settings = self.settings
         tls = self._upstream_tls() if target.tls else None
+        if target.address.path:  # whoever listens there is told who the user is
+            check_folder(Path(target.address.path), "the server behind", socket_owner=True)
         upstream = HttpUpstream(target.address, tls=tls, timeouts=settings.timeouts, max_connections=settings.max_connections)
         self.exit.push_async_callback(upstream.aclose)
         secret = self.secrets.behind.get(target.as_id)
