@@ -22,13 +22,15 @@ POLICY = OverloadPolicy(in_progress_high=2, in_progress_low=0, patience=0.0, ret
 class LoadedLab(Lab):
     """A node that sheds, with a handler that answers when it is told to."""
 
-    def __init__(self, policy: OverloadPolicy = POLICY, limits: Limits | None = None) -> None:
+    def __init__(self, policy: OverloadPolicy = POLICY, limits: Limits | None = None, *, core: bool = False) -> None:
         super().__init__()
+        self.registered: set[int] = set()  # ports
         self.go = asyncio.Event()
         self.calls: list[str] = []
         self.node = SipNode(
             name="node", clock=self.clock, random=Numbers(), log=self.tallies, handler=self.handle, observer=self.seen.append,
-            counter=self.tallies, overload=policy, limits=limits or Limits(),
+            counter=self.tallies, overload=policy, limits=limits or Limits(), core=core,
+            registered=lambda peer: peer.port in self.registered,
         )  # fmt: skip
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
@@ -86,6 +88,44 @@ async def test_first_registers_are_refused_and_second_ones_served() -> None:
             assert len(lab.calls) == 4
             lab.go.set()
             assert [(await peer.response()).status for _ in range(4)] == [200] * 4
+
+
+@pytest.mark.parametrize("fields", [b"Contact: *\r\nExpires: 0", b"Contact: <sip:a@b>\r\nExpires: 0", b"Contact: <sip:a@b>;expires=0"])
+async def test_a_de_registration_is_not_refused(fields: bytes) -> None:
+    """It frees what a registration takes."""
+    async with LoadedLab() as lab:
+        with UdpPeer() as peer:
+            await loaded(lab, peer)
+            peer.send(register(peer.hop.port, branch="z9hG4bKend").replace(b"CSeq: ", fields + b"\r\nCSeq: "), lab.udp)
+            await turns(10)
+            assert (len(lab.calls), lab.tallies.counts["sip_shed", "initial"]) == (4, 0)
+            lab.go.set()
+
+
+@pytest.mark.parametrize("nonce", [b'nonce=""', b""])
+async def test_a_protected_register_without_a_nonce_is_no_initial_one(nonce: bytes) -> None:
+    """TS 24.229 §7.2A.2: the word of a P-CSCF, within the core."""
+    words = b'Authorization: Digest username="a", ' + nonce + b', integrity-protected="yes"\r\nCSeq: '
+    async with LoadedLab(core=True) as lab:
+        with UdpPeer() as peer:
+            await loaded(lab, peer)
+            peer.send(register(peer.hop.port, branch="z9hG4bKsafe").replace(b"CSeq: ", words), lab.udp)
+            await turns(10)
+            assert (len(lab.calls), lab.tallies.counts["sip_shed", "initial"]) == (4, 0)
+            lab.go.set()
+
+
+async def test_who_is_registered_is_not_refused_and_another_port_of_his_address_is() -> None:
+    async with LoadedLab() as lab:
+        with UdpPeer() as peer, UdpPeer() as neighbour:
+            await loaded(lab, peer)
+            lab.registered.add(peer.hop.port)
+            peer.send(register(peer.hop.port, branch="z9hG4bKagain"), lab.udp)
+            await turns(10)
+            assert len(lab.calls) == 4
+            neighbour.send(register(neighbour.hop.port, branch="z9hG4bKother"), lab.udp)
+            assert (await neighbour.response()).status == 503
+            lab.go.set()
 
 
 async def test_first_registers_leave_room_for_second_ones_though_shedding_has_not_begun() -> None:

@@ -55,18 +55,23 @@ class SipNode:
         sheddable: Sheddable | None = None,
         trusts: Callable[[str], bool] = lambda _host: False,
         core: bool = False,
+        registered: Callable[[SipPeer], bool] = lambda _peer: False,
     ) -> None:
         """Events are made for the observer while `observed` says that it looks.
 
         With an overload policy, messages that `sheddable` says yes to get 503 while there is too much to do; without it REGISTERs that
         answer no challenge of this node. An address that `trusts`
         says yes to may open more connections than `Limits.per_source`. In the `core` no UE is a peer, so what a REGISTER says of its
-        protection is a P-CSCF's word.
+        protection is a P-CSCF's word. What comes from where `registered` says that a device is registered is not refused either.
         """
         self._context = SipContext(name, clock, random, log, counter, observer, timers or Timers(), limits or Limits(), observed, trusts)
         self._tcp = TcpTransport(self._context, self)
         self._tls: TlsTransport | None = None
-        self._gate = None if overload is None else OverloadGate(self._context, overload, sheddable, lambda: self.in_progress, core=core)
+        self._gate = (
+            None
+            if overload is None
+            else OverloadGate(self._context, overload, sheddable, lambda: self.in_progress, core=core, registered=registered)
+        )
         self._server = SipServer(self._context, handler, self._gate)
         self._client = SipClientSide(self._context)
         self._udp: list[UdpEndpoint] = []

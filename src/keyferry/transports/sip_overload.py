@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+from keyferry.ports import SipPeer
 from keyferry.protocol.sip.message import Response
 from keyferry.protocol.sip.overload import (
     Glance,
@@ -16,6 +17,7 @@ from keyferry.protocol.sip.overload import (
     OverloadControl,
     OverloadPolicy,
     Refusal,
+    deregisters,
     glance,
     refusal,
 )
@@ -41,6 +43,7 @@ class OverloadGate:
         in_progress: Callable[[], int],
         *,
         core: bool = False,
+        registered: Callable[[SipPeer], bool] = lambda _peer: False,
     ) -> None:
         self._context = context
         self._policy = policy
@@ -48,6 +51,7 @@ class OverloadGate:
         self._in_progress = in_progress
         self._full = context.limits.in_progress - context.limits.in_progress // KEPT
         self._core = core  # our peers are proxies, whose word on protection counts
+        self._registered = registered  # whether a registered device sends from an address and port
         self._issued = IssuedNonces()
         self._let_in = LetIn()
         self._control = OverloadControl(policy)
@@ -84,7 +88,9 @@ class OverloadGate:
         if self._sheddable is not None:
             return self._sheddable(data)
         self._seen = seen = glance(data)
-        return seen is not None and (seen.initial or self._pretends(seen, flow))
+        if seen is None or self._goes_on(seen, flow):
+            return False
+        return (seen.initial or not self._issued.answered_by(seen)) and not deregisters(data)  # whose end frees what it takes
 
     def let_in(self, data: bytes) -> None:
         """Note a message that is served, so that it is known when it is sent again."""
@@ -117,12 +123,9 @@ class OverloadGate:
             self._handle.cancel()
             self._handle = None
 
-    def _pretends(self, seen: Glance, flow: Flow) -> bool:
-        """Tell whether a REGISTER says without reason that it goes on with a registration."""
-        # Who is registered and protected is no stranger, and may state an older nonce (TS 24.229 §5.1.1.4.1).
-        if flow.peer.transport == ESP or (self._core and seen.protected):
-            return False
-        return not self._issued.answered_by(seen)
+    def _goes_on(self, seen: Glance, flow: Flow) -> bool:
+        """Tell whether a REGISTER comes from who is registered, whatever nonce it states: none, or an older one (TS 24.229 §5.1.1.4.1)."""
+        return flow.peer.transport == ESP or (self._core and seen.protected) or self._registered(flow.peer)
 
     def _observe(self) -> None:
         before = self._control.state

@@ -21,7 +21,10 @@ EXPIRES = 604_800
 async def start_pcscf(services: Services) -> Pcscf:
     """Start the P-CSCF. Raises ConfigError, TransportError."""
     settings, network = services.config.pcscf, services.config.network
-    node = services.node("P-CSCF", lambda request, peer: pcscf.handle(request, peer), sheds=True, answer_within=ANSWER_WITHIN)
+    node = services.node(
+        "P-CSCF", lambda request, peer: pcscf.handle(request, peer), sheds=True, answer_within=ANSWER_WITHIN,
+        registered=lambda peer: pcscf.bindings.is_source(peer, services.clock.now()),
+    )  # fmt: skip
     pcscf = Pcscf(
         sip=node, resolver=services.resolver, uri=f"sip:{settings.name}", icscf=settings.icscf, clock=services.clock,
         random=services.random, visited_network=network.home_domain, log=services.log, counter=services.metrics,

@@ -95,10 +95,12 @@ class Services:
     def node(
         self, name: str, handler: SipHandler, *, sheds: bool = False, trusted: Collection[str] | None = None,
         believes: Callable[[SipPeer], bool] | None = None, answer_within: float = Timers().f,
+        registered: Callable[[SipPeer], bool] = lambda _peer: False,
     ) -> SipNode:  # fmt: skip
         """Return a SIP node that listens nowhere yet.
 
-        One that `sheds` refuses first REGISTERs under load, if the configuration lets it. `trusted` addresses, and with them this machine's
+        One that `sheds` refuses first REGISTERs under load, if the configuration lets it, save those from where a device is
+        `registered`. `trusted` addresses, and with them this machine's
         own, may open as many connections as they like, and say which registration a request belongs to; None: nobody may. `believes` says
         who else may say so where an address is not what tells. A proxy has others answer within fewer seconds than it has itself.
         """
@@ -112,7 +114,8 @@ class Services:
             observer=both(self.tracer.observe, self.observer), counter=self.metrics, timers=Timers(f=answer_within),
             observed=lambda: self.observer is not None or self.tracer.following > 0,
             overload=OverloadPolicy() if sheds and str(self.config.network.overload) == "on" else None,
-            core=trusted is not None, trusts=lambda host: trusted is not None and (host in trusted or _host_is_loopback(host)),
+            core=trusted is not None, registered=registered,
+            trusts=lambda host: trusted is not None and (host in trusted or _host_is_loopback(host)),
         )  # fmt: skip
         self.exit.push_async_callback(node.aclose)
         return node

@@ -22,6 +22,7 @@ from keyferry.protocol.sip.overload import (
     OverloadControl,
     OverloadPolicy,
     Refusal,
+    deregisters,
     first_via,
     glance,
     refusal,
@@ -409,3 +410,18 @@ def test_hostile_input_takes_linear_time(hostile: str) -> None:
 def test_the_first_via_is_found_without_parsing(data: bytes, row: str | None) -> None:
     """RFC 3261 §17.2.3: it names the transaction."""
     assert first_via(data) == row
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("Contact: *\r\nExpires: 0", True), ("m:\t*\r\nexpires : 0", True), ("Contact: <sip:a@b>\r\nExpires: 0", True),
+        ("Contact: <sip:a@b>;Expires = 00\r\nExpires: 600", True), ("Contact: <sip:a@b>\r\n ;expires=0", True),
+        ("Contact: <sip:a@b>\r\nExpires: 600", False), ("Contact: <sip:a@b>", False), ("Expires: 0", False),
+        ("Contact: <sip:a@b>;expires=600\r\nExpires: 0", False), ("Contact: <sip:a@b;expires=0>\r\nExpires: 600", False),
+        ("Contact: <sip:a@b>\r\nExpires: 05", False),
+    ],
+)  # fmt: skip
+def test_a_de_registration_is_known_by_its_contact_and_expires(fields: str, expected: bool) -> None:
+    """RFC 3261 §10.2.2: a Contact's own `expires` goes before the field."""
+    assert deregisters(f"REGISTER sip:home1.net SIP/2.0\r\n{fields}\r\nContent-Length: 0\r\n\r\nContact: *".encode()) is expected

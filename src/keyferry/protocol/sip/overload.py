@@ -115,6 +115,9 @@ _ROW = re.compile(rb"\r\n(((?:[VvFfTtIiAa]|[Cc][AaSs])[A-Za-z\-]*+)[ \t]*+:[^\r\
 _FOLDED_AUTHORIZATION = re.compile(rb"\r\n(Authorization[ \t]*+:(?:[^\r]++|\r\n[ \t])*+)", re.IGNORECASE)
 _NONCE = re.compile(rb'(?<![A-Za-z0-9\-])nonce\s*+=\s*+"?([^"\s,]++)', re.IGNORECASE)
 _PROTECTED = re.compile(rb'(?<![A-Za-z0-9\-])integrity-protected\s*+=\s*+"?yes(?![A-Za-z0-9\-])', re.IGNORECASE)
+_CONTACT = re.compile(rb"\r\n(?:Contact|m)[ \t]*+:\s*+([^\r]*+(?:\r\n[ \t][^\r]*+)*+)", re.IGNORECASE)
+_CONTACT_EXPIRES = re.compile(rb';\s*+expires\s*+=\s*+"?([0-9]++)', re.IGNORECASE)
+_EXPIRES = re.compile(rb"\r\nExpires[ \t]*+:\s*+([0-9]++)", re.IGNORECASE)
 _NAMES: Final = (("Via", "v"), ("From", "f"), ("To", "t"), ("Call-ID", "i"), ("CSeq",), ("Authorization",))
 _VIA, _FROM, _TO, _CALL_ID, _CSEQ, _AUTHORIZATION = range(len(_NAMES))
 _PLACES: Final = {
@@ -171,6 +174,19 @@ def glance(data: bytes) -> Glance | None:
     if odd and rows[_AUTHORIZATION]:
         rows[_AUTHORIZATION][:] = _FOLDED_AUTHORIZATION.findall(data, 0, end)
     return Glance(data, rows, odd)
+
+
+def deregisters(data: bytes) -> bool:
+    """Tell without parsing whether a REGISTER ends registrations: Contact "*", or no seconds asked for (RFC 3261 §10.2.2)."""
+    end = data.find(b"\r\n\r\n")
+    contacts: list[bytes] = _CONTACT.findall(data, 0, end)
+    if not contacts:
+        return False
+    if contacts[0].strip() == b"*":
+        return True
+    field = _EXPIRES.search(data, 0, end)
+    asked = _CONTACT_EXPIRES.search(contacts[0].rpartition(b">")[2]) or field
+    return asked is not None and not asked.group(1).strip(b"0")
 
 
 class _Recent(Generic[K, V]):

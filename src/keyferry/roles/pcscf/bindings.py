@@ -65,6 +65,7 @@ class Bindings:
     _by_device: OrderedDict[Device, Binding] = field(default_factory=OrderedDict)
     _by_token: dict[str, Device] = field(default_factory=dict)
     _by_sender: dict[tuple[str, str], Device] = field(default_factory=dict)  # contact, and the address that its REGISTER came from
+    _by_source: dict[tuple[str, int], Device] = field(default_factory=dict)  # the address and port of its REGISTER
     _of_resource: dict[str, dict[Device, None]] = field(default_factory=dict)
     _agenda: Agenda[str] = field(default_factory=Agenda)  # of tokens
     _of_impi: dict[str, set[Device]] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class Bindings:
         self._of_impi.setdefault(binding.device.impi, set()).add(binding.device)
         # A contact alone names nobody: a UE writes into its own what it likes, another's too.
         self._by_token[binding.token] = self._by_sender[binding.contact, binding.source.host] = binding.device
+        self._by_source[binding.source.host, binding.source.port] = binding.device
         self._of_resource.setdefault(binding.resource, {})[binding.device] = None
         self._agenda.put(binding.token, binding.expires_at)
         if len(self._by_device) > self.limit:
@@ -97,6 +99,9 @@ class Bindings:
             sender = (binding.contact, binding.source.host)
             if self._by_sender.get(sender) == device:
                 del self._by_sender[sender]
+            source = (binding.source.host, binding.source.port)
+            if self._by_source.get(source) == device:
+                del self._by_source[source]
             devices = self._of_resource[binding.resource]
             del devices[device]
             if not devices:
@@ -136,6 +141,12 @@ class Bindings:
         """Return the binding of a contact address that was registered from `host`."""
         device = self._by_sender.get((contact, host))
         return None if device is None else self.get(device, now)
+
+    def is_source(self, peer: SipPeer, now: float) -> bool:
+        """Tell whether a device is registered from an address and port."""
+        device = self._by_source.get((peer.host, peer.port))
+        binding = None if device is None else self.get(device, now)
+        return binding is not None and not binding.ended
 
 
 def associated(response: Response) -> tuple[str, ...]:
