@@ -16,12 +16,13 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from keyferry.asgi import pages
 from keyferry.asgi.admission import Admission, Admitted
 from keyferry.asgi.answers import PRIVATE, adding, hsts
 from keyferry.asgi.audit import Audit, Event, audit_of
 from keyferry.asgi.certificates import Certificates
 from keyferry.asgi.door import MAX_BODY, PROVEN_KEYS, Door, Refused, proof_of_server
-from keyferry.asgi.exchange import Header, Receive, Scope, Send, headers_named, respond
+from keyferry.asgi.exchange import Header, Receive, Scope, Send, headers_named
 from keyferry.asgi.identity import SIM_SCOPE, SimAuth, SimUser, UserIds
 from keyferry.asgi.limits import FailureLimits, Failures
 from keyferry.asgi.names import Proxies, PublicNames
@@ -274,7 +275,7 @@ class SimLogin:
         self._tell_end(login, scope, watch.ended)
         if scope["type"] == "http" and not watch.begun:
             answer = adding(send, self._private)
-            await respond(answer, 503, b"The login ended before the answer began.\n", headers=[(b"connection", b"close")])
+            await pages.refuse(scope, answer, 503, b"The login ended before the answer began.\n", [(b"connection", b"close")])
 
     async def _serve_nobody(self, request: Scope, scope: Scope, receive: Receive, send: Send, *, ended: bool) -> None:
         """Let nobody in particular in; should the application want to know who it is, its 401 becomes a challenge."""
@@ -303,7 +304,7 @@ class SimLogin:
 
     async def _unavailable(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = adding(refusing(scope, receive, send) if scope["type"] == "websocket" else send, self._private)
-        await respond(answer, 503, b"The key store does not answer.\n", headers=[(b"retry-after", b"1")])
+        await pages.refuse(scope, answer, 503, b"The key store does not answer.\n", [(b"retry-after", b"1")])
 
     def _door_of(self, request: Scope) -> Door:
         """Return the door of a name, or the first one where the name is wrong."""

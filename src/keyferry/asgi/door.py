@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from keyferry.asgi.exchange import App, Header, Receive, Scope, Send, headers_named, respond
+from keyferry.asgi import pages
+from keyferry.asgi.exchange import App, Header, Receive, Scope, Send, headers_named
 from keyferry.asgi.ledger import Prepares
 from keyferry.asgi.limits import bucket_name
 from keyferry.asgi.offers import ALGORITHMS, Offers, Place
@@ -249,7 +250,7 @@ class Door:
             headers += await self.challenges(scope, stale=refusal.stale)
             if headers_named(scope, b"authorization"):
                 headers.append((b"retry-after", b"1"))  # the key may be on its way
-        await respond(send, refusal.status, refusal.text, headers=headers)
+        await pages.refuse(scope, send, refusal.status, refusal.text, headers)
 
     async def challenges(self, scope: Scope, *, stale: bool = False) -> list[Header]:
         """Return the WWW-Authenticate fields for a request, with a new nonce. Raises StoreError."""
