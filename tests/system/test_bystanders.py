@@ -17,7 +17,8 @@ from keyferry.protocol.ims.registration import MAX_CONTACT
 from keyferry.protocol.sip.message import Request, Response, build_message
 from keyferry.transports.sip_node import SipNode
 from system.bystanders import NUMBER, Bystanders, crowded
-from system.serving import serving
+from system.serving import serving, shedding
+from system.test_overload import Flood
 
 DEVICES = 16  # of one user (RegistrarPolicy.max_devices)
 
@@ -118,3 +119,24 @@ async def test_sixteen_devices_with_the_longest_contacts_hold_up_nobody(tmp_path
 
         await bystanders.register_under(attack)
         assert {each for _, way in ways for each in way.statuses} - {401} == {status}
+
+
+async def test_who_is_registered_over_esp_registers_again_and_leaves_in_a_flood_of_first_registers(tmp_path: Path) -> None:
+    """RFC 3261 §21.5.4: 503 is for those who have nothing here yet."""
+    lab = crowded(tmp_path, shedding)
+    with serving(lab.serve, lab.state) as served:
+        flood = Flood(served.port("pcscf", proto="udp"))
+        async with Bystanders(lab, served, gm=True).opened() as bystanders:
+            await bystanders.register_all()
+            flood.begin()
+            try:
+                async with asyncio.timeout(60):
+                    while not flood.refused:
+                        await asyncio.sleep(0.01)
+                await bystanders.register_all()
+                for client in bystanders.clients:
+                    await client.deregister()
+            finally:
+                flood.end()
+        assert len(flood.refused) > NUMBER
+        assert served.health()["registrations"] == 0
