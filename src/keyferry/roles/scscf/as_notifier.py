@@ -184,8 +184,9 @@ class AsNotifier:
         late: set[asyncio.Task[None]] = set()
         if waited:
             _, late = await asyncio.wait(waited, timeout=self.policy.push_wait)
-            for task in late:
-                gates[task].waited_in_vain(began)
+            for task, push in begun:
+                if task in late and self._idle.get(set_key(push)) is not task:  # else it asks nobody just now, for a reason of our own
+                    gates[task].waited_in_vain(began)
         self.counter.count("scscf_key_first", "late" if late else "not-waited" if len(waited) < len(gates) else "first")
 
     def begin(
