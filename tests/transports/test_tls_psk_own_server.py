@@ -3,21 +3,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import statistics
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import uvicorn
 
 from asgi.doorkit import FakeClock
+from keyferry.asgi.auth import SimLogin
 from keyferry.protocol.ims.keys import psk_identity
 from keyferry.transports.http_bounds import BoundedHttp
 from keyferry.transports.tls_psk import FULL, PskDoor, PskObject, PskVersion, psk_context
-from transports.pskkit import AS_ID, Connection, FakeLog, PskKeys, Wire, client_context, context_of, make_psk_door, psk_record, refused, who
+from transports.pskkit import (
+    AS_ID,
+    Connection,
+    FakeLog,
+    PskKeys,
+    Wire,
+    client_context,
+    context_of,
+    make_psk_door,
+    psk_record,
+    psk_serving,
+    refused,
+    who,
+)
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 13), reason="TLS-PSK needs Python 3.13")
 both = pytest.mark.parametrize("version", ["1.3", "1.2"])
@@ -93,3 +109,32 @@ def test_a_flood_of_wrong_handshakes_makes_some_lines(version: PskVersion) -> No
     with pytest.raises(ssl.SSLError):
         Wire(server, client).shake()
     assert door.log.seen[-1][0] == "psk-refused"
+
+
+async def test_an_upload_on_a_connection_ends_with_the_key_that_the_handshake_proved() -> None:
+    """The door looks again at the next piece of the body, and the connection ends."""
+    door, heard, clock = make_psk_door(ALICE), asyncio.Queue[dict[str, Any]](), FakeClock()
+    (keys,) = door.sources
+    assert isinstance(keys, PskKeys)
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        more = True
+        while more:
+            message = await receive()
+            heard.put_nowait(message)
+            more = message.get("more_body", False)
+
+    login = SimLogin(app, as_id=AS_ID, keys=keys, clock=clock, user_id_key=b"u" * 32)
+    async with psk_serving(door, login) as port, asyncio.timeout(60):
+        connection = await Connection.open(port, context_of(ALICE, "1.3"))
+        connection.write(f"PUT / HTTP/1.1\r\nHost: {AS_ID}\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        assert (await heard.get())["body"] == b"a"
+        keys.records.clear()
+        clock.time += 0.9
+        connection.write("1\r\nb\r\n")
+        assert (await heard.get())["type"] == "http.disconnect"
+        status, fields, _ = await connection.answer()
+        assert (status, fields["connection"]) == (503, "close")
+        connection.write("0\r\n\r\n")
+        assert await connection.ended()
+        await connection.close()
