@@ -410,6 +410,14 @@ class TestRequests:
         refused = await bench.network.carry("S", request.without("Expires"), bench.network.peer("AS"))
         assert (refused.status, refused.get("Keyferry-Store")) == (400, None)
 
+    @pytest.mark.parametrize("method", ["REGISTER", "OPTIONS"])
+    async def test_an_extension_that_is_required_and_unknown_is_420(self, bench: Bench, method: str) -> None:
+        """RFC 3261 §8.2.2.3."""
+        headers = register(None).replacing("CSeq", f"1 {method}").headers
+        request = Request(method, "sip:as1.home1.net", (*headers, ("Require", "path, x-odd"), ("Require", "timer")))
+        answer = await bench.network.carry("S", request, bench.network.peer("AS"))
+        assert (answer.status, answer.get("Unsupported")) == (420, "path, x-odd, timer")
+
     async def test_a_request_without_expires_is_refused(self, bench: Bench) -> None:
         assert await bench.send(register(None).without("Expires")) == 400
         assert bench.refused == {"unreadable": 1}

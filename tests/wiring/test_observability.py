@@ -98,6 +98,19 @@ def test_text_is_one_line_and_none_is_silent() -> None:
     assert "nothing" not in stream.getvalue()
 
 
+ODD = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xDC9B]
+
+
+@pytest.mark.parametrize("format_", ["text", "json"])
+def test_what_a_peer_wrote_controls_no_terminal_and_begins_no_line(format_: Any) -> None:
+    """C1 controls are escape sequences to some terminals; a line separator or a change of direction makes a line read as another."""
+    for code in ODD:
+        stream = io.StringIO()
+        StructLog(format_, stream).warning("push-refused", to=f"sip:a{chr(code)}b@home1.net", reason=f"two words {chr(code)}")
+        line = stream.getvalue().removesuffix("\n")
+        assert line.isprintable(), hex(code)
+
+
 def test_counts_are_kept_by_name_and_reason() -> None:
     metrics = Metrics()
     metrics.count("as_pushes_refused", "seal")

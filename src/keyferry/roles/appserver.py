@@ -17,7 +17,7 @@ from keyferry.protocol.ims.keypush import Push, SealedPush, check_domains, open_
 from keyferry.protocol.ims.keys import MECHANISM, PSK_PREFIX, digest_realm, ua_key
 from keyferry.protocol.ims.third_party import ThirdPartyRegister, parse_third_party_register
 from keyferry.protocol.sip.headers import parse_name_addr
-from keyferry.protocol.sip.message import Request, Response, check_request, make_response, refuse_method
+from keyferry.protocol.sip.message import Request, Response, check_request, make_response, refuse_method, unsupported_tags
 from keyferry.protocol.sip.uri import parse_sip_uri
 
 PUSHER_ROLE: Final = "scscf"
@@ -58,6 +58,8 @@ class KeyAgent:
         Every 200 says which key store we have, so that an S-CSCF sees that we lost it, and pushes again what was in it.
         """
         check_request(request)
+        if request.method in _ALLOWED and (unknown := unsupported_tags(request, "Require", ())):  # RFC 3261 §8.2.2.3
+            return make_response(request, 420, headers=(("Unsupported", ", ".join(unknown)),))
         if request.method == "OPTIONS":
             return make_response(request, 200, headers=(("Allow", ", ".join(_ALLOWED)), self._store()))
         if request.method != "REGISTER":

@@ -74,7 +74,7 @@ class StructLog:
     """Write events with named fields, one line each. Keys are `Secret` and print their length only."""
 
     def __init__(self, format_: LogFormat = "text", stream: TextIO | BackgroundStream | None = None, clock: Clock | None = None) -> None:
-        renderer = structlog.processors.JSONRenderer() if format_ == "json" else structlog.dev.ConsoleRenderer(colors=False)
+        renderers = [structlog.processors.JSONRenderer()] if format_ == "json" else [_escape, structlog.dev.ConsoleRenderer(colors=False)]
         self._silent = format_ == "none"
         self._clock = clock or SystemClock()
         self._second = 0
@@ -82,7 +82,7 @@ class StructLog:
         self._kinds = 0  # of those
         self._logger = structlog.wrap_logger(
             structlog.PrintLogger(cast("TextIO", stream or sys.stderr)),
-            processors=[_add_correlation, structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), renderer],
+            processors=[_add_correlation, structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), *renderers],
         )
 
     def info(self, event: str, **fields: object) -> None:
@@ -148,6 +148,15 @@ def _add_correlation(logger: object, method: str, event: MutableMapping[str, Any
     known = correlation()
     if known:
         event["id"] = known
+    return event
+
+
+def _escape(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Write out what cannot be printed: peers wrote some of it, and it could move a cursor or begin a line. JSON does so itself."""
+    del logger, method
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[name] = "".join([c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value])
     return event
 
 

@@ -180,6 +180,7 @@ def test_malformed_messages_are_refused(data: bytes, status: int) -> None:
         ("Call-ID", "a b"),
         ("Call-ID", "a" * 600),
         ("Via", "SIP/2.0/UDP"),
+        ("Max-Forwards", "0300"),
         ("Max-Forwards", "300"),
         ("Max-Forwards", "x"),
     ],

@@ -38,6 +38,14 @@ def test_no_hop_left_is_483() -> None:
     assert caught.value.status == 483
 
 
+@pytest.mark.parametrize(
+    ("text", "left"), [("0068", "67"), ("00000000255", "254"), ("0" * 5_000 + "1", "0")], ids=["rfc4475", "many", "very many"]
+)
+def test_zeros_in_front_of_the_number_change_nothing(text: str, left: str) -> None:
+    """RFC 4475 §3.1.1.1."""
+    assert forwarded(request(text)).get("Max-Forwards") == left
+
+
 def test_more_hops_than_the_field_can_hold_are_cut() -> None:
     assert forwarded(request("999")).get("Max-Forwards") == "254"
 

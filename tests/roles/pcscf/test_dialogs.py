@@ -121,7 +121,15 @@ class TestSubscribe:
     async def test_what_only_the_network_may_write_is_taken_out(self) -> None:
         visited = Visited()
         await visited.registered()
-        names = ("Path", "P-Charging-Vector", "P-Charging-Function-Addresses", "Record-Route", "Service-Route", "Security-Verify")
+        names = (
+            "Path",
+            "P-Associated-URI",
+            "P-Charging-Vector",
+            "P-Charging-Function-Addresses",
+            "Record-Route",
+            "Service-Route",
+            "Security-Verify",
+        )
         await visited.ask(subscribe(*((name, "<sip:forged.invalid;lr>") for name in names), ("Require", "sec-agree")))
         assert b"forged" not in build_message(visited.last("S"))
         assert visited.last("S").all("Require") == []
@@ -136,7 +144,9 @@ class TestSubscribe:
         assert (await visited.ask(subscribe(own, to_tag=";tag=2", uri="sip:icscf.home1.net"))).status == 403
         for elsewhere in ("sip:scscf1.home1.net:5090", "sip:scscf1.home1.net"):  # another function on the S-CSCF's machine
             assert (await visited.ask(subscribe(own, to_tag=";tag=2", uri=elsewhere))).status == 403
-        assert visited.counter["pcscf_requests_refused", "not-its-s-cscf"] == 3
+        behind = ("Route", f"<sip:{binding.token}@pcscf1.visited1.net;lr>, {SERVICE_ROUTE}, <sip:hss.home1.net;lr>")
+        assert (await visited.ask(subscribe(behind, to_tag=";tag=2", uri="sip:scscf1.home1.net:6060"))).status == 403
+        assert visited.counter["pcscf_requests_refused", "not-its-s-cscf"] == 4
 
     @pytest.mark.parametrize(("sender", "contact"), [("EVE", "<sip:alice@192.0.2.1>"), ("UE", "<sip:other@192.0.2.1>"), ("UE", "*")])
     async def test_who_is_not_registered_is_refused(self, sender: str, contact: str) -> None:

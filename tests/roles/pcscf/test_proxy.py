@@ -126,7 +126,15 @@ class TestTowardsTheHomeNetwork:
 
     @pytest.mark.parametrize(
         "name",
-        ["Path", "P-Visited-Network-ID", "P-Charging-Vector", "P-Charging-Function-Addresses", "P-Asserted-Identity", "Service-Route"],
+        [
+            "Path",
+            "P-Associated-URI",
+            "P-Visited-Network-ID",
+            "P-Charging-Vector",
+            "P-Charging-Function-Addresses",
+            "P-Asserted-Identity",
+            "Service-Route",
+        ],
     )
     async def test_what_only_the_network_may_write_is_taken_out(self, visited: Visited, name: str) -> None:
         """RFC 3325 §4, RFC 7315 §5: a UE is outside the trust domain."""
@@ -190,6 +198,11 @@ class TestTowardsTheHomeNetwork:
 
     async def test_no_hop_left_is_483(self, visited: Visited) -> None:
         assert (await visited.ask(register().replacing("Max-Forwards", "0"))).status == 483
+
+    async def test_a_route_of_the_ue_goes_no_further(self, visited: Visited) -> None:
+        """§5.2.2.1: to the home network's entry point, by what we know, and the S-CSCF does not see where the UE would have it go."""
+        await visited.ask(register(("Route", "<sip:pcscf1.visited1.net;lr>, <sip:elsewhere.invalid;lr>"), ("Authorization", CREDENTIALS)))
+        assert visited.onward.all("Route") == []
 
 
 class TestTowardsTheUe:

@@ -26,8 +26,8 @@ def forwarded(request: Request, *, uri: str | None = None) -> Request:
     text = request.get("Max-Forwards")
     if text is None:
         hops = DEFAULT_MAX_FORWARDS
-    elif text.isascii() and text.isdigit() and len(text) <= 3:
-        hops = min(int(text), 255)
+    elif text.isascii() and text.isdigit() and len(digits := text.lstrip("0")) <= 3:  # RFC 4475 §3.1.1.1: 0068 is 68
+        hops = min(int(digits or "0"), 255)
     else:
         raise ParseError("Max-Forwards", "not a number from 0 to 255")
     if hops == 0:

@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from keyferry.errors import RemoteProtocolError, TransportError
 from keyferry.ports import Clock, Counter, Log, RandomSource, Resolver, SipClient, SipHandler, SipPeer
 from keyferry.protocol.sip.headers import parse_name_addr, parse_name_addr_list
 from keyferry.protocol.sip.message import Request, Response, make_response
-from keyferry.protocol.sip.proxy import forwarded, next_hop, own_route, routed
+from keyferry.protocol.sip.proxy import forwarded, next_hop, own_route, routed, routes
 from keyferry.protocol.sip.uri import SipUri, parse_sip_uri
 from keyferry.roles.pcscf.bindings import Binding, Bindings, contact_of
 from keyferry.roles.pcscf.security import PROTECTED, SecurityAgreement, without_agreement
 
 DEFAULT_PORT = 5060  # RFC 3261 §19.1.2
-UNTRUSTED = ("Path", "P-Visited-Network-ID", "P-Charging-Vector", "P-Charging-Function-Addresses", "P-Asserted-Identity", "Service-Route")
+UNTRUSTED = (
+    "Path", "P-Associated-URI", "P-Visited-Network-ID", "P-Charging-Vector", "P-Charging-Function-Addresses", "P-Asserted-Identity",
+    "Service-Route",
+)  # fmt: skip
 """What only the network may write (RFC 3455, RFC 7315, RFC 3325): from a UE it is taken out."""
 CHARGING = ("P-Charging-Vector", "P-Charging-Function-Addresses")
 """What a UE does not see (RFC 7315 §4.5, §4.6)."""
@@ -53,7 +56,7 @@ class Dialogs:
         onward, _ = own_route(onward, self._here)
         if parse_name_addr(request.get("To") or "").parameter("tag") is None:
             onward = routed(onward, binding.service_route)  # RFC 3608 §6.3: whatever the UE preloaded
-        if _place(next_hop(onward)) not in _servers(binding):
+        if not {_place(next_hop(onward)), *_places(routes(onward))} <= _servers(binding):
             # In a dialog it is the UE that names the target; this network's other nodes are none of its business.
             return self._refused(request, "not-its-s-cscf", 403)
         onward = onward.with_headers(
@@ -127,7 +130,11 @@ def _identity(request: Request, binding: Binding) -> str:
 
 
 def _servers(binding: Binding) -> set[tuple[str, int]]:
-    return {_place(parse_sip_uri(parse_name_addr(route).uri)) for route in binding.service_route}
+    return _places(binding.service_route)
+
+
+def _places(route: Iterable[str]) -> set[tuple[str, int]]:
+    return {_place(parse_sip_uri(parse_name_addr(each).uri)) for each in route}
 
 
 def _place(uri: SipUri) -> tuple[str, int]:

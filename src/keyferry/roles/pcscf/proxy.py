@@ -172,7 +172,7 @@ class Pcscf:
 
     def _onward(self, request: Request, icid: Icid, *, protected: bool) -> Request:
         onward = without_agreement(forwarded(request))
-        for name in UNTRUSTED:
+        for name in (*UNTRUSTED, "Route"):  # a REGISTER goes to the entry point that we know, whatever the UE preloaded
             onward = onward.without(name)
         word = "yes" if protected else "no"
         marked = [build_credentials(with_parameter(each, "integrity-protected", word)) for each in _credentials(request)]
