@@ -16,7 +16,7 @@ from keyferry.ports import SipPeer
 from keyferry.protocol.ims.registration import MAX_CONTACT
 from keyferry.protocol.sip.message import Request, Response, build_message
 from keyferry.transports.sip_node import SipNode
-from system.bystanders import NUMBER, Bystanders, crowded
+from system.bystanders import HOME, NUMBER, Bystanders, crowded, impi
 from system.serving import serving, shedding
 from system.test_overload import Flood
 
@@ -140,3 +140,50 @@ async def test_who_is_registered_over_esp_registers_again_and_leaves_in_a_flood_
                 flood.end()
         assert len(flood.refused) > NUMBER
         assert served.health()["registrations"] == 0
+
+
+class Neighbour(asyncio.DatagramProtocol):
+    """Somebody behind the same address who asks for challenges in everybody's name, and answers none."""
+
+    def __init__(self) -> None:
+        self.challenged = 0
+        self._turn = itertools.count(1)
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        self.challenged += data.startswith(b"SIP/2.0 401")
+
+    def ask(self, transport: asyncio.DatagramTransport, number: int) -> None:
+        """Send a REGISTER without an answer, as a UE that begins again."""
+        turn, (host, port) = next(self._turn), transport.get_extra_info("sockname")
+        rows = (
+            f"REGISTER sip:{HOME} SIP/2.0",
+            f"Via: SIP/2.0/UDP {host}:{port};branch=z9hG4bKneighbour{turn};rport",
+            f"From: <sip:{impi(number)}>;tag=n{turn}",
+            f"To: <sip:{impi(number)}>",
+            f"Call-ID: neighbour-of-{number}",
+            f"CSeq: {turn} REGISTER",
+            f"Contact: <sip:{host}:{port}>;expires=600",
+            "Max-Forwards: 70",
+            "Content-Length: 0",
+        )
+        transport.sendto(("\r\n".join(rows) + "\r\n\r\n").encode())
+
+
+async def test_a_neighbour_who_asks_in_everybodys_name_locks_nobody_out(tmp_path: Path) -> None:
+    """He shares their address, as behind one NAT; the user's own challenge waits beside his."""
+    lab = crowded(tmp_path)
+    with serving(lab.serve, lab.state) as served:
+        loop, place = asyncio.get_running_loop(), ("127.0.0.1", served.port("pcscf", proto="udp"))
+        transport, neighbour = await loop.create_datagram_endpoint(Neighbour, remote_addr=place)
+        try:
+
+            async def attack() -> None:
+                for number in range(NUMBER):
+                    neighbour.ask(transport, number)
+                    await asyncio.sleep(0.002)
+
+            async with Bystanders(lab, served).opened() as bystanders:
+                await bystanders.register_under(attack)
+        finally:
+            transport.close()
+        assert neighbour.challenged > 2 * NUMBER

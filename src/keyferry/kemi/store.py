@@ -25,8 +25,8 @@ PENDING_LIFE: Final = 300.0
 """Seconds that a challenge waits; reg-await-auth is 240 (TS 24.229 §5.4.1.2.1)."""
 TRANSACTION_LIFE: Final = 60.0
 """Seconds that a transaction is remembered: a REGISTER is sent again for 32 s (RFC 3261 §17.1.2.2)."""
-MAX_PENDING: Final = 8
-"""Challenges of one IMPI that wait at a time; the oldest goes."""
+MAX_PENDING: Final = 8_192
+"""Challenges of one IMPI that wait at a time, as at our S-CSCF: so many a stranger has to ask for until the user's own goes."""
 MAX_ROWS: Final = 500_000
 """Challenges in all, 150 MB; the oldest that nobody answered go first."""
 SWEEP_EVERY: Final = 10.0
@@ -185,8 +185,8 @@ class KemiStore:
                 return (known.impi, known.impu) == (impi, impu) and known.k_m == k_m
             self._write(connection, Challenged(nonce, impi, impu, realm, State.PENDING, "", now, now + PENDING_LIFE, k_m))
             connection.execute(
-                "DELETE FROM challenge WHERE impi = ? AND state = 0 AND id NOT IN"
-                " (SELECT id FROM challenge WHERE impi = ? AND state = 0 ORDER BY aka_time DESC, id DESC LIMIT ?)",
+                "DELETE FROM challenge WHERE impi = ? AND state = 0 AND id <="
+                " (SELECT id FROM challenge WHERE impi = ? AND state = 0 ORDER BY id DESC LIMIT 1 OFFSET ?)",
                 (impi, impi, MAX_PENDING),
             )
             return True

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi, Impu, Reg, reg_of
-from keyferry.protocol.ims.challenges import PendingChallenges
+from keyferry.protocol.ims.challenges import MAX_PER_SOURCE, PendingChallenges
 from keyferry.protocol.ims.registration import PendingChallenge
 
 ALICE, BOB = Impi("alice@home1.net"), Impi("bob@home1.net")
@@ -18,11 +18,12 @@ PHONE, TABLET = reg_of("<urn:uuid:1>"), reg_of("<urn:uuid:2>")
 
 
 def challenge(
-    nonce: str, impi: Impi = ALICE, source: str = "192.0.2.1:5060", expires_at: float = 240.0, reg: Reg = PHONE
+    nonce: str, impi: Impi = ALICE, source: str = "192.0.2.1:5060", expires_at: float = 240.0, reg: Reg = PHONE, call_id: str = "a"
 ) -> PendingChallenge:
     return PendingChallenge(
-        nonce, impi, Impu("sip:a@home1.net"), reg, source, "home1.net", True, Secret(b"x" * 8), Secret(b"m" * 32), expires_at, False
-    )
+        nonce=nonce, impi=impi, impu=Impu("sip:a@home1.net"), reg=reg, source=source, realm="home1.net", masked=True, xres=Secret(b"x" * 8),
+        k_m=Secret(b"m" * 32), expires_at=expires_at, after_resync=False, call_id=call_id,
+    )  # fmt: skip
 
 
 def left(held: PendingChallenges, *nonces: str, now: float = 0.0) -> list[str]:
@@ -54,12 +55,32 @@ def test_reg_await_auth_ends_a_challenge() -> None:
     assert held.take("late", 1.0) is None
 
 
-def test_the_third_of_one_source_ends_its_oldest_and_no_other() -> None:
-    held = PendingChallenges()
+def test_a_source_that_has_its_number_gives_up_its_oldest_and_no_other() -> None:
+    held = PendingChallenges(per_source=2)
     held.put(challenge("other", source="192.0.2.9:5060"))
     for nonce in ("n1", "n2", "n3"):
         held.put(challenge(nonce))
     assert left(held, "other", "n1", "n2", "n3") == ["other", "n2", "n3"]
+
+
+def test_a_neighbour_who_begins_again_and_again_leaves_the_user_s_own() -> None:
+    """He has the same address, as behind one NAT, and writes the same name."""
+    held = PendingChallenges()
+    held.put(challenge("victim", call_id="victim"))
+    for number in range(500):
+        held.put(challenge(f"n{number}", call_id="neighbour"))
+    assert held.of_impi(ALICE) == MAX_PER_SOURCE
+    assert held.take("victim", 0.0) is not None
+
+
+def test_one_source_that_takes_all_the_room_gives_up_its_own() -> None:
+    held = PendingChallenges(in_all=100)
+    for number in range(10):
+        held.put(challenge(f"user{number}", Impi(f"user{number}@home1.net"), f"198.51.100.{number}"))
+    for number in range(500):
+        held.put(challenge(f"flood{number}", Impi(f"flood{number}@home1.net"), "203.0.113.1"))
+    assert len(held) == 100
+    assert len(left(held, *(f"user{number}" for number in range(10)))) == 10
 
 
 def test_the_ninth_of_one_impi_ends_the_oldest_and_leaves_other_users_alone() -> None:
@@ -80,7 +101,7 @@ def test_a_stranger_with_many_addresses_needs_eight_seconds_at_1000_a_second() -
 
 
 def test_a_source_that_fills_its_own_places_takes_no_others() -> None:
-    held = PendingChallenges(per_impi=8)
+    held = PendingChallenges(per_impi=8, per_source=2)
     for number in range(7):
         held.put(challenge(f"n{number}", source=f"192.0.2.{number}:5060"))
     for number in range(20):

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 from keyferry.protocol.identity import Impi, Reg
 from keyferry.protocol.ims.registration import PendingChallenge
 
-MAX_PER_SOURCE = 2  # of one IMPI from one address: the one being answered, and one begun again
+MAX_PER_SOURCE = 64  # of one IMPI from one address: a neighbour behind the same NAT may ask in a user's name, too
 MAX_PER_IMPI = 8_192  # a stranger with many addresses, 1,000 REGISTERs a second, does not push out the user's own for 8 s
-MAX_ALL = 200_000  # about 100 MB; a city registering after a power cut is shed before this (DESIGN §11)
+MAX_ALL = 200_000  # about 1.1 GB with all that belongs to them; a city registering after a power cut is shed before this (DESIGN §11)
+
+_Group = TypeVar("_Group", bound=Hashable)
+_Held = TypeVar("_Held")
 
 
 class PendingChallenges:
@@ -19,7 +24,8 @@ class PendingChallenges:
     def __init__(self, *, per_impi: int = MAX_PER_IMPI, per_source: int = MAX_PER_SOURCE, in_all: int = MAX_ALL) -> None:
         self._by_nonce: OrderedDict[str, PendingChallenge] = OrderedDict()
         self._by_impi: dict[Impi, dict[str, PendingChallenge]] = {}  # in order of issue
-        self._by_source: dict[tuple[Impi, str], tuple[str, ...]] = {}  # nonces, in order of issue
+        self._by_source: dict[str, dict[str, PendingChallenge]] = {}  # of every IMPI, in order of issue
+        self._by_user_there: dict[tuple[Impi, str], dict[str, str]] = {}  # Call-IDs by nonce, in order of issue
         self._per_impi = per_impi
         self._per_source = per_source
         self._in_all = in_all
@@ -35,19 +41,22 @@ class PendingChallenges:
         return len(self._by_impi.get(impi, {}))
 
     def put(self, challenge: PendingChallenge) -> None:
-        """Remember a challenge; the oldest of the same source goes first, then the oldest of the IMPI, then the oldest of all."""
-        of_source = self._by_source.get((challenge.impi, challenge.source), ())
+        """Remember a challenge; where there is no room, one of the same source goes before one of another."""
+        source, place = challenge.source, (challenge.impi, challenge.source)
+        there = self._by_user_there.get(place, {})
         of_impi = self._by_impi.get(challenge.impi, {})
-        if len(of_source) >= self._per_source:
-            self._drop(self._by_nonce[of_source[0]])
+        if len(there) >= self._per_source:
+            self._drop(self._by_nonce[_oldest_of_call(there, challenge.call_id)])
         elif len(of_impi) >= self._per_impi:
             self._drop(next(iter(of_impi.values())))
         if len(self._by_nonce) >= self._in_all:
-            self._drop(next(iter(self._by_nonce.values())))
+            own = self._by_source.get(source, {})
+            is_flood = len(own) * len(self._by_source) >= self._in_all  # it has its share
+            self._drop(next(iter((own if is_flood else self._by_nonce).values())))
         self._by_nonce[challenge.nonce] = challenge
         self._by_impi.setdefault(challenge.impi, {})[challenge.nonce] = challenge
-        source = (challenge.impi, challenge.source)
-        self._by_source[source] = (*self._by_source.get(source, ()), challenge.nonce)
+        self._by_source.setdefault(source, {})[challenge.nonce] = challenge
+        self._by_user_there.setdefault(place, {})[challenge.nonce] = challenge.call_id
 
     def take(self, nonce: str, now: float) -> PendingChallenge | None:
         """Return the challenge of this nonce and forget it; None if there is none or its time is over."""
@@ -83,14 +92,20 @@ class PendingChallenges:
         return over
 
     def _drop(self, challenge: PendingChallenge) -> None:
-        del self._by_nonce[challenge.nonce]
-        siblings = self._by_impi[challenge.impi]
-        del siblings[challenge.nonce]
-        if not siblings:
-            del self._by_impi[challenge.impi]
-        source = (challenge.impi, challenge.source)
-        rest = tuple(nonce for nonce in self._by_source[source] if nonce != challenge.nonce)
-        if rest:
-            self._by_source[source] = rest
-        else:
-            del self._by_source[source]
+        nonce, impi, source = challenge.nonce, challenge.impi, challenge.source
+        del self._by_nonce[nonce]
+        _take_out(self._by_impi, impi, nonce)
+        _take_out(self._by_source, source, nonce)
+        _take_out(self._by_user_there, (impi, source), nonce)
+
+
+def _oldest_of_call(call_ids: Mapping[str, str], call_id: str) -> str:
+    """Return the oldest nonce of a Call-ID, else the oldest of all: who begins again gives up his own challenge first."""
+    return next((nonce for nonce, other in call_ids.items() if other == call_id), next(iter(call_ids)))
+
+
+def _take_out(groups: dict[_Group, dict[str, _Held]], name: _Group, nonce: str) -> None:
+    group = groups[name]
+    del group[nonce]
+    if not group:
+        del groups[name]

@@ -177,6 +177,7 @@ class PendingChallenge(NamedTuple):
     expires_at: float  # reg-await-auth, TS 24.229 §5.4.1.2.1
     after_resync: bool
     bare: bool = False  # without a marker that it would have had (DESIGN §4)
+    call_id: str = ""  # of the REGISTER that was challenged
 
 
 def build_aka_challenge(pending: PendingChallenge, ck: Secret, ik: Secret) -> str:

@@ -182,6 +182,7 @@ class Authenticator:
             expires_at=self.clock.now() + policy.reg_await_auth,
             after_resync=resync is not None,
             bare=bare,
+            call_id=view.call_id,
         )
         self.challenges.put(pending)
         self.diagnosis.challenged(view, pending.nonce, policy.realm)
