@@ -120,7 +120,7 @@ def test_a_door_without_tls_is_for_named_networks(tmp_path: Path) -> None:
         (SERVER.format("127.0.0.1"), "application_servers[0].as_id: AS_ID: an IP address is no host name"),
         (SERVER.format("a.net") + SERVER.format("A.NET"), "a.net is there twice"),
         ('[[subscribers]]\nimpi = "nobody"\nimpus = ["sip:a@b"]\n' + CARD, "subscribers[0].impi: IMPI"),
-        ('[[subscribers]]\nimpi = "a@b"\nimpus = ["http://b"]\n' + CARD, "subscribers[0].impus: IMPU"),
+        ('[[subscribers]]\nimpi = "a@b"\nimpus = ["http://b"]\n' + CARD, "subscribers[0].impus[0]: IMPU"),
         ('[[subscribers]]\nimpi = "a@b"\nimpus = []\n' + CARD, "subscribers[0].impus"),
         ('[[subscribers]]\nimpi = "a@b"\nimpus = ["sip:a@b"]\nk = "12"\nopc = "12"\n', "subscribers[0].k: not 16 to 32 octets"),
         ('[[subscribers]]\nimpi = "a@b"\nimpus = ["sip:a@b"]\nk = 12\nopc = "12"\n', "subscribers[0].k"),
@@ -293,7 +293,7 @@ AGENT = '[agent]\nas_ids = ["a.net", "b.net"]\nsip_uri = "sip:a.net"\nlisten_sip
         ('[cx]\npeers = ["aaas://127.0.0.1:5658"]\n', "Write its name here, and its address in [hosts]"),
         ('[cx]\npeers = ["diameter://x"]\n', "Write aaa://127.0.0.1:3868, or aaas://hss.home1.net:5658"),
         ('[cx]\npeers = ["aaa://127.0.0.1:70000"]\n', "cx.peers[0]: 'aaa://127.0.0.1:70000' is no address of an HSS"),
-        ('[cx]\npeers = ["aaa://h"]\n[hosts]\nh = "127.0.0.1:x"\n', "cx.peers[0] in [hosts]: '127.0.0.1:x' is not HOST:PORT"),
+        ('[cx]\npeers = ["aaa://h"]\n[hosts]\nh = "127.0.0.1:x"\n', "hosts.\"h\": '127.0.0.1:x' is not HOST:PORT"),
         ('[cx]\ntimeout = 0\n', "cx.timeout"),
     ],
 )  # fmt: skip

@@ -26,9 +26,9 @@ from keyferry.wiring.services import Services
 def test_it_is_kamailios_main_group_or_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = pwd.getpwnam("nobody")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert rspauth._group(Kamailio(), 0) is None
-    assert rspauth._group(Kamailio(), nobody.pw_uid) == nobody.pw_gid
-    assert rspauth._group(Kamailio(rspauth_group="12"), 0) == 12
+    assert rspauth.group_of(Kamailio(), 0) is None
+    assert rspauth.group_of(Kamailio(), nobody.pw_uid) == nobody.pw_gid
+    assert rspauth.group_of(Kamailio(rspauth_group="12"), 0) == 12
 
 
 async def test_a_user_who_is_not_there_is_said_with_the_setting(tmp_path: Path) -> None:
@@ -40,9 +40,9 @@ async def test_a_user_who_is_not_there_is_said_with_the_setting(tmp_path: Path) 
 
 def test_a_group_that_cannot_be_given_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 12_345)
-    assert rspauth._group(Kamailio(rspauth_group=str(os.getegid())), 1) == os.getegid()
+    assert rspauth.group_of(Kamailio(rspauth_group=str(os.getegid())), 1) == os.getegid()
     with pytest.raises(StateError, match="usermod -aG"):
-        rspauth._group(Kamailio(rspauth_group="54321"), 1)
+        rspauth.group_of(Kamailio(rspauth_group="54321"), 1)
 
 
 async def test_of_two_that_start_at_once_one_listens_and_the_other_takes_over(tmp_path: Path) -> None:

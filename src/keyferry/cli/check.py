@@ -3,39 +3,43 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, fail, show_json
-from keyferry.config import Config, load_config, load_ue_config
+from keyferry.cli.serve import RoleOption, ScscfOption, roles_named
+from keyferry.config import load_ue_config
 from keyferry.config.agent import load_agent_config
-from keyferry.config.cx import cx_peers
 from keyferry.config.explaining import kind_of
 from keyferry.config.reading import load_toml
-from keyferry.errors import ConfigError, KeyferryError
-from keyferry.wiring.hss import subscriber_of
-from keyferry.wiring.ipsec_files import pairs_of
+from keyferry.errors import ConfigError, KeyferryError, StateError
+from keyferry.wiring.checking import domain_of, plan_of, read_served, warnings_of
+from keyferry.wiring.services import Role
 
 
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file for `keyferry serve`, `keyferry agent` or `keyferry ue`.")],
+    role: RoleOption = None,
+    scscf: ScscfOption = None,
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a configuration file without starting anything; it looks names in `cx.peers` up, and warns of one that nobody knows.
+    """Check a configuration file without starting anything: what is refused here `serve` refuses, with the same words, and nothing else.
+
+    Give --role, --scscf and --state as you give them to `serve`: the applications of the file are imported, certificates in the state
+    directory looked at, and hosts to listen on must be this machine's. It looks names in `cx.peers` up, and warns of one that nobody
+    knows, of a port that cannot be had now, and of subscribers of another home domain.
 
     --json prints {"ok", "file", "kind", "warnings"}.
 
     Example: keyferry check examples/lab.toml
     """
-    del state
     try:
-        kind, warnings = _check(file)
+        kind, warnings = _check(file, state, roles_named(role), scscf or None)
     except KeyferryError as problem:
-        raise fail(str(problem), as_json=as_json, status=2) from None
+        raise fail(str(problem), as_json=as_json, status=1 if isinstance(problem, StateError) else 2) from None
     if as_json:
         show_json({"ok": True, "file": str(file), "kind": kind, "warnings": warnings})
     else:
@@ -44,31 +48,17 @@ def check(
             console.print(f"warning: {warning}", markup=False)
 
 
-def _check(file: Path) -> tuple[str, list[str]]:
+def _check(file: Path, state: Path, roles: list[Role] | None, scscfs: list[str] | None) -> tuple[str, list[str]]:
     if file.exists() and not file.is_file() and not file.is_dir():
         raise ConfigError(str(file), "is no file", "It is read twice, and a pipe can be read once: give the path of a file")
     command = kind_of(load_toml(file))
     if command == "keyferry ue":
-        load_ue_config(file)
-        return "ue", []
+        ue = load_ue_config(file).ue
+        domain = domain_of(ue.impu)
+        strange = domain not in {"", ue.home_domain.lower()}
+        return "ue", [f"ue.impu: is of {domain}, and ue.home_domain is {ue.home_domain!r}: which one is right?"] if strange else []
     if command == "keyferry agent":
         load_agent_config(file)
         return "agent", []
-    loaded = load_config(file)
-    for subscriber in loaded.subscribers:
-        subscriber_of(subscriber)
-    if any(str(server.protection) == "ipsec" for server in loaded.application_servers):
-        pairs_of(loaded)
-    return "serve", _unknown_peers(loaded)
-
-
-def _unknown_peers(config: Config) -> list[str]:
-    """Return a warning for each HSS whose name is not in [hosts], and that this machine cannot look up either."""
-    warnings = []
-    for place, peer in enumerate(cx_peers(config.cx, config.hosts)):
-        try:
-            socket.getaddrinfo(peer.host, peer.port)
-        except (OSError, UnicodeError):
-            remedy = "write its address there, or where the S-CSCF runs in /etc/hosts or DNS"
-            warnings.append(f"cx.peers[{place}]: {peer.host} is not in [hosts], and cannot be looked up here: {remedy}")
-    return warnings
+    loaded = read_served(file, state, roles, scscfs)
+    return "serve", warnings_of(plan_of(loaded, roles, scscfs))

@@ -9,20 +9,21 @@ from typing import Annotated
 import typer
 
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
-from keyferry.config import Config, load_config
 from keyferry.errors import ConfigError
 from keyferry.wiring import serving
+from keyferry.wiring.checking import read_served
 from keyferry.wiring.services import ROLES, Role
+
+RoleOption = Annotated[
+    list[str] | None, typer.Option("--role", help="Only this function: pcscf, icscf, scscf, hss, as, admin. Repeatable.")
+]
+ScscfOption = Annotated[list[str] | None, typer.Option("--scscf", metavar="NAME", help="Of the file's S-CSCFs only this one. Repeatable.")]
 
 
 def serve(
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file, for example examples/lab.toml.")],
-    role: Annotated[
-        list[str] | None, typer.Option("--role", help="Only this function: pcscf, icscf, scscf, hss, as, admin. Repeatable.")
-    ] = None,
-    scscf: Annotated[
-        list[str] | None, typer.Option("--scscf", metavar="NAME", help="Of the file's S-CSCFs only this one. Repeatable.")
-    ] = None,
+    role: RoleOption = None,
+    scscf: ScscfOption = None,
     log: Annotated[str, typer.Option("--log", help="text, json or none; goes to standard error.")] = "text",
     state: StateOption = DEFAULT_STATE,
     as_json: JsonOption = False,
@@ -40,23 +41,16 @@ def serve(
     del as_json  # the ready line is JSON either way: it is there for scripts
     if log not in {"text", "json", "none"}:
         raise ConfigError("--log", f"{log!r} is not text, json or none")
-    loaded = load_config(config)
-    scscfs = _scscfs(scscf, loaded)
-    serving.serve(loaded, state, show_json, roles=_roles(role), scscfs=scscfs, log_format=log)  # type: ignore[arg-type]
+    roles = roles_named(role)
+    loaded = read_served(config, state, roles, scscf or None)
+    serving.serve(loaded, state, show_json, roles=roles, scscfs=scscf or None, log_format=log)  # type: ignore[arg-type]
     console.print("stopped")
 
 
-def _roles(names: list[str] | None) -> list[Role] | None:
+def roles_named(names: list[str] | None) -> list[Role] | None:
+    """Return the functions of `--role`, None if all are meant. Raises ConfigError."""
     known = {str(role): role for role in ROLES}
     unknown = [name for name in names or () if name not in known]
     if unknown:
         raise ConfigError("--role", f"{unknown[0]!r} is not one of {', '.join(ROLES)}")
     return [known[name] for name in names] if names else None
-
-
-def _scscfs(names: list[str] | None, config: Config) -> list[str] | None:
-    known = [one.name for one in config.scscfs]
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise ConfigError("--scscf", f"{unknown[0]!r} is not one of {', '.join(known)}")
-    return names or None

@@ -13,6 +13,7 @@ from msgspec import Meta
 from keyferry.config.cx import Cx as Cx
 from keyferry.config.cx import Hss as Hss
 from keyferry.config.cx import check_cx, check_hss
+from keyferry.config.explaining import did_you_mean
 from keyferry.config.ipsec import Child, Identity, check_ipsec
 from keyferry.config.ipsec import Ipsec as Ipsec
 from keyferry.config.kamailio import Kamailio as Kamailio
@@ -23,10 +24,11 @@ from keyferry.config.reading import Section as _Section
 from keyferry.config.reading import UnsealedEnds, address_of, check_protection, checked, load_file
 from keyferry.config.reading import decode_secret as decode_secret
 from keyferry.config.reading import split_address as split_address
-from keyferry.errors import ConfigError
+from keyferry.errors import ConfigError, ParseError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import parse_as_id, parse_impi, parse_impu
 from keyferry.protocol.ims.key_store_id import MAX_STORES
+from keyferry.protocol.sip.uri import parse_sip_uri
 
 AGENT = "agent"
 """The `app` of an application server whose keys a `keyferry agent` takes."""
@@ -387,7 +389,7 @@ def _check_peers(path: Path, config: Config) -> None:
         host, _ = split_address(section.listen, f"{path}: {name}.listen")
         for place, peer in enumerate(section.trusted_peers):
             if address_of(peer) is None:
-                raise ConfigError(f"{path}: {name}.trusted_peers[{place}]", f"{peer!r} is not an IP address")
+                raise ConfigError(f"{path}: {name}.trusted_peers[{place}]", f"{peer!r} is not an IP address", "Write for example 192.0.2.7")
         address = address_of(host)
         if (address is None or not address.is_loopback) and not section.trusted_peers:
             remedy = f"Add the addresses of the functions in front of it to {name}.trusted_peers, or listen on 127.0.0.1"
@@ -404,13 +406,60 @@ def _check_names(path: Path, config: Config) -> None:
     split_address(config.pcscf.gm_listen, f"{path}: pcscf.gm_listen")
     if config.pcscf.listen_tls is not None:
         split_address(config.pcscf.listen_tls, f"{path}: pcscf.listen_tls")
+    _check_hosts(path, config)
+    _check_subscribers(path, config)
+
+
+def _check_hosts(path: Path, config: Config) -> None:
+    """Refuse names that no SIP URI could have, and addresses that are none."""
+    for name in ("pcscf", "icscf"):
+        _check_host(f"{path}: {name}.name", getattr(config, name).name)
+    for place, scscf in enumerate(config.scscfs):
+        _check_host(f"{path}: further_scscfs[{place - 1}].name" if place else f"{path}: scscf.name", scscf.name)
+    _check_host(f"{path}: network.home_domain", config.network.home_domain)
+    checked(f"{path}: pcscf.icscf", parse_sip_uri, config.pcscf.icscf)
+    checked(f"{path}: icscf.scscf", parse_sip_uri, config.icscf.scscf)
+    for name, address in config.hosts.items():
+        if address.count(":") == 1 or address.startswith("["):
+            split_address(address, f'{path}: hosts."{name}"')
+        elif not address:
+            raise ConfigError(f'{path}: hosts."{name}"', "is empty", "Write HOST or HOST:PORT")
+
+
+def _check_host(where: str, name: str) -> None:
+    try:
+        good = "@" not in name and parse_sip_uri(f"sip:{name}").port is None and ";" not in name
+    except ParseError:
+        good = False
+    if not good:
+        raise ConfigError(where, f"{name!r} is no host name", "Write for example home1.net")
+
+
+def _check_subscribers(path: Path, config: Config) -> None:
+    """Refuse what the HSS could not store: an identity belongs to one subscriber, once."""
+    profiles, owners = profile_names(config.profiles), dict[str, str]()
     for place, subscriber in enumerate(config.subscribers):
         where = f"{path}: subscribers[{place}]"
-        checked(f"{where}.impi", parse_impi, subscriber.impi)
+        _own(f"{where}.impi", checked(f"{where}.impi", parse_impi, subscriber.impi), where, owners)
         _check_keys(where, subscriber)
-        check_profile_of(f"{where}.profile", subscriber.profile, profile_names(config.profiles))
-        for impu in (*subscriber.impus, *subscriber.barred):
-            checked(f"{where}.impus", parse_impu, impu)
+        check_profile_of(f"{where}.profile", subscriber.profile, profiles)
+        impus = [checked(f"{where}.impus[{number}]", parse_impu, text) for number, text in enumerate(subscriber.impus)]
+        for number, impu in enumerate(impus):
+            _own(f"{where}.impus[{number}]", impu, where, owners)
+        for number, text in enumerate(subscriber.barred):
+            if checked(f"{where}.barred[{number}]", parse_impu, text) not in impus:
+                remedy = did_you_mean(text, subscriber.impus, "Add it to impus, or take it out here")
+                raise ConfigError(f"{where}.barred[{number}]", f"{text} is not one of impus", remedy)
+
+
+def _own(where: str, identity: str, owner: str, owners: dict[str, str]) -> None:
+    other = owners.get(identity)
+    if other == owner:
+        raise ConfigError(where, f"{identity} is there twice", "Name it once")
+    if other is not None:
+        problem = f"{identity} is that of {other.rpartition(': ')[2]}, too"
+        raise ConfigError(where, problem, "An identity belongs to one subscriber: correct it, or remove one of both")
+    owners[identity] = owner
 
 
 def _check_servers(path: Path, servers: Sequence[ApplicationServer]) -> set[str]:

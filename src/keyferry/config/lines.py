@@ -26,7 +26,7 @@ _TOKEN = re.compile(
     r"|[^][{}=,.\#\s\"']+",
     re.DOTALL,
 )
-_PLACE = re.compile(r"[A-Za-z0-9_-]+|\[\d+\]")
+_PLACE = re.compile(r'[A-Za-z0-9_-]+|\[\d+\]|"[^"\n]*"')
 
 
 def key_lines(text: str) -> dict[KeyPath, int]:
@@ -47,8 +47,8 @@ def line_of(path: Path, place: KeyPath) -> int | None:
 
 def place_of(where: str) -> KeyPath:
     """Return `application_servers[1].as_id` as a path; what does not look like one is left out."""
-    named = re.match(r"[A-Za-z0-9_.\[\]-]*", where)
-    return tuple(int(part[1:-1]) if part[0] == "[" else part for part in _PLACE.findall(named[0] if named else ""))
+    named = re.match(r'(?:[A-Za-z0-9_.\[\]-]|"[^"\n]*")*', where)
+    return tuple(int(part[1:-1]) if part[0] == "[" else part.strip('"') for part in _PLACE.findall(named[0] if named else ""))
 
 
 @contextmanager

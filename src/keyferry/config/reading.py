@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -28,6 +28,9 @@ UnsealedEnds = Annotated[
         "send it"
     ),
 ]
+
+
+_EXAMPLES: Final = {"IMPI": "user1@home1.net", "IMPU": "sip:user1@home1.net", "AS_ID": "xcap.home1.net"}
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,4 +163,5 @@ def checked(where: str, parse: Callable[[str], object], text: str) -> str:
     try:
         return str(parse(text))
     except ParseError as problem:
-        raise ConfigError(where, problem.problem) from None
+        what = problem.problem.partition(":")[0]
+        raise ConfigError(where, problem.problem, f"Write for example {_EXAMPLES.get(what, 'sip:icscf.home1.net:5062')}") from None

@@ -73,8 +73,7 @@ class StateDir:
 
         Raises StateError.
         """
-        if not _NAME.fullmatch(name) or name in _OWN:
-            raise StateError(str(self.root), "no file of the state can have such a name", "Use letters, digits, dots and hyphens")
+        check_file_name(self.root, name)
         return self.root / name
 
     def next_start(self, name: str, at: int) -> int:
@@ -168,6 +167,31 @@ class StateDir:
         """Give the locks back."""
         while self._locks:
             os.close(self._locks.pop())
+
+
+def check_file_name(root: Path, name: str) -> None:
+    """Refuse what no file of a state directory may be called. Raises StateError."""
+    if not _NAME.fullmatch(name) or name in _OWN:
+        raise StateError(str(root), f"no file of the state can be called {name!r}", "Use letters, digits, dots and hyphens, 94 at most")
+
+
+def check_state(path: Path, kek_file: Path | None = None) -> None:
+    """Refuse what `open_state` would refuse, and make nothing; a lock that somebody holds is no fault. Raises StateError."""
+    kek = kek_file if kek_file is not None else path / "kek"
+    try:
+        if not path.exists():
+            parent = next(each for each in path.absolute().parents if each.exists())
+            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+                raise StateError(str(path), f"cannot be made in {parent}", "Choose another state directory")
+            return
+        _check_directory(path)
+        if (path / "version").exists():
+            _check_version(path / "version")
+        _check_missing_kek(path, kek)
+        if kek.exists():
+            _read_keks(kek, own=kek.parent == path)
+    except OSError as problem:
+        raise _unusable(path, problem) from problem
 
 
 def check_isc_names(where: Path, scscf: str, as_id: str) -> None:

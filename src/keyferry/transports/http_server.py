@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import uvicorn
 
-from keyferry.errors import TransportError
+from keyferry.errors import StateError, TransportError
 from keyferry.transports.http_bounds import BoundedHttp
 from keyferry.transports.sip_udp import listen_remedy
 from keyferry.transports.unix_socket import check_folder
@@ -39,12 +39,15 @@ class _Server(uvicorn.Server):
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Return a server context: TLS 1.2 with forward secrecy, or 1.3."""
+    """Return a server context: TLS 1.2 with forward secrecy, or 1.3. Raises StateError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.load_cert_chain(certificate, key)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as problem:
+        raise StateError(str(certificate), "does not go with its key", "Move both away; they are made again at the next start") from problem
     return context
 
 

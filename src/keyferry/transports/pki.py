@@ -106,9 +106,28 @@ class Pki:
         with self._alone():
             return self._ensure(name, role, also)
 
+    def check(self, name: str, role: str) -> None:
+        """Refuse what `ensure` would refuse, and a certificate that is not its key's; nothing is made. Raises StateError."""
+        if not self._folder.is_dir() and not self.ca_file.exists():
+            return
+        if not self.ca_file.is_file():
+            self._check_ca_key()
+            return
+        found = self._found(name, role, (), issuing=(self._folder / "ca.key").is_file())
+        if found is not None:
+            mutual_tls(found, self.ca_file)
+
     def _ensure(self, name: str, role: str, also: Sequence[str]) -> Certificate:
         issuing = self._ensure_ca()
-        folder = self._folder / f"{role}-{name}.pem", self._folder / f"{role}-{name}.key"
+        found = self._found(name, role, also, issuing=issuing)
+        return self._issue(name, role, also, *self._files(name, role)) if found is None else found
+
+    def _files(self, name: str, role: str) -> tuple[Path, Path]:
+        return self._folder / f"{role}-{name}.pem", self._folder / f"{role}-{name}.key"
+
+    def _found(self, name: str, role: str, also: Sequence[str], *, issuing: bool) -> Certificate | None:
+        """Return the certificate that is here, None if one has to be made. Raises StateError: it cannot be, or what is here is not ours."""
+        folder = self._files(name, role)
         try:
             found = x509.load_pem_x509_certificate(folder[0].read_bytes())
             left = found.not_valid_after_utc - self._now()
@@ -128,7 +147,7 @@ class Pki:
         if not issuing:
             remedy = f"Run `keyferry pki issue {name} --role {role}` where pki/ca.key is, and copy both files here"
             raise StateError(str(folder[0]), "is no certificate of ca.pem for this name, and the CA's key is not here", remedy)
-        return self._issue(name, role, also, *folder)
+        return None
 
     def all(self) -> list[Certificate]:
         """Return every role certificate."""
@@ -173,8 +192,7 @@ class Pki:
             key_file.unlink(missing_ok=True)
         if self.ca_file.is_file():
             return key_file.is_file()
-        if key_file.exists():
-            raise StateError(str(self._state), "holds the CA's key and not its certificate", "Restore ca.pem, or remove pki/ca.key")
+        self._check_ca_key()
         key = ec.generate_private_key(ec.SECP256R1())
         title = f"keyferry CA for {len(self._permitted)} hosts alone" if self._permitted else "keyferry lab CA"
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, title)])
@@ -187,6 +205,10 @@ class Pki:
         _write_key(key_file, key)
         _write(self.ca_file, builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), 0o644)
         return True
+
+    def _check_ca_key(self) -> None:
+        if (self._folder / "ca.key").exists():
+            raise StateError(str(self._state), "holds the CA's key and not its certificate", "Restore ca.pem, or remove pki/ca.key")
 
     def _issue(self, name: str, role: str, also: Sequence[str], certificate_file: Path, key_file: Path) -> Certificate:
         ca = x509.load_pem_x509_certificate(self.ca_file.read_bytes())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from keyferry.asgi.static_keys import load_static_keys
 from keyferry.asgi.wsgi import WsgiAdapter, is_wsgi
 from keyferry.asgi.xcap import XcapApp
 from keyferry.config import AGENT, ApplicationServer
+from keyferry.config.explaining import did_you_mean
 from keyferry.errors import ConfigError
 from keyferry.ports import KeySource, KeyStore, Log
 from keyferry.protocol.identity import AsId, parse_as_id
@@ -31,6 +33,8 @@ from keyferry.wiring.key_agent import skew_of, start_key_agent
 from keyferry.wiring.measuring import MeasuredDoor
 from keyferry.wiring.services import Services
 
+BUILT_IN: Final = ("xcap", "notes", AGENT)
+"""What `app` may be besides `module:attribute`."""
 WARNING_DAYS: Final = 14
 """As of a certificate of SIP; one of ours is renewed at 30 where the CA's key is."""
 
@@ -84,16 +88,12 @@ async def _open_door(services: Services, settings: ApplicationServer, as_id: AsI
     ours: dict[str, Any] = {
         "clock": services.clock, "random": services.random, "counter": services.metrics, "certificate_hashes": (certificate.sha256,),
     }  # fmt: skip
-    application = _application(settings, database)
+    application = application_of(settings, database)
     if isinstance(application, SimLogin):  # the developer's rules, our keys
-        if application.as_id != as_id:
-            raise ConfigError("app", f"its SimLogin is for {application.as_id}, and not for {as_id}", "Write one as_id in both places")
+        check_as_id(application, as_id)
         door = application.with_keys(sources, **ours, certificates=())
     else:
-        door = SimLogin(
-            application, as_id=as_id, keys=sources, algorithms=tuple(settings.algorithms), qop=tuple(settings.qop),
-            handsets=settings.handsets, http_networks=tuple(settings.http_networks), **ours,
-        )  # fmt: skip
+        door = guarded(application, settings, as_id, sources, **ours)
     measured = MeasuredDoor(as_id, services.metrics, services.clock)
     door.app = measured.inside(door.app)  # here, and not before: SimLogin looks into the application for its routes
     outside = measured.around(door)
@@ -120,10 +120,25 @@ async def _serve_psk(services: Services, settings: ApplicationServer, as_id: AsI
             await services.serve_http("as", door, listen, as_id, context)
 
 
-def _application(settings: ApplicationServer, database: Database) -> AsgiApp:
-    if settings.app == "xcap":
+def guarded(application: AsgiApp, settings: ApplicationServer, as_id: AsId, keys: Sequence[KeySource | str], **ours: Any) -> SimLogin:
+    """Return an application behind the door that its settings ask for. Raises ConfigError."""
+    return SimLogin(
+        application, as_id=as_id, keys=keys, algorithms=tuple(settings.algorithms), qop=tuple(settings.qop),
+        handsets=settings.handsets, http_networks=tuple(settings.http_networks), **ours,
+    )  # fmt: skip
+
+
+def check_as_id(application: SimLogin, as_id: AsId) -> None:
+    """Refuse an application whose own SimLogin is for another host name. Raises ConfigError."""
+    if application.as_id != as_id:
+        raise ConfigError("app", f"its SimLogin is for {application.as_id}, and not for {as_id}", "Write one as_id in both places")
+
+
+def application_of(settings: ApplicationServer, database: Database | None = None) -> AsgiApp:
+    """Return the application behind a door; without a database one that is only looked at. Raises ConfigError."""
+    if settings.app == "xcap" and database is not None:
         return XcapApp(XcapServer(SqliteDocumentStore(database)))
-    if settings.app == "notes":
+    if settings.app in {"xcap", "notes"}:
         return Notes()
     return load_application(settings.app)
 
@@ -131,10 +146,33 @@ def _application(settings: ApplicationServer, database: Database) -> AsgiApp:
 def load_application(reference: str) -> AsgiApp:
     """Import `module:attribute`, an ASGI or a WSGI application. Raises ConfigError."""
     module, colon, attribute = reference.partition(":")
-    if not colon:
-        raise ConfigError("app", f"{reference!r} is neither xcap, notes nor module:attribute")
+    if not colon or not module or not attribute:
+        otherwise = "Write for example main:app"
+        raise ConfigError("app", f"{reference!r} is neither xcap, notes nor module:attribute", did_you_mean(reference, BUILT_IN, otherwise))
     try:
-        app = cast("AsgiApp", getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError) as problem:
-        raise ConfigError("app", f"{reference!r} cannot be imported: {problem}", "Is its folder on PYTHONPATH?") from problem
-    return WsgiAdapter(app) if is_wsgi(app) else app
+        imported = importlib.import_module(module)
+    except Exception as problem:  # whatever the developer's module does when it is imported
+        raise ConfigError("app", f"{reference!r} cannot be imported: {_said(problem)}", _missing(module, problem)) from problem
+    if not hasattr(imported, attribute):
+        there = sorted(name for name, value in vars(imported).items() if not name.startswith("_") and callable(value))
+        otherwise = f"It has {', '.join(there[:8])}" if there else "It has nothing that could be an application"
+        raise ConfigError("app", f"{module} has no {attribute!r}", did_you_mean(attribute, there, otherwise))
+    app = getattr(imported, attribute)
+    if not callable(app):
+        raise ConfigError("app", f"{reference!r} is a {type(app).__name__}", "Name an ASGI or WSGI application, which can be called")
+    return WsgiAdapter(app) if is_wsgi(app) else cast("AsgiApp", app)
+
+
+def _said(problem: Exception) -> str:
+    return str(problem) if isinstance(problem, ImportError) else f"{type(problem).__name__}: {problem}"
+
+
+def _missing(module: str, problem: Exception) -> str:
+    """Return what to do about a module that cannot be imported."""
+    if not isinstance(problem, ModuleNotFoundError):
+        return f"Mend it: python -c 'import {module}' shows where"
+    name = problem.name or ""
+    if name != module.partition(".")[0] and name != module:
+        return f"Install {name} where keyferry is installed"
+    files = {file.stem for folder in sys.path for file in Path(folder or ".").glob("*.py")} if "." not in module else set()
+    return did_you_mean(module, files, "Is its folder on PYTHONPATH?")

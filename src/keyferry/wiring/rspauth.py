@@ -26,7 +26,7 @@ async def start_rspauth(services: Services, book: RspauthBook, ended: EndedBook)
         return
     user = user_id(settings.user, "kamailio.user")
     users = {0, os.geteuid(), user}
-    server = RspauthServer(book.prove, users, services.log, services.metrics, ended.since, _group(settings, user))
+    server = RspauthServer(book.prove, users, services.log, services.metrics, ended.since, group_of(settings, user))
     path = Path(settings.rspauth_socket)
     turn = turn_file(path)
     services.exit.callback(os.close, turn)  # after the socket's end: until then nobody else listens
@@ -44,7 +44,7 @@ async def start_rspauth(services: Services, book: RspauthBook, ended: EndedBook)
     services.every(TAKE_OVER, take_over)
 
 
-def _group(settings: Kamailio, user: int) -> int | None:
+def group_of(settings: Kamailio, user: int) -> int | None:
     """Return the group that may open the socket; None where this very user, or root, runs Kamailio. Raises StateError."""
     if settings.rspauth_group is None and user in {0, os.geteuid()}:
         return None
