@@ -10,6 +10,7 @@ import pytest
 from keyferry.config import load_config
 from keyferry.errors import ConfigError
 from keyferry.wiring.checking import plan_of, read_served, warnings_of
+from keyferry.wiring.services import Role
 
 LAB = (Path(__file__).resolve().parents[2] / "examples" / "lab.toml").read_text("utf-8")
 
@@ -86,6 +87,28 @@ def test_what_another_process_plays_is_not_looked_at(tmp_path: Path) -> None:
     file = tmp_path / "lab.toml"
     file.write_text(LAB.replace('[admin]\nlisten = "127.0.0.1:8080"', '[admin]\nlisten = "192.0.2.1:8080"'), "utf-8")
     assert read_served(file, tmp_path / "state", ["scscf", "icscf", "pcscf", "as"]).admin.listen == "192.0.2.1:8080"
+
+
+def test_a_file_for_another_machine_may_have_its_addresses(tmp_path: Path) -> None:
+    """What two of its listeners want is refused there, too."""
+    file = tmp_path / "lab.toml"
+    file.write_text(LAB.replace("127.0.0.1", "192.0.2.1").replace('listen = "192.0.2.1:6060"', 'listen = "127.0.0.1:6060"')
+                    .replace('listen = "192.0.2.1:5062"', 'listen = "127.0.0.1:5062"'), "utf-8")  # fmt: skip
+    assert read_served(file, tmp_path / "state", here=False).pcscf.listen == "192.0.2.1:5060"
+    assert warnings_of(plan_of(load_config(file)), here=False) == []
+    file.write_text(file.read_text("utf-8").replace(":8444", ":8443"), "utf-8")
+    with pytest.raises(ConfigError, match="port 8443 is that of"):
+        read_served(file, tmp_path / "state", here=False)
+
+
+def test_an_application_server_that_nobody_finds_is_warned_of_and_the_others_served(tmp_path: Path) -> None:
+    """Its pushes wait until somebody adds it under [hosts]."""
+    file = tmp_path / "lab.toml"
+    file.write_text(LAB, "utf-8")
+    roles: list[Role] = ["pcscf", "icscf", "scscf", "hss", "admin"]
+    config = read_served(file, tmp_path / "state", roles)
+    first, *_ = warnings_of(plan_of(config, roles))
+    assert first.startswith("application_servers[0].sip_uri: xcap-as.home1.net is not in the hosts table; add it under [hosts]")
 
 
 def test_a_home_domain_that_no_subscriber_has_is_warned_of(tmp_path: Path) -> None:

@@ -9,15 +9,10 @@ from typing import Annotated
 import typer
 
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
+from keyferry.cli.roles import RoleOption, ScscfOption, roles_named
 from keyferry.errors import ConfigError
 from keyferry.wiring import serving
 from keyferry.wiring.checking import read_served
-from keyferry.wiring.services import ROLES, Role
-
-RoleOption = Annotated[
-    list[str] | None, typer.Option("--role", help="Only this function: pcscf, icscf, scscf, hss, as, admin. Repeatable.")
-]
-ScscfOption = Annotated[list[str] | None, typer.Option("--scscf", metavar="NAME", help="Of the file's S-CSCFs only this one. Repeatable.")]
 
 
 def serve(
@@ -45,12 +40,3 @@ def serve(
     loaded = read_served(config, state, roles, scscf or None)
     serving.serve(loaded, state, show_json, roles=roles, scscfs=scscf or None, log_format=log)  # type: ignore[arg-type]
     console.print("stopped")
-
-
-def roles_named(names: list[str] | None) -> list[Role] | None:
-    """Return the functions of `--role`, None if all are meant. Raises ConfigError."""
-    known = {str(role): role for role in ROLES}
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise ConfigError("--role", f"{unknown[0]!r} is not one of {', '.join(ROLES)}")
-    return [known[name] for name in names] if names else None

@@ -58,16 +58,19 @@ class Plan(NamedTuple):
         return any(role in self.roles for role in roles)
 
 
-def read_served(path: Path, state: Path, roles: Collection[Role] | None = None, scscfs: Collection[str] | None = None) -> Config:
+def read_served(
+    path: Path, state: Path, roles: Collection[Role] | None = None, scscfs: Collection[str] | None = None, *, here: bool = True
+) -> Config:  # fmt: skip
     """Read the file of `keyferry serve` and refuse what would stop it, or leave it without use; nothing is made, and no port taken.
 
-    An application is imported, as `serve` does. Raises ConfigError, StateError.
+    An application is imported, as `serve` does. A file that is not for use `here` may have addresses of another machine.
+    Raises ConfigError, StateError.
     """
     config = load_config(path)
     plan = plan_of(config, roles, scscfs)
     with located(path):
         try:
-            check_plan(plan, state)
+            check_plan(plan, state, here=here)
         except StateError:
             raise
         except ConfigError as problem:
@@ -89,12 +92,14 @@ def plan_of(config: Config, roles: Collection[Role] | None = None, scscfs: Colle
     return Plan(config, played, own, here)
 
 
-def check_plan(plan: Plan, state: Path) -> None:
+def check_plan(plan: Plan, state: Path, *, here: bool = True) -> None:
     """Refuse what would stop the process. Raises ConfigError with the key, StateError."""
     _check_names(plan, state)
-    _check_listeners(list(listeners_of(plan)))
+    _check_listeners(list(listeners_of(plan)), here=here)
     _check_routes(plan)
     _check_diameter(plan)
+    if here:
+        _check_rspauth(plan)
     for where, server in plan.servers:
         _check_door(where, server)
     if plan.plays("scscf", "as") and any(str(server.protection) == "ipsec" for server in plan.config.application_servers):
@@ -103,9 +108,10 @@ def check_plan(plan: Plan, state: Path) -> None:
     _check_certificates(plan, Pki(state, SystemClock()))
 
 
-def warnings_of(plan: Plan) -> list[str]:
+def warnings_of(plan: Plan, *, here: bool = True) -> list[str]:
     """Return what may be wrong, or is at this moment: `serve` would start, or somebody else has to make room first."""
-    return [*_unknown_peers(plan.config), *_strange_domains(plan.config), *_busy(list(listeners_of(plan)))]
+    busy = _busy(list(listeners_of(plan))) if here else []
+    return [*_unknown_peers(plan.config), *_strange_domains(plan.config), *_unknown_servers(plan), *busy]
 
 
 # ---- names
@@ -179,11 +185,11 @@ def _wanted(where: str, proto: str, listen: str, *, sip: bool = False) -> Wanted
     return Wanted(where, proto, host, port, sip)
 
 
-def _check_listeners(wanted: Sequence[Wanted]) -> None:
+def _check_listeners(wanted: Sequence[Wanted], *, here: bool) -> None:
     """Refuse a host that is none of this machine's, and two listeners that would want one port."""
     taken: dict[tuple[str, int], list[tuple[str, Wanted]]] = {}
     for one in wanted:
-        address = _own_address(one)
+        address = _own_address(one) if here else one.host
         for other_address, other in taken.get((one.proto, one.port), ()) if one.port else ():
             if address == other_address or {address, other_address} & set(WILDCARDS):
                 problem = f"port {one.port} is that of {other.where}, too"
@@ -247,17 +253,32 @@ def _bound(sock: socket.socket, address: Any) -> int:
 
 def _check_routes(plan: Plan) -> None:
     """Refuse a SIP URI whose host nobody knows, or that contradicts the listener of the function that it names."""
-    config, resolver, names = plan.config, TableResolver(plan.config.hosts), _served_names(plan)
-    for name, _, tls in names:
-        resolver.serve(name, "127.0.0.1", 1, "TLS" if tls else "UDP")
+    config, resolver = plan.config, _resolver_of(plan)
     icscf = {config.icscf.name.lower(): ("icscf.listen", config.icscf.listen)}
     scscfs = {one.name.lower(): (f"{where}.listen", one.listen) for where, one in plan_of(config, ["scscf"]).scscfs}
     if plan.plays("pcscf"):
         _check_route("pcscf.icscf", config.pcscf.icscf, plan, resolver, icscf, type(config.pcscf)().icscf)
     if plan.plays("icscf") and not config.further_scscfs:
         _check_route("icscf.scscf", config.icscf.scscf, plan, resolver, scscfs, type(config.icscf)().scscf)
-    for place, server in enumerate(config.application_servers if plan.scscfs else ()):
-        _check_route(f"application_servers[{place}].sip_uri", server.sip_uri, plan, resolver, {}, "")
+
+
+def _resolver_of(plan: Plan) -> TableResolver:
+    """Return what the process will resolve names with."""
+    resolver = TableResolver(plan.config.hosts)
+    for name, _, tls in _served_names(plan):
+        resolver.serve(name, "127.0.0.1", 1, "TLS" if tls else "UDP")
+    return resolver
+
+
+def _unknown_servers(plan: Plan) -> list[str]:
+    """Return a warning for each application server that the S-CSCF could not push to; others are served all the same."""
+    warnings, resolver = [], _resolver_of(plan)
+    for place, server in enumerate(plan.config.application_servers if plan.scscfs else ()):
+        try:
+            _check_route(f"application_servers[{place}].sip_uri", server.sip_uri, plan, resolver, {}, "")
+        except ConfigError as problem:
+            warnings.append(str(problem))
+    return warnings
 
 
 def _served_names(plan: Plan) -> list[tuple[str, str, bool]]:
@@ -302,7 +323,12 @@ def _check_diameter(plan: Plan) -> None:
         raise ConfigError("hss" if listens else "cx", "needs the library python-diameter", "Run pip install 'keyferry[diameter]'")
     if plan.plays("hss") and not listens and not plan.plays("icscf", "scscf"):
         raise ConfigError("hss", "has no listener, and nothing in this process asks it", 'Set hss.listen_diameter = "127.0.0.1:3868"')
-    settings = plan.config.kamailio
+
+
+def _check_rspauth(plan: Plan) -> None:
+    """Refuse a socket for Kamailio whose user, group or folder this machine has not. Raises ConfigError."""
+    settings, hss = plan.config.kamailio, plan.config.hss
+    listens = plan.plays("hss") and (hss.listen_diameter is not None or hss.listen_diameters is not None)
     if listens and settings.rspauth_socket is not None:
         try:
             group_of(settings, user_id(settings.user, "kamailio.user"))
