@@ -91,6 +91,60 @@ async def test_what_the_network_ends_ends_at_the_p_cscf_and_nothing_else() -> No
         assert watched.home.pcscf.fingerprint(second.impi, second.ue._contact()) is not None
 
 
+@pytest.mark.parametrize("age", [0.0, 2 * LAST_WORDS], ids=["just-registered", "long-registered"])
+@pytest.mark.parametrize("why", ["noresource", "refused 404"])
+async def test_where_the_subscription_is_over_and_nobody_is_registered_every_device_ends(age: float, why: str) -> None:
+    """§5.2.5.2: also those that no NOTIFY named."""
+    async with opened() as watched:
+        home = watched.home
+        devices = [home.device(number=number) for number in range(1, 6)]
+        for device in devices:
+            await device.register()
+        home.clock.time += age
+        info = watched.pcscf.subscriber.info(IMPU)
+        assert info is not None
+        watched.pcscf.subscriber.abandon(IMPU)  # so that none of the NOTIFYs that follow is heard
+        await home.scscf.network_deregister(devices[0].impi, None, "deactivated")
+        await settle()
+        assert None not in [home.pcscf.fingerprint(each.impi, each.ue._contact()) for each in devices]
+        watched.pcscf.heard(RegNews(IMPU, info, (), why))
+        await settle()
+        assert [home.pcscf.fingerprint(each.impi, each.ue._contact()) for each in devices] == 5 * [None]
+        assert home.counter["pcscf_ended", "expired"] == 5
+
+
+async def test_a_first_subscribe_that_finds_nobody_registered_ends_every_device() -> None:
+    """§5.2.5.2: the network ended them between the 200 and the SUBSCRIBE."""
+    async with opened() as watched:
+        home = watched.home
+        devices = [home.device(number=number) for number in range(1, 6)]
+        for device in devices:
+            await device.register()
+        watched.pcscf.subscriber.abandon(IMPU)
+        await home.scscf.network_deregister(devices[0].impi, None, "deactivated")
+        binding = home.pcscf.bindings.of_resource(IMPU)[0]
+        watched.pcscf.registered(binding)
+        await settle()
+        assert [home.pcscf.fingerprint(each.impi, each.ue._contact()) for each in devices] == 5 * [None]
+
+
+async def test_where_the_subscription_is_over_and_users_are_registered_they_stay() -> None:
+    """The S-CSCF is asked: an end of the subscription does not say that anybody's registration ended."""
+    async with opened() as watched:
+        home = watched.home
+        devices = [home.device(number=number) for number in range(1, 6)]
+        for device in devices:
+            await device.register()
+        home.clock.time += 2 * LAST_WORDS
+        info = watched.pcscf.subscriber.info(IMPU)
+        assert info is not None
+        watched.pcscf.subscriber.abandon(IMPU)
+        watched.pcscf.heard(RegNews(IMPU, info, (), "noresource"))
+        await settle()
+        assert None not in [home.pcscf.fingerprint(each.impi, each.ue._contact()) for each in devices]
+        assert watched.pcscf.subscriber.watches(IMPU)
+
+
 async def test_the_as_subscribes_at_the_users_s_cscf_and_erases_keys_at_the_end() -> None:
     """§5.7.1.1: even where the push that says so is lost."""
     async with opened() as watched:

@@ -79,11 +79,14 @@ class PcscfWatch:
         """Take a NOTIFY: what is terminated has ended here, too; of this user alone, whatever contacts it names."""
         active = {contact.uri for aor in news.info.registrations for contact in aor.contacts}
         events = {change.contact.uri: change.contact.event for change in news.changes if change.contact.state == "terminated"}
+        asked = [binding for binding, _ in self._doubted.get(news.resource, ())]
         self._settle(news.resource, active)
         doubted = []
         for binding in self.pcscf.bindings.of_resource(news.resource):
             gone = binding.contact in events and binding.contact not in active
-            if (gone or news.ended is not None) and not binding.ended and self.pcscf.clock.now() - binding.since < LAST_WORDS:
+            recent = self.pcscf.clock.now() - binding.since < LAST_WORDS
+            # An end of the subscription alone does not say that nobody is registered, so the S-CSCF is asked about each.
+            if not binding.ended and (recent if gone else news.ended is not None and binding not in asked):
                 doubted.append((binding, events[binding.contact] if gone else None))
             elif gone:
                 self.pcscf.ended(binding, events[binding.contact])
@@ -103,17 +106,23 @@ class PcscfWatch:
         """Ask the S-CSCF; where it does not answer, what the NOTIFY named is taken to have ended."""
         try:
             await self._subscribe(resource)
-        except KeyferryError as problem:
-            nobody = isinstance(problem, RemoteProtocolError) and problem.status in NOT_REGISTERED
-            self._settle(
-                resource, () if nobody else {binding.contact for binding, event in self._doubted.get(resource, ()) if event is None}
-            )
+        except KeyferryError:
+            self._settle(resource, {binding.contact for binding, event in self._doubted.get(resource, ()) if event is None})
             raise
 
     async def _subscribe(self, resource: str) -> None:
+        """Ask the S-CSCF; where it says that nobody is registered, every device that was before the question has ended (§5.2.5.2)."""
         hop = self.resolver.resolve(parse_sip_uri(self.icscf))
         self.subscriber.abandon(resource)
-        await self.subscriber.subscribe(resource, hop, (f"<{self.icscf};lr>",))
+        before = self.pcscf.bindings.of_resource(resource)
+        try:
+            await self.subscriber.subscribe(resource, hop, (f"<{self.icscf};lr>",))
+        except RemoteProtocolError as problem:
+            if problem.status in NOT_REGISTERED:
+                self._settle(resource, ())
+                for binding in before:
+                    self.pcscf.ended(binding, "expired")  # unless it has registered anew since
+            raise
 
 
 @dataclass(slots=True)
