@@ -98,6 +98,38 @@ class LongContact:
         return response
 
 
+class Overtaken:
+    """A UE's way to the P-CSCF on which somebody at its address asks for a challenge in its name before it answers its own."""
+
+    def __init__(self, client: UeClient, neighbour: SipNode) -> None:
+        node = client.ue.sip
+        assert isinstance(node, SipNode)
+        self.node, self.neighbour, self.statuses = node, neighbour, list[int]()
+
+    async def send(self, request: Request, hop: SipPeer, **_: object) -> Response:
+        response = await self.node.send(request, hop)
+        if response.status == 401:
+            strange = await self.neighbour.send(request.replacing("Call-ID", f"strange{len(self.statuses)}@127.0.0.1"), hop)
+            self.statuses.append(strange.status)
+        return response
+
+
+async def test_a_neighbour_who_is_challenged_in_anothers_name_ends_no_security_associations(tmp_path: Path) -> None:
+    """A challenge is had without a key (TS 33.203 §7.4), so one ends nothing of another attempt."""
+    lab = crowded(tmp_path, more=1)
+    with serving(lab.serve, lab.state) as served:
+        async with Bystanders(lab, served, gm=True).opened() as bystanders, bystanders.ue(NUMBER) as attacker:
+            node = attacker.ue.sip
+            assert isinstance(node, SipNode)
+            ways = []
+            for client in bystanders.clients:
+                way = client.ue.sip = Overtaken(client, node)
+                ways.append(way)
+            await bystanders.register_all()
+        assert {status for way in ways for status in way.statuses} == {401}
+        assert all(way.statuses for way in ways)
+
+
 @pytest.mark.parametrize(("character", "status"), [("\u20ac", 400), ("x", 200)], ids=["octets-over-characters", "ascii"])
 async def test_sixteen_devices_with_the_longest_contacts_hold_up_nobody(tmp_path: Path, character: str, status: int) -> None:
     """Their lengths are octets (RFC 3261 §7.3.1), so a 200 that lists all of them fits the connection of I- and S-CSCF."""

@@ -164,8 +164,8 @@ class GmProtection(Protocol):
     def allocate(self, avoid: Collection[int] = ()) -> tuple[int, int]:
         """Return two free SPIs (client, server), not in `avoid`."""
 
-    def begin(self, user: str, ue: Endpoint, pcscf: Endpoint, keys: EspKeys) -> AssociationSet:
-        """Set up a temporary set; its user's temporary set before it ends.
+    def begin(self, user: str, ue: Endpoint, pcscf: Endpoint, keys: EspKeys, attempt: str = "") -> AssociationSet:
+        """Set up a temporary set; its user's temporary set before it of the same attempt (Call-ID) ends.
 
         Raises LocalProtocolError, RemoteProtocolError.
         """

@@ -87,10 +87,10 @@ class EspSas:
         """Return two free SPIs (client, server), not in `avoid`."""
         return self.associations.allocate(int.from_bytes(self.random.octets(8), "big"), avoid)
 
-    def begin(self, user: str, ue: Endpoint, pcscf: Endpoint, keys: EspKeys) -> AssociationSet:
+    def begin(self, user: str, ue: Endpoint, pcscf: Endpoint, keys: EspKeys, attempt: str = "") -> AssociationSet:
         """Set up a temporary set. Raises LocalProtocolError, RemoteProtocolError."""
         self.expire()
-        association, gone = self.associations.begin(user, ue, pcscf, self.clock.monotonic())
+        association, gone = self.associations.begin(user, ue, pcscf, self.clock.monotonic(), attempt)
         self._drop(gone)
         own, other = (ue, pcscf) if self.associations.side == "ue" else (pcscf, ue)
         inbound = {spi: InboundSa(spi, keys) for spi in (own.spi_c, own.spi_s)}
@@ -113,7 +113,7 @@ class EspSas:
 
     def confirmed(self, association: AssociationSet, registration: float) -> None:
         """Take the 2xx to a REGISTER over this set."""
-        self.associations.confirmed(association, self.clock.monotonic(), registration)
+        self._drop(self.associations.confirmed(association, self.clock.monotonic(), registration))
 
     def failed(self, association: AssociationSet) -> None:
         """Take the refusal of a REGISTER over a temporary set."""

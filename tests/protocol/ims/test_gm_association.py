@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from keyferry.errors import EspRejected, LocalProtocolError, RemoteProtocolError
 from keyferry.protocol.ims.gm_association import (
     MAX_SETS_PER_UE,
+    MAX_TEMPORARY_PER_UE,
     OVERLAP,
     REG_AWAIT_AUTH,
     SLACK,
@@ -183,12 +184,33 @@ def test_a_wrong_answer_ends_the_temporary_set_only() -> None:
 
 
 def test_a_new_challenge_ends_the_temporary_set_of_before() -> None:
-    """TS 24.229 §5.2.2.2; nobody else's."""
+    """Of the same attempt, and nobody else's."""
     held = GmAssociations("pcscf")
     old, first, bob = registered(held, 1, 0.0), begin(held, 2, 10.0), begin(held, 3, 10.0, BOB)
     second, gone = held.begin(ALICE, ue(4), pcscf(4), 11.0)
     assert gone == [first]
     assert held.sets(ALICE) == [old, second]
+    assert held.sets(BOB) == [bob]
+
+
+def test_a_challenge_of_another_attempt_ends_no_temporary_set() -> None:
+    """Whoever names the user from his address gets one."""
+    held = GmAssociations("pcscf")
+    in_use = registered(held, 1, 0.0)
+    mine, _ = held.begin(ALICE, ue(2), pcscf(2), 1.0, "mine")
+    strange, gone = held.begin(ALICE, ue(3), pcscf(3), 1.0, "strange")
+    assert gone == []
+    assert held.confirmed(mine, 2.0, 600) == [strange]
+    assert held.sets(ALICE) == [in_use, mine]
+
+
+def test_the_temporary_sets_of_one_user_are_few_and_push_out_nothing_else() -> None:
+    held = GmAssociations("pcscf")
+    in_use, bob = registered(held, 1, 0.0), begin(held, 2, 0.0, BOB)
+    made = [held.begin(ALICE, ue(number), pcscf(number), 1.0, str(number))[0] for number in range(3, 3 + MAX_TEMPORARY_PER_UE)]
+    last, gone = held.begin(ALICE, ue(90), pcscf(90), 1.0, "last")
+    assert gone == made[:1]
+    assert held.sets(ALICE) == [in_use, *made[1:], last]
     assert held.sets(BOB) == [bob]
 
 
@@ -309,11 +331,11 @@ class AnyOrder(RuleBasedStateMachine):
     def live(self) -> list[AssociationSet]:
         return [each for each in self.known if each.state is not State.DELETED]
 
-    @rule(user=st.sampled_from([ALICE, BOB, "carol"]))
-    def challenge(self, user: str) -> None:
+    @rule(user=st.sampled_from([ALICE, BOB, "carol"]), attempt=st.sampled_from(["", "a", "b"]))
+    def challenge(self, user: str, attempt: str) -> None:
         self.number += 1
         try:
-            made, gone = self.held.begin(user, ue(self.number), pcscf(self.number), self.now)
+            made, gone = self.held.begin(user, ue(self.number), pcscf(self.number), self.now, attempt)
         except RemoteProtocolError:
             return
         assert all(each.state is State.DELETED for each in gone)
@@ -353,8 +375,8 @@ class AnyOrder(RuleBasedStateMachine):
     def one_of_each(self) -> None:
         for user in {each.user for each in self.live()}:
             states = [each.state for each in self.held.sets(user)]
-            assert len(states) <= MAX_SETS_PER_UE
-            assert states.count(State.TEMPORARY) <= 1
+            assert len(states) - states.count(State.TEMPORARY) <= MAX_SETS_PER_UE
+            assert states.count(State.TEMPORARY) <= 3
             assert states.count(State.IN_USE) <= 1
             assert (self.held.sending(user, self.now) is not None) == bool({State.ESTABLISHED, State.IN_USE} & set(states))
 

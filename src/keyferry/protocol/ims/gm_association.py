@@ -33,7 +33,9 @@ SLACK = 30.0
 MAX_SETS = 200_000
 """In all; as many devices as a P-CSCF keeps keys of, and a city registering after a power cut is shed before this."""
 MAX_SETS_PER_UE = 4
-"""One in use, one confirmed, one temporary, and one old that still drains."""
+"""Definitive and old ones: one in use, two confirmed, and one old that still drains."""
+MAX_TEMPORARY_PER_UE = 16
+"""Challenges, each of another Call-ID: who names another's IMPI from his address needs so many between his challenge and his answer."""
 
 
 class State(Enum):
@@ -53,7 +55,7 @@ class Input(Enum):
     FAILED = auto()  # the answer over it was wrong, or the home network said no
     MESSAGE = auto()  # a message came in over it, so its ICV was right
     SUPERSEDED = auto()  # a newer set of the same UE was taken into use
-    RECHALLENGED = auto()  # a newer temporary set of the same UE begins
+    RECHALLENGED = auto()  # a newer temporary set of the same attempt begins, or another set of the UE was confirmed
     EXPIRED = auto()
     REMOVED = auto()  # de-registered, or room is needed
 
@@ -116,6 +118,7 @@ class AssociationSet:
     ue: Endpoint
     pcscf: Endpoint
     expires_at: float  # seconds
+    attempt: str = ""  # Call-ID of the REGISTER that was challenged
     state: State = State.TEMPORARY
 
     # Each SA is named by the SPI that its receiver chose.
@@ -191,37 +194,43 @@ class GmAssociations:
         client = self._free(chance >> 32 & MAX_SPI, avoid)
         return client, self._free(chance & MAX_SPI, (client, *avoid))
 
-    def begin(self, user: str, ue: Endpoint, pcscf: Endpoint, now: float) -> tuple[AssociationSet, list[AssociationSet]]:
+    def begin(self, user: str, ue: Endpoint, pcscf: Endpoint, now: float, attempt: str = "") -> tuple[AssociationSet, list[AssociationSet]]:
         """Make a temporary set as a challenge passes; return it and the sets that had to go.
 
-        A user has one temporary set: a new challenge ends the one before (TS 24.229 §5.2.2.2). Where there is no room
-        the oldest temporary set goes first. Raises LocalProtocolError for an SPI in use, RemoteProtocolError with
+        A new challenge ends the temporary set before it of the same `attempt`, the Call-ID. Those of others stay until one of
+        the user's is confirmed: a challenge is had by whoever names the user from his address. Where there is no room the oldest
+        temporary set goes first. Raises LocalProtocolError for an SPI in use, RemoteProtocolError with
         status 503 where all sets are definitive.
         """
         own = ue if self.side == "ue" else pcscf
         if own.spi_c in self._by_spi or own.spi_s in self._by_spi or len({ue.spi_c, ue.spi_s, pcscf.spi_c, pcscf.spi_s}) < 4:
             raise LocalProtocolError("an SPI is in use")
-        gone = [each for each in self.sets(user) if self._enter(each, Input.RECHALLENGED) is State.DELETED]
+        gone = [each for each in self.sets(user) if each.attempt == attempt and self._enter(each, Input.RECHALLENGED) is State.DELETED]
         gone += self._make_room(user)
-        made = AssociationSet(user, ue, pcscf, now + self.reg_await_auth)
+        made = AssociationSet(user, ue, pcscf, now + self.reg_await_auth, attempt)
         self._of_user.setdefault(user, []).append(made)
         self._by_spi[own.spi_c] = self._by_spi[own.spi_s] = self._temporary[own.spi_s] = made
         self._schedule(made)
         return made, gone
 
-    def confirmed(self, association: AssociationSet, now: float, registration: float) -> None:
-        """Take the 200 to a REGISTER over this set; `registration` is its Expires in seconds, over 0.
+    def confirmed(self, association: AssociationSet, now: float, registration: float) -> list[AssociationSet]:
+        """Take the 200 to a REGISTER over this set; `registration` is its Expires in seconds, over 0. Return the sets that had to go.
 
         The set lives as long as the registration or as any definitive set before it, whichever is longer. A UE takes
-        it into use at once: the 200 came over it.
+        it into use at once: the 200 came over it. With a temporary set that is confirmed the user's other temporary ones go.
         """
+        gone = []
+        if association.state is State.TEMPORARY:
+            others = [each for each in self.sets(association.user) if each is not association]
+            gone = [each for each in others if self._enter(each, Input.RECHALLENGED) is State.DELETED]
         definitive = [each.expires_at for each in self.sets(association.user) if each.state in _DEFINITIVE]
         if self._enter(association, Input.CONFIRMED) is State.OLD:
-            return
+            return gone
         self._temporary.pop(self._own(association).spi_s, None)
         self._until(association, max([now + registration + self.slack, *definitive]))
         if self.side == "ue":
             self.received(association, now)
+        return gone
 
     def failed(self, association: AssociationSet) -> None:
         """Take the refusal of the answer over a temporary set: it goes, those before it stay (TS 33.203 §7.3.1)."""
@@ -298,8 +307,11 @@ class GmAssociations:
     def _make_room(self, user: str) -> list[AssociationSet]:
         gone = []
         mine = self.sets(user)
-        if len(mine) >= MAX_SETS_PER_UE:  # then three newer ones were confirmed
-            gone.append(mine[0])
+        temporary = [each for each in mine if each.state is State.TEMPORARY]
+        if len(temporary) >= MAX_TEMPORARY_PER_UE:
+            gone.append(temporary[0])
+        elif len(mine) - len(temporary) >= MAX_SETS_PER_UE:  # then three newer ones were confirmed
+            gone.append(next(each for each in mine if each.state is not State.TEMPORARY))
         elif len(self) >= self.max_sets:
             if not self._temporary:
                 raise RemoteProtocolError("no room for another set of security associations", 503)

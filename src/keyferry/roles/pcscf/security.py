@@ -58,6 +58,7 @@ class Offer(NamedTuple):
 
     user: str
     device: Device
+    attempt: str  # Call-ID
     address: str  # of the UE, inside the tunnel
     client: tuple[Mechanism, ...]
     server: tuple[Mechanism, ...]
@@ -126,7 +127,7 @@ class SecurityAgreement:
         ck, ik = Secret(keys.reveal()[:KEY_OCTETS]), Secret(keys.reveal()[KEY_OCTETS:])
         association = self.gm.begin(
             offer.user, _endpoint(offer.address, client), _endpoint(str(self.gm.address), server),
-            expand_keys(ck, ik, alg=server.alg, ealg=server.ealg),
+            expand_keys(ck, ik, alg=server.alg, ealg=server.ealg), offer.attempt,
         )  # fmt: skip
         self._agreed[association.spi_ps] = Agreed(offer.device, offer.client, offer.server, keys)
         return "Security-Server", build_mechanisms(offer.server)
@@ -171,7 +172,7 @@ class SecurityAgreement:
         except RemoteProtocolError as problem:
             raise self._refusal(problem.problem, problem.status) from problem
         # The address is in it: a stranger who names another's IMPI has sets of its own, and ends none of the other's.
-        return Offer(f"{device.impi} {device.reg} {address}", device, address, client, server, chosen)
+        return Offer(f"{device.impi} {device.reg} {address}", device, request.get("Call-ID") or "", address, client, server, chosen)
 
     def _check_protected(self, request: Request, association: AssociationSet, device: Device | None) -> None:
         agreed = self._agreed.get(association.spi_ps)
