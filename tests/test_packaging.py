@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from setuptools import build_meta  # type: ignore[import-untyped]
 
 from keyferry.__main__ import PARTS
+from system.serving import keyferry
 
 ROOT = Path(__file__).resolve().parents[1]
 ONLY = """
@@ -116,6 +118,42 @@ def test_the_command_says_what_to_install() -> None:
     assert "Traceback" not in done.stderr
     broken = with_only(BASE | PARTS | OF_HTTPX, "import keyferry.__main__ as command; command.PARTS = frozenset(); command.main()")
     assert "Traceback" in broken.stderr
+
+
+DERIVE = (
+    "keys derive --ck {k} --ik {k} --rand {k} --impi user1_private@home1.net --as xcap.home1.net --realm home1.net --json"
+).format(k="00112233445566778899aabbccddeeff")  # fmt: skip
+
+
+def plainly(line: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as somebody does who installed no extra."""
+    return with_only(BASE, f"import sys; sys.argv = ['keyferry', *{line.split()!r}]; import keyferry.__main__ as command; command.main()")
+
+
+def test_without_extras_the_command_says_its_version_and_derives_the_same_keys() -> None:
+    assert plainly("--version").stdout == f"keyferry {importlib.metadata.version('keyferry')}\n"
+    derived = plainly(DERIVE)
+    assert (derived.returncode, derived.stderr) == (0, "")
+    assert json.loads(derived.stdout) == json.loads(keyferry(*DERIVE.split()).stdout)
+    wrong = plainly(DERIVE.replace("--rand 00", "--rand "))
+    assert (wrong.returncode, wrong.stderr) == (2, "keyferry: --rand: is not 16 octets in hexadecimal\n")
+
+
+def test_without_extras_init_writes_a_network(tmp_path: Path) -> None:
+    """And what it prints is what the command with all its parts prints."""
+    written = plainly(f"init {tmp_path / 'one'} --json")
+    assert (written.returncode, written.stderr) == (0, "")
+    other = keyferry("init", tmp_path / "one2", "--json").stdout.replace("one2", "one")
+    assert json.loads(written.stdout) == json.loads(other)
+    assert plainly(f"init {tmp_path / 'one'}").returncode == 2
+
+
+@pytest.mark.parametrize("line", ["serve --config lab.toml", "keys rotate", "ue register", "subscriber list"])
+def test_without_extras_any_other_command_names_one_that_installs_what_is_missing(line: str) -> None:
+    done = plainly(line)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f'{sys.executable} -m pip install "keyferry[server]"' in done.stderr
+    assert "keyferry init" in done.stderr
 
 
 def test_ctrl_c_while_the_command_is_loaded_is_no_traceback() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m keyferry`, and the command `keyferry`: says what to install where its parts are missing."""
+"""`python -m keyferry`, and the command `keyferry`: which does with few of its parts what it can."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def main() -> None:
         missing = (problem.name or "").partition(".")[0]
         if missing not in PARTS:
             raise
-        remedy = 'Install it with the extra "server": pip install "keyferry[server]". An application behind SimLogin needs neither.'
-        sys.stderr.write(f"keyferry: the command needs {missing}, which is not installed. {remedy}\n")
-        sys.exit(1)
+        from keyferry.cli.plain import run as run_plain
+
+        sys.exit(run_plain(sys.argv[1:], missing))
     except KeyboardInterrupt:  # while the parts are loaded, which takes a second on a slow machine
         sys.exit(130)
 

@@ -20,7 +20,7 @@ NOWHERE: Final = ("--admin", "127.0.0.1:1")
 DOCUMENT: Final = "simservs.ngn.etsi.org/users/sip:user1_public1@home1.net/simservs.xml"
 OCTETS: Final = "00" * 16
 MAKE: Final = {
-    "demo", "dev", "serve", "proxy", "agent", "kamailio", "bench", "subscriber add", "ue register", "ue stay", "keys import-isc",
+    "demo", "init", "dev", "serve", "proxy", "agent", "kamailio", "bench", "subscriber add", "ue register", "ue stay", "keys import-isc",
     "pki issue", "ipsec write", "lab attack", "lab up",
 }  # fmt: skip
 """Commands that start something, or provision it, and so make what is not there."""

@@ -16,6 +16,7 @@ from keyferry.wiring.protection import keep_memory_private
 
 COMMANDS = (
     "demo",
+    "init",
     "dev",
     "serve",
     "proxy",

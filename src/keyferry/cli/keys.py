@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +10,8 @@ from typing import Annotated
 import typer
 
 from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, show_json
-from keyferry.errors import ConfigError
-from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.identity import parse_as_id, parse_impi
+from keyferry.cli.plain import derived_keys
+from keyferry.protocol.identity import parse_as_id
 from keyferry.wiring import administration
 from keyferry.wiring.administration import IscPair
 
@@ -38,10 +36,7 @@ def derive(
     --as xcap.home1.net --realm home1.net --json
     """
     del state
-    derived = administration.derive_keys(
-        ck=Secret(_octets("--ck", ck, 16)), ik=Secret(_octets("--ik", ik, 16)), rand=_octets("--rand", rand, 16), impi=parse_impi(impi),
-        as_id=parse_as_id(as_), ua_id=_octets("--ua", ua, 5), realm=realm,
-    )  # fmt: skip
+    derived = derived_keys(ck=ck, ik=ik, rand=rand, impi=impi, as_id=as_, ua_id=ua, realm=realm)
     if as_json:
         show_json(derived)
     else:
@@ -121,9 +116,3 @@ def _tell(found: Sequence[IscPair], what: str, *, as_json: bool) -> None:
         return
     for pair in found:
         console.print(f"{pair.scscf} to {pair.as_id}: {', '.join(pair.kids)} {what}", markup=False)
-
-
-def _octets(name: str, text: str, length: int) -> bytes:
-    if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * length}}}", text):
-        raise ConfigError(name, f"is not {length} octets in hexadecimal")
-    return bytes.fromhex(text)

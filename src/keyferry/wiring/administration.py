@@ -10,20 +10,7 @@ from pathlib import Path
 from keyferry.config import Subscriber
 from keyferry.ports import Subscriber as StoredSubscriber
 from keyferry.ports import SubscriberStore
-from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi
-from keyferry.protocol.ims.keys import (
-    UA_DIGEST,
-    access_keys,
-    application_master_key,
-    as_key,
-    digest_password,
-    digest_realm,
-    first_nonce,
-    key_id,
-    psk_identity,
-    ua_key,
-)
 from keyferry.stores.backup import back_up
 from keyferry.stores.database import Database
 from keyferry.stores.isc_export import read_export
@@ -106,29 +93,6 @@ def import_isc_keys(state_path: Path, file: Path) -> list[IscPair]:
     keys = read_export(file)
     with opened_state(state_path) as state:
         return import_isc(state, keys)
-
-
-def derive_keys(*, ck: Secret, ik: Secret, rand: bytes, impi: Impi, as_id: AsId, ua_id: bytes, realm: str) -> dict[str, str]:
-    """Return the whole hierarchy of DESIGN §3 in the words of the test vectors, in clear: its purpose is to print keys."""
-    access = access_keys(ck, ik, rand, impi)
-    k_m = application_master_key(ck, ik, rand, impi)
-    k_as = as_key(k_m, as_id)
-    k_ua = ua_key(k_as, ua_id)
-    name = key_id(k_as, realm)
-    derived = {
-        "ck_prime": access.ck.reveal().hex(),
-        "ik_prime": access.ik.reveal().hex(),
-        "k_m": k_m.reveal().hex(),
-        "k_as": k_as.reveal().hex(),
-        "k_ua": k_ua.reveal().hex(),
-        "digest_password": digest_password(k_ua).reveal().decode("ascii"),
-        "first_nonce": first_nonce(k_ua),
-        "key_id": name,
-        "psk_identity": psk_identity(ua_id, name),
-    }
-    if ua_id == UA_DIGEST:
-        derived["digest_realm"] = digest_realm(as_id)
-    return derived
 
 
 def back_up_state(state_path: Path, target: Path) -> list[str]:

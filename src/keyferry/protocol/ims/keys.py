@@ -137,6 +137,29 @@ def parse_psk_identity(text: str) -> PskIdentity:
     return PskIdentity(found[1], bytes.fromhex(found[2]), found[3])
 
 
+def derive_keys(*, ck: Secret, ik: Secret, rand: bytes, impi: Impi, as_id: AsId, ua_id: bytes, realm: str) -> dict[str, str]:
+    """Return the whole hierarchy of DESIGN §3 in the words of the test vectors, in clear: its purpose is to print keys."""
+    access = access_keys(ck, ik, rand, impi)
+    k_m = application_master_key(ck, ik, rand, impi)
+    k_as = as_key(k_m, as_id)
+    k_ua = ua_key(k_as, ua_id)
+    name = key_id(k_as, realm)
+    derived = {
+        "ck_prime": access.ck.reveal().hex(),
+        "ik_prime": access.ik.reveal().hex(),
+        "k_m": k_m.reveal().hex(),
+        "k_as": k_as.reveal().hex(),
+        "k_ua": k_ua.reveal().hex(),
+        "digest_password": digest_password(k_ua).reveal().decode("ascii"),
+        "first_nonce": first_nonce(k_ua),
+        "key_id": name,
+        "psk_identity": psk_identity(ua_id, name),
+    }
+    if ua_id == UA_DIGEST:
+        derived["digest_realm"] = digest_realm(as_id)
+    return derived
+
+
 def _ck_ik(ck: Secret, ik: Secret) -> Secret:
     if len(ck) != 16 or len(ik) != 16:
         raise LocalProtocolError("CK and IK have 16 octets each")
