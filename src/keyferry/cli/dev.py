@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.table import Table
 from keyferry.cli.output import JsonOption, console, show_json
 from keyferry.client.session import until_signal
 from keyferry.lab.dev import DevNetwork, DevOptions, dev_network
+from keyferry.lab.scratch import scratch
 from keyferry.wiring.observability import StructLog
 
 
@@ -69,8 +69,8 @@ def _folder(state: Path | None) -> Iterator[Path]:
     if state is not None:
         yield state.absolute()
         return
-    with tempfile.TemporaryDirectory(prefix="keyferry-dev-") as folder:
-        yield Path(folder)
+    with scratch("dev") as folder:
+        yield folder
 
 
 def _show(network: DevNetwork) -> None:

@@ -123,9 +123,10 @@ class UeSession:
 
 
 def until_signal() -> asyncio.Event:
-    """Return what SIGINT and SIGTERM set, from now on."""
+    """Return what SIGINT and SIGTERM set, from now on; and SIGHUP, by which a terminal is closed, unless it is ignored as under nohup."""
     ended = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     return ended
 

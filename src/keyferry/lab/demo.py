@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from keyferry.errors import KeyferryError
 from keyferry.lab.capture import Capture
 from keyferry.lab.ladder import Ladder
 from keyferry.lab.raw_keys import raw_keys
+from keyferry.lab.scratch import scratch
 from keyferry.ports import SipEvent, SipPeer, UeState
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, parse_impi, parse_impu
@@ -294,7 +294,7 @@ async def _built(names: Names, result: DemoResult, *, keep: bool) -> AsyncIterat
     cards = [(Secret(random.octets(16)), Secret(random.octets(16))) for _ in range(2)]
     subscribers = [_subscriber(names, place + 1, k, opc) for place, (k, opc) in enumerate(cards)]
     async with AsyncExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="keyferry-demo-"))
+        folder = stack.enter_context(scratch("demo"))
         state = stack.enter_context(open_state(Path(folder) / "state", random=random, exclusive=True))
         log = StructLog("none")
         observe = both(result.observe, seen.observe)

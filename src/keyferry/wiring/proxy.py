@@ -44,6 +44,7 @@ from keyferry.transports.http_server import AsgiApp, HttpServer, tls_context
 from keyferry.transports.http_upgrade import UpgradingHttp
 from keyferry.transports.pki import Pki, not_after_of
 from keyferry.transports.service_manager import ServiceManager
+from keyferry.transports.terminal import closing
 from keyferry.transports.unix_socket import check_folder
 from keyferry.wiring.connections import allow_connections
 from keyferry.wiring.gauges import show_certificates, show_ready
@@ -128,7 +129,8 @@ def serve_proxy(settings: ProxySettings, state_path: Path, announce: Announce, *
 async def _serve(settings: ProxySettings, state_path: Path, announce: Announce, log_format: LogFormat) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    closed = closing()
+    loop.add_signal_handler(signal.SIGHUP, lambda: ended.set() if closed() else None)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     stream = BackgroundStream(sys.stderr)

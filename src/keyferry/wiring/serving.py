@@ -19,6 +19,7 @@ from keyferry.ports import Log
 from keyferry.stores.state_dir import StateDir
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.service_manager import ServiceManager
+from keyferry.transports.terminal import closing
 from keyferry.wiring.connections import allow_connections
 from keyferry.wiring.observability import BackgroundStream, LogFormat, Metrics, StructLog, bridge_libraries
 from keyferry.wiring.protection import opened_state
@@ -128,7 +129,10 @@ async def _run(
 ) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # nothing is read yet that could be read again; unhandled, it ends a process
+    closed = closing()  # before SIGHUP has a handler
+    loop.add_signal_handler(
+        signal.SIGHUP, lambda: ended.set() if closed() else None
+    )  # nothing is read yet that could be read again; unhandled, it ends a process
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     with opened() as state:
@@ -139,7 +143,8 @@ async def _run(
         manager = ServiceManager.of(os.environ)
         try:
             await process.start()
-            loop.add_signal_handler(signal.SIGHUP, renewing(process.renew, manager))
+            renew = renewing(process.renew, manager)
+            loop.add_signal_handler(signal.SIGHUP, lambda: ended.set() if closed() else renew())
             allow_connections((listener.proto for listener in process.listeners), log)
             spare_the_collector()
             log.info("ready", listeners=len(process.listeners))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from keyferry.config import Config, Subscriber
 from keyferry.errors import KeyferryError, ParseError
 from keyferry.lab.attacks.middle import HostilePcscf, IscMiddleman, host_of
 from keyferry.lab.demo import demo_config
+from keyferry.lab.scratch import scratch
 from keyferry.ports import SipEvent, SipHandler, SipPeer, UeState
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, parse_impi, parse_impu
@@ -225,7 +225,7 @@ async def open_town(setting: Setting) -> AsyncIterator[Town]:
     cards = {user: Isim("milenage", Secret(random.octets(16)), Secret(random.octets(16))) for user in (ALICE, BOB)}
     events: list[SipEvent] = []
     async with AsyncExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="keyferry-attack-"))
+        folder = stack.enter_context(scratch("attack"))
         state = stack.enter_context(open_state(Path(folder) / "state", random=random, exclusive=True))
         config = _config(setting, cards)
         system = System(config, state, clock, random, log, Metrics(), roles=_ROLES, observer=events.append)
