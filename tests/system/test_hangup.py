@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from keyferry.lab.scratch import scratch
-from system.serving import RUN_LIMIT, environment, make_lab, running, until
+from system.serving import RUN_LIMIT, environment, make_lab, running
 
 HANGING_UP = """
 import fcntl, os, sys, termios
@@ -66,16 +66,17 @@ def test_a_closed_terminal_ends_dev_and_leaves_no_card(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_goes_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with on_terminal(tmp_path, "dev", "--json") as (process, terminal):
-        process.kill()
-        process.wait(RUN_LIMIT)
-        os.close(terminal)
-    (left,) = tmp_path.glob("keyferry-dev-*")
-    with scratch("dev", tmp_path) as other, running("dev", "--json", log=tmp_path / "dev.log", folder=tmp_path) as (_, ready):
-        assert not left.exists()
-        assert other.exists()  # in use
-        assert Path(ready["state"]).exists()
-    until(lambda: not list(tmp_path.glob("keyferry-dev-*")), seconds=RUN_LIMIT, what="no folder left")
+    with scratch("dev", tmp_path) as other:  # in use; made first, for it removes what was left, too
+        with on_terminal(tmp_path, "dev", "--json") as (process, terminal):
+            process.kill()
+            process.wait(RUN_LIMIT)
+            os.close(terminal)
+        (left,) = set(tmp_path.glob("keyferry-dev-*")) - {other}
+        with running("dev", "--json", log=tmp_path / "dev.log", folder=tmp_path) as (_, ready):
+            assert not left.exists()
+            assert other.exists()
+            assert Path(ready["state"]).exists()
+    assert not list(tmp_path.glob("keyferry-dev-*"))
 
 
 def test_nobody_elses_folder_and_no_link_is_removed(tmp_path: Path) -> None:
