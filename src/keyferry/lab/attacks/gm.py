@@ -13,7 +13,7 @@ from keyferry.protocol.ims.marker import RELEASE_TAG
 from keyferry.protocol.sip.message import Request, Response
 
 FLOOD = 2_000  # REGISTERs: two seconds at 1,000/s
-ADDRESSES = 16  # of the stranger's; per address two challenges are kept
+ADDRESSES = 16  # of the stranger's; per address and user 64 challenges are kept
 AT_ONCE = 8  # per address
 
 
