@@ -26,6 +26,7 @@ print("begun", flush=True)
 sys.stderr.flush()
 os.read(int(sys.argv[2]), 1)
 print(before, closed(), flush=True)
+sys.stderr.write("late")
 """
 
 
@@ -33,13 +34,17 @@ print(before, closed(), flush=True)
 def test_a_closed_terminal_is_seen_where_there_was_one(how: str, told: str) -> None:
     ours, theirs = pty.openpty()
     wait, go = os.pipe()
+    error = subprocess.DEVNULL if how == "nohup" else theirs
     command = [sys.executable, "-c", PROGRAM, how, str(wait)]
-    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, text=True, start_new_session=True, pass_fds=(wait,)) as process:
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=subprocess.PIPE, stderr=error, text=True, start_new_session=True, pass_fds=(wait,)
+    ) as process:
         assert process.stdout is not None
         os.close(theirs)
         assert process.stdout.readline() == "begun\n"
         os.close(ours)
         os.write(go, b"x")
         assert process.communicate(timeout=60)[0] == f"{told}\n"
+        assert how != "terminal" or process.returncode == 0, "what it wrote after the end of the terminal spoilt its exit code"
     os.close(wait)
     os.close(go)

@@ -14,7 +14,23 @@ def closing() -> Callable[[], bool]:
     A process that was started to ignore SIGHUP, as with nohup, stays when its terminal goes.
     """
     had = _there() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-    return lambda: had and not _there()
+    ours = [number for number in range(3) if os.isatty(number)]
+
+    def closed() -> bool:
+        if not had or _there():
+            return False
+        _let_go(ours)
+        return True
+
+    return closed
+
+
+def _let_go(numbers: list[int]) -> None:
+    """Point standard streams away from a terminal that is gone: what is left to write would fail, and with it the exit code."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in numbers:
+        os.dup2(null, number)
+    os.close(null)
 
 
 def _there() -> bool:

@@ -349,7 +349,7 @@ def _check_door(where: str, server: ApplicationServer) -> None:
         if isinstance(application, SimLogin):
             check_as_id(application, as_id)
         else:
-            guarded(application, server, as_id, static, clock=SystemClock(), user_id_key=Secret(bytes(32)))
+            guarded(application, server, as_id, static, clock=SystemClock(), user_id_key=Secret(os.urandom(32)))
     except ConfigError as problem:
         key = problem.where.partition(" ")[2] or problem.where  # SimLogin says "SimLogin qop"
         raise ConfigError(f"{where}.{key}" if hasattr(server, key) else where, problem.problem, problem.remedy) from None
