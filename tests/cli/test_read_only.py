@@ -33,6 +33,7 @@ MAKE_NOTHING: Final[dict[str, tuple[str | Path, ...]]] = {
     "subscriber list": (),
     "subscriber show": ("a@home1.net",),
     "subscriber remove": ("a@home1.net",),
+    "subscriber prune": ("--config", EXAMPLES / "lab.toml"),
     "subscriber profile": ("a@home1.net", "gold", *NOWHERE),
     "subscriber terminate": ("a@home1.net", *NOWHERE),
     "ue deregister": UE,

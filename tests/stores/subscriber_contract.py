@@ -180,3 +180,16 @@ class SubscriberContract:
         assert await store.forget_owed(20.0) == 1
         assert await store.owing() == {"sip:a.ims.example": 20.0, "sip:b.ims.example": 30.0}
         assert (await store.assignment(other.impi)) == Assignment(None, "sip:c.ims.example")
+
+    async def test_who_comes_from_the_file_is_known_until_he_is_removed(self, store: SubscriberStore) -> None:
+        one, other, nobody = subscriber(1), subscriber(2), subscriber(3).impi
+        await store.add(one)
+        await store.add(other)
+        assert set(await store.from_file()) == set()
+        for _ in range(2):
+            await store.note_from_file([one.impi, nobody])
+        await store.replace(one._replace(profile="other"))
+        assert set(await store.from_file()) == {one.impi}
+        assert await store.remove(one.impi)
+        await store.add(one)
+        assert set(await store.from_file()) == set()

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from keyferry.config import Config, Subscriber
+from keyferry.errors import StoreError
 from keyferry.ports import DeregistrationReason, ServerAssignment
 from keyferry.ports import Subscriber as PortSubscriber
 from keyferry.protocol.crypto.secret import Secret
@@ -21,12 +23,12 @@ from keyferry.roles.scscf.profile_update import ScscfServing
 from keyferry.stores.memory import MemorySubscriberStore
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemRandom
-from keyferry.wiring.hss import Servings, provision, start_hss
+from keyferry.wiring.hss import Servings, gone_from_file, provision, report_gone, start_hss, subscriber_of
 from keyferry.wiring.metrics import Metrics
 from keyferry.wiring.observability import StructLog
 from keyferry.wiring.services import Services
 from roles.home import SCSCF, open_home
-from roles.network import FakeClock, settle
+from roles.network import FakeClock, RecordingLog, settle
 from roles.test_hss import ALICE_SIP, OTHER
 from roles.test_hss_requests import ALICE, Asked
 
@@ -71,6 +73,35 @@ async def test_a_profile_given_by_command_outlives_a_start_with_a_file_that_name
     await store.replace(stored._replace(profile="basic"))
     await provision(store, [settings(amf="9000")])
     assert await store.get(IMPI) == stored._replace(profile="basic", amf=b"\x90\x00")
+
+
+async def test_who_has_gone_from_the_file_is_reported_and_nobody_who_was_added_by_hand() -> None:
+    store, log = MemorySubscriberStore(), RecordingLog()
+    many = [settings_of(f"user{number:02}@home1.net", f"sip:user{number:02}@home1.net") for number in range(14)]
+    by_hand, further = settings_of("hand@home1.net", "sip:hand@home1.net"), many[0]
+    await store.add(subscriber_of(by_hand))
+    await provision(store, many)
+    await report_gone(store, many, log)
+    assert log.events == []
+    await report_gone(store, [by_hand, further], log)
+    ((level, event, fields),) = log.events
+    assert (level, event, fields["number"]) == ("warning", "subscribers-not-in-file", 13)
+    assert fields["impis"] == ", ".join(f"user{number:02}@home1.net" for number in range(1, 11)) + ", …"
+    await provision(store, [by_hand])  # the file has him now
+    assert await gone_from_file(store, many) == ["hand@home1.net"]
+
+
+async def test_a_start_reports_who_has_gone_although_another_has_his_public_identity(tmp_path: Path) -> None:
+    """Such a file is refused: the report before says whom to remove."""
+    log = RecordingLog()
+    with open_state(tmp_path / "state", random=SystemRandom()) as state:
+        for impi, expected in (("old@home1.net", nullcontext()), ("new@home1.net", pytest.raises(StoreError, match="there already"))):
+            config = Config(subscribers=[settings_of(impi, "sip:a@home1.net")])
+            services = Process(config, state, FakeClock(), SystemRandom(), log, Metrics())
+            async with services.exit:
+                with expected:
+                    await start_hss(services)
+    assert log.fields("subscribers-not-in-file")["impis"] == "old@home1.net"
 
 
 async def test_a_profile_of_the_file_counts_at_each_start() -> None:

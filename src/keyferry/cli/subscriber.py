@@ -113,6 +113,7 @@ def remove(impi: ImpiArgument, state: StateOption = DEFAULT_STATE, as_json: Json
 
 app.command()(subscriber_served.profile)
 app.command()(subscriber_served.terminate)
+app.command()(subscriber_served.prune)
 
 
 def _public(subscriber: StoredSubscriber) -> dict[str, object]:

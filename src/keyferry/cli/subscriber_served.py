@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`keyferry subscriber profile` and `terminate`: what a running `serve` does for a subscriber who may be registered."""
+"""`keyferry subscriber profile`, `terminate` and `prune`: what a running `serve` does for a subscriber who may be registered."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
+from rich.table import Table
 
-from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, errors, fail, show_json
+from keyferry.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, errors, fail, show_json, whole
 from keyferry.client.admin import ask, tell
 from keyferry.config import load_config
 from keyferry.config.profiles import NAME, names_of
 from keyferry.errors import ConfigError, TransportError
-from keyferry.ports import DeregistrationReason
-from keyferry.protocol.identity import parse_impi
+from keyferry.ports import DeregistrationReason, Subscription
+from keyferry.protocol.identity import Impi, parse_impi
 from keyferry.wiring import administration
 
 ImpiArgument = Annotated[str, typer.Argument(metavar="IMPI", help="Private identity, for example user1_private@home1.net.")]
@@ -116,6 +118,99 @@ def terminate(
         console.print(f"{who}: {shown['server']} ended {_devices(shown['devices'])}", markup=False)
     else:
         console.print(f"{who} is not registered", markup=False)
+
+
+def prune(
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="File of `keyferry serve`, as it is now.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them without asking.")] = False,
+    admin: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="[admin] listen of the running `keyferry serve`. Default: that of FILE.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Tell no `serve`: what is registered ends with its time.")] = False,
+    state: StateOption = DEFAULT_STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the subscribers that came from FILE and are not in it any more; they are listed first, and you are asked.
+
+    Who is registered is de-registered by the running `serve` first (as `keyferry subscriber terminate` does), which erases his keys; one
+    whose S-CSCF could not be told is kept. Where no `serve` runs, a registration ends with its time. Subscribers of `keyferry subscriber
+    add` stay, and so does whoever left FILE before a keyferry that has this command read it: remove them with `keyferry subscriber
+    remove`.
+
+    Without a terminal, or with --json, only --yes removes anything; the exit code is 1 where somebody was found and kept.
+
+    --json prints {"ok", "found": [{"impi", "impus", "server"}], "removed": [IMPI], "ended": [IMPI], "kept": {IMPI: WHY}}, and "error" if
+    not ok. "server" is the S-CSCF, null where none is assigned; "ended" are those whom it de-registered.
+
+    Example: keyferry subscriber prune --config lab.toml
+    """
+    settings = load_config(config)
+    gone = asyncio.run(administration.subscribers_gone(state, settings.subscribers))
+    shown: dict[str, Any] = {"ok": True, "found": [_found(*each) for each in gone.items()], "removed": [], "ended": [], "kept": {}}
+    if not gone:
+        show_json(shown) if as_json else console.print(f"every subscriber that came from {config} is still in it", markup=False)
+        return
+    if not as_json:
+        _show_gone(shown["found"])
+    told_at = None if offline or not any(found["server"] for found in shown["found"]) else _who_runs(admin or settings.admin.listen, state)
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            raise _failed(shown, "nothing was removed: --yes removes them without asking", as_json=as_json)
+        if not typer.confirm(f"Remove {'this subscriber' if len(gone) == 1 else f'these {len(gone)} subscribers'}?"):
+            raise _failed(shown, "nothing was removed", as_json=False)
+    asyncio.run(_prune(gone, told_at, state, shown))
+    if shown["kept"]:
+        first, why = next(iter(shown["kept"].items()))
+        problem = (
+            f"{len(shown['kept'])} kept; {first}: {why.rstrip('.')}. --offline removes them, and their registrations end with their time"
+        )
+        raise _failed(shown, problem, as_json=as_json)
+    if as_json:
+        show_json(shown)
+    else:
+        ended = f", and {len(shown['ended'])} of them de-registered" if shown["ended"] else ""
+        console.print(f"removed {len(shown['removed'])}{ended}")
+
+
+def _found(impi: Impi, subscription: Subscription) -> dict[str, Any]:
+    server = subscription.serving or subscription.server_name
+    return {"impi": impi, "impus": [each.impu for each in subscription.impus], "server": server}
+
+
+def _show_gone(found: list[dict[str, Any]]) -> None:
+    table = Table(whole("IMPI"), whole("public identities"), whole("S-CSCF"))
+    for each in found:
+        table.add_row(each["impi"], "\n".join(each["impus"]), each["server"] or "")
+    console.print(table)
+
+
+def _who_runs(admin: str, state: Path) -> str | None:
+    """Return where the `serve` that uses a state directory is asked, None if none runs. Raises ConfigError."""
+    try:
+        asyncio.run(ask(admin, "/profiles", {}))
+    except TransportError as problem:
+        if administration.is_in_use(state):
+            remedy = "Name it with --admin, or give --offline: registrations then end with their time"
+            raise ConfigError(str(state), f"is in use, and what uses it is not reached ({problem})", remedy) from None
+        return None
+    return admin
+
+
+async def _prune(gone: Mapping[Impi, Subscription], admin: str | None, state: Path, shown: dict[str, Any]) -> None:
+    async with administration.subscriber_store(state) as store:
+        for impi, subscription in gone.items():
+            if admin is not None and (subscription.serving or subscription.server_name):
+                try:
+                    command = {"reason": DeregistrationReason.PERMANENT_TERMINATION.word, "info": "the subscription has ended"}
+                    outcome = await tell(admin, f"/subscribers/{quote(impi, safe='')}/terminate", command)
+                except (ConfigError, TransportError) as problem:
+                    outcome = {"told": False, "problem": str(problem)}
+                if outcome.get("problem"):
+                    shown["kept"][impi] = _problem_of(outcome)
+                    continue
+                shown["ended"] += [impi] * bool(outcome.get("told"))
+            await store.remove(impi)
+            shown["removed"].append(impi)
 
 
 def _check_name(name: str, admin: str | None, config: Path | None) -> TransportError | None:

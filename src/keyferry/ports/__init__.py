@@ -249,6 +249,12 @@ class SubscriberStore(Protocol):
     async def remove(self, impi: Impi) -> bool:
         """Forget a subscriber; false if there was none."""
 
+    async def note_from_file(self, impis: Sequence[Impi]) -> None:
+        """Note durably that these subscribers come from the configuration file; who is removed no longer does."""
+
+    async def from_file(self) -> Collection[Impi]:
+        """Return the subscribers that come from the configuration file; of all others somebody else takes care."""
+
     async def of_impu(self, impu: Impu) -> Impi | None:
         """Return whose public identity this is."""
 

@@ -8,7 +8,7 @@ import heapq
 import math
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -40,6 +40,7 @@ class MemorySubscriberStore:
         self._seqs: dict[Impi, int] = {}
         self._assignments: dict[Impi, Assignment] = {}
         self._owners: dict[Impu, Impi] = {}
+        self._from_file: set[Impi] = set()
 
     async def add(self, subscriber: Subscriber) -> None:
         """Store a new subscriber.
@@ -89,7 +90,16 @@ class MemorySubscriberStore:
         self._free_impus(impi)
         self._seqs.pop(impi, None)
         self._assignments.pop(impi, None)
+        self._from_file.discard(impi)
         return self._subscribers.pop(impi, None) is not None
+
+    async def note_from_file(self, impis: Sequence[Impi]) -> None:
+        """Note that these subscribers come from the configuration file."""
+        self._from_file.update(self._subscribers.keys() & set(impis))
+
+    async def from_file(self) -> Collection[Impi]:
+        """Return the subscribers that come from the configuration file."""
+        return frozenset(self._from_file)
 
     async def of_impu(self, impu: Impu) -> Impi | None:
         """Return whose public identity this is."""

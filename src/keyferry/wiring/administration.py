@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from keyferry.config import Subscriber
+from keyferry.errors import StateError
 from keyferry.ports import Subscriber as StoredSubscriber
-from keyferry.ports import SubscriberStore
+from keyferry.ports import SubscriberStore, Subscription
 from keyferry.protocol.identity import AsId, Impi
 from keyferry.stores.backup import back_up
 from keyferry.stores.database import Database
@@ -20,7 +21,7 @@ from keyferry.stores.rotation import rotate
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
 from keyferry.transports.clock import SystemClock
 from keyferry.transports.pki import Pki
-from keyferry.wiring.hss import subscriber_of
+from keyferry.wiring.hss import gone_from_file, subscriber_of
 from keyferry.wiring.protection import existing_state, opened_state
 
 
@@ -56,6 +57,23 @@ async def remove_subscriber(state_path: Path, impi: Impi) -> bool:
     """Remove one; false if there was none."""
     async with subscriber_store(state_path) as store:
         return await store.remove(impi)
+
+
+async def subscribers_gone(state_path: Path, settings: Sequence[Subscriber]) -> dict[Impi, Subscription]:
+    """Return who came from a configuration file of which these are the subscribers now, and is not in it any more."""
+    async with subscriber_store(state_path) as store:
+        found = [(impi, await store.subscription(impi)) for impi in await gone_from_file(store, settings)]
+        return {impi: subscription for impi, subscription in found if subscription is not None}
+
+
+def is_in_use(state_path: Path) -> bool:
+    """Return whether another process uses a state directory just now."""
+    with existing_state(state_path) as state:
+        try:
+            with state.alone():
+                return False
+        except StateError:
+            return True
 
 
 async def set_profile(state_path: Path, impi: Impi, profile: str) -> bool:

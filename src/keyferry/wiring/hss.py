@@ -10,13 +10,13 @@ from typing import Final, NamedTuple
 
 from keyferry.config import Subscriber
 from keyferry.config.profiles import DEFAULT
-from keyferry.ports import CxServing, CxServings, SubscriberStore
+from keyferry.ports import CxServing, CxServings, Log, SubscriberStore
 from keyferry.ports import SubscribedImpu as PortImpu
 from keyferry.ports import Subscriber as PortSubscriber
 from keyferry.ports.scripts import ScriptStore
 from keyferry.protocol.aka import algorithm_of, opc_of
 from keyferry.protocol.crypto.secret import Secret
-from keyferry.protocol.identity import parse_impi, parse_impu
+from keyferry.protocol.identity import Impi, parse_impi, parse_impu
 from keyferry.roles.hss import OWED_AGAIN, Hss
 from keyferry.stores.sqlite.scripts import SqliteScriptStore
 from keyferry.stores.sqlite.subscribers import SqliteSubscriberStore
@@ -25,6 +25,8 @@ from keyferry.wiring.services import Services, server_name_of
 
 TOGETHER: Final = 500
 """Subscribers of the file that are stored at a time."""
+NAMED: Final = 10
+"""Subscribers that a line of the log names."""
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ async def start_hss(services: Services) -> HssParts:
     )  # fmt: skip
     services.exit.push_async_callback(hss.aclose)
     services.every(OWED_AGAIN, hss.sweep)
+    await report_gone(subscribers, services.config.subscribers, services.log)
     await provision(subscribers, services.config.subscribers)
     return HssParts(hss, subscribers, servings, profiles, scripts)
 
@@ -86,6 +89,26 @@ async def provision(store: SubscriberStore, subscribers: Sequence[Subscriber]) -
     """Store the file's subscribers where they differ from what is there; SEQ is kept, and a profile of which the file says nothing."""
     for start in range(0, len(subscribers), TOGETHER):  # in one transaction where the store can: a disk has time for few of them a second
         await asyncio.gather(*[_provision(store, settings) for settings in subscribers[start : start + TOGETHER]])
+
+    came = await store.from_file()
+    if new := [impi for impi in map(_impi_of, subscribers) if impi not in came]:
+        await store.note_from_file(new)
+
+
+async def gone_from_file(store: SubscriberStore, subscribers: Sequence[Subscriber]) -> list[Impi]:
+    """Return who came from the configuration file and is not in it any more, sorted."""
+    return sorted(set(await store.from_file()) - set(map(_impi_of, subscribers)))
+
+
+async def report_gone(store: SubscriberStore, subscribers: Sequence[Subscriber], log: Log) -> None:
+    """Warn of those in one line: they can register until somebody removes them."""
+    if gone := await gone_from_file(store, subscribers):
+        named = ", ".join(gone[:NAMED]) + (", …" if len(gone) > NAMED else "")
+        log.warning("subscribers-not-in-file", number=len(gone), impis=named, remedy="keyferry subscriber prune removes them")
+
+
+def _impi_of(settings: Subscriber) -> Impi:
+    return parse_impi(settings.impi)
 
 
 async def _provision(store: SubscriberStore, settings: Subscriber) -> None:

@@ -97,3 +97,14 @@ async def test_another_store_of_the_same_file_sees_them(tmp_path: Path, keyring:
         await SqliteSubscriberStore(database, keyring).add(subscriber())
     with Database(tmp_path / "two.db") as database:
         assert await SqliteSubscriberStore(database, keyring).get(subscriber().impi) == subscriber()
+
+
+async def test_of_subscribers_of_an_older_keyferry_nobody_says_that_a_file_had_them(tmp_path: Path, keyring: Keyring) -> None:
+    with Database(tmp_path / "old.db") as database:
+        await SqliteSubscriberStore(database, keyring).add(subscriber())
+    execute(tmp_path / "old.db", "DROP TABLE subscriber_of_file")
+    with Database(tmp_path / "old.db") as database:
+        store = SqliteSubscriberStore(database, keyring)
+        assert set(await store.from_file()) == set()
+        await store.note_from_file([subscriber().impi])
+        assert set(await store.from_file()) == {subscriber().impi}

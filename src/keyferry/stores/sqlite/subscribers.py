@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, cast
 
 import msgspec
@@ -31,6 +31,8 @@ SCHEMA = (
     # only so that no IMPU has two owners; what counts is the sealed row's impus
     "CREATE TABLE IF NOT EXISTS subscriber_impu (impu TEXT PRIMARY KEY, impi TEXT NOT NULL) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS subscriber_impu_impi ON subscriber_impu (impi)",
+    # who comes from the configuration file; of a row that is older than this table nobody knows, so that no file takes it away
+    "CREATE TABLE IF NOT EXISTS subscriber_of_file (impi TEXT PRIMARY KEY) WITHOUT ROWID",
     # S-CSCFs that may have registrations of a user: the one that serves, whose reason is NULL, and those to which an RTR is owed;
     # since is when that began, and info what the RTR says to people, or for the one that serves the order of its SAR
     "CREATE TABLE IF NOT EXISTS serving (impi TEXT NOT NULL, server_name TEXT NOT NULL, reason INTEGER, info TEXT NOT NULL,"
@@ -157,9 +159,23 @@ class SqliteSubscriberStore:
             connection.execute("DELETE FROM subscriber_impu WHERE impi = ?", (impi,))
             connection.execute("DELETE FROM serving WHERE impi = ?", (impi,))
             connection.execute("DELETE FROM told_end WHERE impi = ?", (impi,))
+            connection.execute("DELETE FROM subscriber_of_file WHERE impi = ?", (impi,))
             return connection.execute("DELETE FROM subscriber WHERE impi = ?", (impi,)).rowcount > 0
 
         return await self._database.write(work)
+
+    async def note_from_file(self, impis: Sequence[Impi]) -> None:
+        """Note durably that these subscribers come from the configuration file."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            sql = "INSERT OR IGNORE INTO subscriber_of_file SELECT impi FROM subscriber WHERE impi = ?"
+            connection.executemany(sql, [(impi,) for impi in impis])
+
+        await self._database.write(work)
+
+    async def from_file(self) -> Collection[Impi]:
+        """Return the subscribers that come from the configuration file."""
+        return frozenset([Impi(impi) for (impi,) in await self._database.scan("SELECT impi FROM subscriber_of_file")])
 
     async def of_impu(self, impu: Impu) -> Impi | None:
         """Return whose public identity this is; the caller opens the row itself, which is sealed."""
