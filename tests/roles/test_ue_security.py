@@ -410,9 +410,27 @@ class TestOtherRequestsAndTheEnd:
         assert gm.states == []
         assert gm.security._server == {}
 
+    @pytest.mark.parametrize("who", ["network", "ue"])
+    async def test_after_the_end_a_registration_begins_in_clear_at_once(self, gm: Gm, who: str) -> None:
+        """§5.1.1.2: it is an initial one, and the old associations drain."""
+        state = await gm.register()
+        if who == "network":
+            gm.security.released()
+        else:
+            gm.steps.append(lambda request: make_response(request, 200))
+            await gm.ue.deregister(state)
+        gm.run(2)
+        before = len(gm.seen)
+        assert (await gm.register(state)).k_m is not None
+        assert gm.transports[before:] == ["UDP", "ESP"]
+        assert gm.header(before, "Security-Verify") == []
+
     async def test_the_end_by_the_network_drops_what_was_begun_and_lets_the_rest_drain(self, gm: Gm) -> None:
         await gm.register()
         gm.security.released()
+        assert gm.states == [State.IN_USE]
+        with pytest.raises(RegistrationFailed, match="ended"):
+            gm.security.outgoing(Request("SUBSCRIBE", "sip:a", ()))
         gm.clock.time += OVERLAP + 1
         gm.ue_sas.expire()
         with pytest.raises(RegistrationFailed, match="ended"):

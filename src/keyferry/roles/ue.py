@@ -100,7 +100,7 @@ class UeSecurity:
 
         Raises RegistrationFailed where there is none.
         """
-        association = self.gm.sending(self.user)
+        association = self._definitive
         if association is None or association.spi_us not in self._server:
             raise RegistrationFailed("the security associations with the P-CSCF have ended")
         verify = [("Security-Verify", value) for value in self._server[association.spi_us]]
@@ -150,7 +150,12 @@ class UeSecurity:
 
     @property
     def _association(self) -> AssociationSet | None:
-        return self._temporary or self.gm.sending(self.user)
+        return self._temporary or self._definitive
+
+    @property
+    def _definitive(self) -> AssociationSet | None:
+        found = self.gm.sending(self.user)
+        return None if found is None or found.ended else found  # an initial registration begins in clear (§5.1.1.2)
 
     def _forget(self, spi: int) -> None:
         self._server.pop(spi, None)

@@ -225,6 +225,19 @@ def test_de_registration_ends_all_sets_of_the_user() -> None:
     assert held.expire(10_000) == [bob]
 
 
+def test_a_set_whose_registration_is_over_drains_and_only_a_new_confirmation_brings_it_back() -> None:
+    """TS 24.229 §5.2.5.2: the last NOTIFY still goes over it; a challenge that waits may be the next registration's."""
+    held = GmAssociations("pcscf")
+    old, waiting = registered(held, 1, 0.0), begin(held, 2, 9.0)
+    held.end(ALICE, 10.0)
+    assert (old.ended, waiting.ended) == (True, False)
+    assert held.sending(ALICE, 11.0) is old
+    held.received(old, 11.0)
+    assert (old.ended, old.expires_at) == (True, 10 + OVERLAP)
+    held.confirmed(old, 12.0, 600)  # a 200 that was on its way
+    assert (old.ended, old.expires_at) == (False, 12 + 600 + SLACK)
+
+
 def test_sets_that_are_never_used_make_room() -> None:
     held = GmAssociations("pcscf")
     sets = [begin(held, 0, 0.0)]

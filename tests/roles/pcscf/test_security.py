@@ -401,6 +401,23 @@ class TestOtherRequests:
         visited.sas.expire()
         assert visited.live == []
 
+    async def test_a_register_over_associations_whose_registration_is_over_is_refused_here(self, visited: Visited) -> None:
+        """§5.2.5.2: nothing that the UE begins goes to the core as protected; one in clear is a new registration."""
+        hop = await self.registered(visited)
+        binding = self.binding(visited)
+        visited.pcscf.ended(binding, "deactivated")
+        verify = build_mechanisms(visited.security._agreed[hop.spi].server)
+        again = sm7(verify, credentials=SM1)
+        assert (await visited.ask(again, peer=hop)).status == 504  # TS 24.229 §5.1.1.4.1: then the UE registers anew
+        assert visited.counter["gm_agreement", "ended"] == 1
+        assert visited.security.hop(binding.user) == hop  # the way of a last NOTIFY
+        client = build_mechanisms([each_with(each, 2_000) for each in OFFER])
+        new, server = await visited.challenged(client=client)
+        assert (await visited.ask(sm7(server, client=client), 200, peer=new)).status == 200
+        assert visited.word == "yes"
+        assert (await visited.ask(again, peer=hop)).status == 504
+        assert (await visited.ask(self.subscribe(), peer=hop)).status == 403
+
     async def test_a_notify_for_a_ue_without_associations_left_is_504(self, visited: Visited) -> None:
         await self.registered(visited)
         binding = self.binding(visited)

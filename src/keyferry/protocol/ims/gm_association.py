@@ -120,6 +120,7 @@ class AssociationSet:
     expires_at: float  # seconds
     attempt: str = ""  # Call-ID of the REGISTER that was challenged
     state: State = State.TEMPORARY
+    ended: bool = False  # its registration is over: it carries what is on its way and the last NOTIFY, and nothing new of the UE
 
     # Each SA is named by the SPI that its receiver chose.
     @property
@@ -226,6 +227,7 @@ class GmAssociations:
         definitive = [each.expires_at for each in self.sets(association.user) if each.state in _DEFINITIVE]
         if self._enter(association, Input.CONFIRMED) is State.OLD:
             return gone
+        association.ended = False
         self._temporary.pop(self._own(association).spi_s, None)
         self._until(association, max([now + registration + self.slack, *definitive]))
         if self.side == "ue":
@@ -250,8 +252,12 @@ class GmAssociations:
             self._until(other, min(other.expires_at, now + self.overlap))
 
     def end(self, user: str, now: float) -> None:
-        """Take the end of a registration whose last response may be lost: the sets live `overlap` seconds at most."""
+        """End the sets of a registration that is over; they live `overlap` seconds at most, since the last response may be lost.
+
+        A temporary set may be the next registration's: it is given the same time, and may be confirmed in it.
+        """
         for association in self.sets(user):
+            association.ended = association.state is not State.TEMPORARY
             self._until(association, min(association.expires_at, now + self.overlap))
 
     def remove(self, user: str) -> list[AssociationSet]:

@@ -95,6 +95,10 @@ class SecurityAgreement:
             association = self.gm.of_peer(peer)
         except EspRejected as problem:
             raise SecurityRefused("the set of security associations has ended", 403) from problem
+        if association.ended:
+            # Not 403, which would keep the UE away: TS 24.229 §5.1.1.4.1 wants an initial registration after this.
+            self.counter.count("gm_agreement", "ended")
+            raise SecurityRefused("the registration over these security associations has ended", 504)
         self._check_protected(request, association, device)
         offer = self._offer(request, str(association.ue.address), device) if request.all("Security-Client") else None
         return Protection(association, offer)
@@ -106,7 +110,7 @@ class SecurityAgreement:
         except EspRejected as problem:
             raise SecurityRefused("the set of security associations has ended", 403) from problem
         agreed = self._agreed.get(association.spi_ps)
-        if agreed is None or association.state is State.TEMPORARY:
+        if agreed is None or association.state is State.TEMPORARY or association.ended:
             raise SecurityRefused("nobody is registered over these security associations", 403)
         return agreed.device
 
