@@ -23,6 +23,7 @@ from keyferry.wiring.observability import (
     MAX_OF_SOURCE,
     MAX_QUEUED,
     BackgroundStream,
+    LogLevel,
     Metrics,
     StructLog,
     bridge_libraries,
@@ -73,6 +74,29 @@ def test_a_log_line_is_one_json_object_and_a_key_prints_its_length() -> None:
     assert (first["event"], first["level"], first["impi"]) == ("registered", "info", "a@home1.net")
     assert first["key"] == "Secret(16 octets)"
     assert second["level"] == "warning"
+
+
+@pytest.mark.parametrize(("level", "told"), [("info", 3), ("warning", 2), ("error", 1)])
+def test_what_is_less_than_the_level_is_left_out(level: LogLevel, told: int) -> None:
+    """And counts for nothing: no line says later that some were left out."""
+    stream, clock = io.StringIO(), Seconds()
+    log = StructLog("json", stream, clock, level="error")
+    log.level = level
+    for _ in range(MAX_A_SECOND + 1):
+        log.info("one")
+    clock.time += 1
+    log.info("two")
+    log.warning("three")
+    log.error("four")
+    levels = [json.loads(line)["level"] for line in stream.getvalue().splitlines()]
+    assert levels[-told:] == ["info", "warning", "error"][-told:]
+    assert len(levels) == (told if level != "info" else MAX_A_SECOND + 1 + told)
+
+
+def test_an_error_of_a_library_is_an_error(libraries: Libraries) -> None:
+    libraries.logger.error("Exception in ASGI application")
+    libraries.logger.warning("Invalid HTTP request received.")
+    assert [line["level"] for line in libraries.lines()] == ["error", "warning"]
 
 
 def test_a_line_says_which_registration_it_belongs_to() -> None:

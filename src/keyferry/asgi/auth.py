@@ -125,7 +125,7 @@ class SimLogin:
         self._hsts = hsts(_seconds(hsts_seconds))
         self._private: tuple[Header, ...] = PRIVATE + self._hsts
         sources = sources_of(keys, self._clock, random)
-        shown = Certificates(certificates, certificate_hashes, self._clock.monotonic)
+        shown = self._shown = Certificates(certificates, certificate_hashes, self._clock.monotonic)
         key = Secret(user_id_key) if isinstance(user_id_key, bytes) else user_id_key
         self._ids = UserIds(self._names.names[0], sources, key)
         self._doors = {
@@ -147,6 +147,10 @@ class SimLogin:
     def as_id(self) -> AsId:
         """Return the host name in the URIs that users open."""
         return self._names.names[0]
+
+    def certificates_renewed(self) -> None:
+        """Read the files of `certificates` again: what ends TLS for this door shows other ones from now on."""
+        self._shown.read_again()
 
     def with_keys(self, keys: Keys, **settings: Any) -> SimLogin:
         """Return the same door with keys from elsewhere, for who serves it, such as `keyferry dev`; `settings` replace those given.

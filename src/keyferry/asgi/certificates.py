@@ -52,13 +52,14 @@ class Certificates:
             return True
         now = self._monotonic()
         if self._files and now - self._read >= READ_EVERY:
-            self._read = now
-            self._read_again(now)
+            self.read_again()
             if shown in self._current.values():
                 return True
         return now < self._former.get(shown, now)
 
-    def _read_again(self, now: float) -> None:
+    def read_again(self) -> None:
+        """Read the files; whoever connected before a renewal stays known."""
+        now = self._read = self._monotonic()
         for file, before in self._current.items():
             try:
                 found = _shown(hash_of(file))

@@ -40,7 +40,7 @@ def issue(
 
 @app.command()
 def show(state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> None:
-    """List the certificates and when they end; those of `serve` are renewed at its start, those of SIP also once a day.
+    """List the certificates and when they end; those of `serve` are renewed at its start and once a day.
 
     --json prints {"ca", "certificates": [{"name", "role", "not_after", "days", "sha256"}]}; "days" under 0 is expired.
 

@@ -226,8 +226,17 @@ class Admin(_Section, frozen=True, kw_only=True):
     listen: Address = "127.0.0.1:8080"
 
 
+class Logging(_Section, frozen=True, kw_only=True):
+    """What goes into the log; `serve` reads it again on SIGHUP."""
+
+    level: Annotated[
+        Literal["info", "warning", "error"],
+        Meta(description="leave out what is less than this; `serve --log-level` goes before it"),
+    ] = "info"
+
+
 class Subscriber(_Section, frozen=True, kw_only=True):
-    """A subscriber that `serve` provisions at start; keys in hexadecimal."""
+    """A subscriber that `serve` provisions at start and on SIGHUP; keys in hexadecimal."""
 
     impi: Annotated[str, Meta(description="private identity")]
     impus: Annotated[list[str], Meta(min_length=1, description="public identities of one implicit registration set, the default first")]
@@ -265,6 +274,7 @@ class Config(_Section, frozen=True, kw_only=True):
     cx: Cx = msgspec.field(default_factory=Cx)
     kamailio: Kamailio = msgspec.field(default_factory=Kamailio)
     admin: Admin = msgspec.field(default_factory=Admin)
+    log: Logging = msgspec.field(default_factory=Logging)
     ipsec: Ipsec = msgspec.field(default_factory=Ipsec)
     application_servers: list[ApplicationServer] = msgspec.field(default_factory=list)
     shared_ifc: list[SharedIfc] = msgspec.field(default_factory=list)
@@ -377,7 +387,7 @@ def _check_ue(path: Path, config: UeConfig) -> None:
 
 
 SECTIONS: tuple[type[_Section], ...] = (
-    Network, Pcscf, Icscf, Scscf, Hss, Cx, Kamailio, ApplicationServer, SharedIfc, Profile, Admin, Ipsec, Subscriber, Ue
+    Network, Pcscf, Icscf, Scscf, Hss, Cx, Kamailio, ApplicationServer, SharedIfc, Profile, Admin, Logging, Ipsec, Subscriber, Ue
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,10 +38,19 @@ def key_lines(text: str) -> dict[KeyPath, int]:
 
 def line_of(path: Path, place: KeyPath) -> int | None:
     """Return the line of a key in a file, or that of what it would stand in; None where neither can be found."""
+    return line_among(lines_of(path), place)
+
+
+def lines_of(path: Path) -> dict[KeyPath, int]:
+    """Return the lines of the keys of a file; none where it cannot be read."""
     try:
-        lines = key_lines(path.read_text("utf-8")) if path.is_file() else {}
+        return key_lines(path.read_text("utf-8")) if path.is_file() else {}
     except (OSError, UnicodeDecodeError, IndexError, tomllib.TOMLDecodeError):  # it was changed meanwhile
-        return None
+        return {}
+
+
+def line_among(lines: Mapping[KeyPath, int], place: KeyPath) -> int | None:
+    """Return the line of a key, or that of what it would stand in; None where neither is there."""
     return next((lines[place[:length]] for length in range(len(place), 0, -1) if place[:length] in lines), None)
 
 

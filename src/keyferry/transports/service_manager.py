@@ -33,7 +33,7 @@ class ServiceManager:
         self._tell("READY=1\nSTATUS=serving")
 
     def reloading(self) -> None:
-        """Say that certificates are read again; `ready` ends that."""
+        """Say that certificates and the configuration are read again; `ready` ends that."""
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:

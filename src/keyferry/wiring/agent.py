@@ -91,7 +91,7 @@ class Agent:
         """End: first the workers' socket, then what takes pushes; what nonces were used for is saved."""
         await self.services.exit.aclose()
 
-    def renew(self) -> None:
+    async def renew(self) -> None:
         """Read certificates again."""
         self.services.renew()
         self.log.info("certificates-read-again")

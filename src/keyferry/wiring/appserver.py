@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import ssl
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from keyferry.asgi.wsgi import WsgiAdapter, is_wsgi
 from keyferry.asgi.xcap import XcapApp
 from keyferry.config import AGENT, ApplicationServer
 from keyferry.config.explaining import did_you_mean
-from keyferry.errors import ConfigError
+from keyferry.errors import ConfigError, StateError
 from keyferry.ports import KeySource, KeyStore, Log
 from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.sip.uri import parse_sip_uri
@@ -77,7 +78,7 @@ def door_certificate(pki: Pki, log: Log, as_id: AsId) -> Certificate:
     certificate = pki.ensure(as_id, "as")
     left = pki.days_left(certificate)
     if left < WARNING_DAYS:
-        log.warning("door-certificate-expiring", as_id=as_id, days_left=left, remedy="issue it anew where the CA is, and start this again")
+        log.warning("door-certificate-expiring", as_id=as_id, days_left=left, remedy="issue it anew where the CA is, and send SIGHUP")
     return certificate
 
 
@@ -86,23 +87,36 @@ async def _open_door(services: Services, settings: ApplicationServer, as_id: AsI
     static = [load_static_keys(Path(settings.static_keys))] if settings.static_keys else []
     sources: list[KeySource | str] = [PushedKeys(keys, services.clock, services.state.user_id_key), *static]
     ours: dict[str, Any] = {
-        "clock": services.clock, "random": services.random, "counter": services.metrics, "certificate_hashes": (certificate.sha256,),
+        "clock": services.clock, "random": services.random, "counter": services.metrics, "certificates": (certificate.certificate,),
     }  # fmt: skip
     application = application_of(settings, database)
     if isinstance(application, SimLogin):  # the developer's rules, our keys
         check_as_id(application, as_id)
-        door = application.with_keys(sources, **ours, certificates=())
+        door = application.with_keys(sources, **ours, certificate_hashes=())
     else:
         door = guarded(application, settings, as_id, sources, **ours)
     measured = MeasuredDoor(as_id, services.metrics, services.clock)
     door.app = measured.inside(door.app)  # here, and not before: SimLogin looks into the application for its routes
     outside = measured.around(door)
     tls = tls_context(certificate.certificate, certificate.key)
+    services.renewals.append(lambda: _renew_door(services, tls, door))
     await services.serve_http("as", outside, settings.listen_https or "", as_id, tls, lifespan=":" in settings.app)
     await _serve_psk(services, settings, as_id, keys, outside)
     if settings.listen_http is not None:
         services.log.warning("door-without-tls", as_id=as_id, listen=settings.listen_http, networks=settings.http_networks)
         await services.serve_http("as", outside, settings.listen_http, as_id, None, lifespan=False)
+
+
+def _renew_door(services: Services, tls: ssl.SSLContext, door: SimLogin) -> None:
+    """Show the certificate that is there now from the next handshake on; one that does not go with its key changes nothing."""
+    try:
+        certificate = door_certificate(services.pki, services.log, door.as_id)
+        # Tried elsewhere first: a context that took the certificate, and not the key, would shake hands with nobody any more.
+        tls_context(certificate.certificate, certificate.key)
+        tls.load_cert_chain(certificate.certificate, certificate.key)
+        door.certificates_renewed()
+    except StateError as problem:
+        services.log.warning("door-certificate-unusable", as_id=door.as_id, problem=str(problem))
 
 
 async def _serve_psk(services: Services, settings: ApplicationServer, as_id: AsId, keys: KeyStore, door: AsgiApp) -> None:

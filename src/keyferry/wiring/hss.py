@@ -85,14 +85,22 @@ def subscriber_of(settings: Subscriber) -> PortSubscriber:
     return PortSubscriber(parse_impi(settings.impi), impus, settings.algorithm, settings.k, opc, amf, profile, settings.release)
 
 
-async def provision(store: SubscriberStore, subscribers: Sequence[Subscriber]) -> None:
-    """Store the file's subscribers where they differ from what is there; SEQ is kept, and a profile of which the file says nothing."""
-    for start in range(0, len(subscribers), TOGETHER):  # in one transaction where the store can: a disk has time for few of them a second
-        await asyncio.gather(*[_provision(store, settings) for settings in subscribers[start : start + TOGETHER]])
+class Provisioned(NamedTuple):
+    """The IMPIs of those who were stored."""
 
+    added: list[Impi]
+    changed: list[Impi]
+
+
+async def provision(store: SubscriberStore, subscribers: Sequence[Subscriber]) -> Provisioned:
+    """Store the file's subscribers where they differ from what is there; SEQ is kept, and a profile of which the file says nothing."""
+    done = Provisioned([], [])
+    for start in range(0, len(subscribers), TOGETHER):  # in one transaction where the store can: a disk has time for few of them a second
+        await asyncio.gather(*[_provision(store, settings, done) for settings in subscribers[start : start + TOGETHER]])
     came = await store.from_file()
     if new := [impi for impi in map(_impi_of, subscribers) if impi not in came]:
         await store.note_from_file(new)
+    return done
 
 
 async def gone_from_file(store: SubscriberStore, subscribers: Sequence[Subscriber]) -> list[Impi]:
@@ -111,10 +119,11 @@ def _impi_of(settings: Subscriber) -> Impi:
     return parse_impi(settings.impi)
 
 
-async def _provision(store: SubscriberStore, settings: Subscriber) -> None:
+async def _provision(store: SubscriberStore, settings: Subscriber, done: Provisioned) -> None:
     wanted = subscriber_of(settings)
     stored = await store.get(wanted.impi)
     if stored is not None and settings.profile is None:
         wanted = wanted._replace(profile=stored.profile)
     if stored != wanted:
         await store.replace(wanted)
+        (done.added if stored is None else done.changed).append(wanted.impi)

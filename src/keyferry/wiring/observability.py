@@ -15,12 +15,13 @@ from typing import Any, Literal, TextIO, TypeAlias, cast
 
 import structlog
 
-from keyferry.ports import Clock, Log
+from keyferry.ports import Clock
 from keyferry.ports.correlation import correlation
 from keyferry.transports.clock import SystemClock
 from keyferry.wiring.metrics import Metrics as Metrics
 
 LogFormat = Literal["text", "json", "none"]
+LogLevel = Literal["info", "warning", "error"]
 _Key: TypeAlias = tuple[str, object, object]  # event, status, kind
 MAX_QUEUED = 10_000  # lines, some 3 MB
 MAX_A_SECOND = 200  # lines of one event, or of one event and status, or of one kind of a library's
@@ -71,11 +72,18 @@ class BackgroundStream:
 
 
 class StructLog:
-    """Write events with named fields, one line each. Keys are `Secret` and print their length only."""
+    """Write events with named fields, one line each, from `level` on, which may be set at any time.
 
-    def __init__(self, format_: LogFormat = "text", stream: TextIO | BackgroundStream | None = None, clock: Clock | None = None) -> None:
+    Keys are `Secret` and print their length only.
+    """
+
+    def __init__(
+        self, format_: LogFormat = "text", stream: TextIO | BackgroundStream | None = None, clock: Clock | None = None,
+        level: LogLevel = "info",
+    ) -> None:  # fmt: skip
         renderers = [structlog.processors.JSONRenderer()] if format_ == "json" else [_escape, structlog.dev.ConsoleRenderer(colors=False)]
         self._silent = format_ == "none"
+        self.level = level
         self._clock = clock or SystemClock()
         self._second = 0
         self._seen: dict[_Key, _Seen] = {}
@@ -87,13 +95,18 @@ class StructLog:
 
     def info(self, event: str, **fields: object) -> None:
         """Record what an operator wants to see."""
-        if not self._silent and self._allowed(event, fields):
+        if not self._silent and self.level == "info" and self._allowed(event, fields):
             self._logger.info(event, **fields)
 
     def warning(self, event: str, **fields: object) -> None:
         """Record an alarm."""
-        if not self._silent and self._allowed(event, fields):
+        if not self._silent and self.level != "error" and self._allowed(event, fields):
             self._logger.warning(event, **fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        """Record what somebody has to mend: a fault of a program, or a file that cannot be used."""
+        if not self._silent and self._allowed(event, fields):
+            self._logger.error(event, **fields)
 
     def _allowed(self, event: str, fields: Mapping[str, object]) -> bool:
         """Let so many lines of one event, status and kind through, and of one peer fewer.
@@ -163,7 +176,7 @@ def _escape(logger: object, method: str, event: MutableMapping[str, Any]) -> Mut
 class _Bridge(logging.Handler):
     """Bring what libraries log into our log: one place, one format."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: StructLog) -> None:
         super().__init__(logging.WARNING)
         self._log = log
 
@@ -172,7 +185,8 @@ class _Bridge(logging.Handler):
         fields: dict[str, object] = {"logger": record.name, "text": record.getMessage(), "kind": _kind_of(record)}
         if record.exc_info and record.exc_info[0] is not None:
             fields["traceback"] = "".join(traceback.format_exception(*record.exc_info))  # places, never local values
-        self._log.warning("library", **fields)
+        record_it = self._log.error if record.levelno >= logging.ERROR else self._log.warning
+        record_it("library", **fields)
 
 
 def _kind_of(record: logging.LogRecord) -> str:
@@ -186,7 +200,7 @@ def _kind_of(record: logging.LogRecord) -> str:
     return f"{kind}: {error.__name__}{where}"
 
 
-def bridge_libraries(log: Log) -> None:
+def bridge_libraries(log: StructLog) -> None:
     """Send the warnings and errors of uvicorn and asyncio to `log`; they would go to standard error in a format of their own."""
     for name in ("uvicorn.error", "asyncio"):
         logger = logging.getLogger(name)

@@ -8,22 +8,22 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import uvloop
 
 from keyferry.config import Config
-from keyferry.ports import Log
 from keyferry.stores.state_dir import StateDir
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.service_manager import ServiceManager
 from keyferry.transports.terminal import closing
 from keyferry.wiring.connections import allow_connections
-from keyferry.wiring.observability import BackgroundStream, LogFormat, Metrics, StructLog, bridge_libraries
+from keyferry.wiring.observability import BackgroundStream, LogFormat, LogLevel, Metrics, StructLog, bridge_libraries
 from keyferry.wiring.protection import opened_state
 from keyferry.wiring.readiness import Readiness
+from keyferry.wiring.reloading import Reload
 from keyferry.wiring.services import Listener, Role, roles_of
 from keyferry.wiring.system import System
 
@@ -49,8 +49,8 @@ class Process(Protocol):
     async def stop(self) -> None:
         """End everything."""
 
-    def renew(self) -> None:
-        """Read certificates again."""
+    async def renew(self) -> None:
+        """Read certificates again, and what else may change while it runs."""
 
 
 P = TypeVar("P", bound=Process)
@@ -58,9 +58,9 @@ P = TypeVar("P", bound=Process)
 
 def serve(
     config: Config, state_path: Path, announce: Announce, *, roles: Collection[Role] | None = None, scscfs: Collection[str] | None = None,
-    log_format: LogFormat = "text",
+    log_format: LogFormat = "text", log_level: LogLevel | None = None, reread: tuple[Path, Callable[[], Config]] | None = None,
 ) -> None:  # fmt: skip
-    """Serve until SIGTERM or SIGINT; SIGHUP reads certificates again. Without `roles`: all that the file has.
+    """Serve until SIGTERM or SIGINT; SIGHUP reads certificates again, and a file with `reread`. Without `roles`: all that the file has.
 
     Raises ConfigError, StateError, TransportError.
     """
@@ -68,23 +68,29 @@ def serve(
     played = roles_of(config) if roles is None else roles
     whole = set(played) == set(roles_of(config)) and scscfs is None
 
+    def system(state: StateDir, log: StructLog) -> System:
+        reload = Reload(*reread, config, log, log_level) if reread is not None else None
+        return System(config, state, SystemClock(), random, log, Metrics(), played, scscf_names=scscfs, reload=reload)
+
     def told(system: System) -> None:
         announce({"ready": True, "listen": [listener._asdict() for listener in system.listeners], "ca": str(system.pki.ca_file)})
 
     run_until_signal(
         lambda: opened_state(state_path, exclusive=whole),
-        lambda state, log: System(config, state, SystemClock(), random, log, Metrics(), played, scscf_names=scscfs),
+        system,
         told,
         log_format,
+        log_level or config.log.level,
     )
 
 
 def run_until_signal(
-    opened: Callable[[], StateDir], build: Callable[[StateDir, Log], P], announce: Callable[[P], None], log_format: LogFormat
-) -> None:
+    opened: Callable[[], StateDir], build: Callable[[StateDir, StructLog], P], announce: Callable[[P], None], log_format: LogFormat,
+    log_level: LogLevel = "info",
+) -> None:  # fmt: skip
     """Run a process over a state directory until SIGTERM or SIGINT; SIGHUP renews it. Raises what `opened` and its start raise."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(opened, build, announce, log_format))
+        runner.run(_run(opened, build, announce, log_format, log_level))
 
 
 def spare_the_collector() -> None:
@@ -111,22 +117,23 @@ async def until_told(ended: asyncio.Event, manager: ServiceManager, readiness: R
     manager.stopping()
 
 
-def renewing(renew: Callable[[], None], manager: ServiceManager) -> Callable[[], None]:
-    """Return what SIGHUP does: read certificates again, and say so to the service manager, which waits for the end of it."""
-
-    def work() -> None:
+async def renewing(renew: Callable[[], Awaitable[None]], asked: asyncio.Event, manager: ServiceManager, log: StructLog) -> None:
+    """Renew whenever it is asked for, once at a time, and say so to the service manager, which waits for the end of it."""
+    while True:
+        await asked.wait()
+        asked.clear()
         manager.reloading()
         try:
-            renew()
-        finally:
-            manager.ready()
-
-    return work
+            await renew()
+        except Exception as problem:  # what runs goes on, and the next SIGHUP is heard
+            log.error("not-read-again", problem=f"{type(problem).__name__}: {problem}")
+        manager.ready()
 
 
 async def _run(
-    opened: Callable[[], StateDir], build: Callable[[StateDir, Log], P], announce: Callable[[P], None], log_format: LogFormat
-) -> None:
+    opened: Callable[[], StateDir], build: Callable[[StateDir, StructLog], P], announce: Callable[[P], None], log_format: LogFormat,
+    log_level: LogLevel,
+) -> None:  # fmt: skip
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     closed = closing()  # before SIGHUP has a handler
@@ -137,19 +144,21 @@ async def _run(
         loop.add_signal_handler(number, ended.set)
     with opened() as state:
         stream = BackgroundStream(sys.stderr)
-        log = StructLog(log_format, stream)
+        log = StructLog(log_format, stream, level=log_level)
         bridge_libraries(log)
         process = build(state, log)
         manager = ServiceManager.of(os.environ)
         try:
             await process.start()
-            renew = renewing(process.renew, manager)
-            loop.add_signal_handler(signal.SIGHUP, lambda: ended.set() if closed() else renew())
+            asked = asyncio.Event()
+            renewals = loop.create_task(renewing(process.renew, asked, manager, log))
+            loop.add_signal_handler(signal.SIGHUP, lambda: ended.set() if closed() else asked.set())
             allow_connections((listener.proto for listener in process.listeners), log)
             spare_the_collector()
             log.info("ready", listeners=len(process.listeners))
             announce(process)
             await until_told(ended, manager, process.readiness)
+            renewals.cancel()
             log.info("stopping")
         finally:
             await process.stop()

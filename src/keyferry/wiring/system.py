@@ -34,6 +34,7 @@ from keyferry.wiring.observability import Metrics
 from keyferry.wiring.pcscf import start_pcscf
 from keyferry.wiring.readiness import Readiness, disk_of
 from keyferry.wiring.registrations import RegistrarOperations
+from keyferry.wiring.reloading import Reload
 from keyferry.wiring.scscf import ScscfParts, start_scscf
 from keyferry.wiring.services import ROLES, Listener, Role, Services
 from keyferry.wiring.subscriptions import HssOperations
@@ -62,6 +63,7 @@ class System:
     services: Services = field(init=False)
     subscribers: SubscriberStore | None = None  # None: the HSS is elsewhere
     scscf_names: Collection[str] | None = None  # of several S-CSCFs only these; None: all of the file
+    reload: Reload | None = None
     scscfs: list[ScscfParts] = field(default_factory=list)
     pcscf: Pcscf | None = None
     servers: list[AsParts] = field(default_factory=list)
@@ -111,10 +113,12 @@ class System:
         """End every function, the doors first, and close the stores."""
         await self.services.exit.aclose()
 
-    def renew(self) -> None:
-        """Read certificates again."""
+    async def renew(self) -> None:
+        """Read certificates again, and the configuration, if that is to be."""
         self.services.renew()
         self.log.info("certificates-read-again")
+        if self.reload is not None:
+            await self.reload(self.subscribers)
 
     async def _start(self) -> None:
         parts = await self._start_hss()
