@@ -67,6 +67,23 @@ def test_a_door_without_tls_is_for_named_networks(tmp_path: Path) -> None:
         ("expires = 1\n", "x.toml:1: top level: unknown key `expires`. It belongs in [ue] of a file for `keyferry ue`"),
         ("impi = 1\n", "top level: unknown key `impi`. It belongs in [[subscribers]]"),
         ("[scscf]\ntrusted_peers = []\npeers = []\n", "scscf: unknown key `peers`. It belongs in [hss] or [cx]"),
+        (
+            '[scscf]\ntrusted_peers = [\n  "192.0.2.7",\n  "10.0.0.1/8",\n]\n',
+            "x.toml:4: scscf.trusted_peers[1]: '10.0.0.1/8' has bits beyond its prefix, which is 10.0.0.0/8",
+        ),
+        (
+            '[icscf]\ntrusted_peers = ["p.home1.net"]\n',
+            "x.toml:2: icscf.trusted_peers[0]: 'p.home1.net' is no IP address or prefix",
+        ),
+        ('[scscf]\ntrusted_peers = ["0.0.0.0/0"]\n', "scscf.trusted_peers[0]: '0.0.0.0/0' trusts everybody"),
+        (
+            TLS_SERVER.replace("listen_sips", 'trusted_peers = ["192.0.2.7"]\nlisten_sips'),
+            "application_servers[0].trusted_peers: is not used with protection 'tls'",
+        ),
+        (
+            TLS_SERVER.replace("listen_sips", 'trusted_peers = ["192.0.2.7/33"]\nlisten_sips'),
+            "application_servers[0].trusted_peers[0]: '192.0.2.7/33' is no IP address or prefix",
+        ),
         ("[scscf]\nzzzzzzz = 1\n", "docs/configuration.md lists every key"),
         ("[scscf]\nrelease = 4\n", "scscf.release: expected `int` >= 5"),
         ("[scscf]\npush_wait = 2.0\n", "scscf.push_wait"),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -122,6 +122,8 @@ def test_two_fields_are_no_clear_word() -> None:
     [
         ("192.0.2.1", "198.51.100.1", "192.0.2.1"),
         ("127.0.0.1", "198.51.100.1", "198.51.100.1"),
+        ("::ffff:203.0.113.9", "198.51.100.1", "198.51.100.1"),
+        ("2001:DB8:1:0::5", "198.51.100.1", "198.51.100.1"),
         ("127.0.0.1", "6.6.6.6, 198.51.100.1", "198.51.100.1"),
         ("127.0.0.1", "6.6.6.6, 198.51.100.1, 10.0.0.1,10.0.0.2", "198.51.100.1"),
         ("127.0.0.1", "10.0.0.1", "10.0.0.1"),
@@ -133,7 +135,20 @@ def test_two_fields_are_no_clear_word() -> None:
     ],
 )
 def test_the_source_is_the_last_address_that_no_trusted_proxy_has(client: str | None, forwarded: str, source: str) -> None:
-    assert Proxies(("127.0.0.1", "10.0.0.0/8")).source(scope(client, x_forwarded_for=forwarded)) == source
+    trusted = ("127.0.0.1", "10.0.0.0/8", "::ffff:203.0.113.0/120", "2001:db8:1::/64")
+    assert Proxies(trusted).source(scope(client, x_forwarded_for=forwarded)) == source
+
+
+@pytest.mark.parametrize(("client", "seen"), [("10.0.0.1", ("198.51.100.1", 0)), ("192.0.2.1", ("192.0.2.1", 40_000))])
+async def test_what_stands_behind_a_trusted_proxy_sees_its_client(client: str, seen: tuple[str, int]) -> None:
+    found: list[Any] = []
+
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
+        found.append(scope["client"])
+
+    asked = {**scope(client, x_forwarded_for="198.51.100.1"), "client": (client, 40_000)}
+    await Proxies(("10.0.0.0/8",)).in_front_of(app)(asked, cast("Any", None), cast("Any", None))
+    assert found == [seen]
 
 
 def test_of_a_long_list_only_the_end_is_read() -> None:

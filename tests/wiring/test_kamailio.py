@@ -207,10 +207,12 @@ def test_what_could_not_be_held_to_is_refused(tmp_path: Path, modules: Path, sha
 
 def test_who_may_ask_is_who_is_listed_and_loopback_is_warned_of(tmp_path: Path, modules: Path, share: Path) -> None:
     """CK', IK' of a 401 are the P-CSCF's; any user of a machine can send from its loopback addresses."""
-    listed = changed(kamailio={"trusted_peers": ["192.0.2.7", "2001:db8::7"]}, scscf={"trusted_peers": ["::ffff:192.0.2.8"]})
+    peers = ["192.0.2.7", "2001:db8::7", "198.51.100.0/24", "2001:db8:1::/48"]
+    listed = changed(kamailio={"trusted_peers": peers}, scscf={"trusted_peers": ["::ffff:192.0.2.8"]})
     done = write_kamailio(listed(example()), tmp_path / "s", tmp_path / "k", python=sys.executable, modules=modules, share=share)
     text = (tmp_path / "k/scscf.cfg").read_text()
-    assert "if (!(src_ip == 192.0.2.7 || src_ip == [2001:db8::7] || src_ip == 192.0.2.8))" in text
+    prefixes = "src_ip == 198.51.100.0/24 || src_ip == [2001:db8:1::]/48"
+    assert f"if (!(src_ip == 192.0.2.7 || src_ip == [2001:db8::7] || {prefixes} || src_ip == 192.0.2.8))" in text
     assert not done.trusts_loopback
     assert "WARNING" not in text
     assert write_kamailio(example(), tmp_path / "s", tmp_path / "k", python=sys.executable, modules=modules, share=share).trusts_loopback

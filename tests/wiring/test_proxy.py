@@ -191,6 +191,44 @@ async def test_a_secret_goes_to_its_own_server_alone(tmp_path: Path) -> None:
     assert second.requests()[0].all(b"x-keyferry-secret") == []
 
 
+@pytest.mark.parametrize(("trusted", "seen"), [(["127.0.0.0/8"], b"198.51.100.7"), ([], b"127.0.0.1")])
+async def test_the_server_behind_hears_of_the_client_from_a_trusted_proxy_alone(tmp_path: Path, trusted: list[str], seen: bytes) -> None:
+    """A load balancer in front says who the client is; of anybody else, that is dropped."""
+    key = record(as_id=NAME)
+
+    class Held(ProxyProcess):
+        def _stored(self, as_id: AsId) -> Any:
+            return FakeKeys(key)
+
+    async with AsyncExitStack() as stack, recording() as behind:
+        target = parse_target(f"{NAME}=http://127.0.0.1:{behind.port}", plain=False)
+        made = process(tmp_path, stack, targets=[target], listen="127.0.0.1:0", trusted_proxies=trusted)
+        proxy = Held(made.settings, made.state, made.clock, made.random, made.log, made.metrics, stack)
+        port = cast("int", (await proxy.start())[0]["port"])
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the clock here is not the certificate's
+
+        async def ask(authorization: str = "") -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=NAME)
+            writer.write(f"GET / HTTP/1.1\r\nHost: {NAME}\r\nX-Forwarded-For: 198.51.100.7\r\n{authorization}\r\n".encode())
+            said = await answer(reader)
+            writer.close()
+            return said
+
+        field = next(line for line in (await ask()).split(b"\r\n") if line.lower().startswith(b"www-authenticate:"))
+        challenge = digest.parse_challenge(field.partition(b":")[2].strip().decode())
+        said = await ask("{}: {}\r\n".format(*Client(key).answer(challenge, uri="/")))
+        assert status(said) == 200
+    assert behind.requests()[0].all(b"x-forwarded-for") == [seen]
+
+
+async def test_a_proxy_is_trusted_by_its_address(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        target = parse_target(f"{NAME}=http://127.0.0.1:1", plain=False)
+        with pytest.raises(ConfigError, match="--trusted-proxy: 'balancer' is no IP address or prefix"):
+            await process(tmp_path, stack, targets=[target], listen="127.0.0.1:0", trusted_proxies=["balancer"]).start()
+
+
 async def test_a_port_without_a_secret_is_refused(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         with pytest.raises(ConfigError, match="--auth-request-secret-file"):

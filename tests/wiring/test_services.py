@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from keyferry.config import ApplicationServer, Config
@@ -17,6 +18,7 @@ from keyferry.errors import ProtectionUnmet, StateError, TransportError
 from keyferry.ports import SipPeer
 from keyferry.ports.correlation import correlate
 from keyferry.protocol.sip.message import Request, Response, make_response
+from keyferry.protocol.trusted import TrustedHosts
 from keyferry.stores.state_dir import open_state
 from keyferry.transports.clock import SystemClock, SystemRandom
 from keyferry.transports.ipsec import IpsecSource
@@ -24,7 +26,7 @@ from keyferry.transports.sa_view import SaView
 from keyferry.transports.vici import Vici
 from keyferry.wiring.key_agent import is_scscf
 from keyferry.wiring.observability import Metrics, StructLog
-from keyferry.wiring.services import Services, only_loopback, only_tls
+from keyferry.wiring.services import Services, only_listed, only_tls
 from transports.vicikit import CHILD, charon, sa
 
 AS = "as1.home1.net"
@@ -55,9 +57,17 @@ def test_nothing_else_gets_a_key_over_tls(peer: SipPeer) -> None:
 def test_on_loopback_the_address_decides() -> None:
     """IPv4 and IPv6."""
     for host in ("127.0.0.1", "::1"):
-        only_loopback(SipPeer("UDP", host, 5060))
+        only_listed(TrustedHosts())(SipPeer("UDP", host, 5060))
     with pytest.raises(TransportError, match="policy `loopback`"):
-        only_loopback(SipPeer("TLS", "192.0.2.1", 5061, AS, "as"))
+        only_listed(TrustedHosts())(SipPeer("TLS", "192.0.2.1", 5061, AS, "as"))
+
+
+def test_with_trusted_peers_keys_go_to_those_too() -> None:
+    check = only_listed(TrustedHosts(["192.0.2.0/28"]))
+    for host in ("127.0.0.1", "192.0.2.1", "::ffff:192.0.2.1"):
+        check(SipPeer("UDP", host, 5060))
+    with pytest.raises(TransportError, match="`trusted_peers`"):
+        check(SipPeer("UDP", "192.0.2.16", 5060))
 
 
 def test_a_certificate_that_cannot_be_read_again_keeps_no_other_from_it(tmp_path: Path) -> None:
@@ -98,7 +108,7 @@ async def test_periodic_work_goes_on_after_a_failure_of_any_kind(tmp_path: Path)
 @pytest.mark.parametrize(("host", "known"), [("127.0.0.1", ICID), ("192.0.2.7", ICID), ("203.0.113.9", "")])
 async def test_a_stranger_at_the_core_names_no_registration_in_our_log(tmp_path: Path, host: str, known: str) -> None:
     """The line that says that he is not trusted, and the one of his REGISTER, have no id of his making."""
-    out = io.StringIO()
+    out, trusted = io.StringIO(), TrustedHosts(["192.0.2.7"])
     headers = (
         ("Via", "SIP/2.0/UDP 192.0.2.7;branch=z9hG4bK1"), ("From", "<sip:a@home1.net>;tag=1"), ("To", "<sip:a@home1.net>"),
         ("Call-ID", "1"), ("CSeq", "1 REGISTER"), ("P-Charging-Vector", f'icid-value="{ICID}-1"'),
@@ -111,7 +121,7 @@ async def test_a_stranger_at_the_core_names_no_registration_in_our_log(tmp_path:
     with open_state(tmp_path / "state", random=SystemRandom()) as state:
         services = Services(Config(), state, SystemClock(), SystemRandom(), StructLog("json", out), Metrics())
         async with services.exit:
-            node = services.node("I-CSCF", services.trusting(("192.0.2.7",), handle), trusted=("192.0.2.7",))
+            node = services.node("I-CSCF", services.trusting(trusted, handle), trusted=trusted)
             handler = node._server._handler
             assert handler is not None
             response = await handler(Request("REGISTER", "sip:home1.net", headers, b""), SipPeer("UDP", host, 5060))
@@ -129,12 +139,15 @@ async def test_a_stranger_at_the_core_names_no_registration_in_our_log(tmp_path:
         ("tls", SipPeer("TLS", "127.0.0.1", 5061, "wiki.home1.net", "as"), False),
         ("loopback", SipPeer("TCP", "127.0.0.1", 5090), True),
         ("loopback", SipPeer("TCP", "192.0.2.7", 5090), False),
+        ("loopback", SipPeer("TCP", "198.51.100.7", 5090), True),
         ("ipsec", SipPeer("TCP", "10.99.0.1", 5090), True),
         ("ipsec", SipPeer("TCP", "10.99.0.3", 5090), False),
     ],
 )
 async def test_an_as_believes_what_is_an_scscf_by_the_protection_of_isc(protection: str, peer: SipPeer, *, known: bool) -> None:
     settings = ApplicationServer(as_id="wiki.home1.net", sip_uri="sip:wiki.home1.net", protection=cast("Any", protection))
+    if protection == "loopback":
+        settings = msgspec.structs.replace(settings, trusted_peers=["198.51.100.0/24"])
     source = None
     async with charon(sa("scscf1.home1.net", local="10.99.0.2/32", remote="10.99.0.1/32")) as served:
         if protection == "ipsec":

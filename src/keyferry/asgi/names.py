@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
-from keyferry.asgi.exchange import headers_named
+from keyferry.asgi.exchange import App, Receive, Scope, Send, headers_named
 from keyferry.errors import ConfigError, ParseError
 from keyferry.protocol.identity import AsId, parse_as_id
+from keyferry.protocol.trusted import Address, TrustedHosts, parse_address
 
 MAX_NAMES = 64
 """Each has keys, nonces and counts of its own."""
@@ -20,8 +20,6 @@ MAX_HOPS = 32
 """Addresses of X-Forwarded-For that are looked at, from the last."""
 UNIX = "unix"
 """Among the trusted proxies: whoever connects over a UNIX socket, which has no address."""
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _HOST = re.compile(rb"([A-Za-z0-9_\-]+(?:\.[A-Za-z0-9_\-]+)*)\.?(?::[0-9]{1,5})?")
 _SECURE = {"https": "https", "http": "http", "wss": "https", "ws": "http"}
@@ -56,13 +54,27 @@ class PublicNames:
 class Proxies:
     """Whom to believe about TLS and about the client's address."""
 
-    def __init__(self, trusted: Iterable[str] = ()) -> None:
+    def __init__(self, trusted: Iterable[str] = (), where: str = "SimLogin trusted_proxies") -> None:
         """Take addresses, networks, or "unix". Raises ConfigError."""
         if isinstance(trusted, str):
-            raise ConfigError("SimLogin trusted_proxies", "is one text, not several addresses", f'Write trusted_proxies=("{trusted}",)')
+            raise ConfigError(where, "is one text, not several addresses", f'Write trusted_proxies=("{trusted}",)')
         given = list(trusted)
         self._unix = UNIX in given
-        self._networks = [_network(text) for text in given if text != UNIX]
+        try:
+            self._hosts = TrustedHosts([text for text in given if text != UNIX], loopback=False)
+        except ValueError as problem:
+            remedy = 'Write addresses such as "127.0.0.1", networks such as "10.0.0.0/8", or "unix"'
+            raise ConfigError(where, str(problem), remedy) from problem
+
+    def in_front_of(self, app: App) -> App:
+        """Return an application that sees the client's address where a trusted proxy connected."""
+
+        async def seen(scope: Scope, receive: Receive, send: Send) -> None:
+            if self._trusts(scope.get("client")):
+                scope = {**scope, "client": (self.source(scope), 0)}
+            await app(scope, receive, send)
+
+        return seen
 
     def secure(self, scope: Any) -> bool:
         """Tell whether the client came over TLS: the server saw it, or a proxy that we trust says so in one clear word."""
@@ -85,20 +97,14 @@ class Proxies:
             if parsed is None:
                 break
             address = str(parsed)
-            if not self._holds(parsed):
+            if not self._hosts.contains(parsed):
                 break
         return address
 
     def _trusts(self, client: Any) -> bool:
         if not client or not client[0]:
             return self._unix
-        if not self._networks:  # most have no proxy, and reading an address takes a tenth of a login's time
-            return False
-        address = _address(str(client[0]))
-        return address is not None and self._holds(address)
-
-    def _holds(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-        return any(address in network for network in self._networks)
+        return bool(self._hosts) and self._hosts.holds(str(client[0]))
 
 
 def check_as_id(where: str, text: str) -> AsId:
@@ -125,18 +131,8 @@ def shown(host: bytes) -> str:
     return f"{text}..." if len(host) > MAX_SHOWN else text or "(none)"
 
 
-def _network(text: str) -> Network:
+def _address(text: str) -> Address | None:
     try:
-        return ipaddress.ip_network(text)
-    except (ValueError, TypeError) as problem:
-        remedy = 'Write addresses such as "127.0.0.1", networks such as "10.0.0.0/8", or "unix"'
-        raise ConfigError("SimLogin trusted_proxies", f"{text!r} is no address or network", remedy) from problem
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(text.strip("[]"))
+        return parse_address(text.strip("[]"))
     except ValueError:
         return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address

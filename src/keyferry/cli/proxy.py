@@ -26,6 +26,10 @@ CertificateOption = Annotated[
 ]
 KeyOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of --certificate; default: in the same file.")]
 OriginOption = Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="Further site whose pages may act for users. Repeatable.")]
+TrustedProxyOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ADDRESS|PREFIX", help="Load balancer in front, whose X-Forwarded-For says who the client is. Repeatable."),
+]
 
 # The servers behind, and what they are told
 UpstreamOption = Annotated[
@@ -87,6 +91,7 @@ def proxy(
     name: NamesOption = None,
     auth_request_secret_file: EndpointSecretOption = None,
     trusted_origin: OriginOption = None,
+    trusted_proxy: TrustedProxyOption = None,
     admin: AdminOption = "",
     audit: AuditOption = None,
     log: LogOption = "text",
@@ -114,7 +119,7 @@ def proxy(
         user_id_header=user_id_header, secret_files=secret_files, upstream_ca=upstream_ca, upstream_certificate=upstream_certificate,
         upstream_key=upstream_key, timeouts=Timeouts(connect_timeout, answer_timeout, idle_timeout), max_connections=max_connections,
         auth_request=auth_request, auth_request_secret_file=auth_request_secret_file, names=[parse_as_id(text) for text in name or ()],
-        trusted_origins=trusted_origin or (), admin=admin, audit=audit,
+        trusted_origins=trusted_origin or (), trusted_proxies=trusted_proxy or (), admin=admin, audit=audit,
     )  # fmt: skip
     _check(settings)
     serve_proxy(settings, state, show_json, log_format=cast("LogFormat", log))

@@ -21,7 +21,7 @@ from keyferry.config.lines import located
 from keyferry.config.profiles import Profile, check_profile_of, check_profiles
 from keyferry.config.profiles import names_of as profile_names
 from keyferry.config.reading import Section as _Section
-from keyferry.config.reading import UnsealedEnds, address_of, check_protection, checked, load_file
+from keyferry.config.reading import TrustedOnIsc, UnsealedEnds, address_of, check_protection, check_trusted, checked, load_file
 from keyferry.config.reading import decode_secret as decode_secret
 from keyferry.config.reading import split_address as split_address
 from keyferry.errors import ConfigError, ParseError
@@ -33,7 +33,7 @@ from keyferry.protocol.sip.uri import parse_sip_uri
 AGENT = "agent"
 """The `app` of an application server whose keys a `keyferry agent` takes."""
 _OF_SIP_URI = (
-    "protection", "ipsec_child", "ipsec_identity", "listen_sip", "listen_sips", "default_handling", "service_info",
+    "protection", "ipsec_child", "ipsec_identity", "trusted_peers", "listen_sip", "listen_sips", "default_handling", "service_info",
     "include_register_request", "include_register_response", "reg_event", "pushers", "unsealed_ends",
 )  # fmt: skip
 """What application servers at one SIP URI have in common: they share a filter criterion and, if they run here, a listener."""
@@ -78,7 +78,10 @@ class Pcscf(_Section, frozen=True, kw_only=True):
 
 Trusted = Annotated[
     list[str],
-    Meta(description="IP addresses, besides this machine's own, that may send REGISTERs here: a 401 carries keys for the P-CSCF"),
+    Meta(
+        description="IP addresses and prefixes, besides loopback, that may send requests here: a 401 carries keys for the P-CSCF, and "
+        "this machine's other addresses have to be listed; [what that grants](security.md#whom-the-lists-trust)"
+    ),
 ]
 
 
@@ -146,12 +149,14 @@ class ApplicationServer(_Section, frozen=True, kw_only=True):
     protection: Annotated[
         Literal["loopback", "tls", "ipsec"],
         Meta(
-            description="where keys may go: to loopback addresses; over TLS to the host in `sip_uri`, both ends shown by certificates; or "
-            "through a CHILD_SA of which charon says, before every transmission, that it is there and is the one named below"
+            description="where keys may go: to loopback addresses and those in `trusted_peers`; over TLS to the host in `sip_uri`, both "
+            "ends shown by certificates; or through a CHILD_SA of which charon says, before every transmission, that it is "
+            "there and is the one named below"
         ),
     ] = "loopback"
     ipsec_child: Child = None
     ipsec_identity: Identity = None
+    trusted_peers: TrustedOnIsc = msgspec.field(default_factory=list)
     listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback` and `ipsec`")] = None
     listen_sips: Annotated[str | None, Meta(description="`HOST:PORT` for pushes over TLS; needed with `tls`")] = None
     listen_https: Annotated[str | None, Meta(description="`HOST:PORT` of the door; needed unless `app` is `agent`")] = None
@@ -397,9 +402,7 @@ def _check_peers(path: Path, config: Config) -> None:
     sections += [(f"further_scscfs[{place}]", section) for place, section in enumerate(config.further_scscfs)]
     for name, section in sections:
         host, _ = split_address(section.listen, f"{path}: {name}.listen")
-        for place, peer in enumerate(section.trusted_peers):
-            if address_of(peer) is None:
-                raise ConfigError(f"{path}: {name}.trusted_peers[{place}]", f"{peer!r} is not an IP address", "Write for example 192.0.2.7")
+        check_trusted(f"{path}: {name}.trusted_peers", section.trusted_peers)
         address = address_of(host)
         if (address is None or not address.is_loopback) and not section.trusted_peers:
             remedy = f"Add the addresses of the functions in front of it to {name}.trusted_peers, or listen on 127.0.0.1"

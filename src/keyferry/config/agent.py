@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from keyferry.config.ipsec import Child, Ipsec, check_receiving
 from keyferry.config.lines import located
-from keyferry.config.reading import Section, UnsealedEnds, check_protection, checked, load_file, split_address
+from keyferry.config.reading import Section, TrustedOnIsc, UnsealedEnds, check_protection, checked, load_file, split_address
 from keyferry.errors import ConfigError
 from keyferry.protocol.identity import parse_as_id
 from keyferry.protocol.ims.key_store_id import MAX_STORES
@@ -37,11 +37,13 @@ class Agent(Section, frozen=True, kw_only=True):
     protection: Annotated[
         Literal["loopback", "tls", "ipsec"],
         Meta(
-            description="where pushes may come from: S-CSCFs of this machine; over TLS, both ends shown by certificates; or through a "
-            "security association of IPsec whose other end is the pusher, as charon says of each request ([IPsec](ipsec.md))"
+            description="where pushes may come from: loopback addresses and those in `trusted_peers`; over TLS, both ends shown by "
+            "certificates; or through a security association of IPsec whose other end is the pusher, as charon says of each "
+            "request ([IPsec](ipsec.md))"
         ),
     ] = "loopback"
     ipsec_child: Child = None
+    trusted_peers: TrustedOnIsc = msgspec.field(default_factory=list)
     listen_sip: Annotated[str | None, Meta(description="`HOST:PORT` for pushes; needed with `loopback` and `ipsec`")] = None
     listen_sips: Annotated[str | None, Meta(description="`HOST:PORT` for pushes over TLS; needed with `tls`")] = None
     unsealed_ends: UnsealedEnds = msgspec.field(default_factory=list)

@@ -32,5 +32,8 @@ class Kamailio(Section, frozen=True, kw_only=True):
     children: Annotated[int, Meta(ge=1, le=64, description="processes for UDP, and as many for TCP")] = 4
     trusted_peers: Annotated[
         list[str],
-        Meta(description="IP addresses of the P- and I-CSCFs that may send requests, with those of `scscf.trusted_peers`: no others"),
+        Meta(
+            description="IP addresses and prefixes of the P- and I-CSCFs that may send requests, with those of "
+            "`scscf.trusted_peers`: no others"
+        ),
     ] = msgspec.field(default_factory=list)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from keyferry.config.explaining import check_kind, explained
 from keyferry.errors import ConfigError, ParseError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.protocol.trusted import Network, parse_trusted
 
 MAX_FILE = 4_000_000  # octets; about 10,000 subscribers in a file, more belong in the store
 
@@ -24,11 +25,18 @@ UnsealedEnds = Annotated[
     list[str],
     Meta(
         description="those `pushers` that cannot seal the end of a registration, as Clearwater: their third-party REGISTER with "
-        "Expires 0 and no sealed block ends the user's keys, over TLS, through IPsec, or from this machine, where any program could "
-        "send it"
+        "Expires 0 and no sealed block ends the user's keys, over TLS, through IPsec, from `trusted_peers`, or from this machine, where "
+        "any program could send it"
     ),
 ]
 
+TrustedOnIsc = Annotated[
+    list[str],
+    Meta(
+        description="with `loopback` alone: IP addresses and prefixes of the other ends, S-CSCFs and application servers, where something "
+        "else protects the network between the machines; [what that grants](security.md#whom-the-lists-trust)"
+    ),
+]
 
 _EXAMPLES: Final = {"IMPI": "user1@home1.net", "IMPU": "sip:user1@home1.net", "AS_ID": "xcap.home1.net"}
 
@@ -50,6 +58,10 @@ class SipSide(Protocol):
     @property
     def protection(self) -> str:
         """Where keys may go: `loopback`, `tls` or `ipsec`."""
+
+    @property
+    def trusted_peers(self) -> list[str]:
+        """Addresses and prefixes of other machines with `loopback`."""
 
     @property
     def pushers(self) -> list[str]:
@@ -120,6 +132,17 @@ def decode_secret(kind: type[Any], value: object) -> object:
     raise NotImplementedError(f"no decoder for {kind}")
 
 
+def check_trusted(where: str, texts: Sequence[str]) -> None:
+    """Refuse what names no machine, and what names every machine. Raises ConfigError."""
+    for place, text in enumerate(texts):
+        try:
+            entry = parse_trusted(text)
+        except ValueError as problem:
+            raise ConfigError(f"{where}[{place}]", str(problem), "Write for example 192.0.2.7, 192.0.2.0/24 or 2001:db8:1::/64") from None
+        if isinstance(entry, Network) and entry.prefixlen == 0:
+            raise ConfigError(f"{where}[{place}]", f"{text!r} trusts everybody", "Write the addresses or prefixes of the peers")
+
+
 def check_protection(where: str, server: SipSide, *, listens: bool = True) -> None:
     """Refuse an AS whose URI, listener and protection policy do not say the same (DESIGN §6). Raises ConfigError."""
     over_tls = server.protection == "tls"
@@ -131,6 +154,10 @@ def check_protection(where: str, server: SipSide, *, listens: bool = True) -> No
     if says_tls is not over_tls or (over_tls and address_of(uri.host.strip("[]")) is not None):
         remedy = "Write sips:HOST:PORT with a host name for `tls`, and sip: for `loopback` and `ipsec`"
         raise ConfigError(f"{where}.sip_uri", f"does not go with protection {server.protection!r}", remedy)
+    check_trusted(f"{where}.trusted_peers", server.trusted_peers)
+    if server.trusted_peers and server.protection != "loopback":
+        remedy = "Leave it out: there a certificate or a security association shows who the peer is, and no address"
+        raise ConfigError(f"{where}.trusted_peers", f"is not used with protection {server.protection!r}", remedy)
     strangers = set(server.unsealed_ends) - set(server.pushers)
     if server.pushers and strangers:
         problem = f"names {', '.join(sorted(strangers))}, which may not push here"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -19,10 +18,12 @@ from keyferry.protocol.ims.third_party import ThirdPartyRegister, parse_third_pa
 from keyferry.protocol.sip.headers import parse_name_addr
 from keyferry.protocol.sip.message import Request, Response, check_request, make_response, refuse_method, unsupported_tags
 from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.protocol.trusted import TrustedHosts
 
 PUSHER_ROLE: Final = "scscf"
 """Of the certificate of who pushes over TLS."""
 _ALLOWED = ("REGISTER", "OPTIONS")
+_LOOPBACK: Final = TrustedHosts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class KeyAgent:
     counter: Counter
     over_tls: bool = False  # the pusher's certificate must name it, and its role
     through_ipsec: bool = False  # the identity that its security association has proven must be its name
+    trusted: TrustedHosts = _LOOPBACK  # where neither protects ISC: from there an S-CSCF is believed to be who it says
     registered: Callable[[ThirdPartyRegister], None] | None = None
     """Called with every third-party REGISTER that was taken and is of an S-CSCF that may push; must not wait."""
 
@@ -128,7 +130,7 @@ class KeyAgent:
                 raise PushRefused("seal") from None
         else:
             pusher, push = self._pusher(_host(register.scscf), peer), block
-            if not (pusher.allow_plain and _is_loopback(peer)):
+            if not (pusher.allow_plain and _LOOPBACK.holds(peer.host)):
                 raise PushRefused("plain")
             if push.as_id not in self.as_ids:
                 raise PushRefused("as")
@@ -164,7 +166,7 @@ class KeyAgent:
             found = self.pushers.get(_host(register.scscf))
         except ParseError:
             return None
-        return found if found is not None and found.unsealed_end and _is_loopback(peer) else None
+        return found if found is not None and found.unsealed_end and self.trusted.holds(peer.host) else None
 
     def _is_of_pusher(self, register: ThirdPartyRegister, peer: SipPeer, *, proven: bool) -> bool:
         """Tell whether its From may be believed: we ask there what became of the user, and nobody else."""
@@ -172,7 +174,7 @@ class KeyAgent:
             self._pusher(_host(register.scscf), peer)
         except (ParseError, PushRefused):
             return False
-        return proven or self.over_tls or self.through_ipsec or _is_loopback(peer)
+        return proven or self.over_tls or self.through_ipsec or self.trusted.holds(peer.host)
 
     def _pusher(self, name: str, peer: SipPeer) -> Pusher:
         pusher = self.pushers.get(name)
@@ -229,7 +231,3 @@ class PushedKeys:
 
 def _host(uri: str) -> str:
     return parse_sip_uri(uri).host
-
-
-def _is_loopback(peer: SipPeer) -> bool:
-    return ipaddress.ip_address(peer.host).is_loopback

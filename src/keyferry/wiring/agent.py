@@ -108,8 +108,9 @@ class Agent:
     async def _start(self) -> None:
         settings, services = self.config.agent, self.services
         database = services.database(DATABASE)
-        skew = 0.0 if str(settings.protection) == "loopback" else SKEW  # who pushes from this machine has our clock
-        self.keys = SqliteKeyStore(database, self.state.keyring, now=self.clock.now(), skew=skew, changed=self._changed)
+        # Who pushes from this machine has our clock.
+        here = str(settings.protection) == "loopback" and not settings.trusted_peers
+        self.keys = SqliteKeyStore(database, self.state.keyring, now=self.clock.now(), skew=0.0 if here else SKEW, changed=self._changed)
         ledgers = await Ledgers.open(
             SqliteLedgerStore(database, self.state.keyring), self.as_ids, self.keys, lifetime=settings.nonce_lifetime, clock=self.clock,
             random=self.random, log=self.log,

@@ -9,6 +9,7 @@ from keyferry.errors import CxError
 from keyferry.ports import CxClient
 from keyferry.protocol.identity import Impi
 from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.protocol.trusted import TrustedHosts
 from keyferry.roles.icscf import ANSWER_WITHIN, Icscf
 from keyferry.wiring.readiness import reaches
 from keyferry.wiring.services import Services, server_name_of
@@ -17,7 +18,7 @@ from keyferry.wiring.services import Services, server_name_of
 async def start_icscf(services: Services, cx: CxClient, refused: Callable[[Impi, CxError, int], None] | None = None) -> Icscf:
     """Start the I-CSCF; `refused` takes whom the HSS does not let in. Raises ConfigError, TransportError."""
     settings = services.config.icscf
-    trusted = settings.trusted_peers
+    trusted = TrustedHosts(settings.trusted_peers)
     handler = services.trusting(trusted, lambda request, peer: icscf.handle(request, peer))
     node = services.node("I-CSCF", handler, sheds=True, trusted=trusted, answer_within=ANSWER_WITHIN)
     patience = settings.patience if services.config.further_scscfs else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
-import ipaddress
 import os
 import re
 import stat
@@ -15,6 +14,7 @@ from typing import Final, Literal
 
 from keyferry.config import Config, Icscf, Pcscf, Scscf, split_address
 from keyferry.errors import ConfigError, StateError
+from keyferry.protocol.trusted import Address, Network, parse_trusted
 from keyferry.transports.unix_socket import user_id
 
 MODULES: Final = (
@@ -66,7 +66,7 @@ def common_values(config: Config, role: Role, directory: Path, modules: Path, *,
         "LOG_STDERROR": "yes" if log_stderror else "no",
         "CHILDREN": str(kamailio.children),
         "LISTEN": "\n".join(f"listen={proto}:{bracketed(host)}:{port}" for proto in ("udp", "tcp")),
-        "TRUSTED": " || ".join(f"src_ip == {bracketed(str(each))}" for each in trusted),
+        "TRUSTED": " || ".join(f"src_ip == {_written(each)}" for each in trusted),
         "LOCAL": _LOCAL if any(each.is_loopback for each in trusted) else "",
     }
 
@@ -156,8 +156,14 @@ def _hss_port(config: Config) -> int:
     return split_address(listen, "hss.listen_diameter")[1] if listen else 3868
 
 
-def trusted_peers(config: Config, role: Role) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return the addresses that may send Kamailio requests: what is listed, and no other. Raises ConfigError."""
+def _written(peer: Address | Network) -> str:
+    """Return an address, or a prefix, as Kamailio's file has it."""
+    address, slash, length = str(peer).partition("/")
+    return f"{bracketed(address)}{slash}{length}"
+
+
+def trusted_peers(config: Config, role: Role) -> list[Address | Network]:
+    """Return the addresses and prefixes that may send Kamailio requests: what is listed, and no other. Raises ConfigError."""
     before, section = ("the P- and I-CSCFs", config.scscf) if role == "scscf" else ("the P-CSCFs", config.icscf)
     texts = config.kamailio.trusted_peers + section.trusted_peers
     if not texts:
@@ -166,8 +172,7 @@ def trusted_peers(config: Config, role: Role) -> list[ipaddress.IPv4Address | ip
     try:
         if any("%" in text for text in texts):
             raise ValueError("a zone goes with an interface, and Kamailio knows none")
-        found = [ipaddress.ip_address(text) for text in dict.fromkeys(texts)]
+        # of an IPv4 address written as one of IPv6 Kamailio's file cannot be read, and it comes as what it is
+        return list(dict.fromkeys(parse_trusted(text) for text in texts))
     except ValueError as problem:
         raise ConfigError("kamailio.trusted_peers", f"holds what is no IP address: {problem}", 'Write for example "192.0.2.7"') from None
-    # of an IPv4 address written as one of IPv6 Kamailio's file cannot be read, and it comes as what it is
-    return [(each.ipv4_mapped or each) if isinstance(each, ipaddress.IPv6Address) else each for each in found]

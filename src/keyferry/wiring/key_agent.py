@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from keyferry.config.ipsec import ReceivingSide
-from keyferry.config.reading import SipSide
-from keyferry.ports import KeyStore, PeerCheck, SipPeer
+from keyferry.config.reading import SipSide, split_address
+from keyferry.ports import KeyStore, PeerCheck, SipHandler, SipPeer
 from keyferry.protocol.identity import AsId
 from keyferry.protocol.ims.keypush import SKEW
 from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.protocol.trusted import TrustedHosts
 from keyferry.roles.appserver import PUSHER_ROLE, KeyAgent, Pusher
 from keyferry.roles.reg_event_subscriber import RegEventSubscriber, SubscriberProfile
 from keyferry.transports.ipsec import IpsecSource
@@ -18,7 +19,7 @@ from keyferry.transports.sip_node import SipNode
 from keyferry.wiring.ipsec import ipsec_source, protected
 from keyferry.wiring.ipsec_guard import pairs_of_server, watch_rules
 from keyferry.wiring.isc import OpeningKeys, OpeningKeysOfAll
-from keyferry.wiring.services import Services, is_trusted
+from keyferry.wiring.services import Services
 from keyferry.wiring.watching import SWEEP, AsWatch, Tasks
 
 
@@ -35,13 +36,17 @@ async def start_key_agent(
     source = await ipsec_source(services, settings) if settings.protection == "ipsec" else None
     if source is not None:
         watch_rules(services, source.view, pairs_of_server(services.config, source), "as", shown)
+    trusted = TrustedHosts(settings.trusted_peers)
     agent = KeyAgent(
         frozenset(as_ids), {name: _pusher(services, name, as_ids, settings) for name in pushers}, keys, services.clock, services.log,
-        services.metrics, over_tls=over_tls, through_ipsec=source is not None,
+        services.metrics, over_tls=over_tls, through_ipsec=source is not None, trusted=trusted,
         registered=lambda register: watch.registered(register) if settings.reg_event else None,
     )  # fmt: skip
+    handler: SipHandler = lambda request, peer: watch.handle(request, peer)  # noqa: E731
+    if settings.protection == "loopback" and not TrustedHosts().holds(split_address(settings.listen_sip or "", "listen_sip")[0]):
+        handler = services.trusting(trusted, handler)  # what reaches a loopback address comes from this machine, whatever its own
     node = services.node(
-        f"AS {shown}", protected(services, source, lambda request, peer: watch.handle(request, peer)), trusted=(),
+        f"AS {shown}", protected(services, source, handler), trusted=trusted,
         believes=lambda peer: is_scscf(settings, peer, source),
     )  # fmt: skip
     watch = _watch(services, settings, node, agent, None if source is None else lambda peer: source.may_ask(peer, pushers))
@@ -59,7 +64,7 @@ def is_scscf(settings: SipSide, peer: SipPeer, source: IpsecSource | None) -> bo
     """Tell whether a peer is an S-CSCF, as far as ISC's protection says who is."""
     if settings.protection == "tls":
         return peer.role == PUSHER_ROLE
-    return source.knows(peer) if source is not None else is_trusted((), peer)
+    return source.knows(peer) if source is not None else TrustedHosts(settings.trusted_peers).holds(peer.host)
 
 
 def _watch(services: Services, settings: SipSide, node: SipNode, agent: KeyAgent, check: PeerCheck | None) -> AsWatch:

@@ -24,7 +24,7 @@ from keyferry.asgi.audit import AuditLog
 from keyferry.asgi.auth import SimLogin
 from keyferry.asgi.auth_request import AuthRequest, granted
 from keyferry.asgi.exchange import App
-from keyferry.asgi.names import check_as_id
+from keyferry.asgi.names import Proxies, check_as_id
 from keyferry.asgi.origin import Origins
 from keyferry.asgi.proxy.fields import Route
 from keyferry.asgi.proxy.forward import Forward
@@ -91,6 +91,7 @@ class ProxySettings:
     auth_request_secret_file: Path | None = None  # what nginx must show
     names: Sequence[AsId] = ()  # that nginx serves
     trusted_origins: Sequence[str] = ()
+    trusted_proxies: Sequence[str] = ()  # who may say in X-Forwarded-For who the client is
     admin: str = ""
     audit: Path | None = None
 
@@ -192,7 +193,8 @@ class ProxyProcess:
             forwards = {target.as_id: self._forward(target) for target in settings.targets}
             doors: dict[str, App] = {name: self._door(name, forward, digest) for name, forward in forwards.items()}
             front = Front(doors, clock=self.clock, counter=self.metrics)
-            await self._listen(front, settings.listen, names, tls=tls)
+            proxies = Proxies(settings.trusted_proxies, "--trusted-proxy")
+            await self._listen(proxies.in_front_of(front) if settings.trusted_proxies else front, settings.listen, names, tls=tls)
             for forward in forwards.values():
                 self.exit.push_async_callback(forward.aclose)  # before the listener waits for them
         if settings.auth_request:

@@ -11,6 +11,7 @@ from keyferry.protocol.identity import AsId, parse_as_id
 from keyferry.protocol.ims.user_profile import cached_user_profile
 from keyferry.protocol.ims.verdicts import Reason
 from keyferry.protocol.sip.uri import parse_sip_uri
+from keyferry.protocol.trusted import TrustedHosts
 from keyferry.roles.scscf.as_notifier import AsNotifier, PushPolicy
 from keyferry.roles.scscf.authenticator import Authenticator, AuthPolicy
 from keyferry.roles.scscf.diagnosis import Diagnosis
@@ -27,7 +28,7 @@ from keyferry.wiring.ipsec import IpsecWatch, ipsec_watch, policies_by_as_id
 from keyferry.wiring.ipsec_guard import pairs_of_scscf, watch_rules
 from keyferry.wiring.isc import SealingKeys
 from keyferry.wiring.measuring import MeasuredPushes
-from keyferry.wiring.services import Services, is_trusted, only_loopback, only_tls, server_name_of
+from keyferry.wiring.services import Services, only_listed, only_tls, server_name_of
 from keyferry.wiring.tracing import short_name
 
 
@@ -45,8 +46,8 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
     """Start one S-CSCF. Raises ConfigError, StateError, TransportError."""
     first = settings.name == services.config.scscf.name
     services.metrics.expect("scscf_failures", [reason.value for reason in Reason])
-    trusted = settings.trusted_peers
-    handler = services.trusting(trusted, lambda request, peer: scscf.handle(request, peer))
+    trusted, subscribers = TrustedHosts(settings.trusted_peers), _subscribers(services, settings)
+    handler = services.trusting(trusted, lambda request, peer: scscf.handle(request, peer), subscribers=subscribers)
     node = services.node("S-CSCF" if first else f"S-CSCF {short_name(settings.name)}", handler, sheds=True, trusted=trusted)
     database = services.database("scscf" if first else f"scscf-{settings.name}")
     registrations = SqliteRegistrationStore(database, services.state.keyring)
@@ -60,7 +61,7 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
         targets_of=lambda registration: registrar.targets_of(registration),
         terminate=lambda impi, reg: registrar.network_deregister(impi, reg), told=diagnosis.push,
     )  # fmt: skip
-    reg_event = _reg_event(services, node, registrations, settings, None if ipsec is None else ipsec.toward)
+    reg_event = _reg_event(services, node, registrations, settings, subscribers, None if ipsec is None else ipsec.toward)
     auth_policy = _auth_policy(services, settings, server_name)
     registrar = Registrar(
         authenticator=Authenticator(cx, services.clock, auth_policy, services.log, services.metrics, diagnosis),
@@ -71,7 +72,7 @@ async def start_scscf(services: Services, cx: CxClient, settings: Settings, diag
             shared_ifc=shared_criteria(services.config),
         ),
         # Where Gm is not protected nobody can say that it is; and this machine's own users can reach the loopback addresses.
-        trusts=lambda peer: str(services.config.network.gm) != "off" and is_trusted(settings.trusted_peers, peer),
+        trusts=lambda peer: str(services.config.network.gm) != "off" and trusted.holds(peer.host),
         changed=reg_event.changed,
     )  # fmt: skip
     scscf = Scscf(registrar, reg_event)
@@ -107,15 +108,20 @@ async def _start_repusher(services: Services, settings: Settings, node: SipNode,
 
 
 def _reg_event(
-    services: Services, node: SipNode, registrations: RegistrationStore, settings: Settings, check: PeerCheck | None
+    services: Services, node: SipNode, registrations: RegistrationStore, settings: Settings, subscribers: TrustedHosts,
+    check: PeerCheck | None,
 ) -> RegEventNotifier:  # fmt: skip
-    trusted = settings.trusted_peers
     return RegEventNotifier(
         sip=node, resolver=services.resolver, registrations=registrations, owner_of=registrations.of_impu,
-        trusts=lambda peer: is_trusted(trusted, peer), clock=services.clock, random=services.random, log=services.log,
+        trusts=lambda peer: subscribers.holds(peer.host), clock=services.clock, random=services.random, log=services.log,
         counter=services.metrics, policy=RegEventPolicy(server_name_of(settings), shared_ifc=shared_criteria(services.config)),
         profile_of=cached_user_profile, check=check,
     )  # fmt: skip
+
+
+def _subscribers(services: Services, settings: Settings) -> TrustedHosts:
+    """Return who may SUBSCRIBE to registration states: whom Mw trusts, and the application servers' side of ISC."""
+    return TrustedHosts(settings.trusted_peers + [peer for server in services.config.application_servers for peer in server.trusted_peers])
 
 
 def _auth_policy(services: Services, settings: Settings, server_name: str) -> AuthPolicy:
@@ -135,7 +141,9 @@ def _push_policy(services: Services, settings: Settings, server_name: str, ipsec
         live[as_id] = services.isc_keys(settings.name, as_id)
         if str(server.protection) == "tls":
             protection[as_id] = only_tls(parse_sip_uri(server.sip_uri).host)
+        elif server.trusted_peers:
+            protection[as_id] = only_listed(TrustedHosts(server.trusted_peers))
     return PushPolicy(
-        scscf_uri=server_name, scscf_name=settings.name, as_ids=as_ids, transport_keys=SealingKeys(live), check_peer=only_loopback,
-        protection=protection, key_max_age=settings.key_max_age, push_wait=settings.push_wait,
+        scscf_uri=server_name, scscf_name=settings.name, as_ids=as_ids, transport_keys=SealingKeys(live),
+        check_peer=only_listed(TrustedHosts()), protection=protection, key_max_age=settings.key_max_age, push_wait=settings.push_wait,
     )  # fmt: skip

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 from keyferry.config import Config, Scscf, split_address
@@ -20,6 +18,7 @@ from keyferry.protocol.repeats import WINDOW
 from keyferry.protocol.sip.message import Request, Response, make_response
 from keyferry.protocol.sip.overload import OverloadPolicy
 from keyferry.protocol.sip.transaction import Timers
+from keyferry.protocol.trusted import TrustedHosts
 from keyferry.stores.database import Database
 from keyferry.stores.isc_keys import LiveIscKeys
 from keyferry.stores.state_dir import StateDir
@@ -93,18 +92,18 @@ class Services:
         return LiveIscKeys(self.state, scscf, as_id, self.clock, self.log)
 
     def node(
-        self, name: str, handler: SipHandler, *, sheds: bool = False, trusted: Collection[str] | None = None,
+        self, name: str, handler: SipHandler, *, sheds: bool = False, trusted: TrustedHosts | None = None,
         believes: Callable[[SipPeer], bool] | None = None, answer_within: float = Timers().f,
         registered: Callable[[SipPeer], bool] = lambda _peer: False,
     ) -> SipNode:  # fmt: skip
         """Return a SIP node that listens nowhere yet.
 
         One that `sheds` refuses first REGISTERs under load, if the configuration lets it, save those from where a device is
-        `registered`. `trusted` addresses, and with them this machine's
-        own, may open as many connections as they like, and say which registration a request belongs to; None: nobody may. `believes` says
-        who else may say so where an address is not what tells. A proxy has others answer within fewer seconds than it has itself.
+        `registered`. `trusted` addresses may open as many connections as they like, and say which registration a request belongs to;
+        None: nobody may. `believes` says who else may say so where an address is not what tells. A proxy has others answer within fewer
+        seconds than it has itself.
         """
-        known = believes or (lambda peer: trusted is not None and is_trusted(trusted, peer))
+        known = believes or (lambda peer: trusted is not None and trusted.holds(peer.host))
         lines = RegisterLines(name, self.clock, self.log, known)
         measured = measured_handler(handler, lines, self.metrics, self.clock)
         self.exit.callback(lines.tell_counts, final=True)
@@ -115,16 +114,17 @@ class Services:
             observed=lambda: self.observer is not None or self.tracer.following > 0,
             overload=OverloadPolicy() if sheds and str(self.config.network.overload) == "on" else None,
             core=trusted is not None, registered=registered,
-            trusts=lambda host: trusted is not None and (host in trusted or _host_is_loopback(host)),
+            trusts=trusted.holds if trusted is not None else lambda _host: False,
         )  # fmt: skip
         self.exit.push_async_callback(node.aclose)
         return node
 
-    def trusting(self, trusted: Collection[str], handler: SipHandler) -> SipHandler:
-        """Answer 403 to whoever is neither on this machine nor trusted (TS 33.210: within the network, peers are known)."""
+    def trusting(self, trusted: TrustedHosts, handler: SipHandler, *, subscribers: TrustedHosts | None = None) -> SipHandler:
+        """Answer 403 to whoever is not trusted (TS 33.210: within the network, peers are known); `subscribers` may SUBSCRIBE, too."""
 
         async def handle(request: Request, peer: SipPeer) -> Response:
-            if not is_trusted(trusted, peer):
+            may_subscribe = subscribers is not None and request.method == "SUBSCRIBE" and subscribers.holds(peer.host)
+            if not may_subscribe and not trusted.holds(peer.host):
                 self.metrics.count("sip_untrusted")
                 self.log.warning("peer-not-trusted", peer=str(peer))
                 return make_response(request, 403)
@@ -208,15 +208,14 @@ def server_name_of(settings: Scscf) -> str:
     return f"sip:{settings.name}:{port}" if port else f"sip:{settings.name}"
 
 
-def is_trusted(trusted: Collection[str], peer: SipPeer) -> bool:
-    """Tell whether a peer is on this machine or on the list."""
-    return peer.host in trusted or _host_is_loopback(peer.host)
+def only_listed(trusted: TrustedHosts) -> Callable[[SipPeer], None]:
+    """Return the protection policy `loopback` (DESIGN §6): a check that raises TransportError for an address that is not trusted."""
 
+    def check(peer: SipPeer) -> None:
+        if not trusted.holds(peer.host):
+            raise TransportError(str(peer), "the policy `loopback` sends keys to loopback addresses and to `trusted_peers` alone")
 
-def only_loopback(peer: SipPeer) -> None:
-    """Let no key leave the machine: the protection policy `loopback` (DESIGN §6). Raises TransportError."""
-    if not _host_is_loopback(peer.host):
-        raise TransportError(str(peer), "the policy `loopback` lets no key leave this machine")
+    return check
 
 
 def only_tls(name: str) -> Callable[[SipPeer], None]:
@@ -227,8 +226,3 @@ def only_tls(name: str) -> Callable[[SipPeer], None]:
             raise TransportError(str(peer), f"the policy `tls` sends keys over TLS alone, to a certificate of {name} in the role as")
 
     return check
-
-
-@lru_cache(maxsize=1024)
-def _host_is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host.strip("[]")).is_loopback
