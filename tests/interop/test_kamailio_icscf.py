@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from interop.capturing import capturing
-from interop.icscf_kit import KAMAILIO, OURS, Network, life, network, registered
+from interop.icscf_kit import KAMAILIO, OURS, WHOLE, Network, life, network, registered
 from interop.test_cx_tshark import _fields
 from keyferry.client.session import ue_session
 from keyferry.errors import RegistrationFailed
@@ -89,14 +90,15 @@ class Peer:
         self._to = ("127.0.0.1", running.ports["kamailio"])
         self._via = f"{address}:{self._socket.getsockname()[1]}"
 
-    def send(self, number: int, *, call_id: str, branch: str) -> None:
-        """Send a first REGISTER."""
+    def send(self, number: int, *, call_id: str, branch: str, protected: str = "no") -> None:
+        """Send a REGISTER without an answer."""
         user = f"crowd{number}@home1.net"
         self._socket.sendto(
             f"REGISTER sip:home1.net SIP/2.0\r\nVia: SIP/2.0/UDP {self._via};branch=z9hG4bK{branch}\r\nMax-Forwards: 70\r\n"
             f"From: <sip:{user}>;tag=1\r\nTo: <sip:{user}>\r\nCall-ID: {call_id}\r\nCSeq: 1 REGISTER\r\n"
             f'Contact: <sip:raw@{self._via}>\r\nExpires: 600\r\nSupported: path\r\nP-Visited-Network-ID: "home1.net"\r\n'
-            f'Authorization: Digest username="{user}", realm="home1.net", nonce="", uri="sip:home1.net", response=""\r\n'
+            f'Authorization: Digest username="{user}", realm="home1.net", nonce="", uri="sip:home1.net", response="", '
+            f'integrity-protected="{protected}"\r\n'
             "Content-Length: 0\r\n\r\n".encode(),
             self._to,
         )
@@ -130,6 +132,21 @@ def test_two_questions_of_one_call_id_are_asked_one_after_the_other(running: Net
     peer.send(users[late], call_id="the-same", branch="again")
     assert peer.receive().startswith("SIP/2.0 401")
     peer.close()
+
+
+def test_the_time_that_the_hss_takes_is_taken_from_the_s_cscf_s(running: Network) -> None:
+    """RFC 4321 §1.1: a P-CSCF waits 30 s, whoever of those behind it is slow; this I-CSCF is given 6 s instead of 28."""
+    peer, hss_took = Peer(running), 3.0
+    with running.paused(running.scscf):
+        began = time.monotonic()
+        with running.paused(running.hss):
+            peer.send(running.users_of(OURS)[-3], call_id="slow", branch="slow", protected="yes")
+            until(lambda: time.monotonic() >= began + hss_took, seconds=2 * hss_took, what="the HSS has been silent for a while")
+        answer = peer.receive()
+    took = time.monotonic() - began
+    peer.close()
+    assert answer.startswith("SIP/2.0 504"), answer[:11]
+    assert hss_took + 1 < took < WHOLE + hss_took / 2, "the S-CSCF has what the HSS left"
 
 
 def test_the_check_looks_at_every_role(running: Network) -> None:
