@@ -106,6 +106,28 @@ def test_a_key_of_a_later_registration_stays(ended: KemiEnded, store: KemiStore,
     assert store.challenged(NONCE) is not None
 
 
+def test_a_clock_that_was_set_back_leaves_no_key_to_whom_the_hss_ends(ended: KemiEnded, store: KemiStore, clock: Clock, hss: Hss) -> None:
+    pushed(store, clock, NONCE, REG)
+    clock.at -= 10_000
+    hss.ends = [(int(clock.at * 1000), IMPI)]
+    clock.at += 2
+    ended.look()
+    assert [reg for reg, _ in blocks(ended)] == [REG]
+    assert store.challenged(NONCE) is None
+
+
+def test_an_end_from_before_the_clock_was_set_back_ends_no_later_registration(
+    ended: KemiEnded, store: KemiStore, clock: Clock, hss: Hss, tmp_path: Path
+) -> None:
+    """The HSS tells a Kamailio that starts again of every end within the last hour."""
+    hss.ends = [(int(clock.at * 1000), IMPI)]
+    ended.look()
+    clock.at -= 10_000
+    pushed(store, clock, NONCE, REG)
+    KemiEnded(ended.policy, SCSCF, opened(tmp_path, clock), hss).look()
+    assert store.challenged(NONCE) is not None
+
+
 @pytest.fixture(name="again")
 def again_fixture(ended: KemiEnded, store: KemiStore, clock: Clock, hss: Hss, tmp_path: Path) -> Callable[[], KemiEnded]:
     """Somebody was ended; return what starts Kamailio anew."""

@@ -268,7 +268,7 @@ def test_an_end_that_the_hss_tells_of_becomes_a_request(ksr: Ksr, settings: Path
         store = script._scscf.store
         store.keep("n", IMPI, IMPU, REALM, CK)
         store.authenticated("n", IMPI, IMPU, Reg("AAAAAAAAAAAA"), 9e12)
-        store.end(IMPI, store.next_seq(IMPI, AS_ID, Reg("AAAAAAAAAAAA")) + 1000)
+        store.end(IMPI, store.next_seq(IMPI, AS_ID, Reg("AAAAAAAAAAAA")) + 1000, 1)
         ksr.free -= 1
         assert script.next_end(None) == FAILED
         ksr.free += 1

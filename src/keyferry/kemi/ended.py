@@ -41,13 +41,11 @@ class KemiEnded:
     scscf: str  # host name
     store: KemiStore
     source: EndSource
-    _since: int = 0
 
     def look(self) -> None:
         """Ask who was ended since. Raises TransportError, StoreError."""
-        for place, at, impi in self.source.ended(self.scscf, self._since):
-            self.store.end(impi, at)
-            self._since = place
+        for place, at, impi in self.source.ended(self.scscf, self.store.heard()):
+            self.store.end(impi, at, place)
 
     def next(self) -> Erasing | None:
         """Return the next request, also while the HSS is away; None after the last. Raises StoreError."""

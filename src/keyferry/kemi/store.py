@@ -102,6 +102,8 @@ SCHEMA: Final = (
     " UNIQUE (impi, as_id, reg))",
     "CREATE INDEX IF NOT EXISTS owed_due_at ON owed (due_at)",
     "CREATE INDEX IF NOT EXISTS owed_told_at ON owed (told_at)",
+    # the HSS's last end that was carried out: what comes again after a restart would take a clock that was set back for an order
+    "CREATE TABLE IF NOT EXISTS heard (id INTEGER PRIMARY KEY CHECK (id = 0), place INTEGER NOT NULL)",
 )
 _SELECT: Final = f"SELECT k_m, {', '.join(_COLUMNS)} FROM challenge WHERE nonce = ?"  # noqa: S608
 _UPSERT: Final = (
@@ -112,6 +114,12 @@ _DUE: Final = (
     "SELECT id, impi, as_id, reg, impu, expires_at, (SELECT push_seq.seq > owed.seq FROM push_seq WHERE"
     " (push_seq.impi, push_seq.as_id, push_seq.reg) = (owed.impi, owed.as_id, owed.reg))"
     " FROM owed WHERE due_at <= ? ORDER BY due_at LIMIT 1"
+)
+_BEFORE: Final = "impi = :impi AND state = 1 AND (aka_time * 1000 <= :at OR aka_time * 1000 > :future)"
+_OWE_ENDED: Final = (
+    "INSERT OR REPLACE INTO owed (impi, as_id, reg, impu, seq, since, told_at, due_at, expires_at)"  # noqa: S608
+    " SELECT impi, push_seq.as_id, push_seq.reg, challenge.impu, seq, :now, 0, :now, challenge.expires_at"
+    f" FROM push_seq JOIN challenge USING (impi, reg) WHERE {_BEFORE} AND (seq <= :at OR seq > :future)"
 )
 _OLDEST: Final = {
     "asked": "DELETE FROM asked WHERE key IN (SELECT key FROM asked ORDER BY expires_at LIMIT ?)",
@@ -212,17 +220,23 @@ class KemiStore:
         with self._transaction() as connection:
             connection.execute("DELETE FROM challenge WHERE impi = ? AND state = 1 AND reg = ifnull(?, reg)", (impi, reg))
 
-    def end(self, impi: Impi, at: int) -> None:
-        """Drop the keys that a user had at `at`, milliseconds since the epoch, and owe each AS that has them the news. Newer stay."""
-        now = self._now()
+    def heard(self) -> int:
+        """Return the place of the last end that was carried out, 0 before the first."""
         with self._transaction() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO owed (impi, as_id, reg, impu, seq, since, told_at, due_at, expires_at)"
-                " SELECT impi, push_seq.as_id, push_seq.reg, challenge.impu, seq, ?, 0, ?, challenge.expires_at"
-                " FROM push_seq JOIN challenge USING (impi, reg) WHERE impi = ? AND state = 1 AND aka_time * 1000 <= ? AND seq <= ?",
-                (now, now, impi, at, at),
-            )
-            connection.execute("DELETE FROM challenge WHERE impi = ? AND state = 1 AND aka_time * 1000 <= ?", (impi, at))
+            row = connection.execute("SELECT place FROM heard").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def end(self, impi: Impi, at: int, place: int) -> None:
+        """Drop the keys that a user had at `at`, milliseconds since the epoch, and owe each AS that has them the news. Newer stay.
+
+        A key of a time to come is not newer: the clock was set back since.
+        """
+        now = self._now()
+        of = {"impi": impi, "at": at, "now": now, "future": max(now * 1000, at), "place": place}
+        with self._transaction() as connection:
+            connection.execute(_OWE_ENDED, of)
+            connection.execute(f"DELETE FROM challenge WHERE {_BEFORE}", of)  # noqa: S608
+            connection.execute("INSERT OR REPLACE INTO heard (id, place) VALUES (0, :place)", of)
 
     def take_owed(self) -> Owed | None:
         """Return what an AS is to be told next, under a sequence number of its own; it comes again unless `settle` is called.
