@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HSS of a stock Kamailio is killed between a challenge and its answer, and two others take over (docs/kamailio.md)."""
+"""What a stock Kamailio works with is killed: the HSS between a challenge and its answer, an AS before a push (docs/kamailio.md)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from interop.kamailio_kit import IMPI, Network, RawUe, Run, network, nonce_of, run_of
-from system.serving import free_port, keyferry, serving, until
+from interop.kamailio_kit import AS_ID, IMPI, Network, RawUe, Run, network, nonce_of, run_of
+from system.serving import Served, free_port, keyferry, serving, until
 
 pytestmark = pytest.mark.interop
 
@@ -57,11 +57,30 @@ def test_rspauth_and_ends_outlive_the_process_that_gave_the_vector_and_reach_the
             assert "\r\nAuthentication-Info: " in answer
 
 
-def _registers(ue: RawUe) -> tuple[Run, str]:
-    """Register; ims_auth sends the 401 before it stores the vector, and challenges once more who is too fast."""
+def test_a_key_and_an_end_reach_an_as_that_was_down(tmp_path: Path) -> None:
+    """DESIGN §6, at least once: ims_isc sends once, and to whom nobody listens it sends nothing."""
+    parts = ("--role", "as", "--role", "admin")
+    with network(tmp_path) as running, closing(RawUe(running.ports["6060"])) as ue:
+        running.parts.kill()
+        run, _ = _registers(ue)
+        config, state = running.config, running.folder / "parts"
+        with serving(config, state, *parts, log=tmp_path / "second.log") as second:
+            until(partial(_has_key, second, run), seconds=20, what="the AS has the key")
+            second.kill()
+        _registers(ue, expires=0)
+        with serving(config, state, *parts, log=tmp_path / "third.log") as third:
+            until(lambda: third.health()["keys"][AS_ID] == 0, seconds=20, what="no key is left at the AS")
+
+
+def _has_key(served: Served, run: Run) -> bool:
+    return served.health()["keys"][AS_ID] == 1 and run.k_as.fingerprint() in served.log.read_text("utf-8")
+
+
+def _registers(ue: RawUe, *, expires: int = 600) -> tuple[Run, str]:
+    """Register, or leave; ims_auth sends the 401 before it stores the vector, and challenges once more who is too fast."""
     for _ in range(5):
-        run = run_of(nonce_of(ue.challenged()))
-        answer = ue.send(ue.answer(run))
+        run = run_of(nonce_of(ue.challenged(expires=expires)))
+        answer = ue.send(ue.answer(run, expires=expires))
         if answer.startswith("SIP/2.0 200"):
             return run, answer
     raise AssertionError(answer)

@@ -8,6 +8,7 @@ import base64
 import json
 import re
 import sqlite3
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 
@@ -26,13 +28,16 @@ from keyferry.client.session import ue_session
 from keyferry.client.ue import UeClient, http_credentials
 from keyferry.config import UeConfig, load_ue_config
 from keyferry.errors import RegistrationFailed
+from keyferry.kemi.store import SEND_AGAIN
 from keyferry.ports import UeState
 from keyferry.protocol.digest import check_rspauth, hash_a1, parse_authentication_info, parse_credentials
+from keyferry.protocol.ims.keys import digest_password, key_id, ua_key
 from keyferry.wiring.observability import StructLog
 from system.key_search import KeySearch
 from system.serving import keyferry, until
 
 pytestmark = pytest.mark.interop
+STRANGERS = 200  # REGISTERs in a user's name
 RACES = 1  # ims_auth sends the 401 before it stores the vector, so who answers fast is challenged once more
 
 
@@ -234,6 +239,21 @@ def test_an_rtr_erases_the_keys_at_the_as(running: Network) -> None:
 def _owed(running: Network) -> int:
     with closing(sqlite3.connect(running.folder / "kamailio/state/kemi.db")) as connection:
         return int(connection.execute("SELECT count(*) FROM owed").fetchone()[0])
+
+
+def test_two_hundred_strangers_between_his_two_registers_take_no_user_his_key(running: Network) -> None:
+    """Each is challenged in the user's name; the user's own challenge waits, his key is pushed, and it works at the AS."""
+    with closing(RawUe(running.ports["6060"])) as ue, closing(RawUe(running.ports["6060"])) as strangers:
+        run = run_of(nonce_of(ue.challenged()))
+        assert {strangers.challenged()[:11] for _ in range(STRANGERS)} == {"SIP/2.0 401"}
+        assert ue.send(ue.answer(run)).startswith("SIP/2.0 200")
+        until(lambda: [run.k_as.fingerprint()] in running.pushed(), seconds=5, what="the AS has the user's key")
+        until(lambda: _owed(running) == 0, seconds=SEND_AGAIN - 1, what="Kamailio has heard that the AS has it")
+        auth = httpx.DigestAuth(key_id(run.k_as, REALM), digest_password(ua_key(run.k_as)).reveal())
+        context = ssl.create_default_context(cafile=str(running.parts.ca))
+        with httpx.Client(verify=context, auth=auth, headers={"Host": AS_ID}) as client:
+            url = f"https://127.0.0.1:{running.ports['8443']}/simservs.ngn.etsi.org/users/{IMPU}/simservs.xml"
+            assert client.get(url, extensions={"sni_hostname": AS_ID}).status_code == 200
 
 
 def test_a_state_that_is_locked_is_answered_503(running: Network) -> None:

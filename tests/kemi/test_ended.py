@@ -11,7 +11,7 @@ import pytest
 
 from kemi.kemikit import AS_ID, IMPI, IMPU, NONCE, REALM, SCSCF, SERVER, TRANSPORT_KEY, Clock, opened, scscf
 from keyferry.errors import TransportError
-from keyferry.kemi.ended import REMIND_EVERY, Erasing, KemiEnded, Trouble
+from keyferry.kemi.ended import REMIND_EVERY, KemiEnded, Outgoing, Trouble
 from keyferry.kemi.rspauth import MAX_LINE
 from keyferry.kemi.store import ANSWERED_WITHIN, MAX_UNANSWERED, TELL_AGAIN, KemiStore
 from keyferry.ports.scripts import End
@@ -144,7 +144,7 @@ def again_fixture(ended: KemiEnded, store: KemiStore, clock: Clock, hss: Hss, tm
     return start
 
 
-def told(ended: KemiEnded) -> Erasing:
+def told(ended: KemiEnded) -> Outgoing:
     """Take the only request."""
     request = ended.next()
     assert request is not None

@@ -258,7 +258,6 @@ def test_an_end_that_the_hss_tells_of_becomes_a_request(ksr: Ksr, settings: Path
     with running(ksr, settings) as script:
         assert script.ended(None) == DONE
         assert script.next_end(None) == FAILED  # without our HSS there is nobody to ask
-        assert script.end_answered(None) == FAILED
     settings.write_text(build_settings(dataclasses.replace(found, rspauth=str(tmp_path / "hss"))))
     with running(ksr, settings) as script:
         assert script.ended(None) == script.ended(None) == DONE
@@ -292,6 +291,20 @@ def test_an_end_that_the_hss_tells_of_becomes_a_request(ksr: Ksr, settings: Path
         "evcode": "200",
         "evparam": ksr.request["evparam"],
     }
+
+
+def test_the_answer_of_an_as_is_told_from_what_others_send(script: Script, ksr: Ksr) -> None:
+    ksr.message = response("200 OK", cseq=10, call_id="k1")
+    assert script.as_answered(None) == DONE
+    for other in (
+        b"SIP/2.0 200 OK\r\n\r\n",
+        response("403 Forbidden"),
+        response("200 OK").replace(b" REGISTER", b" INVITE"),
+        third_party(),
+    ):
+        ksr.message = other
+        assert script.as_answered(None) == FAILED
+    assert ksr.log == []  # what anybody may send fills no log
 
 
 def test_private_memory_is_put_aside_and_a_process_without_any_ends(script: Script, ksr: Ksr) -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registrations that the HSS has ended: Kamailio takes the RTR and tells no script, so this asks the HSS, and erases at the ASs."""
+"""What Kamailio's timer sends to application servers: the ends that the HSS tells of, and messages of ims_isc that were not answered.
+
+Kamailio takes an RTR and tells no script, so this asks the HSS. ims_isc sends once and looks at no answer, so this sends again.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from keyferry.kemi.push import Owner, erase_body
+from keyferry.errors import SealError
+from keyferry.kemi.push import Owner, erase_body, key_body
 from keyferry.kemi.scscf import KemiPolicy
-from keyferry.kemi.store import KemiStore
-from keyferry.protocol.identity import AsId, Impi
+from keyferry.kemi.store import KemiStore, Owed, State
+from keyferry.protocol.identity import Impi
 
 REMIND_EVERY: Final = 60.0
 """Seconds between two warnings of the same."""
@@ -23,12 +27,13 @@ class EndSource(Protocol):
         """Return what was ended at this S-CSCF behind a place: place, milliseconds since the epoch, IMPI. Raises TransportError."""
 
 
-class Erasing(NamedTuple):
-    """A third-party REGISTER with Expires: 0 that Kamailio shall send."""
+class Outgoing(NamedTuple):
+    """A third-party REGISTER that Kamailio shall send."""
 
     uri: str
     from_uri: str
     to_uri: str
+    expires: int  # seconds; 0 ends the registration
     body: bytes
     ticket: str  # what `answered` is given with the response
 
@@ -40,33 +45,45 @@ class KemiEnded:
     policy: KemiPolicy
     scscf: str  # host name
     store: KemiStore
-    source: EndSource
+    source: EndSource | None  # None: the HSS is not ours
 
     def look(self) -> None:
         """Ask who was ended since. Raises TransportError, StoreError."""
+        if self.source is None:
+            return
         for place, at, impi in self.source.ended(self.scscf, self.store.heard()):
             self.store.end(impi, at, place)
 
-    def next(self) -> Erasing | None:
+    def next(self) -> Outgoing | None:
         """Return the next request, also while the HSS is away; None after the last. Raises StoreError."""
-        while (owed := self.store.take_owed()) is not None:
-            server = self._server_of(owed.as_id)
-            if server is None:  # no longer configured
-                self.store.settle(owed.id, owed.seq)
-                continue
-            owner = Owner(owed.impi, owed.reg, (owed.impu,), self.policy.realm, 0, 0)
-            body = erase_body(owner, owed.as_id, owed.seq, self.policy.seal_of(owed.as_id))
-            return Erasing(server, f"sip:{self.scscf}", owed.impu, body, f"{owed.id} {owed.seq}")
+        servers = {as_id: server for server, as_ids in self.policy.servers.items() for as_id in as_ids}
+        while (owed := self.store.take_owed(tuple(servers))) is not None:
+            body = self._body(owed)
+            if body is not None:
+                return Outgoing(servers[owed.as_id], f"sip:{self.scscf}", owed.impu, owed.expires, body, f"{owed.id} {owed.seq}")
+            self.store.settle(owed.id, owed.seq)
         return None
+
+    def _body(self, owed: Owed) -> bytes | None:
+        """Return what the AS is told; None where the key is no longer the device's."""
+        seal = self.policy.seal_of(owed.as_id)
+        owner = Owner(owed.impi, owed.reg, (owed.impu,), self.policy.realm, 0, 0)
+        if not owed.nonce:
+            return erase_body(owner, owed.as_id, owed.seq, seal)
+        try:
+            known = self.store.challenged(owed.nonce)
+        except SealError:
+            return None
+        if known is None or (known.state, known.impi, known.reg) != (State.AUTHENTICATED, owed.impi, owed.reg):
+            return None
+        owner = owner._replace(realm=known.realm, aka_time=known.aka_time, expires_at=owed.expires_at)
+        return key_body(owner, known.k_m, owed.as_id, owed.seq, owed.service_info, seal, self.policy.key_max_age)
 
     def answered(self, ticket: str, status: int) -> None:
         """Take what an AS said: whatever is no 2xx, or comes from nobody, is asked again. Raises StoreError, ValueError."""
         if 200 <= status < 300:
             number, seq = map(int, ticket.split())
             self.store.settle(number, seq)
-
-    def _server_of(self, as_id: AsId) -> str | None:
-        return next((server for server, as_ids in self.policy.servers.items() if as_id in as_ids), None)
 
 
 @dataclass(slots=True)

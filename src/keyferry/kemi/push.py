@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from keyferry.errors import ParseError
+from keyferry.kemi.requests import transaction_of
 from keyferry.protocol.crypto.aes import Siv
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg, parse_impu
@@ -26,6 +27,7 @@ class ThirdParty(NamedTuple):
     impu: Impu
     expires: int  # seconds; 0: de-registration
     service_info: str | None  # the HSS's own
+    transaction: str = ""  # its key, the same in its responses
 
 
 class Owner(NamedTuple):
@@ -53,7 +55,7 @@ def read_third_party(data: bytes) -> ThirdParty:
     if not isinstance(request, Request):
         raise ParseError("third-party REGISTER", "is a response")
     found = parse_third_party_register(request)
-    return ThirdParty(request.uri, parse_impu(found.impu), found.expires, found.service_info)
+    return ThirdParty(request.uri, parse_impu(found.impu), found.expires, found.service_info, transaction_of(request))
 
 
 def chosen(as_ids: tuple[AsId, ...], service_info: str | None) -> tuple[AsId, ...]:
@@ -62,12 +64,12 @@ def chosen(as_ids: tuple[AsId, ...], service_info: str | None) -> tuple[AsId, ..
     return tuple(as_id for as_id in as_ids if not wanted or as_id in wanted)
 
 
-def key_body(owner: Owner, k_m: Secret, as_id: AsId, seq: int, request: ThirdParty, seal: Seal, key_max_age: float) -> bytes:
-    """Return the body that gives the AS its key. Raises LocalProtocolError."""
+def key_body(owner: Owner, k_m: Secret, as_id: AsId, seq: int, service_info: str | None, seal: Seal, key_max_age: float) -> bytes:
+    """Return the body that gives the AS its key, with the HSS's own `service_info`. Raises LocalProtocolError."""
     k_as = as_key(k_m, as_id)
     not_after = key_not_after(expires_at=owner.expires_at, aka_time=owner.aka_time, key_max_age=key_max_age)
     key = PushedKey(key_id(k_as, owner.realm), k_as, int(owner.aka_time), not_after)
-    return _body(Push(seq, owner.impi, as_id, owner.reg, (key,), owner.impus, request.service_info), seal)
+    return _body(Push(seq, owner.impi, as_id, owner.reg, (key,), owner.impus, service_info), seal)
 
 
 def erase_body(owner: Owner, as_id: AsId, seq: int, seal: Seal) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from keyferry.errors import KeyferryError, ParseError, StateError, TransportError
-from keyferry.kemi.ended import Erasing, KemiEnded, Trouble
+from keyferry.kemi.ended import KemiEnded, Outgoing, Trouble
 from keyferry.kemi.push import CONTENT_TYPE, Seal
 from keyferry.kemi.rspauth import RspauthSocket
 from keyferry.kemi.scscf import NOTHING, KemiPolicy, KemiScscf
@@ -173,7 +173,7 @@ class Script:
         return DONE
 
     def next_end(self, msg: object, argument: str = "") -> int:
-        """Make a third-party REGISTER that erases of $uac_req; FAILED after the last, or while there is little shared memory."""
+        """Make a third-party REGISTER that is owed of $uac_req; FAILED after the last, or while there is little shared memory."""
         del msg, argument
         if self._free_memory() < SHM_MARGIN:
             return FAILED
@@ -202,6 +202,11 @@ class Script:
         del msg, argument
         return self._safely(lambda scscf: self._leave(scscf.answered(self._message())))
 
+    def as_answered(self, msg: object, argument: str = "") -> int:
+        """Take a 2xx that came in: if it answers a third-party REGISTER, that is not sent again."""
+        del msg, argument
+        return self._safely(lambda scscf: scscf.as_answered(self._message()))
+
     def third_party(self, msg: object, argument: str = "") -> int:
         """Put the key block into a third-party REGISTER."""
         del msg, argument
@@ -225,11 +230,12 @@ class Script:
         self._ksr.textops.set_body(body.decode("utf-8"), CONTENT_TYPE)
         return True
 
-    def _send(self, request: Erasing | None) -> bool:
+    def _send(self, request: Outgoing | None) -> bool:
         if request is None:
             return False
         headers = (
-            f"Max-Forwards: 70\r\nContact: <{request.from_uri}>\r\nEvent: registration\r\nExpires: 0\r\nContent-Type: {CONTENT_TYPE}\r\n"
+            f"Max-Forwards: 70\r\nContact: <{request.from_uri}>\r\nEvent: registration\r\nExpires: {request.expires}\r\n"
+            f"Content-Type: {CONTENT_TYPE}\r\n"
         )
         values = {
             "method": "REGISTER", "ruri": request.uri, "furi": request.from_uri, "turi": request.to_uri, "hdrs": headers,
@@ -311,11 +317,10 @@ def open_scscf(settings: KemiSettings, warn: Callable[[str], None]) -> KemiScscf
     return KemiScscf(policy, store, clock.now, warn, rspauth)
 
 
-def ended_of(settings: KemiSettings, scscf: KemiScscf) -> KemiEnded | None:
-    """Return what asks whom the HSS has ended; None without our HSS."""
-    if not isinstance(scscf.rspauth, RspauthSocket):
-        return None
-    return KemiEnded(scscf.policy, settings.scscf, scscf.store, scscf.rspauth)
+def ended_of(settings: KemiSettings, scscf: KemiScscf) -> KemiEnded:
+    """Return what sends application servers what they have not answered, and asks our HSS, if it is there, whom it has ended."""
+    source = scscf.rspauth if isinstance(scscf.rspauth, RspauthSocket) else None
+    return KemiEnded(scscf.policy, settings.scscf, scscf.store, source)
 
 
 def _seal(scscf: str, live: dict[AsId, LiveIscKeys], as_id: AsId) -> Seal:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from keyferry.errors import KeyferryError, TransportError
+from keyferry.errors import KeyferryError, ParseError, TransportError
 from keyferry.kemi.challenge import NotMaskable, mask, read_challenge, refusal
 from keyferry.kemi.push import Owner, Seal, ThirdParty, chosen, erase_body, key_body, read_third_party
 from keyferry.kemi.requests import Registering, read_registering, transaction_of
@@ -160,6 +160,18 @@ class KemiScscf:
             self.warn(f"no push: {problem}")
             return None
 
+    def as_answered(self, data: bytes) -> bool:
+        """Take a message that came in; true for the 2xx of an application server to a third-party REGISTER. Raises StoreError."""
+        try:
+            response = parse_message(data)
+            if not isinstance(response, Response) or not 200 <= response.status < 300 or "REGISTER" not in (response.get("CSeq") or ""):
+                return False
+            transaction = transaction_of(response)
+        except ParseError:
+            return False  # from anybody; Kamailio says what it thinks of it
+        self.store.answered(transaction)
+        return True
+
     def _third_party(self, request: ThirdParty) -> bytes | None:
         found, listed = self._pushing, self.policy.servers.get(request.server, ())
         as_ids = chosen(listed, request.service_info)
@@ -174,10 +186,15 @@ class KemiScscf:
         return self._body(owner, known, as_ids[0], request)
 
     def _body(self, owner: Owner, known: Challenged, as_id: AsId, request: ThirdParty) -> bytes:
-        seq, seal = self.store.next_seq(owner.impi, as_id, owner.reg), self.policy.seal_of(as_id)
-        if request.expires == 0:
+        seal, ends = self.policy.seal_of(as_id), request.expires == 0
+        # ims_isc sends it once and looks at no answer; what stays owed the timer sends again (ended.py)
+        seq = self.store.owe(
+            owner.impi, as_id, owner.reg, known.impu, request.transaction, known.expires_at if ends else owner.expires_at,
+            nonce="" if ends else known.nonce, service_info=None if ends else request.service_info,
+        )  # fmt: skip
+        if ends:
             return erase_body(owner, as_id, seq, seal)
-        return key_body(owner, known.k_m, as_id, seq, request, seal, self.policy.key_max_age)
+        return key_body(owner, known.k_m, as_id, seq, request.service_info, seal, self.policy.key_max_age)
 
     def _expires_at(self, found: Registering, request: ThirdParty) -> float:
         return self.now() + min(found.expires, request.expires, self.policy.max_expires)

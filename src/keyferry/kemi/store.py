@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -38,12 +38,14 @@ BUSY_MS: Final = 1_000
 """Milliseconds that a worker of Kamailio waits for the others' transactions: each is short, and the UE sends again after 500."""
 CHECKPOINT_PAGES: Final = 500
 """2 MB of kemi.db-wal."""
+SEND_AGAIN: Final = 5.0
+"""Seconds until an AS that did not answer ims_isc with 200 gets the message again, from us."""
 TELL_AGAIN: Final = 60.0
-"""Seconds until an AS that gave no 200 is told an end again; the end's age, if that is more."""
+"""Seconds until an AS that gave us no 200 is told again; the age of what it is told, if that is more."""
 ANSWERED_WITHIN: Final = 40.0
 """Seconds that an AS has to answer: a transaction lasts 32 (RFC 3261 §17.1.2.2)."""
 MAX_UNANSWERED: Final = 100
-"""Ends that ASs are being told at a time: each takes Kamailio 50,000 octets of shared memory."""
+"""Messages of ours that ASs are to answer at a time, each AS its share: one takes Kamailio 50,000 octets of shared memory."""
 SEQ_MEMORY: Final = 10 * 86_400.0
 """Seconds: a sequence number is at least the clock's milliseconds, so an older one need not be remembered (stores/sqlite/registrations)."""
 
@@ -70,7 +72,7 @@ class Challenged(NamedTuple):
 
 
 class Owed(NamedTuple):
-    """An AS that must be told that a device's registration is over: until it has said 200, or the key is dead anyway."""
+    """An AS that must be given a device's key, or told that its registration is over: until it has said 200, or the key is dead anyway."""
 
     id: int
     impi: Impi
@@ -78,6 +80,10 @@ class Owed(NamedTuple):
     reg: Reg
     impu: Impu
     seq: int  # of the message that tells it
+    expires_at: float  # seconds since the epoch: the end of the registration, or of the key that is erased
+    expires: int  # seconds that the registration has left; 0: it is over
+    nonce: str  # of the challenge whose key is given; "" erases
+    service_info: str | None  # the HSS's own, beside the key
 
 
 _COLUMNS: Final = ("nonce", "impi", "impu", "realm", "state", "reg", "aka_time", "expires_at")
@@ -99,11 +105,17 @@ SCHEMA: Final = (
     # seq is that of the last message about the key: a later one is of a later registration, and nothing is owed any more
     "CREATE TABLE IF NOT EXISTS owed (id INTEGER PRIMARY KEY, impi TEXT NOT NULL, as_id TEXT NOT NULL, reg TEXT NOT NULL,"
     " impu TEXT NOT NULL, seq INTEGER NOT NULL, since REAL NOT NULL, told_at REAL NOT NULL, due_at REAL NOT NULL, expires_at REAL NOT NULL,"
-    " UNIQUE (impi, as_id, reg))",
-    "CREATE INDEX IF NOT EXISTS owed_due_at ON owed (due_at)",
+    " nonce TEXT NOT NULL DEFAULT '', service_info TEXT, ticket TEXT NOT NULL DEFAULT '', UNIQUE (impi, as_id, reg))",
     "CREATE INDEX IF NOT EXISTS owed_told_at ON owed (told_at)",
+    "CREATE INDEX IF NOT EXISTS owed_since ON owed (since)",
     # the HSS's last end that was carried out: what comes again after a restart would take a clock that was set back for an order
     "CREATE TABLE IF NOT EXISTS heard (id INTEGER PRIMARY KEY CHECK (id = 0), place INTEGER NOT NULL)",
+)
+_OF_PUSHES: Final = ("nonce TEXT NOT NULL DEFAULT ''", "service_info TEXT", "ticket TEXT NOT NULL DEFAULT ''")
+"""Columns of `owed` that a file of an earlier version lacks: there each row is an end, as without a nonce."""
+_OWED_INDEXES: Final = (
+    "CREATE INDEX IF NOT EXISTS owed_as_due_at ON owed (as_id, due_at)",
+    "CREATE INDEX IF NOT EXISTS owed_ticket ON owed (ticket)",
 )
 _SELECT: Final = f"SELECT k_m, {', '.join(_COLUMNS)} FROM challenge WHERE nonce = ?"  # noqa: S608
 _UPSERT: Final = (
@@ -111,9 +123,9 @@ _UPSERT: Final = (
     " ON CONFLICT (nonce) DO UPDATE SET k_m = excluded.k_m, state = excluded.state, reg = excluded.reg, expires_at = excluded.expires_at"
 )
 _DUE: Final = (
-    "SELECT id, impi, as_id, reg, impu, expires_at, (SELECT push_seq.seq > owed.seq FROM push_seq WHERE"
+    "SELECT id, impi, reg, impu, expires_at, nonce, service_info, (SELECT push_seq.seq > owed.seq FROM push_seq WHERE"
     " (push_seq.impi, push_seq.as_id, push_seq.reg) = (owed.impi, owed.as_id, owed.reg))"
-    " FROM owed WHERE due_at <= ? ORDER BY due_at LIMIT 1"
+    " FROM owed WHERE as_id = ? AND due_at <= ? ORDER BY due_at LIMIT 1"
 )
 _BEFORE: Final = "impi = :impi AND state = 1 AND (aka_time * 1000 <= :at OR aka_time * 1000 > :future)"
 _OWE_ENDED: Final = (
@@ -156,6 +168,12 @@ class KemiStore:
         self._connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         with self._transaction() as connection:
             for statement in SCHEMA:
+                connection.execute(statement)
+            known = {row[1] for row in connection.execute("PRAGMA table_info (owed)")}
+            for column in _OF_PUSHES:
+                if column.split()[0] not in known:
+                    connection.execute(f"ALTER TABLE owed ADD COLUMN {column}")
+            for statement in _OWED_INDEXES:
                 connection.execute(statement)
 
     def close(self) -> None:
@@ -238,25 +256,74 @@ class KemiStore:
             connection.execute(f"DELETE FROM challenge WHERE {_BEFORE}", of)  # noqa: S608
             connection.execute("INSERT OR REPLACE INTO heard (id, place) VALUES (0, :place)", of)
 
-    def take_owed(self) -> Owed | None:
-        """Return what an AS is to be told next, under a sequence number of its own; it comes again unless `settle` is called.
+    def owe(
+        self,
+        impi: Impi,
+        as_id: AsId,
+        reg: Reg,
+        impu: Impu,
+        ticket: str,
+        expires_at: float,
+        *,
+        nonce: str = "",
+        service_info: str | None = None,
+    ) -> int:
+        """Return the sequence number of a message that is about to leave for an AS, which is owed until its transaction is `answered`.
 
-        None also while too much of it is not answered.
+        With a nonce it gives the key of that challenge, else it erases; at `expires_at` the key is dead anyway.
         """
         now = self._now()
         with self._transaction() as connection:
-            # what was told in the time to come waits for nothing: the clock was set back
-            connection.execute("UPDATE owed SET told_at = 0, due_at = ? WHERE told_at > ?", (now, now))
-            (unanswered,) = connection.execute("SELECT count(*) FROM owed WHERE told_at > ?", (now - ANSWERED_WITHIN,)).fetchone()
-            while unanswered < MAX_UNANSWERED and (row := connection.execute(_DUE, (now,)).fetchone()) is not None:
-                number, impi, as_id, reg, impu, expires_at, later = row
-                if later or expires_at <= now:
-                    connection.execute("DELETE FROM owed WHERE id = ?", (number,))
-                    continue
-                seq = self._raise_seq(connection, impi, as_id, reg)
-                told = "UPDATE owed SET seq = ?, told_at = ?, due_at = ? + max(?, ? - since) WHERE id = ?"
-                connection.execute(told, (seq, now, now, TELL_AGAIN, now, number))
-                return Owed(number, Impi(impi), AsId(as_id), Reg(reg), Impu(impu), seq)
+            seq = self._next_seq(connection, impi, as_id, reg)
+            row = (impi, as_id, reg, impu, seq, now, now + SEND_AGAIN, expires_at, nonce, service_info, ticket)
+            connection.execute(
+                "INSERT OR REPLACE INTO owed (impi, as_id, reg, impu, seq, since, told_at, due_at, expires_at, nonce, service_info, ticket)"
+                " VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)",
+                row,
+            )
+        return seq
+
+    def answered(self, ticket: str) -> None:
+        """Owe it no longer: an AS has answered the transaction. Of one that is not ours nothing is written."""
+        try:
+            known = self._connection.execute("SELECT 1 FROM owed WHERE ticket = ?", (ticket,)).fetchone()
+        except sqlite3.Error as problem:
+            raise StoreError(f"kemi.db: {problem}") from problem
+        if known is not None:
+            with self._transaction() as connection:
+                connection.execute("DELETE FROM owed WHERE ticket = ?", (ticket,))
+
+    def take_owed(self, as_ids: Sequence[AsId]) -> Owed | None:
+        """Return what one of these ASs is to be told next, under a sequence number of its own; it comes again unless `settle` is called.
+
+        None also while too much of it is not answered; an AS that answers nothing uses up its own share.
+        """
+        now = self._now()
+        with self._transaction() as connection:
+            # what is of the time to come waits for nothing: the clock was set back
+            connection.execute("UPDATE owed SET told_at = 0, due_at = ?, since = ? WHERE told_at > ? OR since > ?", (now, now, now, now))
+            count = "SELECT as_id, count(*) FROM owed WHERE told_at > ? GROUP BY as_id"
+            unanswered = dict(connection.execute(count, (now - ANSWERED_WITHIN,)).fetchall())
+            if sum(unanswered.values()) >= MAX_UNANSWERED:
+                return None
+            share = max(1, MAX_UNANSWERED // max(1, len(as_ids)))
+            for as_id in as_ids:
+                owed = self._due(connection, as_id, now) if unanswered.get(as_id, 0) < share else None
+                if owed is not None:
+                    return owed
+        return None
+
+    def _due(self, connection: sqlite3.Connection, as_id: AsId, now: float) -> Owed | None:
+        while (row := connection.execute(_DUE, (as_id, now)).fetchone()) is not None:
+            number, impi, reg, impu, expires_at, nonce, service_info, later = row
+            if later or expires_at <= now:
+                connection.execute("DELETE FROM owed WHERE id = ?", (number,))
+                continue
+            seq = self._raise_seq(connection, impi, as_id, reg)
+            told = "UPDATE owed SET seq = ?, told_at = ?, due_at = ? + max(?, ? - since), ticket = '' WHERE id = ?"
+            connection.execute(told, (seq, now, now, TELL_AGAIN, now, number))
+            left = max(1, int(expires_at - now)) if nonce else 0
+            return Owed(number, Impi(impi), as_id, Reg(reg), Impu(impu), seq, expires_at, left, nonce, service_info)
         return None
 
     def settle(self, number: int, seq: int) -> None:
@@ -279,12 +346,15 @@ class KemiStore:
     def next_seq(self, impi: Impi, as_id: AsId, reg: Reg) -> int:
         """Return max(last + 1, milliseconds): strictly rising over processes and restarts (DESIGN §6)."""
         with self._transaction() as connection:
-            seq = self._raise_seq(connection, impi, as_id, reg)
-            connection.execute(
-                "DELETE FROM push_seq WHERE impi = ? AND reg NOT IN"
-                " (SELECT reg FROM push_seq WHERE impi = ? GROUP BY reg ORDER BY max(seq) DESC LIMIT ?)",
-                (impi, impi, MAX_DEVICES),
-            )
+            return self._next_seq(connection, impi, as_id, reg)
+
+    def _next_seq(self, connection: sqlite3.Connection, impi: Impi, as_id: AsId, reg: Reg) -> int:
+        seq = self._raise_seq(connection, impi, as_id, reg)
+        connection.execute(
+            "DELETE FROM push_seq WHERE impi = ? AND reg NOT IN"
+            " (SELECT reg FROM push_seq WHERE impi = ? GROUP BY reg ORDER BY max(seq) DESC LIMIT ?)",
+            (impi, impi, MAX_DEVICES),
+        )
         return seq
 
     def devices(self, impi: Impi) -> list[Reg]:

@@ -172,7 +172,7 @@ def _values(config: Config, directory: Path, installed: Installed, interpreter: 
         "DEFAULT_EXPIRES": str(min(_DEFAULT_EXPIRES, scscf.max_expires)),
         "MIN_EXPIRES": str(scscf.min_expires),
         "MAX_EXPIRES": str(scscf.max_expires),
-        "EVENTS": fill("events.cfg", {}) + (fill("ended.cfg", {}) if socket else ""),
+        "EVENTS": fill("events.cfg", {}) + fill("ended.cfg", {}),
         "PATHS": json.dumps(list(interpreter.paths)),
         "SETTINGS": json.dumps(str(directory / "kemi.json")),
         "RSPAUTH": f"; it listens at {socket} for questions of rspauth" if socket else "; marker_flags = 3, without rspauth",
