@@ -174,7 +174,7 @@ class Judge:
             assert registration.k_m is None or self.secrets.get(registration.k_m.reveal()) == "K_M", (
                 "S1: K_M of a raw vector in a registration"
             )
-        for pending in self.home.scscf.authenticator.challenges._by_nonce.values():
+        for pending in self.home.scscf.authenticator.challenges._held:
             run = self.runs[parse_aka_nonce(pending.nonce).rand]
             assert (pending.k_m is not None) is run.masked, "S1: K_M of a raw vector in a challenge"
 

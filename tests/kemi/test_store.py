@@ -14,9 +14,11 @@ import pytest
 
 from kemi.kemikit import AS_ID, IMPI, IMPU, NONCE, REALM, Clock, opened
 from keyferry.errors import SealError, StateError, StoreError
-from keyferry.kemi.store import BUSY_MS, MAX_DEVICES, MAX_PENDING, PENDING_LIFE, SWEEP_EVERY, TRANSACTION_LIFE, KemiStore, State
+from keyferry.kemi.store import BUSY_MS, MAX_DEVICES, PENDING_LIFE, SWEEP_EVERY, TRANSACTION_LIFE, KemiStore, State
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
+from keyferry.protocol.ims.challenges import MAX_PER_CALL, MAX_PER_IMPI, MAX_PER_PLACE
+from keyferry.stores.connection import claim
 
 K_M, REG = Secret(bytes(range(32))), Reg("AAAAAAAAAAAA")
 OTHER = Impi("user2_private@home1.net")
@@ -95,17 +97,57 @@ def test_a_new_answer_of_a_device_ends_its_older_key_and_no_other(store: KemiSto
 def test_two_hundred_strangers_do_not_push_out_a_user_s_challenge(store: KemiStore) -> None:
     store.keep("victim", IMPI, IMPU, REALM, K_M)
     for number in range(200):
-        store.keep(f"stranger{number}", IMPI, IMPU, REALM, K_M)
+        store.keep(f"stranger{number}", IMPI, IMPU, REALM, K_M, "anywhere", f"stranger{number}")
     assert store.challenged("victim") is not None
 
 
 def test_what_waits_is_bounded_for_each_user(store: KemiStore) -> None:
     store.keep("other", OTHER, IMPU, REALM, K_M)
-    for number in range(MAX_PENDING + 3):
-        store.keep(f"n{number}", IMPI, IMPU, REALM, K_M)
-    there = [store.challenged(f"n{number}") is not None for number in range(MAX_PENDING + 3)]
-    assert there == [False] * 3 + [True] * MAX_PENDING
+    for number in range(MAX_PER_IMPI + 3):
+        store.keep(f"n{number}", IMPI, IMPU, REALM, K_M, str(number))
+    there = [store.challenged(f"n{number}") is not None for number in range(MAX_PER_IMPI + 3)]
+    assert there == [False] * 3 + [True] * MAX_PER_IMPI
     assert store.challenged("other") is not None
+
+
+def test_a_neighbour_pushes_out_no_more_than_he_may_have_himself(store: KemiStore) -> None:
+    """From the user's own address: with one Call-ID, or with ever new ones for some seconds."""
+    store.keep("victim", IMPI, IMPU, REALM, K_M, "here", "victim")
+    for number in range(MAX_PER_CALL + 100):
+        store.keep(f"again{number}", IMPI, IMPU, REALM, K_M, "here", "neighbour")
+    assert sum(store.challenged(f"again{number}") is not None for number in range(MAX_PER_CALL + 100)) == MAX_PER_CALL
+    store.keep("elsewhere", IMPI, IMPU, REALM, K_M, "there", "victim")
+    for number in range(MAX_PER_PLACE - MAX_PER_CALL - 1):
+        store.keep(f"n{number}", IMPI, IMPU, REALM, K_M, "here", str(number))
+    assert store.challenged("victim") is not None
+    store.keep("last", IMPI, IMPU, REALM, K_M, "here", "last")
+    assert store.challenged("victim") is None
+    assert store.challenged("elsewhere") is not None
+
+
+def test_a_file_of_format_1_is_brought_up_to_date(tmp_path: Path, clock: Clock) -> None:
+    """And one of before refuses it: it would take a key that is owed for an end."""
+    opened(tmp_path, clock).close()
+    with closing(sqlite3.connect(tmp_path / "kemi.db", isolation_level=None)) as connection:
+        for index in ("owed_as_due_at", "owed_ticket", "challenge_of_call", "challenge_of_place"):
+            connection.execute(f"DROP INDEX {index}")
+        for table, column in (
+            ("owed", "nonce"),
+            ("owed", "service_info"),
+            ("owed", "ticket"),
+            ("challenge", "source"),
+            ("challenge", "call_id"),
+        ):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("PRAGMA user_version = 1")
+    store = opened(tmp_path, clock)
+    assert store.keep(NONCE, IMPI, IMPU, REALM, K_M, "here", "call")
+    assert store.owe(IMPI, AS_ID, REG, IMPU, "ticket", clock.now() + 600, nonce=NONCE) > 0
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "kemi.db", isolation_level=None)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        with pytest.raises(StateError, match="has format 2, this keyferry knows 1"):
+            claim(connection, tmp_path / "kemi.db")
 
 
 def test_what_is_over_goes(store: KemiStore, clock: Clock, tmp_path: Path) -> None:

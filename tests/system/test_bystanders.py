@@ -21,7 +21,7 @@ from system.serving import serving, shedding
 from system.test_overload import Flood
 
 DEVICES = 16  # of one user (RegistrarPolicy.max_devices)
-STRANGE = 8  # challenges that a neighbour has between a user's challenge and his answer, each of a Call-ID of its own
+STRANGE = 70  # challenges that a neighbour has between a user's challenge and his answer, each of a Call-ID of its own
 
 
 @pytest.mark.parametrize("gm", [False, True], ids=["in-clear", "over-esp"])

@@ -92,6 +92,16 @@ def transaction_of(message: Message) -> str:
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def origin_of(message: Message) -> tuple[str, str]:
+    """Return where a request, or that of a response, came from, and its Call-ID: hashed, since strangers choose both. Raises ParseError."""
+    via = parse_via_list((message.all("Via") or ("",))[-1])[-1]
+    return _hashed(via.parameter("received") or via.host), _hashed(message.get("Call-ID") or "")
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
 def _is_folded(data: bytes, name: bytes) -> bool:
     head = data.partition(b"\r\n\r\n")[0]
     return re.search(rb"(?i)(?:^|\n)" + name + rb"[ \t]*:[^\n]*\n[ \t]", head) is not None

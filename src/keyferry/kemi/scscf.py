@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from keyferry.errors import KeyferryError, ParseError, TransportError
 from keyferry.kemi.challenge import NotMaskable, mask, read_challenge, refusal
 from keyferry.kemi.push import Owner, Seal, ThirdParty, chosen, erase_body, key_body, read_third_party
-from keyferry.kemi.requests import Registering, read_registering, transaction_of
+from keyferry.kemi.requests import Registering, origin_of, read_registering, transaction_of
 from keyferry.kemi.store import Challenged, KemiStore, State
 from keyferry.protocol.digest import AuthenticationInfo, Credentials, build_authentication_info
 from keyferry.protocol.identity import AsId, Reg
@@ -78,7 +78,7 @@ class KemiScscf:
             if owner is None:
                 raise NotMaskable("nobody asked for it")
             masked = mask(found, owner[0])
-            if not self.store.keep(found.challenge.nonce, *owner, found.challenge.realm, masked.k_m):
+            if not self.store.keep(found.challenge.nonce, *owner, found.challenge.realm, masked.k_m, *origin_of(response)):
                 raise NotMaskable("its nonce is another's already")
         except KeyferryError as problem:
             self.warn(f"challenge held back: {problem}")

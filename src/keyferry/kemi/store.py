@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from keyferry.errors import StoreError
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import AsId, Impi, Impu, Reg
+from keyferry.protocol.ims.challenges import MAX_PER_CALL, MAX_PER_IMPI, MAX_PER_PLACE
 from keyferry.stores.connection import claim, connect
 from keyferry.stores.sealing import Keyring, SealedColumn
 
@@ -25,8 +26,8 @@ PENDING_LIFE: Final = 300.0
 """Seconds that a challenge waits; reg-await-auth is 240 (TS 24.229 §5.4.1.2.1)."""
 TRANSACTION_LIFE: Final = 60.0
 """Seconds that a transaction is remembered: a REGISTER is sent again for 32 s (RFC 3261 §17.1.2.2)."""
-MAX_PENDING: Final = 8_192
-"""Challenges of one IMPI that wait at a time, as at our S-CSCF: so many a stranger has to ask for until the user's own goes."""
+FORMAT: Final = 2
+"""Of kemi.db: since 2, what is owed may be a key, which a Kamailio of before would erase."""
 MAX_ROWS: Final = 500_000
 """Challenges in all, 150 MB; the oldest that nobody answered go first."""
 SWEEP_EVERY: Final = 10.0
@@ -93,7 +94,8 @@ SCHEMA: Final = (
     " WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS asked_expires_at ON asked (expires_at)",
     "CREATE TABLE IF NOT EXISTS challenge (id INTEGER PRIMARY KEY, nonce TEXT NOT NULL UNIQUE, impi TEXT NOT NULL, impu TEXT NOT NULL,"
-    " realm TEXT NOT NULL, state INTEGER NOT NULL, reg TEXT NOT NULL, aka_time REAL NOT NULL, expires_at REAL NOT NULL, k_m BLOB NOT NULL)",
+    " realm TEXT NOT NULL, state INTEGER NOT NULL, reg TEXT NOT NULL, aka_time REAL NOT NULL, expires_at REAL NOT NULL, k_m BLOB NOT NULL,"
+    " source TEXT NOT NULL DEFAULT '', call_id TEXT NOT NULL DEFAULT '')",
     "CREATE INDEX IF NOT EXISTS challenge_impi ON challenge (impi, state)",
     "CREATE INDEX IF NOT EXISTS challenge_expires_at ON challenge (expires_at)",
     # no secret: it goes out in a 200, and is here for the copies that are sent again
@@ -111,15 +113,35 @@ SCHEMA: Final = (
     # the HSS's last end that was carried out: what comes again after a restart would take a clock that was set back for an order
     "CREATE TABLE IF NOT EXISTS heard (id INTEGER PRIMARY KEY CHECK (id = 0), place INTEGER NOT NULL)",
 )
-_OF_PUSHES: Final = ("nonce TEXT NOT NULL DEFAULT ''", "service_info TEXT", "ticket TEXT NOT NULL DEFAULT ''")
-"""Columns of `owed` that a file of an earlier version lacks: there each row is an end, as without a nonce."""
-_OWED_INDEXES: Final = (
+_SINCE_2: Final = (
+    ("owed", "nonce TEXT NOT NULL DEFAULT ''"),  # of a file of before each row is an end
+    ("owed", "service_info TEXT"),
+    ("owed", "ticket TEXT NOT NULL DEFAULT ''"),
+    ("challenge", "source TEXT NOT NULL DEFAULT ''"),
+    ("challenge", "call_id TEXT NOT NULL DEFAULT ''"),
+)
+"""Columns that a file of format 1 lacks."""
+_INDEXES: Final = (
     "CREATE INDEX IF NOT EXISTS owed_as_due_at ON owed (as_id, due_at)",
     "CREATE INDEX IF NOT EXISTS owed_ticket ON owed (ticket)",
+    "CREATE INDEX IF NOT EXISTS challenge_of_call ON challenge (impi, source, call_id) WHERE state = 0",
+    "CREATE INDEX IF NOT EXISTS challenge_of_place ON challenge (impi, source) WHERE state = 0",
 )
+_BOUNDS: Final = tuple(
+    (
+        f"DELETE FROM challenge WHERE {group} AND id <="  # noqa: S608 - text of our own
+        f" (SELECT id FROM challenge WHERE {group} ORDER BY id DESC LIMIT 1 OFFSET {most})"
+    )
+    for group, most in (
+        ("impi = :impi AND source = :source AND call_id = :call_id AND state = 0", MAX_PER_CALL),
+        ("impi = :impi AND source = :source AND state = 0", MAX_PER_PLACE),
+        ("impi = :impi AND state = 0", MAX_PER_IMPI),
+    )
+)
+"""The oldest of a group that is full go, as at our S-CSCF."""
 _SELECT: Final = f"SELECT k_m, {', '.join(_COLUMNS)} FROM challenge WHERE nonce = ?"  # noqa: S608
 _UPSERT: Final = (
-    f"INSERT INTO challenge (k_m, {', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+    f"INSERT INTO challenge (k_m, {', '.join(_COLUMNS)}, source, call_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
     " ON CONFLICT (nonce) DO UPDATE SET k_m = excluded.k_m, state = excluded.state, reg = excluded.reg, expires_at = excluded.expires_at"
 )
 _DUE: Final = (
@@ -160,7 +182,7 @@ class KemiStore:
                 raise
 
     def _prepare(self, path: Path) -> None:
-        claim(self._connection, path)
+        claim(self._connection, path, FORMAT, oldest=1)
         # A crash of Kamailio loses nothing; a power cut the last moments, whose challenges are made again, and seq follows the clock.
         self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
@@ -169,12 +191,12 @@ class KemiStore:
         with self._transaction() as connection:
             for statement in SCHEMA:
                 connection.execute(statement)
-            known = {row[1] for row in connection.execute("PRAGMA table_info (owed)")}
-            for column in _OF_PUSHES:
-                if column.split()[0] not in known:
-                    connection.execute(f"ALTER TABLE owed ADD COLUMN {column}")
-            for statement in _OWED_INDEXES:
+            for table, column in _SINCE_2:
+                if column.split()[0] not in {row[1] for row in connection.execute(f"PRAGMA table_info ({table})")}:
+                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+            for statement in _INDEXES:
                 connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
 
     def close(self) -> None:
         """Close the file."""
@@ -202,19 +224,19 @@ class KemiStore:
         with self._transaction() as connection:
             return self._challenged(connection, nonce)
 
-    def keep(self, nonce: str, impi: Impi, impu: Impu, realm: str, k_m: Secret) -> bool:
-        """Keep K_M of a challenge that is about to leave; false if this nonce has another K_M or owner already. Raises SealError."""
+    def keep(self, nonce: str, impi: Impi, impu: Impu, realm: str, k_m: Secret, source: str = "", call_id: str = "") -> bool:
+        """Keep K_M of a challenge that is about to leave to an address; false if this nonce has another K_M or owner already.
+
+        Raises SealError.
+        """
         now = self._now()
         with self._transaction() as connection:
             known = self._challenged(connection, nonce)
             if known is not None:
                 return (known.impi, known.impu) == (impi, impu) and known.k_m == k_m
-            self._write(connection, Challenged(nonce, impi, impu, realm, State.PENDING, "", now, now + PENDING_LIFE, k_m))
-            connection.execute(
-                "DELETE FROM challenge WHERE impi = ? AND state = 0 AND id <="
-                " (SELECT id FROM challenge WHERE impi = ? AND state = 0 ORDER BY id DESC LIMIT 1 OFFSET ?)",
-                (impi, impi, MAX_PENDING),
-            )
+            self._write(connection, Challenged(nonce, impi, impu, realm, State.PENDING, "", now, now + PENDING_LIFE, k_m), source, call_id)
+            for bound in _BOUNDS:
+                connection.execute(bound, {"impi": impi, "source": source, "call_id": call_id})
             return True
 
     def authenticated(self, nonce: str, impi: Impi, impu: Impu, reg: Reg, expires_at: float) -> Challenged | None:
@@ -379,9 +401,9 @@ class KemiStore:
         nonce, impi, impu, realm, state, reg, aka_time, expires_at = row[1:]
         return Challenged(nonce, Impi(impi), Impu(impu), realm, State(state), reg, aka_time, expires_at, k_m)
 
-    def _write(self, connection: sqlite3.Connection, row: Challenged) -> None:
+    def _write(self, connection: sqlite3.Connection, row: Challenged, source: str = "", call_id: str = "") -> None:
         values = (row.nonce, row.impi, row.impu, row.realm, int(row.state), row.reg, float(row.aka_time), float(row.expires_at))
-        connection.execute(_UPSERT, (K_M.seal(self._keyring, row.k_m.reveal(), values), *values))
+        connection.execute(_UPSERT, (K_M.seal(self._keyring, row.k_m.reveal(), values), *values, source, call_id))
 
     def _sweep(self, connection: sqlite3.Connection) -> None:
         now = self._now()

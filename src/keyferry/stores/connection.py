@@ -56,20 +56,20 @@ def _unusable(path: Path, problem: Exception) -> StateError:
     return StateError(str(path), f"cannot be opened: {problem}", "Restore it from a backup, or move it away to start empty")
 
 
-def claim(connection: sqlite3.Connection, path: Path) -> None:
-    """Mark a new file as ours.
+def claim(connection: sqlite3.Connection, path: Path, version: int = FORMAT, oldest: int = FORMAT) -> None:
+    """Mark a new file as ours, of a format; files from the `oldest` format on are taken, and the caller brings them up to date.
 
     Raises StateError if another program or another version made it.
     """
-    (application,), (version,) = (
+    (application,), (found,) = (
         connection.execute("PRAGMA application_id").fetchone(),
         connection.execute("PRAGMA user_version").fetchone(),
     )
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables == 0 and application in {0, APPLICATION} and version in {0, FORMAT}:
+    if tables == 0 and application in {0, APPLICATION} and found in {0, version}:
         connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        connection.execute(f"PRAGMA user_version = {version}")
     elif application != APPLICATION:
         raise StateError(str(path), "is the database of another program", "Choose another state directory")
-    elif version != FORMAT:
-        raise StateError(str(path), f"has format {version}, this keyferry knows {FORMAT}", "Use the keyferry that wrote it, or start empty")
+    elif not oldest <= found <= version:
+        raise StateError(str(path), f"has format {found}, this keyferry knows {version}", "Use the keyferry that wrote it, or start empty")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keyferry.protocol.crypto.secret import Secret
 from keyferry.protocol.identity import Impi, Impu, Reg, reg_of
-from keyferry.protocol.ims.challenges import MAX_PER_SOURCE, PendingChallenges
+from keyferry.protocol.ims.challenges import MAX_PER_CALL, PendingChallenges
 from keyferry.protocol.ims.registration import PendingChallenge
 
 ALICE, BOB = Impi("alice@home1.net"), Impi("bob@home1.net")
@@ -55,8 +55,8 @@ def test_reg_await_auth_ends_a_challenge() -> None:
     assert held.take("late", 1.0) is None
 
 
-def test_a_source_that_has_its_number_gives_up_its_oldest_and_no_other() -> None:
-    held = PendingChallenges(per_source=2)
+def test_a_place_that_has_its_number_gives_up_its_oldest_and_no_other() -> None:
+    held = PendingChallenges(per_place=2)
     held.put(challenge("other", source="192.0.2.9:5060"))
     for nonce in ("n1", "n2", "n3"):
         held.put(challenge(nonce))
@@ -69,17 +69,25 @@ def test_a_neighbour_who_begins_again_and_again_leaves_the_user_s_own() -> None:
     held.put(challenge("victim", call_id="victim"))
     for number in range(500):
         held.put(challenge(f"n{number}", call_id="neighbour"))
-    assert held.of_impi(ALICE) == MAX_PER_SOURCE
+    assert held.of_impi(ALICE) == 1 + MAX_PER_CALL
+    assert held.take("victim", 0.0) is not None
+
+
+def test_a_neighbour_with_ever_new_call_ids_needs_four_seconds_at_1000_a_second() -> None:
+    held = PendingChallenges()
+    held.put(challenge("victim", call_id="victim"))
+    for number in range(4_000):
+        held.put(challenge(f"n{number}", call_id=str(number)))
     assert held.take("victim", 0.0) is not None
 
 
 def test_one_source_that_takes_all_the_room_gives_up_its_own() -> None:
-    held = PendingChallenges(in_all=100)
+    held = PendingChallenges(per_source=50, in_all=100)
     for number in range(10):
         held.put(challenge(f"user{number}", Impi(f"user{number}@home1.net"), f"198.51.100.{number}"))
     for number in range(500):
         held.put(challenge(f"flood{number}", Impi(f"flood{number}@home1.net"), "203.0.113.1"))
-    assert len(held) == 100
+    assert len(held) == 60
     assert len(left(held, *(f"user{number}" for number in range(10)))) == 10
 
 
@@ -101,7 +109,7 @@ def test_a_stranger_with_many_addresses_needs_eight_seconds_at_1000_a_second() -
 
 
 def test_a_source_that_fills_its_own_places_takes_no_others() -> None:
-    held = PendingChallenges(per_impi=8, per_source=2)
+    held = PendingChallenges(per_impi=8, per_place=2)
     for number in range(7):
         held.put(challenge(f"n{number}", source=f"192.0.2.{number}:5060"))
     for number in range(20):
@@ -152,9 +160,28 @@ def test_a_sweep_returns_what_is_over_and_keeps_the_rest() -> None:
     assert held.sweep(99.0) == []
 
 
+BOUNDS = {"per_call": 2, "per_place": 3, "per_impi": 5, "per_source": 6, "in_all": 9}
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 1)), max_size=60))
+def test_a_challenge_stays_until_a_whole_group_came_after_it(asked: list[tuple[int, int, int]]) -> None:
+    """Whatever strangers ask for: he who answers before so many others have asked is in time."""
+    held = PendingChallenges(**BOUNDS)
+    for number, (user, place, call) in enumerate(asked):
+        held.put(challenge(f"n{number}", Impi(f"user{user}@home1.net"), f"source{place}", call_id=str(call)))
+    for number, (user, place, call) in enumerate(asked):
+        later = asked[number + 1 :]
+        came = (
+            later.count((user, place, call)), sum(each[:2] == (user, place) for each in later), sum(each[0] == user for each in later),
+            sum(each[1] == place for each in later), len(later),
+        )  # fmt: skip
+        if all(after < most for after, most in zip(came, BOUNDS.values(), strict=True)):
+            assert f"n{number}" in held
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=60))
 def test_the_bounds_hold_whatever_comes(steps: list[tuple[int, int, bool]]) -> None:
-    held = PendingChallenges(per_impi=3, per_source=2, in_all=7)
+    held = PendingChallenges(per_impi=3, per_place=2, in_all=7)
     alive: list[PendingChallenge] = []
     for number, (user, place, take) in enumerate(steps):
         if take and alive:

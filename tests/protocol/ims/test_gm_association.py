@@ -204,11 +204,12 @@ def test_a_challenge_of_another_attempt_ends_no_temporary_set() -> None:
     assert held.sets(ALICE) == [in_use, mine]
 
 
-def test_the_temporary_sets_of_one_user_are_few_and_push_out_nothing_else() -> None:
+def test_the_temporary_sets_of_one_user_are_bounded_and_push_out_nothing_else() -> None:
+    """At 1,000 challenges a second of somebody else his own lives four seconds at least."""
     held = GmAssociations("pcscf")
     in_use, bob = registered(held, 1, 0.0), begin(held, 2, 0.0, BOB)
     made = [held.begin(ALICE, ue(number), pcscf(number), 1.0, str(number))[0] for number in range(3, 3 + MAX_TEMPORARY_PER_UE)]
-    last, gone = held.begin(ALICE, ue(90), pcscf(90), 1.0, "last")
+    last, gone = held.begin(ALICE, ue(9_000), pcscf(9_000), 1.0, "last")
     assert gone == made[:1]
     assert held.sets(ALICE) == [in_use, *made[1:], last]
     assert held.sets(BOB) == [bob]

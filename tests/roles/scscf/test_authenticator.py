@@ -183,7 +183,7 @@ class TestChallenges:
         """Invariant S3: they are gone with the 401."""
         bench = Bench()
         await bench.challenge()
-        (pending,) = bench.auth.challenges._by_nonce.values()
+        (pending,) = bench.auth.challenges._held
         held = b"".join(value.reveal() for name in pending._fields if isinstance(value := getattr(pending, name), Secret))
         assert bench.vector.ck.reveal() not in held
         assert bench.vector.ik.reveal() not in held

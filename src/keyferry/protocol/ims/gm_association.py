@@ -12,13 +12,13 @@ for what is on its way.
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from keyferry.errors import EspRejected, LocalProtocolError, RemoteProtocolError
+from keyferry.protocol.bounded_groups import Bound, BoundedGroups
 from keyferry.protocol.esp import MAX_SPI, MIN_SPI
 from keyferry.protocol.ip_packet import InnerDatagram, IpAddress
 
@@ -34,8 +34,10 @@ MAX_SETS = 200_000
 """In all; as many devices as a P-CSCF keeps keys of, and a city registering after a power cut is shed before this."""
 MAX_SETS_PER_UE = 4
 """Definitive and old ones: one in use, two confirmed, and one old that still drains."""
-MAX_TEMPORARY_PER_UE = 16
-"""Challenges, each of another Call-ID: who names another's IMPI from his address needs so many between his challenge and his answer."""
+MAX_TEMPORARY_PER_UE = 4_096
+"""Challenges, each of another Call-ID: who names a user from his address needs so many between the user's challenge and his answer."""
+MAX_TEMPORARY_PER_ADDRESS = 50_000
+"""Challenges of every user behind one address, so that none takes all the room."""
 
 
 class State(Enum):
@@ -164,6 +166,14 @@ class AssociationSet:
             raise EspRejected("selector")
 
 
+_TEMPORARY: Final = (
+    Bound[AssociationSet](lambda each: (each.user, each.attempt), 1),  # a new challenge of the same attempt ends the one before it
+    Bound[AssociationSet](lambda each: each.user, MAX_TEMPORARY_PER_UE),
+    Bound[AssociationSet](lambda each: each.ue.address, MAX_TEMPORARY_PER_ADDRESS),
+)
+_OF_USER: Final = 1  # the bound of this place
+
+
 @dataclass(slots=True)
 class GmAssociations:
     """Hold the sets of one P-CSCF, or of one UE, by user and by the SPIs that this side chose."""
@@ -173,9 +183,9 @@ class GmAssociations:
     overlap: float = OVERLAP  # seconds
     slack: float = SLACK  # seconds
     max_sets: int = MAX_SETS
-    _of_user: dict[str, list[AssociationSet]] = field(default_factory=dict)
     _by_spi: dict[int, AssociationSet] = field(default_factory=dict)
-    _temporary: OrderedDict[int, AssociationSet] = field(default_factory=OrderedDict)  # oldest first, by our spi_s
+    _definitive: dict[str, list[AssociationSet]] = field(default_factory=dict)  # by user, with the old ones, the oldest first
+    _temporary: BoundedGroups[int, AssociationSet] = field(default_factory=lambda: BoundedGroups(_TEMPORARY))  # by our spi_s
     _deadlines: list[tuple[float, int, AssociationSet]] = field(default_factory=list)  # a heap; some are out of date
     _count: int = 0  # of entries ever made: no two of the heap compare by their sets
 
@@ -198,19 +208,20 @@ class GmAssociations:
     def begin(self, user: str, ue: Endpoint, pcscf: Endpoint, now: float, attempt: str = "") -> tuple[AssociationSet, list[AssociationSet]]:
         """Make a temporary set as a challenge passes; return it and the sets that had to go.
 
-        A new challenge ends the temporary set before it of the same `attempt`, the Call-ID. Those of others stay until one of
-        the user's is confirmed: a challenge is had by whoever names the user from his address. Where there is no room the oldest
-        temporary set goes first. Raises LocalProtocolError for an SPI in use, RemoteProtocolError with
+        A new challenge ends the temporary set before it of the same `attempt`, the Call-ID. Those of other attempts stay until one of
+        the user's is confirmed: whoever names the user from his address gets one. Where there is no room the oldest temporary set
+        goes first. Raises LocalProtocolError for an SPI in use, RemoteProtocolError with
         status 503 where all sets are definitive.
         """
         own = ue if self.side == "ue" else pcscf
         if own.spi_c in self._by_spi or own.spi_s in self._by_spi or len({ue.spi_c, ue.spi_s, pcscf.spi_c, pcscf.spi_s}) < 4:
             raise LocalProtocolError("an SPI is in use")
-        gone = [each for each in self.sets(user) if each.attempt == attempt and self._enter(each, Input.RECHALLENGED) is State.DELETED]
-        gone += self._make_room(user)
         made = AssociationSet(user, ue, pcscf, now + self.reg_await_auth, attempt)
-        self._of_user.setdefault(user, []).append(made)
-        self._by_spi[own.spi_c] = self._by_spi[own.spi_s] = self._temporary[own.spi_s] = made
+        gone = self._temporary.add(own.spi_s, made)
+        for each in gone:
+            self._enter(each, Input.RECHALLENGED)
+        gone += self._make_room(made)
+        self._by_spi[own.spi_c] = self._by_spi[own.spi_s] = made
         self._schedule(made)
         return made, gone
 
@@ -222,13 +233,15 @@ class GmAssociations:
         """
         gone = []
         if association.state is State.TEMPORARY:
-            others = [each for each in self.sets(association.user) if each is not association]
-            gone = [each for each in others if self._enter(each, Input.RECHALLENGED) is State.DELETED]
-        definitive = [each.expires_at for each in self.sets(association.user) if each.state in _DEFINITIVE]
+            gone = [each for each in self._temporary.group(_OF_USER, association.user) if each is not association]
+            for each in gone:
+                self._enter(each, Input.RECHALLENGED)
+            self._temporary.pop(self._own(association).spi_s)
+            self._definitive.setdefault(association.user, []).append(association)
+        definitive = [each.expires_at for each in self._definitive.get(association.user, ()) if each.state in _DEFINITIVE]
         if self._enter(association, Input.CONFIRMED) is State.OLD:
             return gone
         association.ended = False
-        self._temporary.pop(self._own(association).spi_s, None)
         self._until(association, max([now + registration + self.slack, *definitive]))
         if self.side == "ue":
             self.received(association, now)
@@ -246,7 +259,7 @@ class GmAssociations:
         before = association.state
         if self._enter(association, Input.MESSAGE) is before:
             return
-        mine = self.sets(association.user)
+        mine = self._definitive[association.user]
         for other in mine[: mine.index(association)]:
             self._enter(other, Input.SUPERSEDED)
             self._until(other, min(other.expires_at, now + self.overlap))
@@ -278,8 +291,8 @@ class GmAssociations:
         return gone
 
     def sets(self, user: str) -> list[AssociationSet]:
-        """Return the sets of a user, the oldest first."""
-        return list(self._of_user.get(user, ()))
+        """Return the sets of a user: the definitive and old ones, then the temporary ones, the oldest first."""
+        return [*self._definitive.get(user, ()), *self._temporary.group(_OF_USER, user)]
 
     def of_spi(self, spi: int) -> AssociationSet:
         """Return the set of an SPI that came in.
@@ -297,7 +310,7 @@ class GmAssociations:
         The one in use, as long as it lasts another `overlap`; else the newest established one, which the other side
         has too; None if there is neither.
         """
-        usable = [each for each in self.sets(user) if each.state in _DEFINITIVE and each.expires_at > now]
+        usable = [each for each in self._definitive.get(user, ()) if each.state in _DEFINITIVE and each.expires_at > now]
         lasting = [each for each in usable if each.state is State.IN_USE and each.expires_at > now + self.overlap]
         best = lasting or usable
         return best[-1] if best else None
@@ -310,21 +323,19 @@ class GmAssociations:
     def _own(self, association: AssociationSet) -> Endpoint:
         return association.ue if self.side == "ue" else association.pcscf
 
-    def _make_room(self, user: str) -> list[AssociationSet]:
-        gone = []
-        mine = self.sets(user)
-        temporary = [each for each in mine if each.state is State.TEMPORARY]
-        if len(temporary) >= MAX_TEMPORARY_PER_UE:
-            gone.append(temporary[0])
-        elif len(mine) - len(temporary) >= MAX_SETS_PER_UE:  # then three newer ones were confirmed
-            gone.append(next(each for each in mine if each.state is not State.TEMPORARY))
+    def _make_room(self, made: AssociationSet) -> list[AssociationSet]:
+        mine = self._definitive.get(made.user, [])
+        if len(mine) >= MAX_SETS_PER_UE:  # then three newer ones were confirmed
+            oldest = mine[0]
         elif len(self) >= self.max_sets:
-            if not self._temporary:
-                raise RemoteProtocolError("no room for another set of security associations", 503)
-            gone.append(next(iter(self._temporary.values())))
-        for association in gone:
-            self._enter(association, Input.REMOVED)
-        return gone
+            oldest = next(iter(self._temporary))
+        else:
+            return []
+        if oldest is made:
+            self._temporary.pop(self._own(made).spi_s)
+            raise RemoteProtocolError("no room for another set of security associations", 503)
+        self._enter(oldest, Input.REMOVED)
+        return [oldest]
 
     def _until(self, association: AssociationSet, when: float) -> None:
         association.expires_at = when
@@ -349,8 +360,9 @@ class GmAssociations:
     def _forget(self, association: AssociationSet) -> None:
         own = self._own(association)
         del self._by_spi[own.spi_c], self._by_spi[own.spi_s]
-        self._temporary.pop(own.spi_s, None)
-        mine = self._of_user[association.user]
-        mine.remove(association)
-        if not mine:
-            del self._of_user[association.user]
+        self._temporary.pop(own.spi_s)
+        mine = self._definitive.get(association.user, [])
+        if association in mine:
+            mine.remove(association)
+            if not mine:
+                del self._definitive[association.user]
