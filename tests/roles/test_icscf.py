@@ -120,11 +120,13 @@ async def test_what_the_hss_says_decides_the_answer(home: Home, code: int, name:
     assert (await ask(home)).status == status
 
 
-async def test_a_silent_s_cscf_is_504(home: Home) -> None:
+@pytest.mark.parametrize(("warnings", "warning"), [(False, None), (True, '399 icscf "S-CSCF scscf1.home1.net: no answer in 32 s"')])
+async def test_a_silent_s_cscf_is_504_that_names_it_in_a_laboratory_alone(home: Home, warnings: bool, warning: str | None) -> None:
     home.network.down("S")
+    home.icscf = replace(home.icscf, warnings=warnings)
     answer = await ask(home)
-    assert (answer.status, answer.get("Warning")) == (504, '399 icscf "S-CSCF scscf1.home1.net: no answer in 32 s"')
-    assert home.log.warnings == ["s-cscf-unreachable"]
+    assert (answer.status, answer.get("Warning")) == (504, warning)
+    assert home.log.warnings == ["s-cscf-unreachable", "no-s-cscf-left"]
 
 
 async def test_what_we_cannot_send_for_want_of_connections_is_no_silence_of_the_s_cscf(home: Home) -> None:
@@ -148,7 +150,7 @@ async def test_what_the_hss_takes_is_no_time_of_the_s_cscf(home: Home, protected
             await home.clock.advance(ANSWER_WITHIN - 0.01)
             return await cx.user_authorization(*args)
 
-    home.icscf = replace(home.icscf, cx=Slow())  # type: ignore[arg-type]  # all that it asks for
+    home.icscf = replace(home.icscf, cx=Slow(), warnings=True)  # type: ignore[arg-type]  # all that it asks for
     home.network.attach("S", "scscf1.home1.net", silent)
     request = register()
     if protected:
@@ -166,7 +168,7 @@ async def test_an_hss_that_takes_all_the_time_is_what_the_ue_is_told_of(home: Ho
             await home.clock.advance(ANSWER_WITHIN)
             return await cx.user_authorization(*args)
 
-    home.icscf = replace(home.icscf, cx=Slow())  # type: ignore[arg-type]  # all that it asks for
+    home.icscf = replace(home.icscf, cx=Slow(), warnings=True)  # type: ignore[arg-type]  # all that it asks for
     answer = await ask(home)
     assert (answer.status, answer.get("Warning")) == (504, '399 icscf "S-CSCF not asked: the HSS took all the time"')
 
@@ -294,6 +296,7 @@ class TestSeveral:
 
     async def test_where_all_are_silent_it_is_504(self, home: Home) -> None:
         second = Second(home, 480)
+        home.icscf = replace(home.icscf, warnings=True)
         home.network.down("S")
         await assign(home, OTHER)
         answer = await ask(home)

@@ -59,6 +59,9 @@ class Network(_Section, frozen=True, kw_only=True):
         Literal["on", "off"],
         Meta(description="refuse first REGISTERs with 503 while a P-, I- or S-CSCF has more to do than it can; second ones never"),
     ] = "on"
+    warnings: Annotated[
+        bool, Meta(description="let a 504 of P- and I-CSCF name in a Warning the hosts that did not answer: for a laboratory, UEs read it")
+    ] = False
 
 
 class Pcscf(_Section, frozen=True, kw_only=True):

@@ -58,6 +58,7 @@ class Icscf:
     name: str = ""  # our host name: what Route may name us by
     refused: Callable[[Impi, CxError, int], None] | None = None  # takes whom the HSS does not let in, and the status: the book of failures
     patience: float | None = None  # seconds that an S-CSCF may be silent while there are others; None: as long as SIP waits
+    warnings: bool = False  # a 504 names who did not answer: a UE reads it
     _down: dict[str, float] = field(default_factory=dict)  # SIP URI → until when a silent S-CSCF is the last choice, monotonic seconds
 
     async def handle(self, request: Request, peer: SipPeer) -> Response:
@@ -106,6 +107,7 @@ class Icscf:
             target = next((server for server in offered if server not in tried), None)
             patience = self._patience(until, self.patience)
             if target is None or len(tried) >= MAX_TRIED or patience == 0:
+                self.log.warning("no-s-cscf-left", impi=asker.impi, asked=_told(tried))
                 return self._not_served(request, tried)
             answer = await self._sent(request, asker.impi, target, patience)
             if isinstance(answer, Response) and answer.status != 480 and not 300 <= answer.status < 400:
@@ -142,12 +144,10 @@ class Icscf:
         return why
 
     def _not_served(self, request: Request, tried: Mapping[str, str]) -> Response:
-        """Answer that no S-CSCF took a request, and say which ones were asked (§5.3.1.3)."""
-        why = (
-            ", ".join(f"{target.removeprefix('sip:')}: {problem}" for target, problem in tried.items())
-            or "not asked: the HSS took all the time"
-        )
-        return make_response(request, 504, headers=(("Warning", build_warning(self.name or "icscf", f"S-CSCF {why}")),))
+        """Answer that no S-CSCF took a request (§5.3.1.3)."""
+        if not self.warnings:
+            return make_response(request, 504)
+        return make_response(request, 504, headers=(("Warning", build_warning(self.name or "icscf", f"S-CSCF {_told(tried)}")),))
 
     def _in_order(self, candidates: Sequence[str]) -> list[str]:
         """Return whom to ask, those that were silent lately after the others."""
@@ -172,3 +172,9 @@ class Icscf:
         except TransportError as problem:
             self.log.warning("s-cscf-unreachable", impu=impu, server=target, problem=problem.problem)
             return self._not_served(request, {target: problem.problem})
+
+
+def _told(tried: Mapping[str, str]) -> str:
+    """Write which S-CSCFs were asked, and what came of it."""
+    asked = ", ".join(f"{target.removeprefix('sip:')}: {problem}" for target, problem in tried.items())
+    return asked or "not asked: the HSS took all the time"

@@ -25,6 +25,7 @@ async def start_icscf(services: Services, cx: CxClient, refused: Callable[[Impi,
     icscf = Icscf(
         cx=cx, sip=node, resolver=services.resolver, default_scscf=settings.scscf, log=services.log, clock=services.clock,
         counter=services.metrics, name=settings.name, patience=patience, refused=refused,
+        warnings=services.config.network.warnings,
     )  # fmt: skip
     await services.serve_sip("icscf", node, settings.name, settings.listen)
     for server in [server_name_of(scscf) for scscf in services.config.scscfs] if services.config.further_scscfs else [settings.scscf]:

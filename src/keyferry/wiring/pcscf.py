@@ -27,7 +27,7 @@ async def start_pcscf(services: Services) -> Pcscf:
     )  # fmt: skip
     pcscf = Pcscf(
         sip=node, resolver=services.resolver, uri=f"sip:{settings.name}", icscf=settings.icscf, clock=services.clock,
-        random=services.random, visited_network=network.home_domain, log=services.log, counter=services.metrics,
+        random=services.random, visited_network=network.home_domain, log=services.log, counter=services.metrics, warnings=network.warnings,
     )  # fmt: skip
     tunnel = []
     if network.gm != "off":  # before anybody can ask

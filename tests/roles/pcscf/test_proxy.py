@@ -186,10 +186,16 @@ class TestTowardsTheHomeNetwork:
         answer = await visited.ask(register(method="MESSAGE"))
         assert (answer.status, answer.get("Allow")) == (405, "REGISTER, SUBSCRIBE, NOTIFY")
 
-    async def test_a_silent_home_network_is_504(self, visited: Visited) -> None:
+    @pytest.mark.parametrize(
+        ("warnings", "warning"), [(False, None), (True, '399 pcscf1.visited1.net "I-CSCF icscf.home1.net: no answer in 32 s"')]
+    )
+    async def test_a_silent_home_network_is_504_that_names_it_in_a_laboratory_alone(
+        self, visited: Visited, warnings: bool, warning: str | None
+    ) -> None:
+        visited.pcscf.warnings = warnings
         visited.network.down("I")
         answer = await visited.ask(register())
-        assert (answer.status, answer.get("Warning")) == (504, '399 pcscf1.visited1.net "I-CSCF icscf.home1.net: no answer in 32 s"')
+        assert (answer.status, answer.get("Warning")) == (504, warning)
         assert visited.log.warnings == ["home-network-unreachable"]
 
     async def test_a_home_network_that_nobody_can_find_is_504(self, visited: Visited) -> None:

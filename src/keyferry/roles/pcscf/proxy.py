@@ -75,6 +75,7 @@ class Pcscf:
     log: Log
     counter: Counter
     max_devices: int = MAX_DEVICES
+    warnings: bool = False  # a 504 names who did not answer: a UE reads it
     security: SecurityAgreement | None = None  # None: Gm is not protected
     gm_keys: OrderedDict[Device, Secret] = field(default_factory=OrderedDict)
     """CK || IK as received from the S-CSCF: of the challenge whose answer got a 2xx."""
@@ -166,7 +167,9 @@ class Pcscf:
         try:
             return await self.sip.send(onward, self.resolver.resolve(parse_sip_uri(self.icscf)))
         except TransportError as problem:
-            self.log.warning("home-network-unreachable", problem=problem.problem)
+            self.log.warning("home-network-unreachable", server=self.icscf, problem=problem.problem)
+            if not self.warnings:
+                return make_response(request, 504)
             warning = build_warning(parse_sip_uri(self.uri).host, f"I-CSCF {self.icscf.removeprefix('sip:')}: {problem.problem}")
             return make_response(request, 504, headers=(("Warning", warning),))
 
